@@ -1,0 +1,47 @@
+# How a ShardFC target is declared. Link targets carry the rule "dependencies point downwards":
+# a library sees the headers of what it links and of nothing else.
+set(SFC_WARNINGS -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes
+    -Wformat=2 -Wvla -Wundef -Werror)
+
+function(sfc_settings target)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:C>:${SFC_WARNINGS}>)
+  # The same source gives the same bits in every translation unit: no contraction by the compiler.
+  target_compile_options(${target} PRIVATE -ffp-contract=off -fno-omit-frame-pointer)
+  target_compile_definitions(${target} PRIVATE _GNU_SOURCE SFC_VERSION="${PROJECT_VERSION}")
+  if(SFC_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=${SFC_SANITIZE} -fno-sanitize-recover=all)
+    target_link_options(${target} PRIVATE -fsanitize=${SFC_SANITIZE})
+  endif()
+endfunction()
+
+# sfc_library(NAME SOURCES ... LINK ...): a static library whose headers are included from the top
+# of the repository ("proto/base/status.h").
+function(sfc_library name)
+  cmake_parse_arguments(A "" "" "SOURCES;LINK;PRIVATE_LINK" ${ARGN})
+  add_library(${name} STATIC ${A_SOURCES})
+  target_include_directories(${name} PUBLIC ${CMAKE_SOURCE_DIR})
+  target_link_libraries(${name} PUBLIC ${A_LINK} PRIVATE ${A_PRIVATE_LINK})
+  sfc_settings(${name})
+endfunction()
+
+function(sfc_program name)
+  cmake_parse_arguments(A "" "" "SOURCES;LINK" ${ARGN})
+  add_executable(${name} ${A_SOURCES})
+  target_link_libraries(${name} PRIVATE ${A_LINK})
+  sfc_settings(${name})
+endfunction()
+
+# sfc_test(NAME LABELS ... SOURCES ... LINK ... [TIMEOUT seconds]): a cmocka program = a ctest entry.
+function(sfc_test name)
+  cmake_parse_arguments(A "" "TIMEOUT" "SOURCES;LINK;LABELS;ARGS" ${ARGN})
+  if(NOT A_TIMEOUT)
+    set(A_TIMEOUT 120)
+  endif()
+  add_executable(${name} ${A_SOURCES})
+  target_link_libraries(${name} PRIVATE ${A_LINK} PkgConfig::CMOCKA m)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  sfc_settings(${name})
+  add_test(NAME ${name} COMMAND ${name} ${A_ARGS})
+  set_tests_properties(${name} PROPERTIES LABELS "${A_LABELS}" TIMEOUT ${A_TIMEOUT}
+                       SKIP_RETURN_CODE 77)
+endfunction()

@@ -1,0 +1,224 @@
+/* The one seam to the hardware. A backend holds class blocks ("head") and backbone blocks ("dense")
+ * of one shard and computes on them. CPU, CUDA and the double-precision reference answer the same
+ * tests (tests/unit/test_conformance.c).
+ *
+ * The maths, with its sources (An et al., "Partial FC", 2020; Deng et al., "ArcFace", 2019, eq. 3;
+ * Wang et al., "CosFace", 2018, eq. 4; combined margin of insightface):
+ *
+ *   x^ = x / |x|  (f32; |x| < 1e-12 gives a zero row, gradient 0, counted)     [batch, dim]
+ *   w^ = w / |w|                                                                [classes, dim]
+ *   cos = clamp(x^ . w^, -1, 1)
+ *   negative class: z = scale * cos; with a filter T, cos > T gives z = 0 and gradient 0, and the
+ *     class stays in the log-sum-exp
+ *   target class: theta = acos(cos), phi = m1 * theta + m2, k = floor(phi / pi),
+ *     f = (-1)^k cos(phi) - 2k - m3, f' = df/dcos = (-1)^k m1 sin(phi) / max(sin(theta), 1e-4),
+ *     z = scale * f; with SFC_MARGIN_GRAD_IDENTITY f' = 1
+ *   LSE of a row = log of the sum of exp(z) over all sampled classes of all shards
+ *   loss = mean over the global batch of (LSE - z_target)
+ *   p = exp(z - LSE); dcos = scale * (p - [target]) * f' / batch   (f' = 1 for negatives)
+ *   dx^ = sum over classes of dcos * w^;  dw^ = sum over rows of dcos * x^
+ *   dw = (dw^ - w^ (w^ . dw^)) / |w|
+ *   correction logq: z += -log(inclusion probability of the class) for sampled negatives
+ *
+ * Sample: see kernels/rng/sample.h. Update (SGD, sampled rows): g = dw + weight_decay * w;
+ * m = momentum * m + g; w = w - lr * m; rows not sampled are untouched.
+ *
+ * Invariants every backend keeps:
+ * - I8: a block's new state and its contributions are a bitwise function of (its state, the step's
+ *   inputs): not of neighbours, thread count, tiles, or how micro-batches are grouped into calls.
+ * - Contributions that cross blocks are exact integers (kernels/exact_sum.h), so any placement
+ *   of blocks on shards gives the same bits after the integer sum.
+ * - Nothing in W or momentum changes before sfc_head_commit.
+ *
+ * Threads: objects of one backend are used by one thread at a time; a backend runs its own threads
+ * inside. Errors are status codes (proto/base/status.h); out parameters are written on success only. */
+#ifndef SFC_KERNELS_BACKEND_H
+#define SFC_KERNELS_BACKEND_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/base/status.h"
+
+#define SFC_LABEL_NONE UINT64_MAX /* row of weight 0: no loss, no gradient, no positive class */
+
+enum sfc_margin_grad { SFC_MARGIN_GRAD_EXACT, SFC_MARGIN_GRAD_IDENTITY };
+enum sfc_correction { SFC_CORRECTION_NONE, SFC_CORRECTION_LOGQ };
+enum sfc_optimizer { SFC_OPTIMIZER_SGD, SFC_OPTIMIZER_ADAMW };
+enum sfc_momentum_mode { SFC_MOMENTUM_SAMPLED, SFC_MOMENTUM_DENSE };
+enum sfc_dtype { SFC_DTYPE_F32, SFC_DTYPE_BF16 };
+enum sfc_block_part { SFC_PART_VALUES, SFC_PART_MOMENTUM };
+
+struct sfc_head_config {
+    uint64_t seed;
+    uint64_t classes;
+    uint32_t dim;         /* 1..SFC_MAX_DIM */
+    uint32_t block_size;  /* classes per block; the last block may be shorter */
+    uint32_t sample_ppm;  /* 1..1000000 */
+    uint32_t batch;       /* rows of the global batch; a multiple of micro_batch */
+    uint32_t micro_batch; /* rows of one slot */
+    uint32_t slots;       /* attempts kept side by side, >= batch / micro_batch */
+    double margin_m1, margin_m2, margin_m3;
+    enum sfc_margin_grad margin_grad;
+    double scale;
+    bool has_filter;
+    double filter;
+    enum sfc_correction correction;
+    enum sfc_optimizer optimizer;
+    enum sfc_momentum_mode momentum_mode;
+    double momentum;
+    double weight_decay;
+    double init_std;      /* W ~ N(0, init_std), keyed by (seed, class, column) */
+    enum sfc_dtype dtype;
+};
+
+#define SFC_MAX_DIM 8192u
+
+struct sfc_memory {
+    uint64_t state_bytes;   /* W, momentum, per-row words */
+    uint64_t step_bytes;    /* samples, kept logits, features, answers of all slots */
+    uint64_t scratch_bytes; /* tiles and accumulators */
+};
+
+struct sfc_backend;
+struct sfc_head;
+struct sfc_dense;
+
+/* ---- backend */
+
+/* name: "cpu" or "reference" (double precision, slow, for tests) or "cuda[:N]". threads: >= 1, compute
+ * threads of the backend; never changes a bit of any result. SFC_EUNSUPPORTED: not built in or no such
+ * device, with the cause in err. */
+int sfc_backend_open(const char *name, unsigned threads, struct sfc_backend **out,
+                     struct sfc_error *err);
+void sfc_backend_close(struct sfc_backend *backend); /* NULL is fine */
+const char *sfc_backend_name(const struct sfc_backend *backend);
+/* Numerics class: backend, instruction set, library versions, numerics version of this build, e.g.
+ * "cpu avx512_core_bf16 onednn-2.6.3 n1". Thread count is not part of it. */
+const char *sfc_backend_numerics(const struct sfc_backend *backend);
+
+/* ---- head: class blocks */
+
+/* Checks every field; SFC_EINVAL names the field and its bounds, SFC_EUNSUPPORTED an option that this
+ * backend does not have (yet). */
+int sfc_head_check(const struct sfc_backend *backend, const struct sfc_head_config *config,
+                   struct sfc_error *err);
+uint64_t sfc_head_block_count(const struct sfc_head_config *config);
+uint64_t sfc_head_block_rows(const struct sfc_head_config *config, uint64_t block);
+/* What a head with these blocks will use, before anything is allocated (I7). */
+int sfc_head_memory(const struct sfc_backend *backend, const struct sfc_head_config *config,
+                    const uint64_t *blocks, size_t count, struct sfc_memory *out,
+                    struct sfc_error *err);
+/* Allocates everything that the head will ever use and initialises the blocks (W from the seed,
+ * momentum 0). blocks: ascending block ids. */
+int sfc_head_new(struct sfc_backend *backend, const struct sfc_head_config *config,
+                 const uint64_t *blocks, size_t count, struct sfc_head **out,
+                 struct sfc_error *err);
+void sfc_head_free(struct sfc_head *head); /* NULL is fine */
+
+/* Raw state of a block as f32 (elements row-major [rows, dim]); offset and count in elements.
+ * SFC_ENOTFOUND: not one of this head's blocks; SFC_EINVAL: range outside the block. */
+int sfc_head_read(struct sfc_head *head, uint64_t block, enum sfc_block_part part, uint64_t offset,
+                  uint64_t count, float *out, struct sfc_error *err);
+int sfc_head_write(struct sfc_head *head, uint64_t block, enum sfc_block_part part, uint64_t offset,
+                   uint64_t count, const float *values, struct sfc_error *err);
+
+/* Begins step `step`: draws the sample of every block from (seed, step, block, positives in the block)
+ * and forgets the slots of the step before. labels: [batch], < classes or SFC_LABEL_NONE. May be called
+ * again for the same step (after an abort) with the same or other labels. *sampled: classes sampled in
+ * all blocks of this head. */
+int sfc_head_plan(struct sfc_head *head, uint64_t step, const uint64_t *labels, uint64_t *sampled,
+                  struct sfc_error *err);
+/* The sample of the present plan: ascending row numbers inside the block. Valid until the next plan. */
+int sfc_head_sample(const struct sfc_head *head, uint64_t block, const uint32_t **rows,
+                    uint32_t *count, struct sfc_error *err);
+
+/* Pass 1 for n micro-batches in one product. Slot numbers are < config.slots; a slot keeps its logits
+ * until the next plan or until it is used again. */
+struct sfc_head_logits_item {
+    uint32_t slot;
+    uint32_t micro_batch;     /* j: its rows are j * micro_batch ... of the plan's labels */
+    const float *features;    /* [micro_batch, dim] raw; must be finite (SFC_EINVAL otherwise) */
+    uint64_t *exp_sum;        /* out [micro_batch, 4]: kernels/exact_sum.h */
+    float *target_logit;      /* out [micro_batch]: z of the target where owned, else 0 */
+    uint8_t *has_target;      /* out [micro_batch]: 1 where this head owns the target's block */
+    uint32_t zero_features;   /* out: rows with |x| < 1e-12 */
+};
+int sfc_head_logits(struct sfc_head *head, struct sfc_head_logits_item *items, size_t n,
+                    struct sfc_error *err);
+
+/* Pass 2 for n micro-batches whose slots went through pass 1 in this plan. lse must be finite and at
+ * least the local log-sum-exp - 1e-3 (SFC_EINVAL names the row). p replaces z in the slot. */
+struct sfc_head_gradient_item {
+    uint32_t slot;
+    const double *lse;        /* [micro_batch]: over all shards; ignored for rows of weight 0 */
+    int64_t *dx;              /* out [micro_batch, dim]: unit 2^-44 (kernels/exact_sum.h) */
+};
+int sfc_head_gradient(struct sfc_head *head, struct sfc_head_gradient_item *items, size_t n,
+                      struct sfc_error *err);
+
+/* Pass 3: slots[j] is the slot that counts for micro-batch j (batch / micro_batch of them), all through
+ * pass 2. dW of a block is one product over the whole batch, rows in order of j, then back through the
+ * normalisation and the optimiser, straight into the block store. */
+int sfc_head_commit(struct sfc_head *head, const uint32_t *slots, double lr, struct sfc_error *err);
+/* True when every p of these slots is finite. */
+bool sfc_head_finite(const struct sfc_head *head, const uint32_t *slots);
+
+/* ---- dense: blocks of the backbone's parameter vector */
+
+enum sfc_dense_role { SFC_DENSE_WEIGHT, SFC_DENSE_WEIGHT_NO_DECAY, SFC_DENSE_STATISTIC };
+
+struct sfc_dense_segment {
+    uint64_t offset, length; /* in floats; segments tile [0, size) in order */
+    enum sfc_dense_role role;
+    double init_mean, init_std;
+};
+
+struct sfc_dense_config {
+    uint64_t seed;
+    uint64_t size;            /* floats of the whole vector */
+    uint32_t block_size;      /* floats per block; the last may be shorter */
+    uint32_t slots;           /* attempts kept side by side */
+    uint32_t micro_batches;   /* per step */
+    const struct sfc_dense_segment *segments; /* borrowed during sfc_dense_new only */
+    size_t segment_count;
+    double momentum;
+    double weight_decay;
+    double statistic_momentum; /* 0.1: running = 0.9 * running + 0.1 * mean over micro-batches */
+};
+
+int sfc_dense_memory(const struct sfc_backend *backend, const struct sfc_dense_config *config,
+                     const uint64_t *blocks, size_t count, struct sfc_memory *out,
+                     struct sfc_error *err);
+int sfc_dense_new(struct sfc_backend *backend, const struct sfc_dense_config *config,
+                  const uint64_t *blocks, size_t count, struct sfc_dense **out,
+                  struct sfc_error *err);
+void sfc_dense_free(struct sfc_dense *dense);
+int sfc_dense_read(struct sfc_dense *dense, uint64_t block, enum sfc_block_part part,
+                   uint64_t offset, uint64_t count, float *out, struct sfc_error *err);
+int sfc_dense_write(struct sfc_dense *dense, uint64_t block, enum sfc_block_part part,
+                    uint64_t offset, uint64_t count, const float *values, struct sfc_error *err);
+/* Floats of all blocks of this object, in block order: the length of push and pull vectors. */
+uint64_t sfc_dense_length(const struct sfc_dense *dense);
+/* Keeps the slice of one attempt: gradient of the weights (already divided by the global batch) and
+ * batch statistics, [sfc_dense_length]. Copies. */
+int sfc_dense_push(struct sfc_dense *dense, uint32_t slot, const float *slice,
+                   struct sfc_error *err);
+/* All values, [sfc_dense_length]. */
+int sfc_dense_pull(struct sfc_dense *dense, float *out, struct sfc_error *err);
+
+struct sfc_dense_sum {
+    uint64_t block;
+    double sum_of_squares; /* of the summed gradient, weights only, fixed order */
+    bool finite;           /* every summed gradient and averaged statistic is finite */
+};
+/* Adds the slices of slots[0..micro_batches) in this order (f32) and reports each block:
+ * out [number of blocks]. Nothing in the state changes. */
+int sfc_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct sfc_dense_sum *out,
+                      struct sfc_error *err);
+/* Applies the sums of the last prepare: g = clip_scale * sum + weight_decay * w (no decay for
+ * WEIGHT_NO_DECAY), m = momentum * m + g, w -= lr * m; statistics are averaged. */
+int sfc_dense_commit(struct sfc_dense *dense, double clip_scale, double lr, struct sfc_error *err);
+
+#endif
