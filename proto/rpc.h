@@ -1,0 +1,120 @@
+/* RPC over gRPC C core on a libuv loop.
+ *
+ * One sfc_rpc_loop per process: a thread polls gRPC's completion queue, hands finished operations to
+ * the libuv loop (one uv_async; the whole queue is drained each time), and every callback below runs on
+ * the loop thread, never on the poller. Server and clients share the loop.
+ *
+ * Messages with a tensor: `head` is the packed protobuf-c message without field 15, `tensor` the raw
+ * bytes of field 15; they go to gRPC as two slices. On receipt the tensor is found without a copy when
+ * field 15 comes last (any sane encoder) and the rest is what protobuf-c unpacks. */
+#ifndef SFC_PROTO_RPC_H
+#define SFC_PROTO_RPC_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <uv.h>
+
+#include "proto/base/status.h"
+
+struct sfc_rpc_loop;
+struct sfc_rpc_server;
+struct sfc_rpc_client;
+struct sfc_rpc_call;   /* server side: one request in progress */
+
+struct sfc_bytes {
+    const uint8_t *data;
+    size_t size;
+};
+
+/* ---- loop */
+
+/* Starts the poller. uv must outlive the loop object. */
+int sfc_rpc_loop_start(uv_loop_t *uv, struct sfc_rpc_loop **out, struct sfc_error *err);
+/* Shuts down servers and clients (pending calls end with SFC_ECANCELED), drains the queue, joins the
+ * poller and calls done(ctx) on the loop thread; the object is gone then. */
+void sfc_rpc_loop_stop(struct sfc_rpc_loop *loop, void (*done)(void *ctx), void *ctx);
+/* Runs fn(ctx) on the loop thread soon; from any thread. Order is kept. */
+void sfc_rpc_loop_post(struct sfc_rpc_loop *loop, void (*fn)(void *ctx), void *ctx);
+
+/* ---- server */
+
+/* Called on the loop thread when a request is complete and within its bound. The handler (or somebody
+ * later, on the loop thread) must end the call exactly once with sfc_rpc_reply or sfc_rpc_fail. */
+typedef void (*sfc_rpc_handler)(struct sfc_rpc_call *call, void *ctx);
+
+struct sfc_rpc_method {
+    const char *path;        /* "/shardfc.v1.Shard/Logits" */
+    sfc_rpc_handler handler;
+    size_t max_request;      /* bytes; larger: SFC_ELIMIT without calling the handler */
+    unsigned max_pending;    /* calls of this method waiting for an answer; more: SFC_ELIMIT (retry) */
+};
+
+/* listen: "HOST:PORT", port 0 = chosen by the kernel. *port: the bound port. methods is copied; ctx is
+ * passed to handlers. Answers grpc.health.v1.Health/Check by itself (SERVING when ready was set). */
+int sfc_rpc_server_start(struct sfc_rpc_loop *loop, const char *listen,
+                         const struct sfc_rpc_method *methods, size_t count, void *ctx,
+                         struct sfc_rpc_server **out, int *port, struct sfc_error *err);
+void sfc_rpc_server_set_ready(struct sfc_rpc_server *server, bool ready);
+
+struct sfc_bytes sfc_rpc_call_head(const struct sfc_rpc_call *call);   /* protobuf bytes without 15 */
+struct sfc_bytes sfc_rpc_call_tensor(const struct sfc_rpc_call *call); /* field 15, 8-byte aligned */
+/* cancelled(ctx) is called at most once, on the loop thread, if the peer gives up, dies or its deadline
+ * passes before the answer; the call must still be ended. */
+void sfc_rpc_call_on_cancel(struct sfc_rpc_call *call, void (*cancelled)(void *ctx), void *ctx);
+const char *sfc_rpc_call_peer(const struct sfc_rpc_call *call);
+
+/* head: copied. tensor: borrowed until release(release_ctx), called exactly once on the loop thread
+ * (release may be NULL when tensor.size is 0). */
+void sfc_rpc_reply(struct sfc_rpc_call *call, struct sfc_bytes head, struct sfc_bytes tensor,
+                   void (*release)(void *ctx), void *release_ctx);
+/* The peer sees a gRPC status, its message text, and the sfc_status number in trailing metadata
+ * "sfc-status". */
+void sfc_rpc_fail(struct sfc_rpc_call *call, int code, const char *text);
+
+/* ---- client */
+
+/* A lazily connected channel; reconnects by itself with backoff and jitter. */
+int sfc_rpc_client_new(struct sfc_rpc_loop *loop, const char *address, struct sfc_rpc_client **out,
+                       struct sfc_error *err);
+void sfc_rpc_client_free(struct sfc_rpc_client *client); /* pending calls end with SFC_ECANCELED */
+const char *sfc_rpc_client_address(const struct sfc_rpc_client *client);
+
+struct sfc_rpc_request {
+    const char *method;      /* "/shardfc.v1.Scheduler/Ticket" */
+    struct sfc_bytes head;   /* copied */
+    struct sfc_bytes tensor; /* borrowed until the reply callback; size 0 = none */
+    unsigned deadline_ms;    /* for one try */
+    unsigned retries;        /* further tries after SFC_EUNAVAILABLE or SFC_ETIMEOUT with backoff; only
+                                for calls that the protocol allows to repeat */
+    size_t max_reply;        /* bytes; 0 = the limit of proto/limits.h */
+};
+struct sfc_rpc_reply_view {
+    int code;                /* SFC_OK or why not */
+    const char *text;        /* message of a failure */
+    struct sfc_bytes head;   /* valid during the callback */
+    struct sfc_bytes tensor;
+};
+typedef void (*sfc_rpc_done)(const struct sfc_rpc_reply_view *reply, void *ctx);
+
+/* From the loop thread only. If this fails, done is never called; otherwise exactly once. *handle (may
+ * be NULL) serves sfc_rpc_client_cancel until then. */
+int sfc_rpc_client_call(struct sfc_rpc_client *client, const struct sfc_rpc_request *request,
+                        sfc_rpc_done done, void *ctx, uint64_t *handle, struct sfc_error *err);
+void sfc_rpc_client_cancel(struct sfc_rpc_client *client, uint64_t handle);
+
+/* Blocking form for compute threads and command-line tools: from any thread except the loop thread,
+ * while the loop runs elsewhere. The reply is owned by the caller (sfc_rpc_owned_free). Returns the
+ * call's status. Many may be in flight: sfc_rpc_start returns at once, sfc_rpc_wait blocks. */
+struct sfc_rpc_owned {
+    struct sfc_bytes head;
+    struct sfc_bytes tensor;
+    void *memory;
+};
+struct sfc_rpc_future;
+int sfc_rpc_start(struct sfc_rpc_client *client, const struct sfc_rpc_request *request,
+                  struct sfc_rpc_future **out, struct sfc_error *err);
+int sfc_rpc_wait(struct sfc_rpc_future *future, struct sfc_rpc_owned *out, struct sfc_error *err);
+void sfc_rpc_owned_free(struct sfc_rpc_owned *reply);
+
+#endif
