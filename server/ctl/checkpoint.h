@@ -1,0 +1,69 @@
+/* Checkpoint directories: a whole run state at one step, written and read by the command-line tool.
+ *
+ *   DIR/run.pb              the packed RunConfig
+ *   DIR/class-NNNNNN.f32    block N of W: values [rows, dim], then momentum, little-endian f32
+ *   DIR/dense-NNNNNN.f32    block N of the backbone's parameter vector: values, then momentum
+ *   DIR/manifest.json       step, digests and lengths of all files, the state digest
+ *   DIR/manifest.xxh3       XXH3-128 of manifest.json in hex
+ *
+ * The directory is written beside its final name and renamed when everything is on disk, so DIR is either
+ * whole or absent. The state digest covers step, configuration (without the run's name) and the content
+ * of every block in block order; it excludes times, ids, paths and placement, so equal digests mean equal
+ * states. docs/FORMATS.md has the byte layout. */
+#ifndef SFC_CTL_CHECKPOINT_H
+#define SFC_CTL_CHECKPOINT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/base/status.h"
+#include "proto/shardfc.pb-c.h"
+
+#define SFC_DIGEST_HEX 33 /* 32 hex digits and the terminator */
+
+struct sfc_checkpoint_writer;
+struct sfc_checkpoint;
+
+/* ---- writing: blocks in any order, each: begin, append values, append momentum, end. */
+
+/* SFC_EEXIST when dir is already there. config is copied. */
+int sfc_checkpoint_create(const char *dir, const Shardfc__V1__RunConfig *config, uint64_t step,
+                          struct sfc_checkpoint_writer **out, struct sfc_error *err);
+int sfc_checkpoint_begin(struct sfc_checkpoint_writer *writer, Shardfc__V1__BlockKind kind,
+                         uint64_t block, struct sfc_error *err);
+int sfc_checkpoint_append(struct sfc_checkpoint_writer *writer, const float *values, uint64_t count,
+                          struct sfc_error *err);
+int sfc_checkpoint_end(struct sfc_checkpoint_writer *writer, struct sfc_error *err);
+/* Flushes, renames and frees the writer, also on failure (the partial directory is then removed). */
+int sfc_checkpoint_finish(struct sfc_checkpoint_writer *writer, char digest[SFC_DIGEST_HEX],
+                          struct sfc_error *err);
+/* Removes the partial directory and frees the writer; NULL is fine. */
+void sfc_checkpoint_discard(struct sfc_checkpoint_writer *writer);
+
+/* ---- reading */
+
+/* Reads and checks manifest and run.pb, and that every block is there with the right length.
+ * SFC_ECORRUPT names the file. */
+int sfc_checkpoint_open(const char *dir, struct sfc_checkpoint **out, struct sfc_error *err);
+void sfc_checkpoint_close(struct sfc_checkpoint *checkpoint); /* NULL is fine */
+const Shardfc__V1__RunConfig *sfc_checkpoint_config(const struct sfc_checkpoint *checkpoint);
+uint64_t sfc_checkpoint_step(const struct sfc_checkpoint *checkpoint);
+const char *sfc_checkpoint_digest(const struct sfc_checkpoint *checkpoint);
+/* Values of a block are elements [0, n), momentum [n, 2n) of its file. */
+uint64_t sfc_checkpoint_block_elements(const struct sfc_checkpoint *checkpoint,
+                                       Shardfc__V1__BlockKind kind, uint64_t block);
+uint64_t sfc_checkpoint_block_count(const struct sfc_checkpoint *checkpoint,
+                                    Shardfc__V1__BlockKind kind);
+/* Reads a whole block file, values and momentum (2n floats), and checks its digest. */
+int sfc_checkpoint_read(const struct sfc_checkpoint *checkpoint, Shardfc__V1__BlockKind kind,
+                        uint64_t block, float *out, struct sfc_error *err);
+/* Reads every block and recomputes the state digest. */
+int sfc_checkpoint_verify(const struct sfc_checkpoint *checkpoint, struct sfc_error *err);
+
+/* Numbers of blocks and their lengths follow from the configuration. */
+uint64_t sfc_config_block_count(const Shardfc__V1__RunConfig *config, Shardfc__V1__BlockKind kind);
+uint64_t sfc_config_block_elements(const Shardfc__V1__RunConfig *config, Shardfc__V1__BlockKind kind,
+                                   uint64_t block);
+uint64_t sfc_config_dense_size(const Shardfc__V1__RunConfig *config);
+
+#endif

@@ -1,0 +1,37 @@
+/* What writing and reading a checkpoint share: names, the block table, the state digest. */
+#ifndef SFC_CTL_CHECKPOINT_COMMON_H
+#define SFC_CTL_CHECKPOINT_COMMON_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <xxhash.h>
+
+#include "server/ctl/checkpoint.h"
+
+#define SFC_CHECKPOINT_FORMAT  "shardfc-checkpoint"
+#define SFC_CHECKPOINT_VERSION 1
+
+struct sfc_block_entry {
+    uint64_t elements; /* of values; the file holds twice as many */
+    XXH128_hash_t digest;
+    int present;
+};
+
+/* The blocks of a run: class blocks, then dense blocks. */
+struct sfc_block_table {
+    uint64_t count[2];
+    struct sfc_block_entry *entry[2];
+};
+
+int sfc_block_table_init(struct sfc_block_table *table, const Shardfc__V1__RunConfig *config,
+                         struct sfc_error *err);
+void sfc_block_table_free(struct sfc_block_table *table);
+
+void sfc_block_file_name(Shardfc__V1__BlockKind kind, uint64_t block, char out[32]);
+void sfc_digest_hex(XXH128_hash_t digest, char out[SFC_DIGEST_HEX]);
+int sfc_digest_parse(const char *hex, XXH128_hash_t *out);
+/* Digest of (step, configuration without name, all blocks). */
+int sfc_state_digest(const struct sfc_block_table *table, const Shardfc__V1__RunConfig *config,
+                     uint64_t step, char out[SFC_DIGEST_HEX], struct sfc_error *err);
+
+#endif

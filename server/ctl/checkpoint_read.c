@@ -1,0 +1,323 @@
+#include <fcntl.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "server/ctl/checkpoint_common.h"
+
+#define MAX_SMALL_FILE (64u << 20) /* manifest.json or run.pb */
+
+struct sfc_checkpoint {
+    char dir[PATH_MAX];
+    Shardfc__V1__RunConfig *config;
+    uint64_t step;
+    char digest[SFC_DIGEST_HEX];
+    struct sfc_block_table table;
+};
+
+/* Reads DIR/name, at most `limit` bytes, into a fresh zero-terminated buffer. */
+static int read_small(const char *dir, const char *name, char **out, size_t *size,
+                      struct sfc_error *err)
+{
+    char path[PATH_MAX + 32];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    FILE *file = fopen(path, "rb");
+    if (file == NULL) {
+        return sfc_fail_errno(err, "open %s", path);
+    }
+    struct stat info;
+    char *text = NULL;
+    int code = SFC_OK;
+    if (fstat(fileno(file), &info) != 0) {
+        code = sfc_fail_errno(err, "stat %s", path);
+    } else if (!S_ISREG(info.st_mode) || info.st_size > MAX_SMALL_FILE) {
+        code = sfc_fail(err, SFC_ECORRUPT, "%s: not a file of at most %u bytes", path,
+                        MAX_SMALL_FILE);
+    } else if ((text = malloc((size_t)info.st_size + 1)) == NULL) {
+        code = sfc_fail(err, SFC_ENOMEM, "%s: out of memory", path);
+    } else if (fread(text, 1, (size_t)info.st_size, file) != (size_t)info.st_size) {
+        code = sfc_fail(err, SFC_EIO, "%s: could not be read whole", path);
+    }
+    fclose(file);
+    if (code != SFC_OK) {
+        free(text);
+        return code;
+    }
+    text[info.st_size] = '\0';
+    *out = text;
+    *size = (size_t)info.st_size;
+    return SFC_OK;
+}
+
+static int check_digest(const char *dir, const char *name, const void *data, size_t size,
+                        const char *expected, struct sfc_error *err)
+{
+    XXH128_hash_t want;
+    XXH128_hash_t got = XXH3_128bits(data, size);
+    if (sfc_digest_parse(expected, &want) != SFC_OK || !XXH128_isEqual(want, got)) {
+        return sfc_fail(err, SFC_ECORRUPT,
+                        "%s/%s: checksum differs from the recorded one; use another checkpoint",
+                        dir, name);
+    }
+    return SFC_OK;
+}
+
+static int load_manifest(struct sfc_checkpoint *c, json_t **out, struct sfc_error *err)
+{
+    char *text = NULL;
+    char *sum = NULL;
+    size_t size;
+    size_t sum_size;
+    json_t *root = NULL;
+    int code = read_small(c->dir, "manifest.json", &text, &size, err);
+    if (code == SFC_OK) {
+        code = read_small(c->dir, "manifest.xxh3", &sum, &sum_size, err);
+    }
+    if (code == SFC_OK) {
+        code = check_digest(c->dir, "manifest.json", text, size, sum, err);
+    }
+    if (code == SFC_OK) {
+        json_error_t where;
+        root = json_loadb(text, size, 0, &where);
+        if (root == NULL) {
+            code = sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: line %d: %s", c->dir, where.line,
+                            where.text);
+        }
+    }
+    free(text);
+    free(sum);
+    if (code == SFC_OK) {
+        *out = root;
+    }
+    return code;
+}
+
+static int read_header(struct sfc_checkpoint *c, json_t *root, const char **config_hex,
+                       struct sfc_error *err)
+{
+    const char *format;
+    const char *digest;
+    int version;
+    json_int_t step;
+    if (json_unpack(root, "{s:s, s:i, s:I, s:s, s:s}", "format", &format, "version", &version,
+                    "step", &step, "digest", &digest, "run_xxh3", config_hex) != 0 ||
+        strcmp(format, SFC_CHECKPOINT_FORMAT) != 0 || step < 0 ||
+        strlen(digest) != SFC_DIGEST_HEX - 1) {
+        return sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: not a checkpoint manifest", c->dir);
+    }
+    if (version != SFC_CHECKPOINT_VERSION) {
+        return sfc_fail(err, SFC_EUNSUPPORTED,
+                        "%s: checkpoint version %d, this program reads version %d", c->dir, version,
+                        SFC_CHECKPOINT_VERSION);
+    }
+    c->step = (uint64_t)step;
+    memcpy(c->digest, digest, SFC_DIGEST_HEX);
+    return SFC_OK;
+}
+
+static int load_config(struct sfc_checkpoint *c, const char *expected, struct sfc_error *err)
+{
+    char *packed = NULL;
+    size_t size;
+    int code = read_small(c->dir, "run.pb", &packed, &size, err);
+    if (code == SFC_OK) {
+        code = check_digest(c->dir, "run.pb", packed, size, expected, err);
+    }
+    if (code == SFC_OK) {
+        c->config = shardfc__v1__run_config__unpack(NULL, size, (const uint8_t *)packed);
+        if (c->config == NULL || c->config->data == NULL) {
+            code = sfc_fail(err, SFC_ECORRUPT, "%s/run.pb: not a run configuration", c->dir);
+        }
+    }
+    free(packed);
+    return code;
+}
+
+static int check_file(struct sfc_checkpoint *c, json_t *item, const char *name,
+                      struct sfc_block_entry *entry, struct sfc_error *err)
+{
+    const char *file;
+    const char *hex;
+    json_int_t bytes;
+    if (json_unpack(item, "{s:s, s:I, s:s}", "file", &file, "bytes", &bytes, "xxh3", &hex) != 0 ||
+        strcmp(file, name) != 0 || (uint64_t)bytes != entry->elements * 8 ||
+        sfc_digest_parse(hex, &entry->digest) != SFC_OK) {
+        return sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: entry of %s does not fit the run",
+                        c->dir, name);
+    }
+    char path[PATH_MAX + 32];
+    struct stat info;
+    snprintf(path, sizeof path, "%s/%s", c->dir, name);
+    if (stat(path, &info) != 0) {
+        return sfc_fail_errno(err, "%s", path);
+    }
+    if (info.st_size != (off_t)(entry->elements * 8)) {
+        return sfc_fail(err, SFC_ECORRUPT, "%s: %lld bytes, expected %" PRIu64, path,
+                        (long long)info.st_size, entry->elements * 8);
+    }
+    entry->present = 1;
+    return SFC_OK;
+}
+
+static int check_files(struct sfc_checkpoint *c, json_t *root, struct sfc_error *err)
+{
+    json_t *files = json_object_get(root, "files");
+    if (json_array_size(files) != c->table.count[0] + c->table.count[1]) {
+        return sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: %zu files listed, the run has %" PRIu64,
+                        c->dir, json_array_size(files), c->table.count[0] + c->table.count[1]);
+    }
+    size_t index = 0;
+    for (int kind = 0; kind < 2; kind++) {
+        for (uint64_t b = 0; b < c->table.count[kind]; b++, index++) {
+            char name[32];
+            sfc_block_file_name((Shardfc__V1__BlockKind)kind, b, name);
+            int code =
+                check_file(c, json_array_get(files, index), name, &c->table.entry[kind][b], err);
+            if (code != SFC_OK) {
+                return code;
+            }
+        }
+    }
+    return SFC_OK;
+}
+
+static int check_state_digest(struct sfc_checkpoint *c, struct sfc_error *err)
+{
+    char digest[SFC_DIGEST_HEX];
+    int code = sfc_state_digest(&c->table, c->config, c->step, digest, err);
+    if (code == SFC_OK && strcmp(digest, c->digest) != 0) {
+        code = sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: state digest does not fit its blocks",
+                        c->dir);
+    }
+    return code;
+}
+
+int sfc_checkpoint_open(const char *dir, struct sfc_checkpoint **out, struct sfc_error *err)
+{
+    json_t *root = NULL;
+    const char *config_hex = NULL;
+    struct sfc_checkpoint *c = calloc(1, sizeof *c);
+    if (c == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for a checkpoint");
+    }
+    int code = SFC_OK;
+    if (strlen(dir) >= sizeof c->dir) {
+        code = sfc_fail(err, SFC_EINVAL, "checkpoint directory: name too long");
+    } else {
+        memcpy(c->dir, dir, strlen(dir) + 1);
+        code = load_manifest(c, &root, err);
+    }
+    if (code == SFC_OK) {
+        code = read_header(c, root, &config_hex, err);
+    }
+    if (code == SFC_OK) {
+        code = load_config(c, config_hex, err);
+    }
+    if (code == SFC_OK) {
+        code = sfc_block_table_init(&c->table, c->config, err);
+    }
+    if (code == SFC_OK) {
+        code = check_files(c, root, err);
+    }
+    if (code == SFC_OK) {
+        code = check_state_digest(c, err);
+    }
+    json_decref(root);
+    if (code != SFC_OK) {
+        sfc_checkpoint_close(c);
+        return code;
+    }
+    *out = c;
+    return SFC_OK;
+}
+
+void sfc_checkpoint_close(struct sfc_checkpoint *c)
+{
+    if (c == NULL) {
+        return;
+    }
+    if (c->config != NULL) {
+        shardfc__v1__run_config__free_unpacked(c->config, NULL);
+    }
+    sfc_block_table_free(&c->table);
+    free(c);
+}
+
+const Shardfc__V1__RunConfig *sfc_checkpoint_config(const struct sfc_checkpoint *c)
+{
+    return c->config;
+}
+
+uint64_t sfc_checkpoint_step(const struct sfc_checkpoint *c)
+{
+    return c->step;
+}
+
+const char *sfc_checkpoint_digest(const struct sfc_checkpoint *c)
+{
+    return c->digest;
+}
+
+uint64_t sfc_checkpoint_block_count(const struct sfc_checkpoint *c, Shardfc__V1__BlockKind kind)
+{
+    return c->table.count[kind];
+}
+
+uint64_t sfc_checkpoint_block_elements(const struct sfc_checkpoint *c, Shardfc__V1__BlockKind kind,
+                                       uint64_t block)
+{
+    return c->table.entry[kind][block].elements;
+}
+
+int sfc_checkpoint_read(const struct sfc_checkpoint *c, Shardfc__V1__BlockKind kind, uint64_t block,
+                        float *out, struct sfc_error *err)
+{
+    char name[32];
+    char path[PATH_MAX + 40];
+    const struct sfc_block_entry *entry = &c->table.entry[kind][block];
+    sfc_block_file_name(kind, block, name);
+    snprintf(path, sizeof path, "%s/%s", c->dir, name);
+    FILE *file = fopen(path, "rb");
+    if (file == NULL) {
+        return sfc_fail_errno(err, "open %s", path);
+    }
+    size_t count = (size_t)(2 * entry->elements);
+    size_t got = fread(out, sizeof *out, count, file);
+    fclose(file);
+    if (got != count) {
+        return sfc_fail(err, SFC_ECORRUPT, "%s: ends after %zu of %zu values", path, got, count);
+    }
+    if (!XXH128_isEqual(entry->digest, XXH3_128bits(out, count * sizeof *out))) {
+        return sfc_fail(err, SFC_ECORRUPT,
+                        "%s: checksum differs from the manifest; use another checkpoint", path);
+    }
+    return SFC_OK;
+}
+
+int sfc_checkpoint_verify(const struct sfc_checkpoint *c, struct sfc_error *err)
+{
+    uint64_t largest = 0;
+    for (int kind = 0; kind < 2; kind++) {
+        for (uint64_t b = 0; b < c->table.count[kind]; b++) {
+            uint64_t elements = c->table.entry[kind][b].elements;
+            largest = elements > largest ? elements : largest;
+        }
+    }
+    float *block = malloc((size_t)(2 * largest + 1) * sizeof *block);
+    if (block == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for a block of %" PRIu64 " values", largest);
+    }
+    int code = SFC_OK;
+    for (int kind = 0; kind < 2 && code == SFC_OK; kind++) {
+        for (uint64_t b = 0; b < c->table.count[kind] && code == SFC_OK; b++) {
+            code = sfc_checkpoint_read(c, (Shardfc__V1__BlockKind)kind, b, block, err);
+        }
+    }
+    free(block);
+    return code;
+}

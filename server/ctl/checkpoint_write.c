@@ -1,0 +1,324 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <limits.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "server/ctl/checkpoint_common.h"
+
+struct sfc_checkpoint_writer {
+    char final[PATH_MAX];
+    char partial[PATH_MAX];
+    int dir;  /* the partial directory */
+    int file; /* the block being written, -1 = none */
+    Shardfc__V1__BlockKind kind;
+    uint64_t block;
+    uint64_t written; /* floats of this block so far */
+    XXH3_state_t *hash;
+    Shardfc__V1__RunConfig *config;
+    uint64_t step;
+    struct sfc_block_table table;
+};
+
+static int write_all(int fd, const void *data, size_t size, const char *name,
+                     struct sfc_error *err)
+{
+    const uint8_t *p = data;
+    while (size > 0) {
+        ssize_t n = write(fd, p, size);
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            return sfc_fail_errno(err, "write %s", name);
+        }
+        p += n;
+        size -= (size_t)n;
+    }
+    return SFC_OK;
+}
+
+static int write_file(int dir, const char *name, const void *data, size_t size,
+                      struct sfc_error *err)
+{
+    int fd = openat(dir, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (fd < 0) {
+        return sfc_fail_errno(err, "create %s", name);
+    }
+    int code = write_all(fd, data, size, name, err);
+    if (code == SFC_OK && fsync(fd) != 0) {
+        code = sfc_fail_errno(err, "fsync %s", name);
+    }
+    close(fd);
+    return code;
+}
+
+static Shardfc__V1__RunConfig *copy_config(const Shardfc__V1__RunConfig *config)
+{
+    size_t size = shardfc__v1__run_config__get_packed_size(config);
+    uint8_t *packed = malloc(size + 1);
+    if (packed == NULL) {
+        return NULL;
+    }
+    shardfc__v1__run_config__pack(config, packed);
+    Shardfc__V1__RunConfig *copy = shardfc__v1__run_config__unpack(NULL, size, packed);
+    free(packed);
+    return copy;
+}
+
+static int make_partial(struct sfc_checkpoint_writer *w, const char *dir, struct sfc_error *err)
+{
+    size_t length = strlen(dir);
+    while (length > 1 && dir[length - 1] == '/') {
+        length--;
+    }
+    if (length == 0 || length > sizeof w->final - 40) {
+        return sfc_fail(err, SFC_EINVAL, "checkpoint directory: name is empty or too long");
+    }
+    memcpy(w->final, dir, length);
+    w->final[length] = '\0';
+    memcpy(w->partial, w->final, length);
+    snprintf(w->partial + length, sizeof w->partial - length, ".partial-%ld", (long)getpid());
+    if (access(w->final, F_OK) == 0) {
+        return sfc_fail(err, SFC_EEXIST, "%s: already exists; name another directory", w->final);
+    }
+    if (mkdir(w->partial, 0755) != 0) {
+        return sfc_fail_errno(err, "create directory %s", w->partial);
+    }
+    w->dir = open(w->partial, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return w->dir < 0 ? sfc_fail_errno(err, "open %s", w->partial) : SFC_OK;
+}
+
+int sfc_checkpoint_create(const char *dir, const Shardfc__V1__RunConfig *config, uint64_t step,
+                          struct sfc_checkpoint_writer **out, struct sfc_error *err)
+{
+    struct sfc_checkpoint_writer *w = calloc(1, sizeof *w);
+    if (w == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for a checkpoint");
+    }
+    w->dir = -1;
+    w->file = -1;
+    w->step = step;
+    w->config = copy_config(config);
+    w->hash = XXH3_createState();
+    int code = SFC_OK;
+    if (w->config == NULL || w->hash == NULL) {
+        code = sfc_fail(err, SFC_ENOMEM, "out of memory for a checkpoint");
+    }
+    if (code == SFC_OK) {
+        code = sfc_block_table_init(&w->table, config, err);
+    }
+    if (code == SFC_OK) {
+        code = make_partial(w, dir, err);
+    }
+    if (code != SFC_OK) {
+        sfc_checkpoint_discard(w);
+        return code;
+    }
+    *out = w;
+    return SFC_OK;
+}
+
+int sfc_checkpoint_begin(struct sfc_checkpoint_writer *w, Shardfc__V1__BlockKind kind,
+                         uint64_t block, struct sfc_error *err)
+{
+    if (w->file >= 0 || block >= w->table.count[kind]) {
+        return sfc_fail(err, SFC_EINVAL, "checkpoint: block %" PRIu64 " out of turn", block);
+    }
+    char name[32];
+    sfc_block_file_name(kind, block, name);
+    w->file = openat(w->dir, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (w->file < 0) {
+        return sfc_fail_errno(err, "create %s/%s", w->partial, name);
+    }
+    w->kind = kind;
+    w->block = block;
+    w->written = 0;
+    XXH3_128bits_reset(w->hash);
+    return SFC_OK;
+}
+
+int sfc_checkpoint_append(struct sfc_checkpoint_writer *w, const float *values, uint64_t count,
+                          struct sfc_error *err)
+{
+    char name[32];
+    sfc_block_file_name(w->kind, w->block, name);
+    int code = write_all(w->file, values, count * sizeof *values, name, err);
+    if (code == SFC_OK) {
+        XXH3_128bits_update(w->hash, values, count * sizeof *values);
+        w->written += count;
+    }
+    return code;
+}
+
+int sfc_checkpoint_end(struct sfc_checkpoint_writer *w, struct sfc_error *err)
+{
+    struct sfc_block_entry *entry = &w->table.entry[w->kind][w->block];
+    char name[32];
+    sfc_block_file_name(w->kind, w->block, name);
+    int code = SFC_OK;
+    if (w->written != 2 * entry->elements) {
+        code = sfc_fail(err, SFC_EINTERNAL, "%s: %" PRIu64 " of %" PRIu64 " values", name,
+                        w->written, 2 * entry->elements);
+    } else if (fsync(w->file) != 0) {
+        code = sfc_fail_errno(err, "fsync %s", name);
+    }
+    close(w->file);
+    w->file = -1;
+    entry->digest = XXH3_128bits_digest(w->hash);
+    entry->present = 1;
+    return code;
+}
+
+static json_t *describe_blocks(const struct sfc_checkpoint_writer *w, struct sfc_error *err)
+{
+    json_t *files = json_array();
+    for (int kind = 0; kind < 2; kind++) {
+        for (uint64_t b = 0; b < w->table.count[kind]; b++) {
+            const struct sfc_block_entry *entry = &w->table.entry[kind][b];
+            char name[32];
+            char hex[SFC_DIGEST_HEX];
+            sfc_block_file_name((Shardfc__V1__BlockKind)kind, b, name);
+            if (!entry->present) {
+                sfc_fail(err, SFC_EINTERNAL, "checkpoint: %s was never written", name);
+                json_decref(files);
+                return NULL;
+            }
+            sfc_digest_hex(entry->digest, hex);
+            json_array_append_new(files, json_pack("{s:s, s:I, s:s}", "file", name, "bytes",
+                                                   (json_int_t)(entry->elements * 8), "xxh3",
+                                                   hex));
+        }
+    }
+    return files;
+}
+
+static int write_config(struct sfc_checkpoint_writer *w, char hex[SFC_DIGEST_HEX],
+                        struct sfc_error *err)
+{
+    size_t size = shardfc__v1__run_config__get_packed_size(w->config);
+    uint8_t *packed = malloc(size + 1);
+    if (packed == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for run.pb");
+    }
+    shardfc__v1__run_config__pack(w->config, packed);
+    sfc_digest_hex(XXH3_128bits(packed, size), hex);
+    int code = write_file(w->dir, "run.pb", packed, size, err);
+    free(packed);
+    return code;
+}
+
+static int write_manifest(struct sfc_checkpoint_writer *w, const char *digest,
+                          const char *config_hex, struct sfc_error *err)
+{
+    json_t *files = describe_blocks(w, err);
+    if (files == NULL) {
+        return SFC_EINTERNAL;
+    }
+    json_t *root = json_pack(
+        "{s:s, s:i, s:I, s:s, s:s, s:I, s:i, s:s, s:s, s:o}", "format", SFC_CHECKPOINT_FORMAT,
+        "version", SFC_CHECKPOINT_VERSION, "step", (json_int_t)w->step, "digest", digest, "run",
+        w->config->name, "classes", (json_int_t)w->config->classes, "dim", (int)w->config->dim,
+        "backbone", w->config->backbone, "run_xxh3", config_hex, "files", files);
+    char *text = root == NULL ? NULL : json_dumps(root, JSON_INDENT(1));
+    json_decref(root);
+    if (text == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for manifest.json");
+    }
+    char hex[SFC_DIGEST_HEX];
+    sfc_digest_hex(XXH3_128bits(text, strlen(text)), hex);
+    int code = write_file(w->dir, "manifest.json", text, strlen(text), err);
+    if (code == SFC_OK) {
+        code = write_file(w->dir, "manifest.xxh3", hex, strlen(hex), err);
+    }
+    free(text);
+    return code;
+}
+
+/* The rename is durable when the parent directory is. */
+static int publish(struct sfc_checkpoint_writer *w, struct sfc_error *err)
+{
+    if (fsync(w->dir) != 0) {
+        return sfc_fail_errno(err, "fsync %s", w->partial);
+    }
+    if (rename(w->partial, w->final) != 0) {
+        return sfc_fail_errno(err, "rename %s to %s", w->partial, w->final);
+    }
+    int parent = openat(w->dir, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (parent < 0 || fsync(parent) != 0) {
+        int code = sfc_fail_errno(err, "fsync the directory of %s", w->final);
+        if (parent >= 0) {
+            close(parent);
+        }
+        return code;
+    }
+    close(parent);
+    return SFC_OK;
+}
+
+static void free_writer(struct sfc_checkpoint_writer *w)
+{
+    if (w->file >= 0) {
+        close(w->file);
+    }
+    if (w->dir >= 0) {
+        close(w->dir);
+    }
+    XXH3_freeState(w->hash);
+    if (w->config != NULL) {
+        shardfc__v1__run_config__free_unpacked(w->config, NULL);
+    }
+    sfc_block_table_free(&w->table);
+    free(w);
+}
+
+int sfc_checkpoint_finish(struct sfc_checkpoint_writer *w, char digest[SFC_DIGEST_HEX],
+                          struct sfc_error *err)
+{
+    char config_hex[SFC_DIGEST_HEX];
+    char state_hex[SFC_DIGEST_HEX];
+    int code = sfc_state_digest(&w->table, w->config, w->step, state_hex, err);
+    if (code == SFC_OK) {
+        code = write_config(w, config_hex, err);
+    }
+    if (code == SFC_OK) {
+        code = write_manifest(w, state_hex, config_hex, err);
+    }
+    if (code == SFC_OK) {
+        code = publish(w, err);
+    }
+    if (code != SFC_OK) {
+        sfc_checkpoint_discard(w);
+        return code;
+    }
+    memcpy(digest, state_hex, SFC_DIGEST_HEX);
+    free_writer(w);
+    return SFC_OK;
+}
+
+void sfc_checkpoint_discard(struct sfc_checkpoint_writer *w)
+{
+    if (w == NULL) {
+        return;
+    }
+    if (w->dir >= 0) {
+        for (int kind = 0; kind < 2; kind++) {
+            for (uint64_t b = 0; b < w->table.count[kind]; b++) {
+                char name[32];
+                sfc_block_file_name((Shardfc__V1__BlockKind)kind, b, name);
+                unlinkat(w->dir, name, 0);
+            }
+        }
+        unlinkat(w->dir, "run.pb", 0);
+        unlinkat(w->dir, "manifest.json", 0);
+        unlinkat(w->dir, "manifest.xxh3", 0);
+        rmdir(w->partial);
+    }
+    free_writer(w);
+}
