@@ -1,0 +1,542 @@
+/* The state store in an SQLite file: WAL, synchronous=FULL, so that a returned write is on the disk.
+ * application_id tells our files from others, user_version is the schema's version. */
+#include <errno.h>
+#include <fcntl.h>
+#include <sqlite3.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "server/scheduler/state_store.h"
+
+enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 1, EVENTS_KEPT = 10000 };
+
+static const char SCHEMA[] =
+    "BEGIN IMMEDIATE;"
+    "CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;"
+    "INSERT INTO meta VALUES('incarnation', 0);"
+    "CREATE TABLE runs(run_id INTEGER PRIMARY KEY AUTOINCREMENT, start_step INTEGER NOT NULL,"
+    " load INTEGER NOT NULL, map_version INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL,"
+    " config BLOB NOT NULL, map BLOB NOT NULL);"
+    "CREATE TABLE commits(run_id INTEGER NOT NULL, step INTEGER NOT NULL, clip_scale REAL NOT NULL,"
+    " applied INTEGER NOT NULL, loss BLOB NOT NULL, lr REAL NOT NULL, images_per_s REAL NOT NULL,"
+    " classes INTEGER NOT NULL, map_version INTEGER NOT NULL, position INTEGER NOT NULL,"
+    " attempts BLOB NOT NULL, PRIMARY KEY(run_id, step)) WITHOUT ROWID;"
+    "CREATE TABLE shards(shard INTEGER PRIMARY KEY AUTOINCREMENT, address TEXT UNIQUE NOT NULL);"
+    "CREATE TABLE events(id INTEGER PRIMARY KEY AUTOINCREMENT, time_ms INTEGER NOT NULL,"
+    " run_id INTEGER NOT NULL, text TEXT NOT NULL);"
+    "PRAGMA application_id=1397113683;"
+    "PRAGMA user_version=1;"
+    "COMMIT;";
+
+struct sfc_store {
+    sqlite3 *db;
+    int lock;
+    char path[4096];
+};
+
+/* ---- helpers */
+
+static int db_fail(const struct sfc_store *store, struct sfc_error *err, const char *what)
+{
+    int code = SFC_EIO;
+    switch (sqlite3_errcode(store->db) & 0xff) {
+    case SQLITE_CORRUPT:
+    case SQLITE_NOTADB:
+        return sfc_fail(err, SFC_ECORRUPT,
+                        "%s: %s is damaged or not an SQLite database (%s); move it away to begin with an "
+                        "empty state, or restore it from a backup",
+                        what, store->path, sqlite3_errmsg(store->db));
+    case SQLITE_NOMEM:
+        code = SFC_ENOMEM;
+        break;
+    case SQLITE_BUSY:
+    case SQLITE_LOCKED:
+        code = SFC_ESTATE;
+        break;
+    default:
+        break;
+    }
+    return sfc_fail(err, code, "%s: %s: %s", what, store->path, sqlite3_errmsg(store->db));
+}
+
+static int db_exec(const struct sfc_store *store, const char *sql, const char *what,
+                   struct sfc_error *err)
+{
+    if (sqlite3_exec(store->db, sql, NULL, NULL, NULL) == SQLITE_OK)
+        return SFC_OK;
+    return db_fail(store, err, what);
+}
+
+static int db_prepare(const struct sfc_store *store, const char *sql, sqlite3_stmt **out,
+                      const char *what, struct sfc_error *err)
+{
+    if (sqlite3_prepare_v2(store->db, sql, -1, out, NULL) == SQLITE_OK)
+        return SFC_OK;
+    return db_fail(store, err, what);
+}
+
+/* One statement that must end without a row. Takes the statement. */
+static int db_finish(const struct sfc_store *store, sqlite3_stmt *s, const char *what,
+                     struct sfc_error *err)
+{
+    int rc = sqlite3_step(s);
+    int code = rc == SQLITE_DONE ? SFC_OK : db_fail(store, err, what);
+    sqlite3_finalize(s);
+    return code;
+}
+
+static int db_integer(const struct sfc_store *store, const char *sql, int64_t *out, const char *what,
+                      struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store, sql, &s, what, err);
+    if (code != SFC_OK)
+        return code;
+    if (sqlite3_step(s) == SQLITE_ROW)
+        *out = sqlite3_column_int64(s, 0);
+    else
+        code = db_fail(store, err, what);
+    sqlite3_finalize(s);
+    return code;
+}
+
+static void bind_u64(sqlite3_stmt *s, int column, uint64_t v)
+{
+    sqlite3_bind_int64(s, column, (int64_t)v);
+}
+
+static uint64_t column_u64(sqlite3_stmt *s, int column)
+{
+    return (uint64_t)sqlite3_column_int64(s, column);
+}
+
+/* SQLite turns a NaN into NULL: values that may be one are kept as their 8 bytes. */
+static void bind_bits(sqlite3_stmt *s, int column, double v)
+{
+    sqlite3_bind_blob(s, column, &v, (int)sizeof v, SQLITE_TRANSIENT);
+}
+
+static double column_bits(sqlite3_stmt *s, int column)
+{
+    double v = 0;
+    const void *bytes = sqlite3_column_blob(s, column);
+    if (bytes && sqlite3_column_bytes(s, column) == (int)sizeof v)
+        memcpy(&v, bytes, sizeof v);
+    return v;
+}
+
+static void column_text(sqlite3_stmt *s, int column, char *out, size_t size)
+{
+    const char *text = (const char *)sqlite3_column_text(s, column);
+    snprintf(out, size, "%s", text ? text : "");
+}
+
+static int column_copy(sqlite3_stmt *s, int column, uint8_t **out, size_t *size,
+                       struct sfc_error *err)
+{
+    const void *bytes = sqlite3_column_blob(s, column);
+    size_t n = (size_t)sqlite3_column_bytes(s, column);
+    uint8_t *copy = malloc(n ? n : 1);
+    if (!copy)
+        return sfc_fail(err, SFC_ENOMEM, "read a %zu byte record", n);
+    if (n)
+        memcpy(copy, bytes, n);
+    *out = copy;
+    *size = n;
+    return SFC_OK;
+}
+
+/* ---- open and close */
+
+static int take_lock(struct sfc_store *store, const char *where, struct sfc_error *err)
+{
+    char path[4096];
+    if ((size_t)snprintf(path, sizeof path, "%s/lock", where) >= sizeof path)
+        return sfc_fail(err, SFC_EINVAL, "--state: the path is too long");
+    store->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (store->lock < 0)
+        return sfc_fail_errno(err, "open %s", path);
+    if (flock(store->lock, LOCK_EX | LOCK_NB) == 0)
+        return SFC_OK;
+    if (errno == EWOULDBLOCK)
+        return sfc_fail(err, SFC_ESTATE, "%s is in use by another scheduler", where);
+    return sfc_fail_errno(err, "lock %s", path);
+}
+
+static int check_schema(struct sfc_store *store, struct sfc_error *err)
+{
+    int64_t application = 0, version = 0, tables = 0;
+    int code = db_integer(store, "PRAGMA application_id", &application, "open state", err);
+    if (code == SFC_OK)
+        code = db_integer(store, "PRAGMA user_version", &version, "open state", err);
+    if (code == SFC_OK)
+        code = db_integer(store, "SELECT count(*) FROM sqlite_master", &tables, "open state", err);
+    if (code != SFC_OK)
+        return code;
+    if (application == 0 && version == 0 && tables == 0)
+        return db_exec(store, SCHEMA, "create state", err);
+    if (application != APPLICATION_ID)
+        return sfc_fail(err, SFC_ECORRUPT,
+                        "%s is an SQLite database of another program; give --state a folder of its own",
+                        store->path);
+    if (version != SCHEMA_VERSION)
+        return sfc_fail(err, SFC_ECORRUPT,
+                        "%s has schema version %lld, this program knows %d; use the program that wrote it",
+                        store->path, (long long)version, SCHEMA_VERSION);
+    return SFC_OK;
+}
+
+static int check_pages(struct sfc_store *store, struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store, "PRAGMA quick_check(1)", &s, "check state", err);
+    if (code != SFC_OK)
+        return code;
+    if (sqlite3_step(s) != SQLITE_ROW) {
+        code = db_fail(store, err, "check state");
+    } else {
+        const char *text = (const char *)sqlite3_column_text(s, 0);
+        if (!text || strcmp(text, "ok") != 0)
+            code = sfc_fail(err, SFC_ECORRUPT,
+                            "%s is damaged (%s); restore it from a backup or move it away to begin with "
+                            "an empty state",
+                            store->path, text ? text : "no answer");
+    }
+    sqlite3_finalize(s);
+    return code;
+}
+
+int sfc_store_open(const char *where, struct sfc_store **out, struct sfc_error *err)
+{
+    if (strncmp(where, "etcd://", 7) == 0)
+        return sfc_fail(err, SFC_EUNSUPPORTED, "--state %s: etcd is not supported yet; give a folder",
+                        where);
+    struct sfc_store *store = calloc(1, sizeof *store);
+    if (!store)
+        return sfc_fail(err, SFC_ENOMEM, "open state");
+    store->lock = -1;
+    int code = SFC_OK;
+    if (mkdir(where, 0700) != 0 && errno != EEXIST) {
+        code = sfc_fail_errno(err, "make folder %s", where);
+        goto fail;
+    }
+    if ((code = take_lock(store, where, err)) != SFC_OK)
+        goto fail;
+    if ((size_t)snprintf(store->path, sizeof store->path, "%s/scheduler.db", where) >=
+        sizeof store->path) {
+        code = sfc_fail(err, SFC_EINVAL, "--state: the path is too long");
+        goto fail;
+    }
+    int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_FULLMUTEX;
+    if (sqlite3_open_v2(store->path, &store->db, flags, NULL) != SQLITE_OK) {
+        code = store->db ? db_fail(store, err, "open state")
+                         : sfc_fail(err, SFC_ENOMEM, "open %s", store->path);
+        goto fail;
+    }
+    sqlite3_extended_result_codes(store->db, 0);
+    if ((code = db_exec(store, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;", "open state",
+                        err)) != SFC_OK ||
+        (code = check_schema(store, err)) != SFC_OK || (code = check_pages(store, err)) != SFC_OK)
+        goto fail;
+    *out = store;
+    return SFC_OK;
+fail:
+    sfc_store_close(store);
+    return code;
+}
+
+void sfc_store_close(struct sfc_store *store)
+{
+    if (!store)
+        return;
+    if (store->db)
+        sqlite3_close(store->db);
+    if (store->lock >= 0)
+        close(store->lock);
+    free(store);
+}
+
+/* ---- records */
+
+int sfc_store_next_incarnation(struct sfc_store *store, uint64_t *out, struct sfc_error *err)
+{
+    int64_t value = 0;
+    int code = db_integer(store,
+                          "UPDATE meta SET value = value + 1 WHERE key = 'incarnation' RETURNING value",
+                          &value, "new incarnation", err);
+    if (code == SFC_OK)
+        *out = (uint64_t)value;
+    return code;
+}
+
+int sfc_store_add_run(struct sfc_store *store, const struct sfc_store_run *run, uint64_t *run_id,
+                      struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store,
+                          "INSERT INTO runs(start_step, load, map_version, state, reason, config, map)"
+                          " VALUES(?,?,?,?,?,?,?)",
+                          &s, "add run", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, run->start_step);
+    sqlite3_bind_int(s, 2, run->load);
+    bind_u64(s, 3, run->map_version);
+    sqlite3_bind_text(s, 4, run->state, -1, SQLITE_TRANSIENT);
+    sqlite3_bind_text(s, 5, run->reason, -1, SQLITE_TRANSIENT);
+    sqlite3_bind_blob64(s, 6, run->config ? (const void *)run->config : "", run->config_size,
+                        SQLITE_TRANSIENT);
+    sqlite3_bind_blob64(s, 7, run->map ? (const void *)run->map : "", run->map_size,
+                        SQLITE_TRANSIENT);
+    code = db_finish(store, s, "add run", err);
+    if (code == SFC_OK)
+        *run_id = (uint64_t)sqlite3_last_insert_rowid(store->db);
+    return code;
+}
+
+int sfc_store_set_run_state(struct sfc_store *store, uint64_t run_id, const char *state,
+                            const char *reason, struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store, "UPDATE runs SET state = ?, reason = ? WHERE run_id = ?", &s,
+                          "set run state", err);
+    if (code != SFC_OK)
+        return code;
+    sqlite3_bind_text(s, 1, state, -1, SQLITE_TRANSIENT);
+    sqlite3_bind_text(s, 2, reason, -1, SQLITE_TRANSIENT);
+    bind_u64(s, 3, run_id);
+    code = db_finish(store, s, "set run state", err);
+    if (code == SFC_OK && sqlite3_changes(store->db) == 0)
+        code = sfc_fail(err, SFC_ENOTFOUND, "no run %llu", (unsigned long long)run_id);
+    return code;
+}
+
+int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store,
+                          "SELECT run_id, start_step, load, map_version, state, reason, config, map"
+                          " FROM runs ORDER BY run_id DESC LIMIT 1",
+                          &s, "read run", err);
+    if (code != SFC_OK)
+        return code;
+    struct sfc_store_run run = {0};
+    int rc = sqlite3_step(s);
+    if (rc == SQLITE_ROW) {
+        run.run_id = column_u64(s, 0);
+        run.start_step = column_u64(s, 1);
+        run.load = sqlite3_column_int(s, 2) != 0;
+        run.map_version = column_u64(s, 3);
+        column_text(s, 4, run.state, sizeof run.state);
+        column_text(s, 5, run.reason, sizeof run.reason);
+        code = column_copy(s, 6, &run.config, &run.config_size, err);
+        if (code == SFC_OK)
+            code = column_copy(s, 7, &run.map, &run.map_size, err);
+    } else {
+        code = rc == SQLITE_DONE ? sfc_fail(err, SFC_ENOTFOUND, "there is no run")
+                                 : db_fail(store, err, "read run");
+    }
+    sqlite3_finalize(s);
+    if (code == SFC_OK)
+        *out = run;
+    else
+        sfc_store_run_close(&run);
+    return code;
+}
+
+void sfc_store_run_close(struct sfc_store_run *run)
+{
+    free(run->config);
+    free(run->map);
+    memset(run, 0, sizeof *run);
+}
+
+/* ---- commits */
+
+#define COMMIT_COLUMNS                                                                             \
+    "run_id, step, clip_scale, applied, loss, lr, images_per_s, classes, map_version, position"
+
+static void read_commit(sqlite3_stmt *s, struct sfc_store_commit *out)
+{
+    *out = (struct sfc_store_commit){
+        .run_id = column_u64(s, 0),
+        .step = column_u64(s, 1),
+        .clip_scale = sqlite3_column_double(s, 2),
+        .applied = sqlite3_column_int(s, 3) != 0,
+        .loss = column_bits(s, 4),
+        .lr = sqlite3_column_double(s, 5),
+        .images_per_s = sqlite3_column_double(s, 6),
+        .classes = column_u64(s, 7),
+        .map_version = column_u64(s, 8),
+        .position = column_u64(s, 9),
+    };
+}
+
+/* SFC_OK: a record exists and says the same. SFC_ENOTFOUND: no record. */
+static int compare_commit(struct sfc_store *store, const struct sfc_store_commit *c,
+                          struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store,
+                          "SELECT clip_scale, applied, attempts FROM commits WHERE run_id = ? AND step = ?",
+                          &s, "write commit record", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, c->run_id);
+    bind_u64(s, 2, c->step);
+    int rc = sqlite3_step(s);
+    if (rc == SQLITE_DONE) {
+        code = SFC_ENOTFOUND;
+    } else if (rc != SQLITE_ROW) {
+        code = db_fail(store, err, "write commit record");
+    } else {
+        double clip = sqlite3_column_double(s, 0);
+        size_t size = (size_t)sqlite3_column_bytes(s, 2);
+        bool same = memcmp(&clip, &c->clip_scale, sizeof clip) == 0 &&
+                    (sqlite3_column_int(s, 1) != 0) == c->applied && size == c->attempts_size &&
+                    (size == 0 || memcmp(sqlite3_column_blob(s, 2), c->attempts, size) == 0);
+        if (!same)
+            code = sfc_fail(err, SFC_ECONFLICT,
+                            "step %llu of run %llu is already committed with other inputs",
+                            (unsigned long long)c->step, (unsigned long long)c->run_id);
+    }
+    sqlite3_finalize(s);
+    return code;
+}
+
+int sfc_store_put_commit(struct sfc_store *store, const struct sfc_store_commit *c,
+                         struct sfc_error *err)
+{
+    int code = compare_commit(store, c, err);
+    if (code != SFC_ENOTFOUND)
+        return code;
+    sqlite3_stmt *s = NULL;
+    code = db_prepare(store,
+                      "INSERT INTO commits(" COMMIT_COLUMNS ", attempts) VALUES(?,?,?,?,?,?,?,?,?,?,?)",
+                      &s, "write commit record", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, c->run_id);
+    bind_u64(s, 2, c->step);
+    sqlite3_bind_double(s, 3, c->clip_scale);
+    sqlite3_bind_int(s, 4, c->applied);
+    bind_bits(s, 5, c->loss);
+    sqlite3_bind_double(s, 6, c->lr);
+    sqlite3_bind_double(s, 7, c->images_per_s);
+    bind_u64(s, 8, c->classes);
+    bind_u64(s, 9, c->map_version);
+    bind_u64(s, 10, c->position);
+    sqlite3_bind_blob64(s, 11, c->attempts ? (const void *)c->attempts : "", c->attempts_size,
+                        SQLITE_STATIC);
+    return db_finish(store, s, "write commit record", err);
+}
+
+int sfc_store_history(struct sfc_store *store, uint64_t run_id, uint64_t after_step, size_t limit,
+                      struct sfc_store_commit *out, size_t *count, struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store,
+                          "SELECT " COMMIT_COLUMNS " FROM commits WHERE run_id = ? AND step > ?"
+                          " ORDER BY step LIMIT ?",
+                          &s, "read history", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, run_id);
+    bind_u64(s, 2, after_step);
+    bind_u64(s, 3, limit);
+    size_t n = 0;
+    int rc = SQLITE_DONE;
+    while (n < limit && (rc = sqlite3_step(s)) == SQLITE_ROW)
+        read_commit(s, &out[n++]);
+    if (n < limit && rc != SQLITE_DONE)
+        code = db_fail(store, err, "read history");
+    sqlite3_finalize(s);
+    if (code == SFC_OK)
+        *count = n;
+    return code;
+}
+
+int sfc_store_last_commit(struct sfc_store *store, uint64_t run_id, struct sfc_store_commit *out,
+                          struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store,
+                          "SELECT " COMMIT_COLUMNS " FROM commits WHERE run_id = ?"
+                          " ORDER BY step DESC LIMIT 1",
+                          &s, "read last commit", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, run_id);
+    int rc = sqlite3_step(s);
+    if (rc == SQLITE_ROW)
+        read_commit(s, out);
+    else
+        code = rc == SQLITE_DONE ? sfc_fail(err, SFC_ENOTFOUND, "nothing is committed yet")
+                                 : db_fail(store, err, "read last commit");
+    sqlite3_finalize(s);
+    return code;
+}
+
+int sfc_store_skipped_steps(struct sfc_store *store, uint64_t run_id, uint64_t *out,
+                            struct sfc_error *err)
+{
+    char sql[128];
+    snprintf(sql, sizeof sql, "SELECT count(*) FROM commits WHERE run_id = %lld AND applied = 0",
+             (long long)run_id);
+    int64_t n = 0;
+    int code = db_integer(store, sql, &n, "count skipped steps", err);
+    if (code == SFC_OK)
+        *out = (uint64_t)n;
+    return code;
+}
+
+/* ---- shards and events */
+
+int sfc_store_shard_id(struct sfc_store *store, const char *address, uint64_t *id,
+                       struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store, "INSERT OR IGNORE INTO shards(address) VALUES(?)", &s,
+                          "register shard", err);
+    if (code != SFC_OK)
+        return code;
+    sqlite3_bind_text(s, 1, address, -1, SQLITE_TRANSIENT);
+    if ((code = db_finish(store, s, "register shard", err)) != SFC_OK)
+        return code;
+    code = db_prepare(store, "SELECT shard FROM shards WHERE address = ?", &s, "register shard", err);
+    if (code != SFC_OK)
+        return code;
+    sqlite3_bind_text(s, 1, address, -1, SQLITE_TRANSIENT);
+    if (sqlite3_step(s) == SQLITE_ROW)
+        *id = column_u64(s, 0);
+    else
+        code = db_fail(store, err, "register shard");
+    sqlite3_finalize(s);
+    return code;
+}
+
+int sfc_store_put_event(struct sfc_store *store, int64_t time_ms, uint64_t run_id, const char *text,
+                        struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code =
+        db_prepare(store, "INSERT INTO events(time_ms, run_id, text) VALUES(?,?,?)", &s, "log event", err);
+    if (code != SFC_OK)
+        return code;
+    sqlite3_bind_int64(s, 1, time_ms);
+    bind_u64(s, 2, run_id);
+    sqlite3_bind_text(s, 3, text, -1, SQLITE_TRANSIENT);
+    if ((code = db_finish(store, s, "log event", err)) != SFC_OK)
+        return code;
+    int64_t last = sqlite3_last_insert_rowid(store->db);
+    if (last % 100 != 0)
+        return SFC_OK;
+    if ((code = db_prepare(store, "DELETE FROM events WHERE id <= ?", &s, "trim events", err)) != SFC_OK)
+        return code;
+    sqlite3_bind_int64(s, 1, last - EVENTS_KEPT);
+    return db_finish(store, s, "trim events", err);
+}

@@ -1,0 +1,268 @@
+/* The scheduler's store: durable over reopen, exclusive, clear about files that are not its own. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+#include <sqlite3.h>
+
+#include "server/scheduler/state_store.h"
+
+struct place {
+    char base[64];
+    char dir[80];
+    char db[128];
+};
+
+static int setup(void **state)
+{
+    struct place *p = calloc(1, sizeof *p);
+    assert_non_null(p);
+    strcpy(p->base, "/tmp/sfc_store_XXXXXX");
+    assert_non_null(mkdtemp(p->base));
+    snprintf(p->dir, sizeof p->dir, "%s/state", p->base);
+    snprintf(p->db, sizeof p->db, "%s/scheduler.db", p->dir);
+    *state = p;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct place *p = *state;
+    static const char *const files[] = {"scheduler.db", "scheduler.db-wal", "scheduler.db-shm", "lock"};
+    char path[256];
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        snprintf(path, sizeof path, "%s/%s", p->dir, files[i]);
+        unlink(path);
+    }
+    rmdir(p->dir);
+    assert_int_equal(rmdir(p->base), 0);
+    free(p);
+    return 0;
+}
+
+static struct sfc_store *must_open(const struct place *p)
+{
+    struct sfc_store *store = NULL;
+    struct sfc_error err = {0};
+    if (sfc_store_open(p->dir, &store, &err) != SFC_OK)
+        fail_msg("open: %s", err.text);
+    return store;
+}
+
+static void test_incarnation_survives(void **state)
+{
+    uint64_t n = 0;
+    for (uint64_t expect = 1; expect <= 3; expect++) {
+        struct sfc_store *store = must_open(*state);
+        assert_int_equal(sfc_store_next_incarnation(store, &n, NULL), SFC_OK);
+        assert_int_equal(n, expect);
+        sfc_store_close(store);
+    }
+    struct stat st;
+    assert_int_equal(stat(((struct place *)*state)->dir, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0700);
+}
+
+static void test_exclusive(void **state)
+{
+    struct place *p = *state;
+    struct sfc_store *store = must_open(p), *second = NULL;
+    struct sfc_error err = {0};
+    assert_int_equal(sfc_store_open(p->dir, &second, &err), SFC_ESTATE);
+    assert_non_null(strstr(err.text, "another scheduler"));
+    assert_null(second);
+    sfc_store_close(store);
+    sfc_store_close(must_open(p));
+}
+
+static void test_runs(void **state)
+{
+    struct sfc_store *store = must_open(*state);
+    struct sfc_store_run got = {0};
+    assert_int_equal(sfc_store_last_run(store, &got, NULL), SFC_ENOTFOUND);
+    uint8_t config[] = {1, 0, 2}, map[] = {9};
+    struct sfc_store_run run = {.start_step = 7,
+                                .load = true,
+                                .map_version = 3,
+                                .state = "loading",
+                                .config = config,
+                                .config_size = sizeof config,
+                                .map = map,
+                                .map_size = sizeof map};
+    uint64_t first = 0, second = 0;
+    assert_int_equal(sfc_store_add_run(store, &run, &first, NULL), SFC_OK);
+    assert_int_equal(sfc_store_add_run(store, &run, &second, NULL), SFC_OK);
+    assert_true(second > first);
+    assert_int_equal(sfc_store_set_run_state(store, second, "failed", "shard 1 lost", NULL), SFC_OK);
+    assert_int_equal(sfc_store_set_run_state(store, second + 9, "failed", "", NULL), SFC_ENOTFOUND);
+    sfc_store_close(store);
+    store = must_open(*state);
+    assert_int_equal(sfc_store_last_run(store, &got, NULL), SFC_OK);
+    assert_int_equal(got.run_id, second);
+    assert_int_equal(got.start_step, 7);
+    assert_true(got.load);
+    assert_string_equal(got.state, "failed");
+    assert_string_equal(got.reason, "shard 1 lost");
+    assert_int_equal(got.config_size, sizeof config);
+    assert_memory_equal(got.config, config, sizeof config);
+    assert_memory_equal(got.map, map, sizeof map);
+    sfc_store_run_close(&got);
+    sfc_store_close(store);
+}
+
+static void test_commits(void **state)
+{
+    struct sfc_store *store = must_open(*state);
+    uint8_t attempts[] = {5, 6};
+    struct sfc_store_commit c = {.run_id = 2,
+                                 .clip_scale = 0.25,
+                                 .applied = true,
+                                 .lr = 0.1,
+                                 .images_per_s = 700,
+                                 .classes = 1ull << 40,
+                                 .map_version = 1,
+                                 .attempts = attempts,
+                                 .attempts_size = sizeof attempts};
+    struct sfc_store_commit got;
+    assert_int_equal(sfc_store_last_commit(store, 2, &got, NULL), SFC_ENOTFOUND);
+    for (uint64_t t = 1; t <= 5; t++) {
+        c.step = t;
+        c.loss = t == 4 ? (double)NAN : (double)t;
+        c.applied = t != 4;
+        c.position = t * 128;
+        assert_int_equal(sfc_store_put_commit(store, &c, NULL), SFC_OK);
+        assert_int_equal(sfc_store_put_commit(store, &c, NULL), SFC_OK); /* the same again */
+    }
+    attempts[0] = 7;
+    assert_int_equal(sfc_store_put_commit(store, &c, NULL), SFC_ECONFLICT);
+    sfc_store_close(store);
+    store = must_open(*state);
+    assert_int_equal(sfc_store_last_commit(store, 2, &got, NULL), SFC_OK);
+    assert_int_equal(got.step, 5);
+    assert_int_equal(got.position, 640);
+    assert_int_equal(got.classes, 1ull << 40);
+    assert_true(got.clip_scale == 0.25 && got.lr == 0.1 && got.loss == 5);
+    struct sfc_store_commit points[8];
+    size_t n = 0;
+    assert_int_equal(sfc_store_history(store, 2, 2, 8, points, &n, NULL), SFC_OK);
+    assert_int_equal(n, 3);
+    assert_int_equal(points[0].step, 3);
+    assert_true(isnan(points[1].loss));
+    assert_false(points[1].applied);
+    assert_int_equal(sfc_store_history(store, 2, 0, 2, points, &n, NULL), SFC_OK);
+    assert_int_equal(n, 2);
+    assert_int_equal(sfc_store_history(store, 1, 0, 2, points, &n, NULL), SFC_OK);
+    assert_int_equal(n, 0);
+    uint64_t skipped = 0;
+    assert_int_equal(sfc_store_skipped_steps(store, 2, &skipped, NULL), SFC_OK);
+    assert_int_equal(skipped, 1);
+    sfc_store_close(store);
+}
+
+static void test_shards_and_events(void **state)
+{
+    struct sfc_store *store = must_open(*state);
+    uint64_t a = 0, b = 0, again = 0;
+    assert_int_equal(sfc_store_shard_id(store, "127.0.0.1:1", &a, NULL), SFC_OK);
+    assert_int_equal(sfc_store_shard_id(store, "127.0.0.1:2", &b, NULL), SFC_OK);
+    sfc_store_close(store);
+    store = must_open(*state);
+    assert_int_equal(sfc_store_shard_id(store, "127.0.0.1:1", &again, NULL), SFC_OK);
+    assert_int_equal(again, a);
+    assert_true(a != b && a > 0);
+    assert_int_equal(sfc_store_put_event(store, 1, 0, "x", NULL), SFC_OK);
+    sfc_store_close(store);
+}
+
+static void write_file(const char *path, const void *bytes, size_t size)
+{
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(bytes, 1, size, f), size);
+    fclose(f);
+}
+
+static void expect_refused(const struct place *p, const char *word)
+{
+    struct sfc_store *store = NULL;
+    struct sfc_error err = {0};
+    assert_int_equal(sfc_store_open(p->dir, &store, &err), SFC_ECORRUPT);
+    assert_null(store);
+    assert_non_null(strstr(err.text, p->db));
+    if (!strstr(err.text, word))
+        fail_msg("'%s' lacks '%s'", err.text, word);
+}
+
+static void test_foreign_files(void **state)
+{
+    struct place *p = *state;
+    assert_int_equal(mkdir(p->dir, 0700), 0);
+    char text[4096];
+    memset(text, 'x', sizeof text);
+    write_file(p->db, text, sizeof text);
+    expect_refused(p, "not an SQLite database");
+    unlink(p->db);
+    sqlite3 *db = NULL;
+    assert_int_equal(sqlite3_open(p->db, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db, "CREATE TABLE mine(x)", NULL, NULL, NULL), SQLITE_OK);
+    sqlite3_close(db);
+    expect_refused(p, "another program");
+    unlink(p->db);
+    sfc_store_close(must_open(p));
+    assert_int_equal(sqlite3_open(p->db, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db, "PRAGMA user_version=99", NULL, NULL, NULL), SQLITE_OK);
+    sqlite3_close(db);
+    expect_refused(p, "schema version 99");
+}
+
+static void test_damaged_page(void **state)
+{
+    struct place *p = *state;
+    struct sfc_store *store = must_open(p);
+    struct sfc_store_commit c = {.run_id = 1};
+    for (c.step = 1; c.step <= 300; c.step++)
+        assert_int_equal(sfc_store_put_commit(store, &c, NULL), SFC_OK);
+    sfc_store_close(store);
+    struct stat st;
+    assert_int_equal(stat(p->db, &st), 0);
+    FILE *f = fopen(p->db, "r+b");
+    assert_non_null(f);
+    char junk[512];
+    memset(junk, 0xa5, sizeof junk);
+    for (long at = 8192; at + 512 <= st.st_size; at += 4096) {
+        assert_int_equal(fseek(f, at, SEEK_SET), 0);
+        assert_int_equal(fwrite(junk, 1, sizeof junk, f), sizeof junk);
+    }
+    fclose(f);
+    expect_refused(p, "damaged");
+}
+
+static void test_etcd_refused(void **state)
+{
+    (void)state;
+    struct sfc_store *store = NULL;
+    assert_int_equal(sfc_store_open("etcd://h:1", &store, NULL), SFC_EUNSUPPORTED);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_incarnation_survives, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_exclusive, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_runs, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_commits, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_shards_and_events, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_foreign_files, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_damaged_page, setup, teardown),
+        cmocka_unit_test(test_etcd_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
