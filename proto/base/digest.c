@@ -1,0 +1,78 @@
+#include "proto/base/digest.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+struct sfc_digest {
+    XXH3_state_t *state;
+};
+
+_Static_assert(sizeof(XXH128_canonical_t) == SFC_DIGEST_SIZE, "canonical form of XXH3-128");
+
+uint64_t sfc_digest64(const void *data, size_t size)
+{
+    return XXH3_64bits(data, size);
+}
+
+struct sfc_digest *sfc_digest_new(void)
+{
+    struct sfc_digest *digest = malloc(sizeof *digest);
+    if (digest == NULL) {
+        return NULL;
+    }
+    digest->state = XXH3_createState();
+    if (digest->state == NULL) {
+        free(digest);
+        return NULL;
+    }
+    sfc_digest_reset(digest);
+    return digest;
+}
+
+void sfc_digest_reset(struct sfc_digest *digest)
+{
+    XXH3_128bits_reset(digest->state);
+}
+
+void sfc_digest_update(struct sfc_digest *digest, const void *data, size_t size)
+{
+    if (size > 0) {
+        XXH3_128bits_update(digest->state, data, size);
+    }
+}
+
+static void canonical(XXH128_hash_t hash, uint8_t out[SFC_DIGEST_SIZE])
+{
+    XXH128_canonical_t form;
+    XXH128_canonicalFromHash(&form, hash);
+    memcpy(out, form.digest, SFC_DIGEST_SIZE);
+}
+
+void sfc_digest_final(const struct sfc_digest *digest, uint8_t out[SFC_DIGEST_SIZE])
+{
+    canonical(XXH3_128bits_digest(digest->state), out);
+}
+
+void sfc_digest_free(struct sfc_digest *digest)
+{
+    if (digest != NULL) {
+        XXH3_freeState(digest->state);
+        free(digest);
+    }
+}
+
+void sfc_digest128(const void *data, size_t size, uint8_t out[SFC_DIGEST_SIZE])
+{
+    canonical(XXH3_128bits(data, size), out);
+}
+
+void sfc_hex(const uint8_t *bytes, size_t size, char *out)
+{
+    static const char digits[] = "0123456789abcdef";
+    for (size_t i = 0; i < size; i++) {
+        out[2 * i] = digits[bytes[i] >> 4];
+        out[2 * i + 1] = digits[bytes[i] & 15];
+    }
+    out[2 * size] = '\0';
+}

@@ -1,0 +1,30 @@
+#include "proto/base/process.h"
+
+#include <malloc.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+enum {
+    MMAP_FROM = 32 << 20, /* the largest threshold that glibc takes on 64-bit machines */
+    TRIM_FROM = 1 << 30,
+};
+
+static void openmp_passive(char **argv)
+{
+    /* GOMP_SPINCOUNT is what libgomp derives from the policy; a user who set it knows better. */
+    if (getenv("OMP_WAIT_POLICY") != NULL || getenv("GOMP_SPINCOUNT") != NULL) {
+        return;
+    }
+    if (setenv("OMP_WAIT_POLICY", "passive", 1) == 0) {
+        execv("/proc/self/exe", argv); /* returns only on failure: then OpenMP just spins */
+    }
+}
+
+void sfc_process_tune(char **argv)
+{
+    openmp_passive(argv);
+    mallopt(M_MMAP_THRESHOLD, MMAP_FROM);
+    mallopt(M_TRIM_THRESHOLD, TRIM_FROM);
+    signal(SIGPIPE, SIG_IGN);
+}

@@ -1,0 +1,15 @@
+/* What every program does first and once. */
+#ifndef SFC_BASE_PROCESS_H
+#define SFC_BASE_PROCESS_H
+
+/* Call first in main, before any thread starts.
+ * - Keeps freed memory: malloc neither maps large blocks one by one nor gives them back, because fresh
+ *   pages cost far more than the work on them (messages of some MiB come and go all the time).
+ * - Makes OpenMP threads sleep at barriers instead of spinning (OMP_WAIT_POLICY=passive). libgomp reads
+ *   the variable when it is loaded, before main; so where it isn't set, the program is executed again
+ *   with it, once (same process id, same arguments). A value set by the user is respected.
+ * - Ignores SIGPIPE: a peer that closes its end is an error of the write, not a signal.
+ * Failures leave the process as it was; they cost speed only. */
+void sfc_process_tune(char **argv);
+
+#endif
