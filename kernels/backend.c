@@ -1,0 +1,80 @@
+#include "kernels/backend_impl.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int (*open_fn)(unsigned threads, struct sfc_backend **out, struct sfc_error *err);
+
+static const struct {
+    const char *name;
+    open_fn open;
+} registry[] = {
+#ifdef SFC_BACKEND_CPU
+    {"cpu", sfc_backend_cpu_open},
+#endif
+#ifdef SFC_BACKEND_REFERENCE
+    {"reference", sfc_backend_reference_open},
+#endif
+    {NULL, NULL},
+};
+
+int sfc_backend_open(const char *name, unsigned threads, struct sfc_backend **out,
+                     struct sfc_error *err)
+{
+    if (threads < 1 || threads > 1024)
+        return sfc_fail(err, SFC_EINVAL, "backend '%s': threads %u is outside 1..1024", name,
+                        threads);
+    for (size_t i = 0; registry[i].name; i++)
+        if (!strcmp(registry[i].name, name))
+            return registry[i].open(threads, out, err);
+    if (!strncmp(name, "cuda", 4))
+        return sfc_fail(err, SFC_EUNSUPPORTED, "backend '%s': this build has no CUDA backend",
+                        name);
+    return sfc_fail(err, SFC_EUNSUPPORTED, "unknown backend '%s'", name);
+}
+
+void sfc_backend_close(struct sfc_backend *backend)
+{
+    if (backend)
+        backend->ops->close(backend);
+}
+
+const char *sfc_backend_name(const struct sfc_backend *backend)
+{
+    return backend->ops->name;
+}
+
+const char *sfc_backend_numerics(const struct sfc_backend *backend)
+{
+    return backend->ops->numerics(backend);
+}
+
+size_t sfc_block_index(const uint64_t *blocks, size_t count, uint64_t block)
+{
+    size_t low = 0, high = count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (blocks[middle] < block)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < count && blocks[low] == block ? low : count;
+}
+
+int sfc_blocks_check(const char *what, const uint64_t *blocks, size_t count, uint64_t limit,
+                     struct sfc_error *err)
+{
+    if (count < 1)
+        return sfc_fail(err, SFC_EINVAL, "%s: no blocks given", what);
+    for (size_t i = 0; i < count; i++) {
+        if (blocks[i] >= limit)
+            return sfc_fail(err, SFC_EINVAL, "%s: block %llu does not exist, there are %llu", what,
+                            (unsigned long long)blocks[i], (unsigned long long)limit);
+        if (i && blocks[i] <= blocks[i - 1])
+            return sfc_fail(err, SFC_EINVAL, "%s: block ids are not ascending at block %llu", what,
+                            (unsigned long long)blocks[i]);
+    }
+    return SFC_OK;
+}

@@ -1,0 +1,116 @@
+/* What a backend provides (private to kernels/). kernels/backend.c, head.c and dense.c check every
+ * argument, keep the protocol state of the slots and then call these functions, so a backend
+ * computes only: it may rely on
+ * - a configuration that passed sfc_head_check, block ids that are ascending and in range;
+ * - blocks addressed by their index in head->blocks, ranges inside the block;
+ * - labels in range or SFC_LABEL_NONE; finite features; slots and micro-batches in range, each slot
+ *   at most once per call, passes in order; lse finite for every row with a label;
+ * - commit slots that are distinct, in order of their micro-batches and through pass 2.
+ *
+ * A backend embeds the base structures as the first member of its own and returns them from open
+ * and
+ * *_new; backend.c, head.c and dense.c fill in and release the base members. */
+#ifndef SFC_KERNELS_BACKEND_IMPL_H
+#define SFC_KERNELS_BACKEND_IMPL_H
+
+#include "kernels/backend.h"
+#include "kernels/exact_sum.h"
+
+enum sfc_slot_state { SFC_SLOT_EMPTY, SFC_SLOT_LOGITS, SFC_SLOT_GRADIENT };
+
+struct sfc_backend_ops {
+    const char *name;
+    void (*close)(struct sfc_backend *backend);
+    const char *(*numerics)(const struct sfc_backend *backend);
+
+    /* (optional) what this backend can't do of a configuration whose fields are all in bounds */
+    int (*head_check)(const struct sfc_backend *backend, const struct sfc_head_config *config,
+                      struct sfc_error *err);
+    int (*head_memory)(const struct sfc_backend *backend, const struct sfc_head_config *config,
+                       const uint64_t *blocks, size_t count, struct sfc_memory *out,
+                       struct sfc_error *err);
+    int (*head_new)(struct sfc_backend *backend, const struct sfc_head_config *config,
+                    const uint64_t *blocks, size_t count, struct sfc_head **out,
+                    struct sfc_error *err);
+    void (*head_free)(struct sfc_head *head);
+    int (*head_read)(struct sfc_head *head, size_t index, enum sfc_block_part part, uint64_t offset,
+                     uint64_t count, float *out, struct sfc_error *err);
+    int (*head_write)(struct sfc_head *head, size_t index, enum sfc_block_part part,
+                      uint64_t offset, uint64_t count, const float *values, struct sfc_error *err);
+    int (*head_plan)(struct sfc_head *head, uint64_t step, const uint64_t *labels,
+                     uint64_t *sampled, struct sfc_error *err);
+    void (*head_sample)(const struct sfc_head *head, size_t index, const uint32_t **rows,
+                        uint32_t *count);
+    int (*head_logits)(struct sfc_head *head, struct sfc_head_logits_item *items, size_t n,
+                       struct sfc_error *err);
+    int (*head_gradient)(struct sfc_head *head, struct sfc_head_gradient_item *items, size_t n,
+                         struct sfc_error *err);
+    int (*head_commit)(struct sfc_head *head, const uint32_t *slots, double lr,
+                       struct sfc_error *err);
+    bool (*head_finite)(const struct sfc_head *head, const uint32_t *slots);
+
+    int (*dense_memory)(const struct sfc_backend *backend, const struct sfc_dense_config *config,
+                        const uint64_t *blocks, size_t count, struct sfc_memory *out,
+                        struct sfc_error *err);
+    int (*dense_new)(struct sfc_backend *backend, const struct sfc_dense_config *config,
+                     const uint64_t *blocks, size_t count, struct sfc_dense **out,
+                     struct sfc_error *err);
+    void (*dense_free)(struct sfc_dense *dense);
+    int (*dense_read)(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
+                      uint64_t offset, uint64_t count, float *out, struct sfc_error *err);
+    int (*dense_write)(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
+                       uint64_t offset, uint64_t count, const float *values, struct sfc_error *err);
+    int (*dense_push)(struct sfc_dense *dense, uint32_t slot, const float *slice,
+                      struct sfc_error *err);
+    int (*dense_pull)(struct sfc_dense *dense, float *out, struct sfc_error *err);
+    int (*dense_prepare)(struct sfc_dense *dense, const uint32_t *slots, struct sfc_dense_sum *out,
+                         struct sfc_error *err);
+    int (*dense_commit)(struct sfc_dense *dense, double clip_scale, double lr,
+                        struct sfc_error *err);
+};
+
+struct sfc_backend {
+    const struct sfc_backend_ops *ops; /* set by the backend's open */
+};
+
+/* Base of a head. The backend's head_new allocates it zeroed (as part of its own structure); head.c
+ * fills in the members before it returns the head to the caller, so head_new and head_free must not
+ * use them, the other functions may read them. */
+struct sfc_head {
+    struct sfc_backend *backend;
+    struct sfc_head_config config;
+    uint64_t *blocks; /* [block_count] ascending ids */
+    size_t block_count;
+    bool planned;
+    uint64_t step;
+    uint64_t *labels;                /* [batch] of the present plan */
+    enum sfc_slot_state *slot_state; /* [slots] */
+    uint32_t *slot_micro;            /* [slots] micro-batch that the slot holds */
+    double *slot_lse;                /* [slots, micro_batch] local log-sum-exp after pass 1 */
+};
+
+/* Base of a dense object; the same rules. config.segments is an own copy. */
+struct sfc_dense {
+    struct sfc_backend *backend;
+    struct sfc_dense_config config;
+    uint64_t *blocks;
+    size_t block_count;
+    uint64_t length; /* floats of all blocks */
+    bool *pushed;    /* [slots] */
+    bool prepared;
+};
+
+int sfc_backend_cpu_open(unsigned threads, struct sfc_backend **out, struct sfc_error *err);
+int sfc_backend_reference_open(unsigned threads, struct sfc_backend **out, struct sfc_error *err);
+
+/* Index of a block id in an ascending list; count when it is not there. */
+size_t sfc_block_index(const uint64_t *blocks, size_t count, uint64_t block);
+/* Ascending, at least one, all < limit. what: "head" or "dense". */
+int sfc_blocks_check(const char *what, const uint64_t *blocks, size_t count, uint64_t limit,
+                     struct sfc_error *err);
+
+/* Blocks of a dense configuration, and the floats of one. */
+uint64_t sfc_dense_block_count(const struct sfc_dense_config *config);
+uint64_t sfc_dense_block_length(const struct sfc_dense_config *config, uint64_t block);
+
+#endif

@@ -1,0 +1,38 @@
+/* The CPU backend's own header (private to kernels/cpu). head_*.c hold the class blocks, dense.c
+ * the backbone's; both are reached through the vtable in kernels/cpu/backend.c. */
+#ifndef SFC_KERNELS_CPU_CPU_H
+#define SFC_KERNELS_CPU_CPU_H
+
+#include "kernels/backend_impl.h"
+
+struct sfc_cpu_pool;
+
+struct sfc_cpu {
+    struct sfc_backend base;
+    unsigned threads;
+    struct sfc_cpu_pool *pool; /* kernels/cpu/pool.h */
+    char numerics[128];
+};
+
+/* kernels/cpu/dense.c: the dense_* members of struct sfc_backend_ops. */
+int sfc_cpu_dense_memory(const struct sfc_backend *backend, const struct sfc_dense_config *config,
+                         const uint64_t *blocks, size_t count, struct sfc_memory *out,
+                         struct sfc_error *err);
+int sfc_cpu_dense_new(struct sfc_backend *backend, const struct sfc_dense_config *config,
+                      const uint64_t *blocks, size_t count, struct sfc_dense **out,
+                      struct sfc_error *err);
+void sfc_cpu_dense_free(struct sfc_dense *dense);
+int sfc_cpu_dense_read(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
+                       uint64_t offset, uint64_t count, float *out, struct sfc_error *err);
+int sfc_cpu_dense_write(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
+                        uint64_t offset, uint64_t count, const float *values,
+                        struct sfc_error *err);
+int sfc_cpu_dense_push(struct sfc_dense *dense, uint32_t slot, const float *slice,
+                       struct sfc_error *err);
+int sfc_cpu_dense_pull(struct sfc_dense *dense, float *out, struct sfc_error *err);
+int sfc_cpu_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct sfc_dense_sum *out,
+                          struct sfc_error *err);
+int sfc_cpu_dense_commit(struct sfc_dense *dense, double clip_scale, double lr,
+                         struct sfc_error *err);
+
+#endif
