@@ -1,6 +1,6 @@
 /* The endless sample order (invariant I4): position p is sample perm_e(p mod n) of epoch e = p / n;
- * perm_e is a keyed bijection of [0, n) (balanced Feistel network over Philox with cycle walking), so
- * it needs no memory and any position can be asked for. */
+ * perm_e is a keyed bijection of [0, n) (balanced Feistel network over Philox with cycle walking),
+ * so it needs no memory and any position can be asked for. */
 #ifndef SFC_KERNELS_RNG_PERMUTATION_H
 #define SFC_KERNELS_RNG_PERMUTATION_H
 
