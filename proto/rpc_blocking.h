@@ -1,5 +1,5 @@
-/* Blocking calls of protobuf messages, for tools and compute threads: a thread that runs the loop, and
- * one call that packs the request, waits and unpacks the reply. */
+/* Blocking calls of protobuf messages, for tools and compute threads: a thread that runs the loop,
+ * and one call that packs the request, waits and unpacks the reply. */
 #ifndef SFC_PROTO_RPC_BLOCKING_H
 #define SFC_PROTO_RPC_BLOCKING_H
 
@@ -11,8 +11,8 @@
 struct sfc_rpc_runner;
 
 int sfc_rpc_runner_start(struct sfc_rpc_runner **out, struct sfc_error *err);
-/* Stops the loop, joins the thread; clients must be freed before (sfc_rpc_runner_disconnect). NULL is
- * fine. */
+/* Stops the loop, joins the thread; clients must be freed before (sfc_rpc_runner_disconnect). NULL
+ * is fine. */
 void sfc_rpc_runner_stop(struct sfc_rpc_runner *runner);
 struct sfc_rpc_loop *sfc_rpc_runner_loop(struct sfc_rpc_runner *runner);
 
@@ -22,17 +22,17 @@ int sfc_rpc_runner_connect(struct sfc_rpc_runner *runner, const char *address,
 void sfc_rpc_runner_disconnect(struct sfc_rpc_runner *runner, struct sfc_rpc_client *client);
 
 struct sfc_ask {
-    const char *method;                         /* "/shardfc.v1.Scheduler/Status" */
+    const char *method; /* "/shardfc.v1.Scheduler/Status" */
     const ProtobufCMessage *message;
-    struct sfc_bytes tensor;                    /* field 15; size 0 = none */
+    struct sfc_bytes tensor; /* field 15; size 0 = none */
     unsigned deadline_ms;
     unsigned retries;
     const ProtobufCMessageDescriptor *reply_type;
 };
 
 struct sfc_answer {
-    ProtobufCMessage *message;   /* of reply_type */
-    struct sfc_bytes tensor;     /* field 15 of the reply */
+    ProtobufCMessage *message; /* of reply_type */
+    struct sfc_bytes tensor;   /* field 15 of the reply */
     struct sfc_rpc_owned owned;
 };
 

@@ -6,10 +6,10 @@
  *   DIR/manifest.json       step, digests and lengths of all files, the state digest
  *   DIR/manifest.xxh3       XXH3-128 of manifest.json in hex
  *
- * The directory is written beside its final name and renamed when everything is on disk, so DIR is either
- * whole or absent. The state digest covers step, configuration (without the run's name) and the content
- * of every block in block order; it excludes times, ids, paths and placement, so equal digests mean equal
- * states. docs/FORMATS.md has the byte layout. */
+ * The directory is written beside its final name and renamed when everything is on disk, so DIR is
+ * either whole or absent. The state digest covers step, configuration (without the run's name) and
+ * the content of every block in block order; it excludes times, ids, paths and placement, so equal
+ * digests mean equal states. docs/FORMATS.md has the byte layout. */
 #ifndef SFC_CTL_CHECKPOINT_H
 #define SFC_CTL_CHECKPOINT_H
 
@@ -34,7 +34,8 @@ int sfc_checkpoint_begin(struct sfc_checkpoint_writer *writer, Shardfc__V1__Bloc
 int sfc_checkpoint_append(struct sfc_checkpoint_writer *writer, const float *values, uint64_t count,
                           struct sfc_error *err);
 int sfc_checkpoint_end(struct sfc_checkpoint_writer *writer, struct sfc_error *err);
-/* Flushes, renames and frees the writer, also on failure (the partial directory is then removed). */
+/* Flushes, renames and frees the writer, also on failure (the partial directory is then removed).
+ */
 int sfc_checkpoint_finish(struct sfc_checkpoint_writer *writer, char digest[SFC_DIGEST_HEX],
                           struct sfc_error *err);
 /* Removes the partial directory and frees the writer; NULL is fine. */
@@ -62,8 +63,8 @@ int sfc_checkpoint_verify(const struct sfc_checkpoint *checkpoint, struct sfc_er
 
 /* Numbers of blocks and their lengths follow from the configuration. */
 uint64_t sfc_config_block_count(const Shardfc__V1__RunConfig *config, Shardfc__V1__BlockKind kind);
-uint64_t sfc_config_block_elements(const Shardfc__V1__RunConfig *config, Shardfc__V1__BlockKind kind,
-                                   uint64_t block);
+uint64_t sfc_config_block_elements(const Shardfc__V1__RunConfig *config,
+                                   Shardfc__V1__BlockKind kind, uint64_t block);
 uint64_t sfc_config_dense_size(const Shardfc__V1__RunConfig *config);
 
 #endif

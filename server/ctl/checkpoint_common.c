@@ -36,8 +36,8 @@ uint64_t sfc_config_block_count(const Shardfc__V1__RunConfig *config, Shardfc__V
     return per_block == 0 ? 0 : (units_of(config, kind) + per_block - 1) / per_block;
 }
 
-uint64_t sfc_config_block_elements(const Shardfc__V1__RunConfig *config, Shardfc__V1__BlockKind kind,
-                                   uint64_t block)
+uint64_t sfc_config_block_elements(const Shardfc__V1__RunConfig *config,
+                                   Shardfc__V1__BlockKind kind, uint64_t block)
 {
     uint64_t per_block = units_per_block(config, kind);
     uint64_t left = units_of(config, kind) - block * per_block;

@@ -36,8 +36,8 @@ static int read_small(const char *dir, const char *name, char **out, size_t *siz
     if (fstat(fileno(file), &info) != 0) {
         code = sfc_fail_errno(err, "stat %s", path);
     } else if (!S_ISREG(info.st_mode) || info.st_size > MAX_SMALL_FILE) {
-        code = sfc_fail(err, SFC_ECORRUPT, "%s: not a file of at most %u bytes", path,
-                        MAX_SMALL_FILE);
+        code =
+            sfc_fail(err, SFC_ECORRUPT, "%s: not a file of at most %u bytes", path, MAX_SMALL_FILE);
     } else if ((text = malloc((size_t)info.st_size + 1)) == NULL) {
         code = sfc_fail(err, SFC_ENOMEM, "%s: out of memory", path);
     } else if (fread(text, 1, (size_t)info.st_size, file) != (size_t)info.st_size) {
@@ -168,8 +168,9 @@ static int check_files(struct sfc_checkpoint *c, json_t *root, struct sfc_error 
 {
     json_t *files = json_object_get(root, "files");
     if (json_array_size(files) != c->table.count[0] + c->table.count[1]) {
-        return sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: %zu files listed, the run has %" PRIu64,
-                        c->dir, json_array_size(files), c->table.count[0] + c->table.count[1]);
+        return sfc_fail(err, SFC_ECORRUPT,
+                        "%s/manifest.json: %zu files listed, the run has %" PRIu64, c->dir,
+                        json_array_size(files), c->table.count[0] + c->table.count[1]);
     }
     size_t index = 0;
     for (int kind = 0; kind < 2; kind++) {
@@ -310,7 +311,8 @@ int sfc_checkpoint_verify(const struct sfc_checkpoint *c, struct sfc_error *err)
     }
     float *block = malloc((size_t)(2 * largest + 1) * sizeof *block);
     if (block == NULL) {
-        return sfc_fail(err, SFC_ENOMEM, "out of memory for a block of %" PRIu64 " values", largest);
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for a block of %" PRIu64 " values",
+                        largest);
     }
     int code = SFC_OK;
     for (int kind = 0; kind < 2 && code == SFC_OK; kind++) {

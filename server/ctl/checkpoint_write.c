@@ -26,8 +26,7 @@ struct sfc_checkpoint_writer {
     struct sfc_block_table table;
 };
 
-static int write_all(int fd, const void *data, size_t size, const char *name,
-                     struct sfc_error *err)
+static int write_all(int fd, const void *data, size_t size, const char *name, struct sfc_error *err)
 {
     const uint8_t *p = data;
     while (size > 0) {
@@ -192,8 +191,7 @@ static json_t *describe_blocks(const struct sfc_checkpoint_writer *w, struct sfc
             }
             sfc_digest_hex(entry->digest, hex);
             json_array_append_new(files, json_pack("{s:s, s:I, s:s}", "file", name, "bytes",
-                                                   (json_int_t)(entry->elements * 8), "xxh3",
-                                                   hex));
+                                                   (json_int_t)(entry->elements * 8), "xxh3", hex));
         }
     }
     return files;

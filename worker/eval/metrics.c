@@ -198,8 +198,8 @@ static float dot(const float *restrict a, const float *restrict b, uint32_t dim)
     return sum;
 }
 
-/* Pairs (i, j), i < j, with i in the tile that starts at `tile`. Rows j outside, so that a tile of rows i
- * stays in the cache. */
+/* Pairs (i, j), i < j, with i in the tile that starts at `tile`. Rows j outside, so that a tile of
+ * rows i stays in the cache. */
 static void count_tile(struct pair_job *job, uint64_t tile)
 {
     uint64_t end = tile + TILE < job->count ? tile + TILE : job->count;
@@ -238,7 +238,8 @@ int sfc_evaluate_labelled(const float *rows, const uint64_t *labels, uint64_t co
     }
     for (uint64_t i = 0; i < count * dim; i++) {
         if (!isfinite(rows[i])) {
-            return sfc_fail(err, SFC_EINVAL, "row %" PRIu64 ": the embedding is not finite", i / dim);
+            return sfc_fail(err, SFC_EINVAL, "row %" PRIu64 ": the embedding is not finite",
+                            i / dim);
         }
     }
     struct pair_job *jobs = calloc(threads, sizeof *jobs);
@@ -246,8 +247,8 @@ int sfc_evaluate_labelled(const float *rows, const uint64_t *labels, uint64_t co
     unsigned made = 0;
     for (; made < threads && code == SFC_OK; made++) {
         struct pair_job *job = &jobs[made];
-        *job = (struct pair_job){rows, labels, count, dim, made, threads,
-                                 calloc(1, sizeof(struct histogram)), 0};
+        *job = (struct pair_job){
+            rows, labels, count, dim, made, threads, calloc(1, sizeof(struct histogram)), 0};
         if (job->h == NULL) {
             code = SFC_ENOMEM;
             break;
