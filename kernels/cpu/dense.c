@@ -1,0 +1,324 @@
+/* Backbone blocks on the CPU: elementwise passes over contiguous f32 vectors. Every float has its
+ * own arithmetic and the sum of squares of a block has a fixed order, so blocks never influence one
+ * another. */
+#include "kernels/cpu/cpu.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/rng/philox.h"
+
+/* Partial sums of the sum of squares: element i of a piece goes to sum i % SQUARE_LANES. */
+#define SQUARE_LANES 16
+
+/* A run of floats of one block and one role. */
+struct piece {
+    uint64_t at; /* in the local vectors */
+    uint64_t length;
+    enum sfc_dense_role role;
+};
+
+struct cpu_dense {
+    struct sfc_dense base;
+    uint64_t length;     /* floats of all blocks */
+    uint64_t *block_at;  /* [blocks + 1] first float of a block in the local vectors */
+    size_t *first_piece; /* [blocks + 1] */
+    struct piece *pieces;
+    float *values;   /* [length] */
+    float *momentum; /* [length] */
+    float *sum;      /* [length] of the last prepare: gradients added, statistics averaged */
+    float *slices;   /* [slots, length] */
+};
+
+static uint64_t smaller(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Cuts the blocks at the borders of the segments. pieces NULL: only counts. */
+static size_t cut_pieces(const struct sfc_dense_config *config, const uint64_t *blocks,
+                         size_t count, struct piece *pieces, size_t *first_piece)
+{
+    size_t n = 0, s = 0;
+    uint64_t at = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint64_t from = blocks[i] * config->block_size;
+        uint64_t end = from + sfc_dense_block_length(config, blocks[i]);
+        if (first_piece) {
+            first_piece[i] = n;
+        }
+        while (from < end) {
+            while (config->segments[s].offset + config->segments[s].length <= from) {
+                s++;
+            }
+            uint64_t stop = smaller(end, config->segments[s].offset + config->segments[s].length);
+            if (pieces) {
+                pieces[n] = (struct piece){at, stop - from, config->segments[s].role};
+            }
+            n++;
+            at += stop - from;
+            from = stop;
+        }
+    }
+    if (first_piece) {
+        first_piece[count] = n;
+    }
+    return n;
+}
+
+static uint64_t total_length(const struct sfc_dense_config *config, const uint64_t *blocks,
+                             size_t count)
+{
+    uint64_t length = 0;
+    for (size_t i = 0; i < count; i++) {
+        length += sfc_dense_block_length(config, blocks[i]);
+    }
+    return length;
+}
+
+int sfc_cpu_dense_memory(const struct sfc_backend *backend, const struct sfc_dense_config *config,
+                         const uint64_t *blocks, size_t count, struct sfc_memory *out,
+                         struct sfc_error *err)
+{
+    (void)backend;
+    (void)err;
+    uint64_t length = total_length(config, blocks, count);
+    size_t pieces = cut_pieces(config, blocks, count, NULL, NULL);
+    *out = (struct sfc_memory){
+        .state_bytes = 2 * length * sizeof(float),
+        .step_bytes = ((uint64_t)config->slots + 1) * length * sizeof(float),
+        .scratch_bytes = sizeof(struct cpu_dense) + pieces * sizeof(struct piece) +
+                         (count + 1) * (sizeof(uint64_t) + sizeof(size_t)),
+    };
+    return SFC_OK;
+}
+
+/* w = init_mean + init_std * normal; the normal is keyed by the position in the whole vector. */
+static void init_values(struct cpu_dense *d, const struct sfc_dense_config *config,
+                        const uint64_t *blocks, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint64_t global = blocks[i] * config->block_size;
+        sfc_random_normals(config->seed, SFC_STREAM_DENSE_INIT, 0, global,
+                           (size_t)(d->block_at[i + 1] - d->block_at[i]),
+                           d->values + d->block_at[i]);
+        size_t s = 0;
+        for (size_t p = d->first_piece[i]; p < d->first_piece[i + 1]; p++) {
+            uint64_t first = global + d->pieces[p].at - d->block_at[i];
+            while (config->segments[s].offset + config->segments[s].length <= first) {
+                s++;
+            }
+            float mean = (float)config->segments[s].init_mean;
+            float std = (float)config->segments[s].init_std;
+            float *w = d->values + d->pieces[p].at;
+            for (uint64_t k = 0; k < d->pieces[p].length; k++) {
+                w[k] = mean + std * w[k];
+            }
+        }
+    }
+}
+
+static void free_vectors(struct cpu_dense *d)
+{
+    free(d->block_at);
+    free(d->first_piece);
+    free(d->pieces);
+    free(d->values);
+    free(d->momentum);
+    free(d->sum);
+    free(d->slices);
+    free(d);
+}
+
+int sfc_cpu_dense_new(struct sfc_backend *backend, const struct sfc_dense_config *config,
+                      const uint64_t *blocks, size_t count, struct sfc_dense **out,
+                      struct sfc_error *err)
+{
+    (void)backend;
+    uint64_t length = total_length(config, blocks, count);
+    size_t pieces = cut_pieces(config, blocks, count, NULL, NULL);
+    struct cpu_dense *d = calloc(1, sizeof *d);
+    if (!d) {
+        return sfc_fail(err, SFC_ENOMEM, "dense: out of memory");
+    }
+    d->length = length;
+    d->block_at = calloc(count + 1, sizeof *d->block_at);
+    d->first_piece = calloc(count + 1, sizeof *d->first_piece);
+    d->pieces = calloc(pieces, sizeof *d->pieces);
+    d->values = calloc(length, sizeof *d->values);
+    d->momentum = calloc(length, sizeof *d->momentum);
+    d->sum = calloc(length, sizeof *d->sum);
+    d->slices = calloc((size_t)config->slots * length, sizeof *d->slices);
+    if (!d->block_at || !d->first_piece || !d->pieces || !d->values || !d->momentum || !d->sum ||
+        !d->slices) {
+        free_vectors(d);
+        return sfc_fail(err, SFC_ENOMEM, "dense: out of memory for %llu floats and %u slots",
+                        (unsigned long long)length, config->slots);
+    }
+    cut_pieces(config, blocks, count, d->pieces, d->first_piece);
+    for (size_t i = 0; i < count; i++) {
+        d->block_at[i + 1] = d->block_at[i] + sfc_dense_block_length(config, blocks[i]);
+    }
+    init_values(d, config, blocks, count);
+    *out = &d->base;
+    return SFC_OK;
+}
+
+void sfc_cpu_dense_free(struct sfc_dense *dense)
+{
+    free_vectors((struct cpu_dense *)dense);
+}
+
+static float *part_of(struct cpu_dense *d, size_t index, enum sfc_block_part part)
+{
+    return (part == SFC_PART_VALUES ? d->values : d->momentum) + d->block_at[index];
+}
+
+int sfc_cpu_dense_read(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
+                       uint64_t offset, uint64_t count, float *out, struct sfc_error *err)
+{
+    (void)err;
+    memcpy(out, part_of((struct cpu_dense *)dense, index, part) + offset, count * sizeof *out);
+    return SFC_OK;
+}
+
+int sfc_cpu_dense_write(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
+                        uint64_t offset, uint64_t count, const float *values, struct sfc_error *err)
+{
+    (void)err;
+    memcpy(part_of((struct cpu_dense *)dense, index, part) + offset, values,
+           count * sizeof *values);
+    return SFC_OK;
+}
+
+int sfc_cpu_dense_push(struct sfc_dense *dense, uint32_t slot, const float *slice,
+                       struct sfc_error *err)
+{
+    (void)err;
+    struct cpu_dense *d = (struct cpu_dense *)dense;
+    memcpy(d->slices + slot * d->length, slice, d->length * sizeof *slice);
+    return SFC_OK;
+}
+
+int sfc_cpu_dense_pull(struct sfc_dense *dense, float *out, struct sfc_error *err)
+{
+    (void)err;
+    struct cpu_dense *d = (struct cpu_dense *)dense;
+    memcpy(out, d->values, d->length * sizeof *out);
+    return SFC_OK;
+}
+
+/* sum = slice of slots[0] + slice of slots[1] + ..., from left to right. */
+static void add_slices(const struct cpu_dense *d, const uint32_t *slots, const struct piece *p)
+{
+    float *sum = d->sum + p->at;
+    memcpy(sum, d->slices + slots[0] * d->length + p->at, p->length * sizeof *sum);
+    for (uint32_t j = 1; j < d->base.config.micro_batches; j++) {
+        const float *slice = d->slices + slots[j] * d->length + p->at;
+        for (uint64_t k = 0; k < p->length; k++) {
+            sum[k] += slice[k];
+        }
+    }
+    if (p->role == SFC_DENSE_STATISTIC) {
+        float count = (float)d->base.config.micro_batches;
+        for (uint64_t k = 0; k < p->length; k++) {
+            sum[k] /= count;
+        }
+    }
+}
+
+static bool all_finite(const float *v, uint64_t n)
+{
+    uint32_t broken = 0;
+    for (uint64_t k = 0; k < n; k++) {
+        uint32_t bits;
+        memcpy(&bits, &v[k], sizeof bits);
+        broken |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return !broken;
+}
+
+static double sum_of_squares(const float *v, uint64_t n)
+{
+    double lane[SQUARE_LANES] = {0};
+    uint64_t k = 0;
+    for (; k + SQUARE_LANES <= n; k += SQUARE_LANES) {
+        for (uint64_t l = 0; l < SQUARE_LANES; l++) {
+            lane[l] += (double)v[k + l] * (double)v[k + l];
+        }
+    }
+    for (uint64_t l = 0; k + l < n; l++) {
+        lane[l] += (double)v[k + l] * (double)v[k + l];
+    }
+    double sum = 0;
+    for (uint64_t l = 0; l < SQUARE_LANES; l++) {
+        sum += lane[l];
+    }
+    return sum;
+}
+
+int sfc_cpu_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct sfc_dense_sum *out,
+                          struct sfc_error *err)
+{
+    (void)err;
+    struct cpu_dense *d = (struct cpu_dense *)dense;
+    for (size_t i = 0; i < dense->block_count; i++) {
+        struct sfc_dense_sum sum = {dense->blocks[i], 0, true};
+        for (size_t p = d->first_piece[i]; p < d->first_piece[i + 1]; p++) {
+            const struct piece *piece = &d->pieces[p];
+            add_slices(d, slots, piece);
+            sum.finite = all_finite(d->sum + piece->at, piece->length) && sum.finite;
+            if (piece->role != SFC_DENSE_STATISTIC) {
+                sum.sum_of_squares += sum_of_squares(d->sum + piece->at, piece->length);
+            }
+        }
+        out[i] = sum;
+    }
+    return SFC_OK;
+}
+
+static void update_statistics(float *restrict w, const float *restrict mean, uint64_t n, float rate)
+{
+    for (uint64_t k = 0; k < n; k++) {
+        w[k] = (1 - rate) * w[k] + rate * mean[k];
+    }
+}
+
+struct update {
+    float clip, decay, momentum, lr;
+};
+
+static void update_weights(float *restrict w, float *restrict m, const float *restrict sum,
+                           uint64_t n, struct update u)
+{
+    for (uint64_t k = 0; k < n; k++) {
+        float g = u.clip * sum[k] + u.decay * w[k];
+        m[k] = u.momentum * m[k] + g;
+        w[k] -= u.lr * m[k];
+    }
+}
+
+int sfc_cpu_dense_commit(struct sfc_dense *dense, double clip_scale, double lr,
+                         struct sfc_error *err)
+{
+    (void)err;
+    struct cpu_dense *d = (struct cpu_dense *)dense;
+    const struct sfc_dense_config *c = &dense->config;
+    for (size_t p = 0; p < d->first_piece[dense->block_count]; p++) {
+        const struct piece *piece = &d->pieces[p];
+        float *w = d->values + piece->at;
+        const float *sum = d->sum + piece->at;
+        if (piece->role == SFC_DENSE_STATISTIC) {
+            update_statistics(w, sum, piece->length, (float)c->statistic_momentum);
+            continue;
+        }
+        struct update u = {
+            .clip = (float)clip_scale,
+            .decay = piece->role == SFC_DENSE_WEIGHT ? (float)c->weight_decay : 0,
+            .momentum = (float)c->momentum,
+            .lr = (float)lr,
+        };
+        update_weights(w, d->momentum + piece->at, sum, piece->length, u);
+    }
+    return SFC_OK;
+}
