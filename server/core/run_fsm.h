@@ -1,0 +1,242 @@
+/* The scheduler's machine of one run: tickets, commit, holds, pause, sessions, restart.
+ *
+ *                 all OpenRun (and START with load)
+ *   IDLE  LOADING -------------------------------> RUNNING <--RESUME-- PAUSED
+ *                                        restore --^  | ^ '--PAUSE-------^
+ *                            hold reached / released  | |
+ *                                          HELD <-----' | '-RESUME, DROP- BLOCKED  (3 failures, 10
+ * skips) last step committed and acknowledged: FINISHED;  a shard lost its blocks: FAILED;  STOP:
+ * IDLE
+ *
+ * The daemon turns calls into events with a token (any number but 0 that names the waiting call)
+ * and carries out the actions, in order, before the next event. Every token gets exactly one reply
+ * action, now or at a later event; after CANCEL it gets none. Every SEND_* gets exactly one
+ * SHARD_REPLY (a transport failure is a reply with its code); SEND_* is emitted again when that
+ * says "unavailable". Every WRITE_RECORD gets exactly one RECORD_DURABLE or RECORD_FAILED. TICK at
+ * least every 250 ms. Texts in actions live until the next event. */
+#ifndef SFC_CORE_RUN_FSM_H
+#define SFC_CORE_RUN_FSM_H
+
+#include "server/core/commit_fsm.h"
+#include "server/core/schedule.h"
+#include "server/core/tickets.h"
+
+#define SFC_SKIPPED_LIMIT 10u
+#define SFC_MAX_HOLDS     8u
+
+enum sfc_run_state {
+    SFC_RUN_IDLE, /* stopped: blocks are freed */
+    SFC_RUN_LOADING,
+    SFC_RUN_RUNNING,
+    SFC_RUN_PAUSED,
+    SFC_RUN_HELD,
+    SFC_RUN_BLOCKED,
+    SFC_RUN_FINISHED,
+    SFC_RUN_FAILED,
+};
+const char *sfc_run_state_name(enum sfc_run_state state); /* "running" */
+
+struct sfc_run_config {
+    uint64_t run_id;
+    uint64_t incarnation; /* of the scheduler, durable before the first event */
+    uint32_t shards;      /* of the map; events and actions name shards by index in the map */
+    uint64_t map_version;
+    uint64_t classes;
+    uint32_t global_batch;
+    uint32_t micro_batch;
+    uint32_t dense_blocks;
+    double clip;
+    struct sfc_schedule schedule; /* .steps is the last step */
+    uint64_t start_step;          /* committed at the beginning: 0, or the checkpoint's */
+    bool load;                    /* wait for START after OpenRun */
+    bool session;                 /* data set kind SESSION */
+    /* limits and times; 0 = default */
+    uint32_t lead_steps;       /* 3 */
+    uint32_t max_waiting;      /* 1024 waiting calls */
+    uint64_t ticket_wait_ms;   /* 2000: then "nothing now, ask again" */
+    uint64_t data_timeout_ms;  /* 30000 */
+    uint64_t grant_timeout_ms; /* 120000 */
+    uint64_t retry_ms;         /* 200 */
+    uint64_t hold_lease_ms;    /* 10000 */
+    uint64_t hold_wait_ms;     /* 1000 */
+};
+
+/* What a restarted scheduler read from its store. */
+struct sfc_run_restore {
+    bool has_record; /* false: no step was committed in the store (step = start_step) */
+    struct sfc_commit_record record; /* of the last committed step */
+    enum sfc_run_state state;        /* LOADING: OpenRun is sent again to shards without the run (no
+                                        record yet); otherwise the run's blocks must be there */
+};
+
+enum sfc_run_event_type {
+    SFC_EV_TICK,
+    SFC_EV_TICKET,       /* token, worker, data (kind) */
+    SFC_EV_ANNOUNCE,     /* token, worker or session, step, j, labels, count */
+    SFC_EV_DONE,         /* token, worker or session, step, j, done */
+    SFC_EV_GIVE_UP,      /* token, worker, step, j, attempt, data, code, text */
+    SFC_EV_WORKER_DIED,  /* worker (Leave counts as well) */
+    SFC_EV_CANCEL,       /* token: the waiting call was cancelled */
+    SFC_EV_OPEN_SESSION, /* token */
+    SFC_EV_HOLD,         /* token, hold_id (0 = new), step (0 = next boundary) */
+    SFC_EV_RELEASE,      /* token, hold_id */
+    SFC_EV_START,
+    SFC_EV_PAUSE,
+    SFC_EV_RESUME,
+    SFC_EV_STOP,        /* token */
+    SFC_EV_DROP,        /* token, step, j */
+    SFC_EV_SHARD_REPLY, /* shard, duty, step, round (as in the SEND), code, text; prepare */
+    SFC_EV_SHARD_BACK,  /* shard, shard_run_id, step (applied), prepared_step: it registered again
+                           with the same boot id (or for the first time since our restart) */
+    SFC_EV_SHARD_LOST,  /* shard, text: it restarted and lost its memory */
+    SFC_EV_SHARD_GONE,  /* shard: silent for its lease; only shown in the reason */
+    SFC_EV_RECORD_DURABLE, /* step */
+    SFC_EV_RECORD_FAILED,  /* step, text: the run fails */
+};
+
+struct sfc_run_prepare_reply {
+    bool ready;
+    bool head_finite;
+    const struct sfc_dense_report *reports;
+    uint32_t report_count;
+    const uint32_t *missing; /* micro-batches; only for the reason text */
+    uint32_t missing_count;
+};
+
+struct sfc_run_event {
+    enum sfc_run_event_type type;
+    uint64_t now_ms;
+    uint64_t token;
+    uint64_t worker;
+    uint64_t session;
+    uint64_t step;
+    uint32_t j;
+    struct sfc_attempt attempt;
+    const uint64_t *labels;
+    uint32_t count;
+    const struct sfc_done *done;
+    bool data;
+    int code;
+    const char *text;
+    uint64_t hold_id;
+    uint32_t shard;
+    enum sfc_duty duty;
+    struct sfc_attempt round;
+    struct sfc_run_prepare_reply prepare;
+    uint64_t shard_run_id;
+    uint64_t prepared_step;
+};
+
+enum sfc_run_action_type {
+    SFC_ACT_SEND,         /* shard, duty, step, round; for Commit: record; for Plan: lr and
+                             sfc_run_labels(); for Prepare: sfc_run_done() of each j */
+    SFC_ACT_WRITE_RECORD, /* record; attempts, digests and labels from sfc_run_done(), _labels() */
+    SFC_ACT_REPLY, /* token, code, text: Announce, GiveUp, Release, controls; and any failure */
+    SFC_ACT_REPLY_TICKET,  /* token, granted, data, step, j, attempt, dropped */
+    SFC_ACT_REPLY_DONE,    /* token, accepted */
+    SFC_ACT_REPLY_SESSION, /* token, session, step (next), attempt */
+    SFC_ACT_REPLY_HOLD,    /* token, hold_id, held, step */
+    SFC_ACT_COMMITTED,     /* step, record: for statistics and history */
+    SFC_ACT_STATE,         /* state, text (reason): it changed; make it durable */
+};
+
+struct sfc_run_action {
+    enum sfc_run_action_type type;
+    uint64_t token;
+    int code;
+    const char *text;
+    uint32_t shard;
+    enum sfc_duty duty;
+    uint64_t step;
+    uint32_t j;
+    struct sfc_attempt round;
+    struct sfc_attempt attempt;
+    double lr;
+    struct sfc_commit_record record;
+    bool granted;
+    bool data;
+    bool dropped;
+    bool accepted;
+    bool held;
+    uint64_t hold_id;
+    uint64_t session;
+    enum sfc_run_state state;
+};
+
+struct sfc_run_actions {
+    struct sfc_run_action *items; /* owned */
+    size_t count;
+    size_t capacity;
+};
+
+enum sfc_waiting_kind {
+    SFC_WAITING_NONE,
+    SFC_WAITING_DATA,
+    SFC_WAITING_GRANT,
+    SFC_WAITING_HOLD,
+    SFC_WAITING_SESSION
+};
+
+struct sfc_waiting {
+    enum sfc_waiting_kind kind;
+    uint64_t token;
+    uint64_t worker;
+    uint64_t hold_id;
+    uint64_t since_ms;
+};
+
+struct sfc_hold {
+    uint64_t id; /* 0 = free */
+    uint64_t at_step;
+    uint64_t seen_ms;
+};
+
+struct sfc_run_fsm {
+    struct sfc_run_config config;
+    enum sfc_run_state state;
+    char reason[512];
+    struct sfc_tickets tickets;
+    struct sfc_commit_fsm commit;
+    bool paused; /* by a person */
+    bool blocked;
+    uint32_t blocked_j;          /* UINT32_MAX: not a micro-batch */
+    bool started;                /* past LOADING */
+    bool restoring;              /* waits for shards to report after a restart */
+    bool *shard_known;           /* [shards] reported since our restart */
+    bool *shard_gone;            /* [shards] */
+    struct sfc_waiting *waiting; /* ring in order of arrival */
+    uint32_t waiting_count;
+    struct sfc_hold holds[SFC_MAX_HOLDS];
+    uint64_t next_hold;
+    uint64_t session; /* 0 = none */
+    struct sfc_attempt session_attempt;
+    bool session_wanted;
+    struct sfc_error error;
+};
+
+/* Allocates everything. restore NULL: a new run, in LOADING; the first event sends OpenRun. */
+int sfc_run_init(struct sfc_run_fsm *run, const struct sfc_run_config *config,
+                 const struct sfc_run_restore *restore, struct sfc_error *err);
+void sfc_run_free(struct sfc_run_fsm *run); /* all-zero is fine; waiting tokens get no reply */
+int sfc_run_actions_init(struct sfc_run_actions *actions, const struct sfc_run_fsm *run,
+                         struct sfc_error *err);
+void sfc_run_actions_free(struct sfc_run_actions *actions);
+
+/* actions is emptied first. Never fails: errors are replies or states. */
+void sfc_run_step(struct sfc_run_fsm *run, const struct sfc_run_event *event,
+                  struct sfc_run_actions *actions);
+
+uint64_t sfc_run_committed(const struct sfc_run_fsm *run);
+/* [global_batch] of a step that is complete, or NULL; until the step is committed. */
+const uint64_t *sfc_run_labels(struct sfc_run_fsm *run, uint64_t step);
+/* Of the open step from PREPARE until the record is durable; NULL before. */
+const struct sfc_done *sfc_run_done(const struct sfc_run_fsm *run, uint32_t j);
+/* Grants that a worker holds now. */
+uint32_t sfc_run_held(const struct sfc_run_fsm *run, uint64_t worker);
+/* What a running run waits for, for people ("labels of step 5: 3 of 4"). out is always terminated.
+ */
+void sfc_run_waits_for(struct sfc_run_fsm *run, char *out, size_t size);
+/* Failures that say nothing about the micro-batch or the peer's state: try again. */
+bool sfc_run_transient(int code);
+
+#endif

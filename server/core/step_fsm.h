@@ -1,0 +1,206 @@
+/* The shard's machine of one run.
+ *
+ *   applied = t-1                          Plan(t)                    plan job done
+ *      IDLE ------------------------------------------> SAMPLING ---------------------> OPEN
+ *       ^ ^                                                                              | Prepare,
+ * all | '--------- Abort (a new round: plans and attempts are void) <--- any           v complete
+ *       '-- commit job done, applied = t <-- COMMITTING <-- Commit -- READY <-job done- PREPARING
+ *
+ * - Plan(t+1) may come while t is open: it is kept and sampled only after Commit(t) is applied.
+ * - Calls of a step whose plan or commit isn't here yet are parked (bounded).
+ * - A READY shard waits for Commit or Abort; it never decides by time.
+ * - Anything of another run, incarnation, round, map version or step is refused with SFC_ESTALE.
+ * - Answers of t are kept until t+1 commits: generation = step & 1; answer memory is [2][slots].
+ *
+ * The daemon turns calls into events with a token and carries out the actions in order. Every token
+ * gets exactly one REPLY, REPLY_PREPARE or FAIL (CANCEL of a parked call: FAIL; of any other: its
+ * usual reply). START actions form one FIFO queue to the compute thread; each gets exactly one
+ * JOB_DONE, in that order. Texts and arrays in actions live until the next event. */
+#ifndef SFC_CORE_STEP_FSM_H
+#define SFC_CORE_STEP_FSM_H
+
+#include "server/core/attempts.h"
+
+struct sfc_step_config {
+    uint64_t run_id;
+    uint64_t incarnation;
+    uint64_t map_version;
+    uint64_t start_step; /* applied at the beginning */
+    uint32_t global_batch;
+    uint32_t micro_batch;
+    uint32_t slots;        /* 0 = J + 2 */
+    uint32_t dense_blocks; /* own; 0 = no PushDense needed */
+    uint32_t max_parked;   /* 0 = 1024 */
+};
+
+enum sfc_step_phase {
+    SFC_STEP_IDLE,
+    SFC_STEP_SAMPLING,
+    SFC_STEP_OPEN,
+    SFC_STEP_PREPARING,
+    SFC_STEP_READY,
+    SFC_STEP_COMMITTING,
+    SFC_STEP_FAILED, /* a plan, prepare or commit job failed: the state can't be trusted */
+};
+const char *sfc_step_phase_name(enum sfc_step_phase phase);
+
+enum sfc_step_event_type {
+    SFC_SE_PLAN,   /* token, run_id, round, step, map_version, lr, labels */
+    SFC_SE_LOGITS, /* token, run_id, step, j, attempt, map_version, digest */
+    SFC_SE_GRADIENT,
+    SFC_SE_DENSE,
+    SFC_SE_PREPARE, /* token, run_id, round, step, prepared[] in order of j */
+    SFC_SE_COMMIT, /* token, run_id, incarnation, round (of the Prepare), step, clip_scale, apply */
+    SFC_SE_ABORT,  /* token, run_id, round (new), step */
+    SFC_SE_PULL,   /* token, run_id, step, map_version */
+    SFC_SE_CANCEL, /* token */
+    SFC_SE_JOB_DONE, /* job, code, text, and by kind: head_digest, dense_digests, sums */
+};
+
+struct sfc_prepared {
+    struct sfc_attempt attempt;
+    struct sfc_head_digest head_digest;
+    const uint64_t *dense_digests; /* [own dense blocks] in block order */
+};
+
+struct sfc_own_dense_sum {
+    double sum_of_squares;
+    bool finite;
+};
+
+struct sfc_step_event {
+    enum sfc_step_event_type type;
+    uint64_t token;
+    uint64_t run_id;
+    uint64_t incarnation; /* of the sender; Plan, Prepare and Abort: = round.incarnation */
+    struct sfc_attempt round;
+    uint64_t step;
+    uint64_t map_version;
+    uint32_t j;
+    struct sfc_attempt attempt;
+    uint64_t digest; /* XXH3-64 of the payload */
+    double lr;
+    const uint64_t *labels; /* [count]; copied */
+    uint32_t count;
+    const struct sfc_prepared *prepared; /* [prepared_count] */
+    uint32_t prepared_count;
+    double clip_scale;
+    bool apply;
+    /* JOB_DONE */
+    uint64_t job;
+    int code;
+    const char *text;
+    struct sfc_head_digest head_digest;   /* GRADIENT jobs */
+    const uint64_t *dense_digests;        /* DENSE jobs: [own dense blocks] */
+    const struct sfc_own_dense_sum *sums; /* PREPARE jobs: [own dense blocks] */
+    bool head_finite;                     /* PREPARE jobs */
+};
+
+enum sfc_job_kind {
+    SFC_JOB_PLAN,   /* step; labels: sfc_step_labels() */
+    SFC_JOB_LOGITS, /* token (its payload), step, generation, slot, j */
+    SFC_JOB_GRADIENT,
+    SFC_JOB_DENSE,
+    SFC_JOB_PREPARE, /* slots [J] */
+    SFC_JOB_COMMIT,  /* slots [J], lr, clip_scale, apply (false: touch nothing) */
+    SFC_JOB_PULL,    /* token */
+};
+
+enum sfc_step_action_type {
+    SFC_SA_START, /* job, kind and its fields */
+    SFC_SA_REPLY, /* token, call: the answer in (generation, slot) for LOGITS, GRADIENT; else
+                     plain success with `step` */
+    SFC_SA_REPLY_PREPARE, /* token, ready, missing[], sums[], head_finite */
+    SFC_SA_FAIL,          /* token, code, text */
+};
+
+struct sfc_step_action {
+    enum sfc_step_action_type type;
+    uint64_t token;
+    enum sfc_step_event_type call; /* of the token */
+    uint64_t job;
+    enum sfc_job_kind kind;
+    uint64_t step;
+    uint32_t generation;
+    uint32_t slot;
+    uint32_t j;
+    const uint32_t *slots; /* [J] */
+    double lr;
+    double clip_scale;
+    bool apply;
+    bool ready;
+    bool head_finite;
+    const uint32_t *missing;
+    uint32_t missing_count;
+    const struct sfc_own_dense_sum *sums;
+    int code;
+    const char *text;
+};
+
+struct sfc_step_actions {
+    struct sfc_step_action *items; /* owned */
+    size_t count;
+    size_t capacity;
+};
+
+struct sfc_step_plan {
+    uint64_t step; /* 0 = none */
+    double lr;
+    uint64_t *labels; /* [global_batch] */
+};
+
+struct sfc_step_job {
+    uint64_t id;
+    enum sfc_job_kind kind;
+    uint64_t token;
+    uint64_t step;
+    uint32_t generation;
+    uint32_t slot;
+    bool stale; /* an Abort came meanwhile: the result is dropped */
+};
+
+struct sfc_parked {
+    struct sfc_step_event event; /* without pointers */
+};
+
+struct sfc_step_fsm {
+    struct sfc_step_config config;
+    uint32_t micro_batches;
+    enum sfc_step_phase phase;
+    uint64_t applied;
+    struct sfc_attempt round;
+    struct sfc_step_plan plans[2];   /* by step & 1 */
+    struct sfc_attempts attempts[2]; /* by step & 1 */
+    uint32_t *slots;                 /* [J] chosen by Prepare */
+    struct sfc_prepared *prepared;   /* [J] */
+    struct sfc_own_dense_sum *sums;
+    bool head_finite;
+    uint64_t prepare_token, commit_token; /* calls that wait for the job; 0 = none */
+    uint32_t *missing;
+    struct sfc_step_job *jobs; /* FIFO ring of running jobs */
+    uint32_t job_head, job_count, job_capacity;
+    uint64_t next_job;
+    struct sfc_parked *parked;
+    uint32_t parked_count;
+    char failure[512];
+    struct sfc_error error;
+};
+
+int sfc_step_init(struct sfc_step_fsm *s, const struct sfc_step_config *config,
+                  struct sfc_error *err);
+void sfc_step_free(struct sfc_step_fsm *s); /* all-zero is fine; waiting tokens get no reply */
+int sfc_step_actions_init(struct sfc_step_actions *actions, const struct sfc_step_fsm *s,
+                          struct sfc_error *err);
+void sfc_step_actions_free(struct sfc_step_actions *actions);
+
+/* actions is emptied first. Never fails: errors are FAIL actions. */
+void sfc_step_step(struct sfc_step_fsm *s, const struct sfc_step_event *event,
+                   struct sfc_step_actions *actions);
+
+uint64_t sfc_step_applied(const struct sfc_step_fsm *s);
+/* For RegisterShard: the step that is READY or COMMITTING, else 0. */
+uint64_t sfc_step_prepared(const struct sfc_step_fsm *s);
+/* Labels of the plan of a step [global_batch]; NULL when there is none. */
+const uint64_t *sfc_step_labels(const struct sfc_step_fsm *s, uint64_t step);
+
+#endif

@@ -1,0 +1,106 @@
+/* Tickets of a run: who reads and who computes which micro-batch.
+ *
+ * DATA tickets run ahead of the open step (the oldest uncommitted one) by a bounded number of
+ * steps; COMPUTE grants exist only for the open step, once its labels are complete.
+ *
+ *   data (t, j):     free --give--> out --announce--> announced   (out -> free: death, give-up,
+ * timeout) compute (t, j):  free --grant--> granted --done--> done       (granted -> free: the
+ * same)
+ *
+ * Labels are facts of the data set: an announcement survives its worker. At most one grant of (t,
+ * j) is out at a time; every grant has a new attempt number. Used by run_fsm, which owns the
+ * policy. */
+#ifndef SFC_CORE_TICKETS_H
+#define SFC_CORE_TICKETS_H
+
+#include "server/core/types.h"
+
+#define SFC_ATTEMPT_LIMIT 3u
+
+struct sfc_tickets_config {
+    uint64_t classes;
+    uint32_t micro_batches; /* J */
+    uint32_t micro_batch;   /* rows */
+    uint32_t lead_steps;    /* data tickets exist for open step .. open step + lead */
+    uint64_t last_step;
+    uint64_t data_timeout_ms; /* a ticket without an answer for so long is given again */
+    uint64_t grant_timeout_ms;
+};
+
+enum sfc_ticket_state { SFC_TICKET_FREE, SFC_TICKET_OUT, SFC_TICKET_DONE };
+
+struct sfc_micro_batch {
+    enum sfc_ticket_state data;
+    uint64_t data_worker; /* holder, then announcer */
+    uint64_t data_since_ms;
+    uint32_t data_failures;
+    enum sfc_ticket_state grant; /* open step only */
+    uint64_t grant_worker;
+    uint64_t grant_since_ms;
+    struct sfc_attempt attempt; /* of the last grant */
+    uint32_t failures;
+    bool dropped;
+};
+
+struct sfc_ticket_step {
+    uint64_t step;
+    uint32_t announced;
+    uint32_t done;
+    struct sfc_micro_batch *micro_batches; /* [J] */
+    uint64_t *labels;                      /* [J * micro_batch] */
+};
+
+struct sfc_tickets {
+    struct sfc_tickets_config config;
+    uint64_t open_step;            /* oldest uncommitted step */
+    struct sfc_attempt last;       /* greatest attempt number given so far */
+    struct sfc_ticket_step *steps; /* ring of lead + 1 */
+};
+
+int sfc_tickets_init(struct sfc_tickets *t, const struct sfc_tickets_config *config,
+                     uint64_t incarnation, uint64_t open_step, struct sfc_error *err);
+void sfc_tickets_free(struct sfc_tickets *t);
+
+/* NULL: the step is outside the window. */
+struct sfc_ticket_step *sfc_tickets_step(struct sfc_tickets *t, uint64_t step);
+bool sfc_tickets_complete(struct sfc_tickets *t, uint64_t step); /* all labels of the step are in */
+
+/* The lowest free data ticket; false: none now. */
+bool sfc_tickets_give_data(struct sfc_tickets *t, uint64_t worker, uint64_t now_ms, uint64_t *step,
+                           uint32_t *j);
+/* A grant of the open step; prefers micro-batches that this worker announced, then those whose
+ * announcer holds no preference (alive() says no), then any. false: none now. */
+bool sfc_tickets_give_grant(struct sfc_tickets *t, uint64_t worker, uint64_t now_ms,
+                            bool (*alive)(void *ctx, uint64_t worker), void *ctx, uint32_t *j,
+                            struct sfc_attempt *attempt);
+
+/* Labels of (step, j): idempotent. *complete: this call completed the step's labels. SFC_ECONFLICT:
+ * other labels were announced before (row and both values in the message). SFC_EINVAL: a label out
+ * of range. SFC_ESTATE: a step beyond the window. Steps before the open one are accepted and
+ * ignored. */
+int sfc_tickets_announce(struct sfc_tickets *t, uint64_t worker, uint64_t step, uint32_t j,
+                         const uint64_t *labels, uint32_t count, bool *complete,
+                         struct sfc_error *err);
+/* True when `attempt` is the grant of (open step, j) that is out; it becomes done. */
+bool sfc_tickets_done(struct sfc_tickets *t, uint32_t j, struct sfc_attempt attempt);
+
+/* A grant or data ticket comes back. counts: it failed by itself (not: its worker died or lost its
+ * connection). Returns true when this was failure number SFC_ATTEMPT_LIMIT: the run must block.
+ * Unknown tickets are ignored. */
+bool sfc_tickets_return_grant(struct sfc_tickets *t, uint64_t step, uint32_t j,
+                              struct sfc_attempt attempt, bool counts);
+bool sfc_tickets_return_data(struct sfc_tickets *t, uint64_t worker, uint64_t step, uint32_t j,
+                             bool counts);
+void sfc_tickets_worker_died(struct sfc_tickets *t, uint64_t worker);
+void sfc_tickets_tick(struct sfc_tickets *t, uint64_t now_ms); /* timeouts */
+
+/* Weight 0 for every row of (open step, j): labels become NONE, failures are forgotten. */
+void sfc_tickets_drop(struct sfc_tickets *t, uint32_t j);
+/* All grants of the open step are void; returns the new round. */
+struct sfc_attempt sfc_tickets_new_round(struct sfc_tickets *t);
+void sfc_tickets_forgive(struct sfc_tickets *t); /* failures of the window are forgotten */
+/* The open step is committed: the next opens. */
+void sfc_tickets_advance(struct sfc_tickets *t);
+uint32_t sfc_tickets_held(const struct sfc_tickets *t, uint64_t worker); /* grants out */
+
+#endif
