@@ -1,0 +1,210 @@
+#include "server/run/run_setup.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define STATISTIC_MOMENTUM 0.1
+
+static uint64_t divide_up(uint64_t a, uint64_t b)
+{
+    return a / b + (a % b != 0);
+}
+
+static bool is(const char *text, const char *word)
+{
+    return text && strcmp(text, word) == 0;
+}
+
+static int head_options(struct sfc_head_config *head, const Shardfc__V1__RunConfig *c,
+                        struct sfc_error *err)
+{
+    if (is(c->margin_grad, "exact"))
+        head->margin_grad = SFC_MARGIN_GRAD_EXACT;
+    else if (is(c->margin_grad, "identity"))
+        head->margin_grad = SFC_MARGIN_GRAD_IDENTITY;
+    else
+        return sfc_fail(err, SFC_EINVAL, "margin_grad: '%s' is not exact or identity", c->margin_grad);
+    if (is(c->correction, "none"))
+        head->correction = SFC_CORRECTION_NONE;
+    else if (is(c->correction, "logq"))
+        head->correction = SFC_CORRECTION_LOGQ;
+    else
+        return sfc_fail(err, SFC_EINVAL, "correction: '%s' is not none or logq", c->correction);
+    if (is(c->dtype, "f32"))
+        head->dtype = SFC_DTYPE_F32;
+    else if (is(c->dtype, "bf16"))
+        head->dtype = SFC_DTYPE_BF16;
+    else
+        return sfc_fail(err, SFC_EINVAL, "dtype: '%s' is not f32 or bf16", c->dtype);
+    if (is(c->optimizer, "sgd"))
+        head->optimizer = SFC_OPTIMIZER_SGD;
+    else if (is(c->optimizer, "adamw"))
+        head->optimizer = SFC_OPTIMIZER_ADAMW;
+    else
+        return sfc_fail(err, SFC_EINVAL, "optimizer: '%s' is not sgd or adamw", c->optimizer);
+    if (is(c->momentum_mode, "sampled"))
+        head->momentum_mode = SFC_MOMENTUM_SAMPLED;
+    else if (is(c->momentum_mode, "dense"))
+        head->momentum_mode = SFC_MOMENTUM_DENSE;
+    else
+        return sfc_fail(err, SFC_EINVAL, "momentum_mode: '%s' is not sampled or dense",
+                        c->momentum_mode);
+    return SFC_OK;
+}
+
+static int head_setup(struct sfc_run_setup *setup, const Shardfc__V1__RunConfig *c,
+                      struct sfc_error *err)
+{
+    if (c->micro_batch == 0 || c->global_batch == 0 || c->global_batch % c->micro_batch != 0)
+        return sfc_fail(err, SFC_EINVAL, "global_batch %u is not a multiple of micro_batch %u",
+                        c->global_batch, c->micro_batch);
+    if (c->classes == 0 || c->dim == 0 || c->block_size == 0)
+        return sfc_fail(err, SFC_EINVAL, "classes, dim and block_size must be at least 1");
+    setup->micro_batches = c->global_batch / c->micro_batch;
+    setup->slots = setup->micro_batches + SFC_RUN_SPARE_SLOTS;
+    setup->head = (struct sfc_head_config){
+        .seed = c->seed,
+        .classes = c->classes,
+        .dim = c->dim,
+        .block_size = c->block_size,
+        .sample_ppm = c->sample_ppm,
+        .batch = c->global_batch,
+        .micro_batch = c->micro_batch,
+        .slots = setup->slots,
+        .margin_m1 = c->margin_m1,
+        .margin_m2 = c->margin_m2,
+        .margin_m3 = c->margin_m3,
+        .scale = c->scale,
+        .has_filter = c->has_filter,
+        .filter = c->filter,
+        .momentum = c->momentum,
+        .weight_decay = c->weight_decay,
+        .init_std = c->init_std,
+    };
+    setup->class_blocks = divide_up(c->classes, c->block_size);
+    return head_options(&setup->head, c, err);
+}
+
+static int segment_setup(struct sfc_dense_segment *out, const Shardfc__V1__DenseSegment *s,
+                         uint64_t offset, struct sfc_error *err)
+{
+    uint64_t length = 1;
+    for (size_t i = 0; i < s->n_shape; i++) {
+        if (s->shape[i] == 0 || length > (UINT64_C(1) << 40) / s->shape[i])
+            return sfc_fail(err, SFC_EINVAL, "segment %s: impossible shape", s->name);
+        length *= s->shape[i];
+    }
+    if (s->role > SHARDFC__V1__DENSE_SEGMENT__ROLE__STATISTIC)
+        return sfc_fail(err, SFC_EINVAL, "segment %s: unknown role %d", s->name, (int)s->role);
+    *out = (struct sfc_dense_segment){.offset = offset,
+                                      .length = length,
+                                      .role = (enum sfc_dense_role)s->role,
+                                      .init_mean = s->init_mean,
+                                      .init_std = s->init_std};
+    return SFC_OK;
+}
+
+static int dense_setup(struct sfc_run_setup *setup, const Shardfc__V1__RunConfig *c,
+                       struct sfc_error *err)
+{
+    if (c->n_segments == 0)
+        return SFC_OK;
+    if (c->dense_block_size == 0)
+        return sfc_fail(err, SFC_EINVAL, "dense_block_size must be at least 1");
+    setup->segments = calloc(c->n_segments, sizeof *setup->segments);
+    if (!setup->segments)
+        return sfc_fail(err, SFC_ENOMEM, "%zu segments", c->n_segments);
+    uint64_t offset = 0;
+    for (size_t i = 0; i < c->n_segments; i++) {
+        int code = segment_setup(&setup->segments[i], c->segments[i], offset, err);
+        if (code != SFC_OK)
+            return code;
+        offset += setup->segments[i].length;
+    }
+    setup->dense = (struct sfc_dense_config){
+        .seed = c->seed,
+        .size = offset,
+        .block_size = c->dense_block_size,
+        .slots = setup->slots,
+        .micro_batches = setup->micro_batches,
+        .segments = setup->segments,
+        .segment_count = c->n_segments,
+        .momentum = c->momentum,
+        .weight_decay = c->weight_decay,
+        .statistic_momentum = STATISTIC_MOMENTUM,
+    };
+    setup->dense_blocks = divide_up(offset, c->dense_block_size);
+    return SFC_OK;
+}
+
+int sfc_run_setup_init(struct sfc_run_setup *setup, const Shardfc__V1__RunConfig *config,
+                       struct sfc_error *err)
+{
+    struct sfc_run_setup s = {0};
+    int code = head_setup(&s, config, err);
+    if (code == SFC_OK)
+        code = dense_setup(&s, config, err);
+    if (code == SFC_OK)
+        *setup = s;
+    else
+        sfc_run_setup_close(&s);
+    return code;
+}
+
+void sfc_run_setup_close(struct sfc_run_setup *setup)
+{
+    free(setup->segments);
+    memset(setup, 0, sizeof *setup);
+}
+
+uint64_t sfc_run_dense_length(const struct sfc_run_setup *setup, uint64_t block)
+{
+    uint64_t begin = block * setup->dense.block_size;
+    if (begin >= setup->dense.size)
+        return 0;
+    uint64_t rest = setup->dense.size - begin;
+    return rest < setup->dense.block_size ? rest : setup->dense.block_size;
+}
+
+uint64_t sfc_run_class_rows(const struct sfc_run_setup *setup, const uint64_t *blocks, size_t count)
+{
+    uint64_t rows = 0;
+    for (size_t i = 0; i < count; i++)
+        rows += sfc_head_block_rows(&setup->head, blocks[i]);
+    return rows;
+}
+
+uint64_t sfc_run_dense_floats(const struct sfc_run_setup *setup, const uint64_t *blocks, size_t count)
+{
+    uint64_t floats = 0;
+    for (size_t i = 0; i < count; i++)
+        floats += sfc_run_dense_length(setup, blocks[i]);
+    return floats;
+}
+
+static uint64_t memory_sum(const struct sfc_memory *m)
+{
+    return m->state_bytes + m->step_bytes + m->scratch_bytes;
+}
+
+int sfc_run_setup_memory(const struct sfc_run_setup *setup, const struct sfc_backend *backend,
+                         const uint64_t *class_blocks, size_t class_count,
+                         const uint64_t *dense_blocks, size_t dense_count,
+                         struct sfc_run_memory *out, struct sfc_error *err)
+{
+    struct sfc_run_memory m = {0};
+    int code = SFC_OK;
+    if (class_count > 0)
+        code = sfc_head_memory(backend, &setup->head, class_blocks, class_count, &m.head, err);
+    if (code == SFC_OK && dense_count > 0)
+        code = sfc_dense_memory(backend, &setup->dense, dense_blocks, dense_count, &m.dense, err);
+    if (code != SFC_OK)
+        return code;
+    uint64_t rows = (uint64_t)setup->slots * setup->head.micro_batch;
+    uint64_t row_bytes = 32 + 4 + 1 + (uint64_t)setup->head.dim * 8; /* sum, logit, flag, dx */
+    m.answers = rows * row_bytes + (uint64_t)setup->head.batch * 8 +
+                2 * sfc_run_dense_floats(setup, dense_blocks, dense_count) * 4;
+    m.total = memory_sum(&m.head) + memory_sum(&m.dense) + m.answers;
+    *out = m;
+    return SFC_OK;
+}

@@ -1,0 +1,47 @@
+/* From a run's configuration (a protocol message) to what the kernels take, with the memory of any set
+ * of blocks. Scheduler (to place and refuse) and shard (to open) use the same numbers. */
+#ifndef SFC_RUN_SETUP_H
+#define SFC_RUN_SETUP_H
+
+#include "kernels/backend.h"
+#include "proto/base/status.h"
+#include "proto/shardfc.pb-c.h"
+
+/* Attempts that a shard keeps beyond one per micro-batch: a straggler and its replacement side by side. */
+#define SFC_RUN_SPARE_SLOTS 2u
+
+struct sfc_run_setup {
+    struct sfc_head_config head;
+    struct sfc_dense_config dense;      /* size 0: no backbone */
+    struct sfc_dense_segment *segments; /* owned; dense.segments points here */
+    uint64_t class_blocks;
+    uint64_t dense_blocks;
+    uint32_t micro_batches;
+    uint32_t slots;
+};
+
+/* config: already validated by sfc_run_config_check (proto/run_config.h); checked again here as far as
+ * memory safety needs it. Release with sfc_run_setup_close. */
+int sfc_run_setup_init(struct sfc_run_setup *setup, const Shardfc__V1__RunConfig *config,
+                       struct sfc_error *err);
+void sfc_run_setup_close(struct sfc_run_setup *setup); /* zeroed or closed is fine */
+
+/* Floats of a dense block. */
+uint64_t sfc_run_dense_length(const struct sfc_run_setup *setup, uint64_t block);
+/* Rows of a list of class blocks; floats of a list of dense blocks. */
+uint64_t sfc_run_class_rows(const struct sfc_run_setup *setup, const uint64_t *blocks, size_t count);
+uint64_t sfc_run_dense_floats(const struct sfc_run_setup *setup, const uint64_t *blocks, size_t count);
+
+struct sfc_run_memory {
+    struct sfc_memory head;
+    struct sfc_memory dense;
+    uint64_t answers; /* answers kept per slot, pulled parameters, labels */
+    uint64_t total;
+};
+/* What a shard with these blocks uses, before anything is allocated. */
+int sfc_run_setup_memory(const struct sfc_run_setup *setup, const struct sfc_backend *backend,
+                         const uint64_t *class_blocks, size_t class_count,
+                         const uint64_t *dense_blocks, size_t dense_count,
+                         struct sfc_run_memory *out, struct sfc_error *err);
+
+#endif

@@ -1,0 +1,324 @@
+#include "server/shard/compute.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { JOIN_MAX = 64 };
+
+struct job_list {
+    struct sfc_job *head;
+    struct sfc_job **tail;
+};
+
+struct sfc_compute {
+    struct sfc_backend *backend;
+    sfc_compute_post post;
+    void *post_ctx;
+    pthread_t thread;
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+    bool stopping;          /* under mutex */
+    bool delivery_posted;   /* under mutex: a deliver call is on its way to the loop */
+    struct job_list queue;  /* under mutex */
+    struct job_list ready;  /* under mutex */
+    /* of the compute thread */
+    struct sfc_head *head;
+    struct sfc_dense *dense;
+    uint32_t micro_batch, dim;
+    size_t dense_blocks;
+};
+
+static void list_init(struct job_list *list)
+{
+    list->head = NULL;
+    list->tail = &list->head;
+}
+
+static void list_push(struct job_list *list, struct sfc_job *job)
+{
+    job->next = NULL;
+    *list->tail = job;
+    list->tail = &job->next;
+}
+
+static struct sfc_job *list_pop(struct job_list *list)
+{
+    struct sfc_job *job = list->head;
+    if (!job)
+        return NULL;
+    list->head = job->next;
+    if (!list->head)
+        list->tail = &list->head;
+    job->next = NULL;
+    return job;
+}
+
+/* ---- the work of one job */
+
+static void close_run(struct sfc_compute *c)
+{
+    sfc_head_free(c->head);
+    sfc_dense_free(c->dense);
+    c->head = NULL;
+    c->dense = NULL;
+    c->dense_blocks = 0;
+}
+
+static int open_run(struct sfc_compute *c, struct sfc_job *job)
+{
+    close_run(c);
+    const struct sfc_run_setup *setup = job->u.open.setup;
+    c->micro_batch = setup->head.micro_batch;
+    c->dim = setup->head.dim;
+    c->dense_blocks = job->u.open.dense_count;
+    int code = SFC_OK;
+    if (job->u.open.class_count > 0)
+        code = sfc_head_new(c->backend, &setup->head, job->u.open.class_blocks,
+                            job->u.open.class_count, &c->head, &job->error);
+    if (code == SFC_OK && job->u.open.dense_count > 0)
+        code = sfc_dense_new(c->backend, &setup->dense, job->u.open.dense_blocks,
+                             job->u.open.dense_count, &c->dense, &job->error);
+    if (code != SFC_OK)
+        close_run(c);
+    return code;
+}
+
+static int no_head(struct sfc_job *job)
+{
+    return sfc_fail(&job->error, SFC_ESTATE, "this shard owns no class blocks");
+}
+
+static int prepare(struct sfc_compute *c, struct sfc_job *job)
+{
+    if (!c->head)
+        return no_head(job);
+    job->u.prepare.head_finite = sfc_head_finite(c->head, job->u.prepare.slots);
+    if (!c->dense)
+        return SFC_OK;
+    return sfc_dense_prepare(c->dense, job->u.prepare.slots, job->u.prepare.sums, &job->error);
+}
+
+static int commit(struct sfc_compute *c, struct sfc_job *job)
+{
+    if (!c->head)
+        return no_head(job);
+    int code = sfc_head_commit(c->head, job->u.commit.slots, job->u.commit.lr, &job->error);
+    if (code == SFC_OK && c->dense)
+        code = sfc_dense_commit(c->dense, job->u.commit.clip_scale, job->u.commit.lr, &job->error);
+    return code;
+}
+
+static int block_read(struct sfc_compute *c, struct sfc_job *job)
+{
+    if (job->u.block.dense)
+        return c->dense ? sfc_dense_read(c->dense, job->u.block.block, job->u.block.part,
+                                         job->u.block.offset, job->u.block.count, job->u.block.out,
+                                         &job->error)
+                        : sfc_fail(&job->error, SFC_ENOTFOUND, "this shard owns no dense blocks");
+    return c->head ? sfc_head_read(c->head, job->u.block.block, job->u.block.part,
+                                   job->u.block.offset, job->u.block.count, job->u.block.out,
+                                   &job->error)
+                   : no_head(job);
+}
+
+static int block_write(struct sfc_compute *c, struct sfc_job *job)
+{
+    if (job->u.block.dense)
+        return c->dense ? sfc_dense_write(c->dense, job->u.block.block, job->u.block.part,
+                                          job->u.block.offset, job->u.block.count,
+                                          job->u.block.values, &job->error)
+                        : sfc_fail(&job->error, SFC_ENOTFOUND, "this shard owns no dense blocks");
+    return c->head ? sfc_head_write(c->head, job->u.block.block, job->u.block.part,
+                                    job->u.block.offset, job->u.block.count, job->u.block.values,
+                                    &job->error)
+                   : no_head(job);
+}
+
+static int run_one(struct sfc_compute *c, struct sfc_job *job)
+{
+    switch (job->kind) {
+    case SFC_JOB_OPEN:
+        return open_run(c, job);
+    case SFC_JOB_CLOSE:
+        close_run(c);
+        return SFC_OK;
+    case SFC_JOB_PLAN:
+        return c->head ? sfc_head_plan(c->head, job->u.plan.step, job->u.plan.labels,
+                                       &job->u.plan.sampled, &job->error)
+                       : no_head(job);
+    case SFC_JOB_LOGITS:
+        return c->head ? sfc_head_logits(c->head, &job->u.logits, 1, &job->error) : no_head(job);
+    case SFC_JOB_GRADIENT:
+        return c->head ? sfc_head_gradient(c->head, &job->u.gradient, 1, &job->error) : no_head(job);
+    case SFC_JOB_PUSH:
+        return c->dense ? sfc_dense_push(c->dense, job->u.push.slot, job->u.push.slice, &job->error)
+                        : SFC_OK;
+    case SFC_JOB_PREPARE:
+        return prepare(c, job);
+    case SFC_JOB_COMMIT:
+        return commit(c, job);
+    case SFC_JOB_PULL:
+        return c->dense ? sfc_dense_pull(c->dense, job->u.pull.out, &job->error) : SFC_OK;
+    case SFC_JOB_READ:
+        return block_read(c, job);
+    case SFC_JOB_WRITE:
+        return block_write(c, job);
+    }
+    return sfc_fail(&job->error, SFC_EINTERNAL, "unknown job");
+}
+
+/* One backend call for all of them; false: it refused, and each must be asked alone so that one peer's
+ * bad rows fail only that peer's call. */
+static bool run_joined(struct sfc_compute *c, struct sfc_job **jobs, size_t n)
+{
+    if (!c->head)
+        return false;
+    if (jobs[0]->kind == SFC_JOB_LOGITS) {
+        struct sfc_head_logits_item items[JOIN_MAX];
+        for (size_t i = 0; i < n; i++)
+            items[i] = jobs[i]->u.logits;
+        if (sfc_head_logits(c->head, items, n, NULL) != SFC_OK)
+            return false;
+        for (size_t i = 0; i < n; i++)
+            jobs[i]->u.logits = items[i];
+    } else {
+        struct sfc_head_gradient_item items[JOIN_MAX];
+        for (size_t i = 0; i < n; i++)
+            items[i] = jobs[i]->u.gradient;
+        if (sfc_head_gradient(c->head, items, n, NULL) != SFC_OK)
+            return false;
+    }
+    for (size_t i = 0; i < n; i++)
+        jobs[i]->code = SFC_OK;
+    return true;
+}
+
+static void run_jobs(struct sfc_compute *c, struct sfc_job **jobs, size_t n)
+{
+    if (n > 1 && run_joined(c, jobs, n))
+        return;
+    for (size_t i = 0; i < n; i++)
+        jobs[i]->code = run_one(c, jobs[i]);
+}
+
+/* ---- the thread */
+
+static bool joins(const struct sfc_job *first, const struct sfc_job *next)
+{
+    return first->kind == next->kind &&
+           (first->kind == SFC_JOB_LOGITS || first->kind == SFC_JOB_GRADIENT);
+}
+
+static void deliver(void *ctx)
+{
+    struct sfc_compute *c = ctx;
+    pthread_mutex_lock(&c->mutex);
+    c->delivery_posted = false;
+    struct job_list ready = c->ready;
+    if (!ready.head)
+        list_init(&ready);
+    list_init(&c->ready);
+    pthread_mutex_unlock(&c->mutex);
+    struct sfc_job *job;
+    while ((job = list_pop(&ready)) != NULL)
+        job->done(job);
+}
+
+static void *work(void *ctx)
+{
+    struct sfc_compute *c = ctx;
+    struct sfc_job *jobs[JOIN_MAX];
+    pthread_mutex_lock(&c->mutex);
+    for (;;) {
+        while (!c->queue.head && !c->stopping)
+            pthread_cond_wait(&c->wake, &c->mutex);
+        if (!c->queue.head)
+            break;
+        size_t n = 0;
+        jobs[n++] = list_pop(&c->queue);
+        while (n < JOIN_MAX && c->queue.head && joins(jobs[0], c->queue.head))
+            jobs[n++] = list_pop(&c->queue);
+        pthread_mutex_unlock(&c->mutex);
+        run_jobs(c, jobs, n);
+        pthread_mutex_lock(&c->mutex);
+        for (size_t i = 0; i < n; i++)
+            list_push(&c->ready, jobs[i]);
+        bool post = !c->delivery_posted && !c->stopping;
+        c->delivery_posted = c->delivery_posted || post;
+        if (post) {
+            pthread_mutex_unlock(&c->mutex);
+            c->post(c->post_ctx, deliver, c);
+            pthread_mutex_lock(&c->mutex);
+        }
+    }
+    pthread_mutex_unlock(&c->mutex);
+    close_run(c);
+    return NULL;
+}
+
+int sfc_compute_start(const char *backend, unsigned threads, sfc_compute_post post, void *post_ctx,
+                      struct sfc_compute **out, struct sfc_error *err)
+{
+    struct sfc_compute *c = calloc(1, sizeof *c);
+    if (!c)
+        return sfc_fail(err, SFC_ENOMEM, "compute executor");
+    c->post = post;
+    c->post_ctx = post_ctx;
+    list_init(&c->queue);
+    list_init(&c->ready);
+    int code = sfc_backend_open(backend, threads, &c->backend, err);
+    if (code != SFC_OK) {
+        free(c);
+        return code;
+    }
+    pthread_mutex_init(&c->mutex, NULL);
+    pthread_cond_init(&c->wake, NULL);
+    if (pthread_create(&c->thread, NULL, work, c) != 0) {
+        code = sfc_fail(err, SFC_ENOMEM, "start the compute thread");
+        pthread_mutex_destroy(&c->mutex);
+        pthread_cond_destroy(&c->wake);
+        sfc_backend_close(c->backend);
+        free(c);
+        return code;
+    }
+    *out = c;
+    return SFC_OK;
+}
+
+void sfc_compute_stop(struct sfc_compute *c)
+{
+    if (!c || c->stopping)
+        return;
+    pthread_mutex_lock(&c->mutex);
+    c->stopping = true;
+    pthread_cond_signal(&c->wake);
+    pthread_mutex_unlock(&c->mutex);
+    pthread_join(c->thread, NULL);
+    deliver(c);
+}
+
+void sfc_compute_free(struct sfc_compute *c)
+{
+    if (!c)
+        return;
+    sfc_backend_close(c->backend);
+    pthread_mutex_destroy(&c->mutex);
+    pthread_cond_destroy(&c->wake);
+    free(c);
+}
+
+const struct sfc_backend *sfc_compute_backend(const struct sfc_compute *c)
+{
+    return c->backend;
+}
+
+void sfc_compute_submit(struct sfc_compute *c, struct sfc_job *job)
+{
+    memset(&job->error, 0, sizeof job->error);
+    job->code = SFC_OK;
+    pthread_mutex_lock(&c->mutex);
+    list_push(&c->queue, job);
+    pthread_cond_signal(&c->wake);
+    pthread_mutex_unlock(&c->mutex);
+}

@@ -1,0 +1,97 @@
+/* The shard's compute executor: one thread that owns the backend and the blocks of the run, and runs
+ * jobs from a queue in order. Logits (and gradients) that wait side by side are joined into one
+ * backend call, which changes no bit of any answer (kernels/backend.h, I8).
+ *
+ * Threads: every function here is called from the loop thread. A job is owned by its submitter again when
+ * its done callback runs, on the loop thread; buffers named by a job must stay valid until then. */
+#ifndef SFC_SHARD_COMPUTE_H
+#define SFC_SHARD_COMPUTE_H
+
+#include "kernels/backend.h"
+#include "server/run/run_setup.h"
+
+struct sfc_compute;
+
+enum sfc_job_kind {
+    SFC_JOB_OPEN,     /* allocate and initialise the blocks of a run (closes the one before) */
+    SFC_JOB_CLOSE,    /* free them */
+    SFC_JOB_PLAN,
+    SFC_JOB_LOGITS,
+    SFC_JOB_GRADIENT,
+    SFC_JOB_PUSH,
+    SFC_JOB_PREPARE,
+    SFC_JOB_COMMIT,
+    SFC_JOB_PULL,
+    SFC_JOB_READ,
+    SFC_JOB_WRITE
+};
+
+struct sfc_job {
+    enum sfc_job_kind kind;
+    void (*done)(struct sfc_job *job); /* on the loop thread */
+    void *owner;                       /* for done */
+    int code;                          /* result */
+    struct sfc_error error;
+    struct sfc_job *next;              /* private */
+    union {
+        struct {
+            const struct sfc_run_setup *setup;
+            const uint64_t *class_blocks;
+            size_t class_count;
+            const uint64_t *dense_blocks;
+            size_t dense_count;
+        } open;
+        struct {
+            uint64_t step;
+            const uint64_t *labels;
+            uint64_t sampled; /* out */
+        } plan;
+        struct sfc_head_logits_item logits;
+        struct sfc_head_gradient_item gradient;
+        struct {
+            uint32_t slot;
+            const float *slice;
+        } push;
+        struct {
+            const uint32_t *slots;
+            struct sfc_dense_sum *sums; /* out, one per dense block */
+            bool head_finite;           /* out */
+        } prepare;
+        struct {
+            const uint32_t *slots;
+            double clip_scale;
+            double lr;
+        } commit;
+        struct {
+            float *out;
+        } pull;
+        struct {
+            bool dense;
+            uint64_t block;
+            enum sfc_block_part part;
+            uint64_t offset, count;
+            float *out;         /* READ */
+            const float *values; /* WRITE */
+        } block;
+    } u;
+};
+
+/* Runs fn(ctx) on the loop thread; from any thread. */
+typedef void (*sfc_compute_post)(void *post_ctx, void (*fn)(void *ctx), void *ctx);
+
+/* backend: as in sfc_backend_open. It is opened here, so that a missing device is found at start. */
+int sfc_compute_start(const char *backend, unsigned threads, sfc_compute_post post, void *post_ctx,
+                      struct sfc_compute **out, struct sfc_error *err);
+/* Finishes the jobs in the queue, joins the thread and frees the blocks. Done callbacks that are not yet
+ * delivered are delivered from here. NULL is fine. */
+void sfc_compute_stop(struct sfc_compute *compute);
+/* After stop, and after the loop has run what was posted to it. NULL is fine. */
+void sfc_compute_free(struct sfc_compute *compute);
+
+/* For memory plans and names only (those calls don't touch state that the thread uses). */
+const struct sfc_backend *sfc_compute_backend(const struct sfc_compute *compute);
+
+/* Never blocks. */
+void sfc_compute_submit(struct sfc_compute *compute, struct sfc_job *job);
+
+#endif
