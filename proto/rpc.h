@@ -15,17 +15,13 @@
 #include <stdint.h>
 #include <uv.h>
 
+#include "proto/base/bytes.h"
 #include "proto/base/status.h"
 
 struct sfc_rpc_loop;
 struct sfc_rpc_server;
 struct sfc_rpc_client;
 struct sfc_rpc_call;   /* server side: one request in progress */
-
-struct sfc_bytes {
-    const uint8_t *data;
-    size_t size;
-};
 
 /* ---- loop */
 

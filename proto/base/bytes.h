@@ -6,6 +6,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Memory that somebody else owns. */
+struct sfc_bytes {
+    const uint8_t *data;
+    size_t size;
+};
+
 /* True and *out = a op b, or false when it doesn't fit. */
 static inline bool sfc_size_mul(size_t a, size_t b, size_t *out)
 {
