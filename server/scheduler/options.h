@@ -1,0 +1,15 @@
+/* Options of shardfc-scheduler, from one table (proto/base/options.h). */
+#ifndef SFC_SCHEDULER_OPTIONS_H
+#define SFC_SCHEDULER_OPTIONS_H
+
+#include "proto/base/options.h"
+
+struct sfc_scheduler_options {
+    const char *listen;
+    const char *state;
+    uint64_t lease_ms;
+};
+
+extern const struct sfc_program sfc_scheduler_program;
+
+#endif
