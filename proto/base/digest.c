@@ -35,6 +35,11 @@ void sfc_digest_reset(struct sfc_digest *digest)
     XXH3_128bits_reset(digest->state);
 }
 
+void sfc_digest_copy(struct sfc_digest *to, const struct sfc_digest *from)
+{
+    XXH3_copyState(to->state, from->state);
+}
+
 void sfc_digest_update(struct sfc_digest *digest, const void *data, size_t size)
 {
     if (size > 0) {

@@ -17,6 +17,8 @@ uint64_t sfc_digest64(const void *data, size_t size);
 struct sfc_digest;
 struct sfc_digest *sfc_digest_new(void);
 void sfc_digest_reset(struct sfc_digest *digest);
+/* Makes `to` continue from where `from` stands. */
+void sfc_digest_copy(struct sfc_digest *to, const struct sfc_digest *from);
 void sfc_digest_update(struct sfc_digest *digest, const void *data, size_t size);
 void sfc_digest_final(const struct sfc_digest *digest, uint8_t out[SFC_DIGEST_SIZE]);
 void sfc_digest_free(struct sfc_digest *digest);

@@ -38,6 +38,11 @@ struct sfc_store_commit {
     double loss;
     double lr;
     double images_per_s;
+    double norm;           /* of the dense gradient before clipping */
+    uint64_t round_incarnation, round_counter; /* of the Prepare that every shard answered with ready */
+    uint32_t zero_features;
+    uint32_t skipped_in_row;
+    uint64_t skipped_total;
     uint64_t classes;      /* C of this step */
     uint64_t map_version;
     uint64_t position;     /* first position of the sample sequence after this step */
@@ -78,13 +83,13 @@ int sfc_store_last_commit(struct sfc_store *store, uint64_t run_id, struct sfc_s
 /* Records with step > after_step, ascending, at most limit; *count says how many were written. */
 int sfc_store_history(struct sfc_store *store, uint64_t run_id, uint64_t after_step, size_t limit,
                       struct sfc_store_commit *out, size_t *count, struct sfc_error *err);
-/* Sums over the whole run, for counters: steps committed but not applied. */
-int sfc_store_skipped_steps(struct sfc_store *store, uint64_t run_id, uint64_t *out,
-                            struct sfc_error *err);
 
-/* Shard ids stay with addresses over restarts: the id of this address, new if never seen. */
-int sfc_store_shard_id(struct sfc_store *store, const char *address, uint64_t *id,
-                       struct sfc_error *err);
+/* The shards that ever registered. The id of an address never changes; putting it again is fine. */
+int sfc_store_put_shard(struct sfc_store *store, uint64_t shard, const char *address,
+                        struct sfc_error *err);
+/* At most limit, by ascending id. */
+int sfc_store_shards(struct sfc_store *store, struct sfc_store_shard *out, size_t limit, size_t *count,
+                     struct sfc_error *err);
 
 /* Appends a line to the log of events (kept: the newest 10,000). time_ms: since 1970. */
 int sfc_store_put_event(struct sfc_store *store, int64_t time_ms, uint64_t run_id, const char *text,

@@ -24,8 +24,10 @@ static const char SCHEMA[] =
     "CREATE TABLE commits(run_id INTEGER NOT NULL, step INTEGER NOT NULL, clip_scale REAL NOT NULL,"
     " applied INTEGER NOT NULL, loss BLOB NOT NULL, lr REAL NOT NULL, images_per_s REAL NOT NULL,"
     " classes INTEGER NOT NULL, map_version INTEGER NOT NULL, position INTEGER NOT NULL,"
+    " norm BLOB NOT NULL, round_incarnation INTEGER NOT NULL, round_counter INTEGER NOT NULL,"
+    " zero_features INTEGER NOT NULL, skipped_in_row INTEGER NOT NULL, skipped_total INTEGER NOT NULL,"
     " attempts BLOB NOT NULL, PRIMARY KEY(run_id, step)) WITHOUT ROWID;"
-    "CREATE TABLE shards(shard INTEGER PRIMARY KEY AUTOINCREMENT, address TEXT UNIQUE NOT NULL);"
+    "CREATE TABLE shards(shard INTEGER PRIMARY KEY, address TEXT UNIQUE NOT NULL);"
     "CREATE TABLE events(id INTEGER PRIMARY KEY AUTOINCREMENT, time_ms INTEGER NOT NULL,"
     " run_id INTEGER NOT NULL, text TEXT NOT NULL);"
     "PRAGMA application_id=1397113683;"
@@ -358,7 +360,8 @@ void sfc_store_run_close(struct sfc_store_run *run)
 /* ---- commits */
 
 #define COMMIT_COLUMNS                                                                             \
-    "run_id, step, clip_scale, applied, loss, lr, images_per_s, classes, map_version, position"
+    "run_id, step, clip_scale, applied, loss, lr, images_per_s, classes, map_version, position,"    \
+    " norm, round_incarnation, round_counter, zero_features, skipped_in_row, skipped_total"
 
 static void read_commit(sqlite3_stmt *s, struct sfc_store_commit *out)
 {
@@ -373,6 +376,12 @@ static void read_commit(sqlite3_stmt *s, struct sfc_store_commit *out)
         .classes = column_u64(s, 7),
         .map_version = column_u64(s, 8),
         .position = column_u64(s, 9),
+        .norm = column_bits(s, 10),
+        .round_incarnation = column_u64(s, 11),
+        .round_counter = column_u64(s, 12),
+        .zero_features = (uint32_t)sqlite3_column_int64(s, 13),
+        .skipped_in_row = (uint32_t)sqlite3_column_int64(s, 14),
+        .skipped_total = column_u64(s, 15),
     };
 }
 
@@ -416,7 +425,8 @@ int sfc_store_put_commit(struct sfc_store *store, const struct sfc_store_commit 
         return code;
     sqlite3_stmt *s = NULL;
     code = db_prepare(store,
-                      "INSERT INTO commits(" COMMIT_COLUMNS ", attempts) VALUES(?,?,?,?,?,?,?,?,?,?,?)",
+                      "INSERT INTO commits(" COMMIT_COLUMNS ", attempts)"
+                      " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                       &s, "write commit record", err);
     if (code != SFC_OK)
         return code;
@@ -430,7 +440,13 @@ int sfc_store_put_commit(struct sfc_store *store, const struct sfc_store_commit 
     bind_u64(s, 8, c->classes);
     bind_u64(s, 9, c->map_version);
     bind_u64(s, 10, c->position);
-    sqlite3_bind_blob64(s, 11, c->attempts ? (const void *)c->attempts : "", c->attempts_size,
+    bind_bits(s, 11, c->norm);
+    bind_u64(s, 12, c->round_incarnation);
+    bind_u64(s, 13, c->round_counter);
+    bind_u64(s, 14, c->zero_features);
+    bind_u64(s, 15, c->skipped_in_row);
+    bind_u64(s, 16, c->skipped_total);
+    sqlite3_bind_blob64(s, 17, c->attempts ? (const void *)c->attempts : "", c->attempts_size,
                         SQLITE_STATIC);
     return db_finish(store, s, "write commit record", err);
 }
@@ -481,41 +497,41 @@ int sfc_store_last_commit(struct sfc_store *store, uint64_t run_id, struct sfc_s
     return code;
 }
 
-int sfc_store_skipped_steps(struct sfc_store *store, uint64_t run_id, uint64_t *out,
-                            struct sfc_error *err)
-{
-    char sql[128];
-    snprintf(sql, sizeof sql, "SELECT count(*) FROM commits WHERE run_id = %lld AND applied = 0",
-             (long long)run_id);
-    int64_t n = 0;
-    int code = db_integer(store, sql, &n, "count skipped steps", err);
-    if (code == SFC_OK)
-        *out = (uint64_t)n;
-    return code;
-}
-
 /* ---- shards and events */
 
-int sfc_store_shard_id(struct sfc_store *store, const char *address, uint64_t *id,
-                       struct sfc_error *err)
+int sfc_store_put_shard(struct sfc_store *store, uint64_t shard, const char *address,
+                        struct sfc_error *err)
 {
     sqlite3_stmt *s = NULL;
-    int code = db_prepare(store, "INSERT OR IGNORE INTO shards(address) VALUES(?)", &s,
+    int code = db_prepare(store, "INSERT OR IGNORE INTO shards(shard, address) VALUES(?,?)", &s,
                           "register shard", err);
     if (code != SFC_OK)
         return code;
-    sqlite3_bind_text(s, 1, address, -1, SQLITE_TRANSIENT);
-    if ((code = db_finish(store, s, "register shard", err)) != SFC_OK)
-        return code;
-    code = db_prepare(store, "SELECT shard FROM shards WHERE address = ?", &s, "register shard", err);
+    bind_u64(s, 1, shard);
+    sqlite3_bind_text(s, 2, address, -1, SQLITE_TRANSIENT);
+    return db_finish(store, s, "register shard", err);
+}
+
+int sfc_store_shards(struct sfc_store *store, struct sfc_store_shard *out, size_t limit, size_t *count,
+                     struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store, "SELECT shard, address FROM shards ORDER BY shard", &s, "read shards",
+                          err);
     if (code != SFC_OK)
         return code;
-    sqlite3_bind_text(s, 1, address, -1, SQLITE_TRANSIENT);
-    if (sqlite3_step(s) == SQLITE_ROW)
-        *id = column_u64(s, 0);
-    else
-        code = db_fail(store, err, "register shard");
+    size_t n = 0;
+    int rc = SQLITE_DONE;
+    while (n < limit && (rc = sqlite3_step(s)) == SQLITE_ROW) {
+        out[n].shard = column_u64(s, 0);
+        column_text(s, 1, out[n].address, sizeof out[n].address);
+        n++;
+    }
+    if (n < limit && rc != SQLITE_DONE)
+        code = db_fail(store, err, "read shards");
     sqlite3_finalize(s);
+    if (code == SFC_OK)
+        *count = n;
     return code;
 }
 

@@ -7,8 +7,8 @@
 enum { JOIN_MAX = 64 };
 
 struct job_list {
-    struct sfc_job *head;
-    struct sfc_job **tail;
+    struct sfc_compute_job *head;
+    struct sfc_compute_job **tail;
 };
 
 struct sfc_compute {
@@ -35,16 +35,16 @@ static void list_init(struct job_list *list)
     list->tail = &list->head;
 }
 
-static void list_push(struct job_list *list, struct sfc_job *job)
+static void list_push(struct job_list *list, struct sfc_compute_job *job)
 {
     job->next = NULL;
     *list->tail = job;
     list->tail = &job->next;
 }
 
-static struct sfc_job *list_pop(struct job_list *list)
+static struct sfc_compute_job *list_pop(struct job_list *list)
 {
-    struct sfc_job *job = list->head;
+    struct sfc_compute_job *job = list->head;
     if (!job)
         return NULL;
     list->head = job->next;
@@ -65,7 +65,7 @@ static void close_run(struct sfc_compute *c)
     c->dense_blocks = 0;
 }
 
-static int open_run(struct sfc_compute *c, struct sfc_job *job)
+static int open_run(struct sfc_compute *c, struct sfc_compute_job *job)
 {
     close_run(c);
     const struct sfc_run_setup *setup = job->u.open.setup;
@@ -84,12 +84,12 @@ static int open_run(struct sfc_compute *c, struct sfc_job *job)
     return code;
 }
 
-static int no_head(struct sfc_job *job)
+static int no_head(struct sfc_compute_job *job)
 {
     return sfc_fail(&job->error, SFC_ESTATE, "this shard owns no class blocks");
 }
 
-static int prepare(struct sfc_compute *c, struct sfc_job *job)
+static int prepare(struct sfc_compute *c, struct sfc_compute_job *job)
 {
     if (!c->head)
         return no_head(job);
@@ -99,8 +99,10 @@ static int prepare(struct sfc_compute *c, struct sfc_job *job)
     return sfc_dense_prepare(c->dense, job->u.prepare.slots, job->u.prepare.sums, &job->error);
 }
 
-static int commit(struct sfc_compute *c, struct sfc_job *job)
+static int commit(struct sfc_compute *c, struct sfc_compute_job *job)
 {
+    if (!job->u.commit.apply)
+        return SFC_OK;
     if (!c->head)
         return no_head(job);
     int code = sfc_head_commit(c->head, job->u.commit.slots, job->u.commit.lr, &job->error);
@@ -109,7 +111,7 @@ static int commit(struct sfc_compute *c, struct sfc_job *job)
     return code;
 }
 
-static int block_read(struct sfc_compute *c, struct sfc_job *job)
+static int block_read(struct sfc_compute *c, struct sfc_compute_job *job)
 {
     if (job->u.block.dense)
         return c->dense ? sfc_dense_read(c->dense, job->u.block.block, job->u.block.part,
@@ -122,7 +124,7 @@ static int block_read(struct sfc_compute *c, struct sfc_job *job)
                    : no_head(job);
 }
 
-static int block_write(struct sfc_compute *c, struct sfc_job *job)
+static int block_write(struct sfc_compute *c, struct sfc_compute_job *job)
 {
     if (job->u.block.dense)
         return c->dense ? sfc_dense_write(c->dense, job->u.block.block, job->u.block.part,
@@ -135,34 +137,34 @@ static int block_write(struct sfc_compute *c, struct sfc_job *job)
                    : no_head(job);
 }
 
-static int run_one(struct sfc_compute *c, struct sfc_job *job)
+static int run_one(struct sfc_compute *c, struct sfc_compute_job *job)
 {
     switch (job->kind) {
-    case SFC_JOB_OPEN:
+    case SFC_COMPUTE_OPEN:
         return open_run(c, job);
-    case SFC_JOB_CLOSE:
+    case SFC_COMPUTE_CLOSE:
         close_run(c);
         return SFC_OK;
-    case SFC_JOB_PLAN:
+    case SFC_COMPUTE_PLAN:
         return c->head ? sfc_head_plan(c->head, job->u.plan.step, job->u.plan.labels,
                                        &job->u.plan.sampled, &job->error)
                        : no_head(job);
-    case SFC_JOB_LOGITS:
+    case SFC_COMPUTE_LOGITS:
         return c->head ? sfc_head_logits(c->head, &job->u.logits, 1, &job->error) : no_head(job);
-    case SFC_JOB_GRADIENT:
+    case SFC_COMPUTE_GRADIENT:
         return c->head ? sfc_head_gradient(c->head, &job->u.gradient, 1, &job->error) : no_head(job);
-    case SFC_JOB_PUSH:
+    case SFC_COMPUTE_PUSH:
         return c->dense ? sfc_dense_push(c->dense, job->u.push.slot, job->u.push.slice, &job->error)
                         : SFC_OK;
-    case SFC_JOB_PREPARE:
+    case SFC_COMPUTE_PREPARE:
         return prepare(c, job);
-    case SFC_JOB_COMMIT:
+    case SFC_COMPUTE_COMMIT:
         return commit(c, job);
-    case SFC_JOB_PULL:
-        return c->dense ? sfc_dense_pull(c->dense, job->u.pull.out, &job->error) : SFC_OK;
-    case SFC_JOB_READ:
+    case SFC_COMPUTE_PULL:
+        return c->dense && job->u.pull.out ? sfc_dense_pull(c->dense, job->u.pull.out, &job->error) : SFC_OK;
+    case SFC_COMPUTE_READ:
         return block_read(c, job);
-    case SFC_JOB_WRITE:
+    case SFC_COMPUTE_WRITE:
         return block_write(c, job);
     }
     return sfc_fail(&job->error, SFC_EINTERNAL, "unknown job");
@@ -170,11 +172,11 @@ static int run_one(struct sfc_compute *c, struct sfc_job *job)
 
 /* One backend call for all of them; false: it refused, and each must be asked alone so that one peer's
  * bad rows fail only that peer's call. */
-static bool run_joined(struct sfc_compute *c, struct sfc_job **jobs, size_t n)
+static bool run_joined(struct sfc_compute *c, struct sfc_compute_job **jobs, size_t n)
 {
     if (!c->head)
         return false;
-    if (jobs[0]->kind == SFC_JOB_LOGITS) {
+    if (jobs[0]->kind == SFC_COMPUTE_LOGITS) {
         struct sfc_head_logits_item items[JOIN_MAX];
         for (size_t i = 0; i < n; i++)
             items[i] = jobs[i]->u.logits;
@@ -194,7 +196,7 @@ static bool run_joined(struct sfc_compute *c, struct sfc_job **jobs, size_t n)
     return true;
 }
 
-static void run_jobs(struct sfc_compute *c, struct sfc_job **jobs, size_t n)
+static void run_jobs(struct sfc_compute *c, struct sfc_compute_job **jobs, size_t n)
 {
     if (n > 1 && run_joined(c, jobs, n))
         return;
@@ -204,10 +206,10 @@ static void run_jobs(struct sfc_compute *c, struct sfc_job **jobs, size_t n)
 
 /* ---- the thread */
 
-static bool joins(const struct sfc_job *first, const struct sfc_job *next)
+static bool joins(const struct sfc_compute_job *first, const struct sfc_compute_job *next)
 {
     return first->kind == next->kind &&
-           (first->kind == SFC_JOB_LOGITS || first->kind == SFC_JOB_GRADIENT);
+           (first->kind == SFC_COMPUTE_LOGITS || first->kind == SFC_COMPUTE_GRADIENT);
 }
 
 static void deliver(void *ctx)
@@ -220,7 +222,7 @@ static void deliver(void *ctx)
         list_init(&ready);
     list_init(&c->ready);
     pthread_mutex_unlock(&c->mutex);
-    struct sfc_job *job;
+    struct sfc_compute_job *job;
     while ((job = list_pop(&ready)) != NULL)
         job->done(job);
 }
@@ -228,7 +230,7 @@ static void deliver(void *ctx)
 static void *work(void *ctx)
 {
     struct sfc_compute *c = ctx;
-    struct sfc_job *jobs[JOIN_MAX];
+    struct sfc_compute_job *jobs[JOIN_MAX];
     pthread_mutex_lock(&c->mutex);
     for (;;) {
         while (!c->queue.head && !c->stopping)
@@ -313,7 +315,7 @@ const struct sfc_backend *sfc_compute_backend(const struct sfc_compute *c)
     return c->backend;
 }
 
-void sfc_compute_submit(struct sfc_compute *c, struct sfc_job *job)
+void sfc_compute_submit(struct sfc_compute *c, struct sfc_compute_job *job)
 {
     memset(&job->error, 0, sizeof job->error);
     job->code = SFC_OK;

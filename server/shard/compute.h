@@ -12,27 +12,27 @@
 
 struct sfc_compute;
 
-enum sfc_job_kind {
-    SFC_JOB_OPEN,     /* allocate and initialise the blocks of a run (closes the one before) */
-    SFC_JOB_CLOSE,    /* free them */
-    SFC_JOB_PLAN,
-    SFC_JOB_LOGITS,
-    SFC_JOB_GRADIENT,
-    SFC_JOB_PUSH,
-    SFC_JOB_PREPARE,
-    SFC_JOB_COMMIT,
-    SFC_JOB_PULL,
-    SFC_JOB_READ,
-    SFC_JOB_WRITE
+enum sfc_compute_kind {
+    SFC_COMPUTE_OPEN,     /* allocate and initialise the blocks of a run (closes the one before) */
+    SFC_COMPUTE_CLOSE,    /* free them */
+    SFC_COMPUTE_PLAN,
+    SFC_COMPUTE_LOGITS,
+    SFC_COMPUTE_GRADIENT,
+    SFC_COMPUTE_PUSH,
+    SFC_COMPUTE_PREPARE,
+    SFC_COMPUTE_COMMIT,
+    SFC_COMPUTE_PULL,
+    SFC_COMPUTE_READ,
+    SFC_COMPUTE_WRITE
 };
 
-struct sfc_job {
-    enum sfc_job_kind kind;
-    void (*done)(struct sfc_job *job); /* on the loop thread */
+struct sfc_compute_job {
+    enum sfc_compute_kind kind;
+    void (*done)(struct sfc_compute_job *job); /* on the loop thread */
     void *owner;                       /* for done */
     int code;                          /* result */
     struct sfc_error error;
-    struct sfc_job *next;              /* private */
+    struct sfc_compute_job *next;              /* private */
     union {
         struct {
             const struct sfc_run_setup *setup;
@@ -61,9 +61,10 @@ struct sfc_job {
             const uint32_t *slots;
             double clip_scale;
             double lr;
+            bool apply; /* false: touch nothing */
         } commit;
         struct {
-            float *out;
+            float *out; /* NULL: nothing to do, only keeps its place in the queue */
         } pull;
         struct {
             bool dense;
@@ -92,6 +93,6 @@ void sfc_compute_free(struct sfc_compute *compute);
 const struct sfc_backend *sfc_compute_backend(const struct sfc_compute *compute);
 
 /* Never blocks. */
-void sfc_compute_submit(struct sfc_compute *compute, struct sfc_job *job);
+void sfc_compute_submit(struct sfc_compute *compute, struct sfc_compute_job *job);
 
 #endif

@@ -127,6 +127,10 @@ static void test_commits(void **state)
                                  .applied = true,
                                  .lr = 0.1,
                                  .images_per_s = 700,
+                                 .norm = 3,
+                                 .round_incarnation = 4,
+                                 .round_counter = 1ull << 63,
+                                 .skipped_total = 6,
                                  .classes = 1ull << 40,
                                  .map_version = 1,
                                  .attempts = attempts,
@@ -148,6 +152,10 @@ static void test_commits(void **state)
     assert_int_equal(sfc_store_last_commit(store, 2, &got, NULL), SFC_OK);
     assert_int_equal(got.step, 5);
     assert_int_equal(got.position, 640);
+    assert_int_equal(got.round_incarnation, 4);
+    assert_int_equal(got.round_counter, 1ull << 63);
+    assert_int_equal(got.skipped_total, 6);
+    assert_true(got.norm == 3);
     assert_int_equal(got.classes, 1ull << 40);
     assert_true(got.clip_scale == 0.25 && got.lr == 0.1 && got.loss == 5);
     struct sfc_store_commit points[8];
@@ -161,23 +169,25 @@ static void test_commits(void **state)
     assert_int_equal(n, 2);
     assert_int_equal(sfc_store_history(store, 1, 0, 2, points, &n, NULL), SFC_OK);
     assert_int_equal(n, 0);
-    uint64_t skipped = 0;
-    assert_int_equal(sfc_store_skipped_steps(store, 2, &skipped, NULL), SFC_OK);
-    assert_int_equal(skipped, 1);
     sfc_store_close(store);
 }
 
 static void test_shards_and_events(void **state)
 {
     struct sfc_store *store = must_open(*state);
-    uint64_t a = 0, b = 0, again = 0;
-    assert_int_equal(sfc_store_shard_id(store, "127.0.0.1:1", &a, NULL), SFC_OK);
-    assert_int_equal(sfc_store_shard_id(store, "127.0.0.1:2", &b, NULL), SFC_OK);
+    struct sfc_store_shard shards[4];
+    size_t n = 9;
+    assert_int_equal(sfc_store_shards(store, shards, 4, &n, NULL), SFC_OK);
+    assert_int_equal(n, 0);
+    assert_int_equal(sfc_store_put_shard(store, 2, "127.0.0.1:2", NULL), SFC_OK);
+    assert_int_equal(sfc_store_put_shard(store, 1, "127.0.0.1:1", NULL), SFC_OK);
+    assert_int_equal(sfc_store_put_shard(store, 1, "127.0.0.1:1", NULL), SFC_OK);
     sfc_store_close(store);
     store = must_open(*state);
-    assert_int_equal(sfc_store_shard_id(store, "127.0.0.1:1", &again, NULL), SFC_OK);
-    assert_int_equal(again, a);
-    assert_true(a != b && a > 0);
+    assert_int_equal(sfc_store_shards(store, shards, 4, &n, NULL), SFC_OK);
+    assert_int_equal(n, 2);
+    assert_int_equal(shards[0].shard, 1);
+    assert_string_equal(shards[1].address, "127.0.0.1:2");
     assert_int_equal(sfc_store_put_event(store, 1, 0, "x", NULL), SFC_OK);
     sfc_store_close(store);
 }
