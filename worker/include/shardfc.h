@@ -1,21 +1,21 @@
-/* ShardFC's public C client: what a worker or a foreign framework needs to train against a class layer
- * that lives on shard servers. docs/PROTOCOL.md tells the order of the calls.
+/* ShardFC's public C client: what a worker or a foreign framework needs to train against a class
+ * layer that lives on shard servers. docs/PROTOCOL.md tells the order of the calls.
  *
  * Two ways in:
  *  - a *worker* joins a run (sfc_client_join), asks for tickets, announces labels and computes the
  *    micro-batches that it is granted;
- *  - a *session* (sfc_client_open_session) is for frameworks that bring their own data and backbone: for
- *    every step it announces the labels of all micro-batches, exchanges features for gradients, and says
- *    done. Opening a session voids the older ones.
+ *  - a *session* (sfc_client_open_session) is for frameworks that bring their own data and
+ * backbone: for every step it announces the labels of all micro-batches, exchanges features for
+ * gradients, and says done. Opening a session voids the older ones.
  *
- * Threads: every function except the _free ones may be called from many threads at once with the same
- * client and member; a struct sfc_exchange belongs to one thread at a time. All calls block.
+ * Threads: every function except the _free ones may be called from many threads at once with the
+ * same client and member; a struct sfc_exchange belongs to one thread at a time. All calls block.
  *
- * Errors: int status as in proto/base/status.h. SFC_ESTALE: the run, step, attempt or block map is no
- * longer the current one (join again). SFC_EUNAVAILABLE, SFC_ETIMEOUT: a peer does not answer, after the
- * retries that the protocol allows. SFC_ECANCELED: sfc_member_cancel was called. SFC_ECORRUPT: a peer's
- * answer breaks the protocol; the message says which shard and how. Out parameters are written on success
- * only. */
+ * Errors: int status as in proto/base/status.h. SFC_ESTALE: the run, step, attempt or block map is
+ * no longer the current one (join again). SFC_EUNAVAILABLE, SFC_ETIMEOUT: a peer does not answer,
+ * after the retries that the protocol allows. SFC_ECANCELED: sfc_member_cancel was called.
+ * SFC_ECORRUPT: a peer's answer breaks the protocol; the message says which shard and how. Out
+ * parameters are written on success only. */
 #ifndef SHARDFC_H
 #define SHARDFC_H
 
@@ -44,24 +44,24 @@ struct sfc_run_info {
     uint64_t run_id;
     uint64_t seed;
     uint64_t classes;
-    uint64_t samples;      /* of the data set */
+    uint64_t samples; /* of the data set */
     uint64_t steps;
-    uint64_t next_step;    /* sessions: the first step to bring */
+    uint64_t next_step; /* sessions: the first step to bring */
     uint32_t dim;
     uint32_t global_batch;
     uint32_t micro_batch;
     uint32_t shards;
     uint64_t map_version;
-    uint64_t dense_size;   /* floats of the backbone's parameter vector; 0 = backbone "none" */
+    uint64_t dense_size; /* floats of the backbone's parameter vector; 0 = backbone "none" */
     double scale;
-    const char *name;      /* valid as long as the member */
+    const char *name; /* valid as long as the member */
     const char *backbone;
 };
 
 /* ---- connection */
 
-/* Starts the network thread. scheduler: "HOST:PORT". Connects lazily: a wrong address shows at the first
- * call. */
+/* Starts the network thread. scheduler: "HOST:PORT". Connects lazily: a wrong address shows at the
+ * first call. */
 int sfc_client_new(const char *scheduler, struct sfc_client **out, struct sfc_error *err);
 /* After all members were freed. NULL is fine. */
 void sfc_client_free(struct sfc_client *client);
@@ -71,18 +71,18 @@ void sfc_client_free(struct sfc_client *client);
 enum sfc_client_data { SFC_CLIENT_DATA_RECORDS, SFC_CLIENT_DATA_SYNTHETIC };
 
 struct sfc_join {
-    const char *name;      /* shown in status, e.g. host:pid */
-    const char *numerics;  /* numerics class of this process */
-    uint32_t lanes;        /* micro-batches computed side by side */
+    const char *name;     /* shown in status, e.g. host:pid */
+    const char *numerics; /* numerics class of this process */
+    uint32_t lanes;       /* micro-batches computed side by side */
     enum sfc_client_data data;
-    const char *data_digest;  /* RECORDS: of the data set that this worker reads */
-    uint64_t samples;         /* RECORDS only, like the rest */
+    const char *data_digest; /* RECORDS: of the data set that this worker reads */
+    uint64_t samples;        /* RECORDS only, like the rest */
     uint32_t width, height, channels;
     bool flip;
 };
 
-/* Waits some seconds for a run to join. *out NULL with SFC_OK: no run yet, ask again. The caller frees
- * the member. */
+/* Waits some seconds for a run to join. *out NULL with SFC_OK: no run yet, ask again. The caller
+ * frees the member. */
 int sfc_client_join(struct sfc_client *client, const struct sfc_join *join, struct sfc_member **out,
                     struct sfc_error *err);
 /* run_id 0: the current run. *attempt serves every micro-batch of every step of this session. */
@@ -98,13 +98,14 @@ void sfc_member_free(struct sfc_member *member);
 int sfc_member_leave(struct sfc_member *member, struct sfc_error *err);
 
 struct sfc_pulse {
-    bool known;            /* false: the scheduler does not know this worker, join again */
+    bool known; /* false: the scheduler does not know this worker, join again */
     uint64_t run_id;
-    uint64_t step;         /* committed */
+    uint64_t step; /* committed */
     uint64_t map_version;
-    char state[32];        /* as in `shardfc status` */
+    char state[32]; /* as in `shardfc status` */
 };
-/* One heartbeat; the scheduler holds it for about a second. A worker keeps one open all the time. */
+/* One heartbeat; the scheduler holds it for about a second. A worker keeps one open all the time.
+ */
 int sfc_member_heartbeat(struct sfc_member *member, struct sfc_pulse *out, struct sfc_error *err);
 
 /* ---- work */
@@ -116,14 +117,14 @@ struct sfc_ticket {
     enum sfc_ticket_state state; /* NONE: no work now, ask again; REJOIN: join again */
     uint64_t step;
     uint32_t micro_batch;
-    bool dropped;                /* every row has weight 0 */
+    bool dropped;                  /* every row has weight 0 */
     struct sfc_attempt_id attempt; /* COMPUTE */
-    uint64_t first_position;     /* of row 0 in the endless sample sequence */
-    uint64_t *samples;           /* caller's buffer, micro_batch entries */
+    uint64_t first_position;       /* of row 0 in the endless sample sequence */
+    uint64_t *samples;             /* caller's buffer, micro_batch entries */
 };
 /* Waits for work for about a second. ticket->samples must point to room for micro_batch ids. */
-int sfc_member_ticket(struct sfc_member *member, enum sfc_ticket_kind kind, struct sfc_ticket *ticket,
-                      struct sfc_error *err);
+int sfc_member_ticket(struct sfc_member *member, enum sfc_ticket_kind kind,
+                      struct sfc_ticket *ticket, struct sfc_error *err);
 
 /* labels: micro_batch of them, SFC_CLIENT_NO_LABEL for rows of weight 0. Repeating it is harmless;
  * different labels for the same micro-batch are SFC_ECONFLICT. */
@@ -131,7 +132,7 @@ int sfc_member_announce(struct sfc_member *member, uint64_t step, uint32_t micro
                         const uint64_t *labels, const uint32_t *broken_rows, size_t broken_count,
                         const char *broken_reason, struct sfc_error *err);
 
-struct sfc_work {              /* one attempt at one micro-batch */
+struct sfc_work { /* one attempt at one micro-batch */
     uint64_t step;
     uint32_t micro_batch;
     struct sfc_attempt_id attempt;
@@ -139,11 +140,12 @@ struct sfc_work {              /* one attempt at one micro-batch */
 
 /* Result of one head exchange. */
 struct sfc_exchange_result {
-    double loss_sum;           /* sum over rows of log-sum-exp - target logit */
-    uint32_t zero_features;    /* rows whose norm is below 1e-12 */
+    double loss_sum;        /* sum over rows of log-sum-exp - target logit */
+    uint32_t zero_features; /* rows whose norm is below 1e-12 */
     uint8_t head_digest[16];
 };
-int sfc_exchange_new(const struct sfc_member *member, struct sfc_exchange **out, struct sfc_error *err);
+int sfc_exchange_new(const struct sfc_member *member, struct sfc_exchange **out,
+                     struct sfc_error *err);
 void sfc_exchange_free(struct sfc_exchange *exchange); /* NULL is fine */
 /* features [micro_batch, dim], raw, finite; labels as announced. dfeatures [micro_batch, dim]: the
  * gradient of the loss (mean over the global batch) with respect to the raw features. */
@@ -153,7 +155,8 @@ int sfc_exchange_run(struct sfc_exchange *exchange, struct sfc_member *member,
 
 /* Number of dense blocks = digests that Done carries; 0 with backbone "none". */
 size_t sfc_member_dense_blocks(const struct sfc_member *member);
-/* gradient [dense_size] goes to the shards that own its slices; digests [dense_blocks] are filled. */
+/* gradient [dense_size] goes to the shards that own its slices; digests [dense_blocks] are filled.
+ */
 int sfc_exchange_push_dense(struct sfc_exchange *exchange, struct sfc_member *member,
                             const struct sfc_work *work, const float *gradient, uint64_t *digests,
                             struct sfc_error *err);
@@ -178,8 +181,8 @@ struct sfc_history_point {
     uint64_t step;
     double loss, lr, images_per_s;
 };
-/* At most *count points after `after_step` of run run_id (0: the current or last run). *count becomes
- * the number written. */
+/* At most *count points after `after_step` of run run_id (0: the current or last run). *count
+ * becomes the number written. */
 int sfc_client_history(struct sfc_client *client, uint64_t run_id, uint64_t after_step,
                        struct sfc_history_point *points, size_t *count, struct sfc_error *err);
 
@@ -188,7 +191,8 @@ struct sfc_client_state {
     char reason[256];
     uint64_t run_id, step, steps;
 };
-int sfc_client_status(struct sfc_client *client, struct sfc_client_state *out, struct sfc_error *err);
+int sfc_client_status(struct sfc_client *client, struct sfc_client_state *out,
+                      struct sfc_error *err);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,576 @@
+#include "worker/client.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/backend.h"
+
+#define SCHEDULER        "/shardfc.v1.Scheduler/"
+#define LONG_POLL_MS     20000u
+#define CALL_MS          15000u
+#define MAX_DENSE_FLOATS ((uint64_t)1 << 31)
+
+int sfc_client_new(const char *scheduler, struct sfc_client **out, struct sfc_error *err)
+{
+    struct sfc_client *client = calloc(1, sizeof *client);
+    if (!client)
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for the client");
+    int rc = SFC_OK;
+    if (strlen(scheduler) >= sizeof client->address)
+        rc = sfc_fail(err, SFC_EINVAL, "scheduler address is longer than %zu characters",
+                      sizeof client->address - 1);
+    if (!rc)
+        rc = sfc_rpc_runner_start(&client->runner, err);
+    if (!rc) {
+        strcpy(client->address, scheduler);
+        rc = sfc_rpc_runner_connect(client->runner, client->address, &client->scheduler, err);
+    }
+    if (rc) {
+        sfc_client_free(client);
+        return rc;
+    }
+    *out = client;
+    return SFC_OK;
+}
+
+void sfc_client_free(struct sfc_client *client)
+{
+    if (!client)
+        return;
+    if (client->runner)
+        sfc_rpc_runner_disconnect(client->runner, client->scheduler);
+    sfc_rpc_runner_stop(client->runner);
+    free(client);
+}
+
+/* ---- calls of a member */
+
+int sfc_member_start(struct sfc_member *member, size_t k, const struct sfc_ask *ask,
+                     struct sfc_rpc_future **out, struct sfc_error *err)
+{
+    pthread_rwlock_rdlock(&member->lock);
+    int rc;
+    if (member->cancelled)
+        rc = sfc_fail(err, SFC_ECANCELED, "%s: this membership has ended", ask->method);
+    else
+        rc =
+            sfc_ask_start(k < member->shards ? member->shard[k] : member->scheduler, ask, out, err);
+    pthread_rwlock_unlock(&member->lock);
+    return rc;
+}
+
+int sfc_member_ask(struct sfc_member *member, size_t k, const struct sfc_ask *ask,
+                   struct sfc_answer *out, struct sfc_error *err)
+{
+    struct sfc_rpc_future *future;
+    int rc = sfc_member_start(member, k, ask, &future, err);
+    return rc ? rc : sfc_ask_finish(future, ask, out, err);
+}
+
+static int ask_scheduler(struct sfc_member *member, const char *method, const void *message,
+                         const ProtobufCMessageDescriptor *reply, unsigned retries,
+                         struct sfc_answer *out, struct sfc_error *err)
+{
+    struct sfc_ask ask = {.method = method,
+                          .message = message,
+                          .deadline_ms = LONG_POLL_MS,
+                          .retries = retries,
+                          .reply_type = reply};
+    return sfc_member_ask(member, member->shards, &ask, out, err);
+}
+
+void sfc_member_cancel(struct sfc_member *member)
+{
+    pthread_rwlock_wrlock(&member->lock);
+    if (!member->cancelled) {
+        member->cancelled = true;
+        for (size_t k = 0; k < member->shards; k++)
+            sfc_rpc_runner_disconnect(member->client->runner, member->shard[k]);
+        sfc_rpc_runner_disconnect(member->client->runner, member->scheduler);
+    }
+    pthread_rwlock_unlock(&member->lock);
+}
+
+void sfc_member_free(struct sfc_member *member)
+{
+    if (!member)
+        return;
+    sfc_member_cancel(member);
+    for (size_t k = 0; member->dense && k < member->shards; k++)
+        free(member->dense[k].blocks);
+    free(member->dense);
+    free(member->shard);
+    sfc_answer_free(&member->answer);
+    pthread_rwlock_destroy(&member->lock);
+    free(member);
+}
+
+/* ---- making a member */
+
+static int check_config(const Shardfc__V1__RunConfig *c, struct sfc_error *err)
+{
+    if (c->classes < 1 || c->dim < 1 || c->dim > SFC_MAX_DIM)
+        return sfc_fail(err, SFC_ECORRUPT, "run configuration: %llu classes of dim %u",
+                        (unsigned long long)c->classes, c->dim);
+    if (c->micro_batch < 1 || c->global_batch < c->micro_batch ||
+        c->global_batch % c->micro_batch || c->global_batch > 1u << 24)
+        return sfc_fail(err, SFC_ECORRUPT,
+                        "run configuration: global batch %u of micro-batches of %u",
+                        c->global_batch, c->micro_batch);
+    if (!isfinite(c->scale) || c->scale <= 0)
+        return sfc_fail(err, SFC_ECORRUPT, "run configuration: scale %g", c->scale);
+    if (!c->data)
+        return sfc_fail(err, SFC_ECORRUPT, "run configuration without a data set");
+    if (c->data->samples < 1 && c->data->kind != SHARDFC__V1__DATA_SET__KIND__SESSION)
+        return sfc_fail(err, SFC_ECORRUPT, "run configuration without samples");
+    return SFC_OK;
+}
+
+static int count_dense(const Shardfc__V1__RunConfig *c, uint64_t *out, struct sfc_error *err)
+{
+    uint64_t total = 0;
+    for (size_t i = 0; i < c->n_segments; i++) {
+        uint64_t n = 1;
+        for (size_t d = 0; d < c->segments[i]->n_shape; d++)
+            if (__builtin_mul_overflow(n, c->segments[i]->shape[d], &n))
+                n = UINT64_MAX;
+        if (n > MAX_DENSE_FLOATS || (total += n) > MAX_DENSE_FLOATS)
+            return sfc_fail(err, SFC_ECORRUPT, "run configuration: the backbone is too large");
+    }
+    if (total && !c->dense_block_size)
+        return sfc_fail(err, SFC_ECORRUPT, "run configuration: dense block size 0");
+    *out = total;
+    return SFC_OK;
+}
+
+static int check_map(const struct sfc_member *m, struct sfc_error *err)
+{
+    const Shardfc__V1__BlockMap *map = m->map;
+    uint64_t dense_blocks =
+        m->dense_size ? (m->dense_size - 1) / m->config->dense_block_size + 1 : 0;
+    if (map->n_shards < 1 || map->n_shards > 65536)
+        return sfc_fail(err, SFC_ECORRUPT, "block map of %zu shards", map->n_shards);
+    if (map->n_dense_owner != dense_blocks)
+        return sfc_fail(err, SFC_ECORRUPT, "block map has %zu dense blocks, the backbone %llu",
+                        map->n_dense_owner, (unsigned long long)dense_blocks);
+    for (size_t b = 0; b < map->n_dense_owner; b++)
+        if (map->dense_owner[b] >= map->n_shards)
+            return sfc_fail(err, SFC_ECORRUPT, "block map: dense block %zu is on shard %u of %zu",
+                            b, map->dense_owner[b], map->n_shards);
+    return SFC_OK;
+}
+
+void sfc_dense_block_span(const struct sfc_member *m, uint32_t block, size_t *first, size_t *count)
+{
+    size_t size = m->config->dense_block_size;
+    *first = (size_t)block * size;
+    *count = *first + size <= m->dense_size ? size : (size_t)m->dense_size - *first;
+}
+
+static int share_out_dense(struct sfc_member *m, struct sfc_error *err)
+{
+    m->dense = calloc(m->shards, sizeof *m->dense);
+    if (!m->dense)
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for the block map");
+    for (size_t b = 0; b < m->map->n_dense_owner; b++)
+        m->dense[m->map->dense_owner[b]].count++;
+    for (size_t k = 0; k < m->shards; k++) {
+        m->dense[k].blocks = calloc(m->dense[k].count + 1, sizeof *m->dense[k].blocks);
+        if (!m->dense[k].blocks)
+            return sfc_fail(err, SFC_ENOMEM, "out of memory for the block map");
+        m->dense[k].count = 0;
+    }
+    for (uint32_t b = 0; b < m->map->n_dense_owner; b++) {
+        struct sfc_dense_share *share = &m->dense[m->map->dense_owner[b]];
+        size_t first, count;
+        sfc_dense_block_span(m, b, &first, &count);
+        share->blocks[share->count++] = b;
+        share->floats += count;
+    }
+    return SFC_OK;
+}
+
+static int connect_member(struct sfc_member *m, struct sfc_error *err)
+{
+    m->shard = calloc(m->map->n_shards, sizeof(*m->shard));
+    if (!m->shard)
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for the block map");
+    m->shards = m->map->n_shards;
+    for (size_t k = 0; k < m->shards; k++) {
+        int rc = sfc_rpc_runner_connect(m->client->runner, m->map->shards[k]->address, &m->shard[k],
+                                        err);
+        if (rc)
+            return sfc_prefix(err, "shard %zu", k);
+    }
+    return sfc_rpc_runner_connect(m->client->runner, m->client->address, &m->scheduler, err);
+}
+
+/* Takes the answer, whatever happens. */
+static int new_member(struct sfc_client *client, struct sfc_answer answer,
+                      const Shardfc__V1__RunConfig *config, const Shardfc__V1__BlockMap *map,
+                      struct sfc_member **out, struct sfc_error *err)
+{
+    struct sfc_member *m = calloc(1, sizeof *m);
+    if (!m) {
+        sfc_answer_free(&answer);
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for the run");
+    }
+    pthread_rwlock_init(&m->lock, NULL);
+    m->client = client;
+    m->answer = answer;
+    m->config = config;
+    m->map = map;
+    int rc = config && map
+                 ? SFC_OK
+                 : sfc_fail(err, SFC_ECORRUPT, "the scheduler sent no configuration or no map");
+    if (!rc)
+        rc = check_config(config, err);
+    if (!rc)
+        rc = count_dense(config, &m->dense_size, err);
+    if (!rc)
+        rc = check_map(m, err);
+    if (!rc)
+        rc = connect_member(m, err);
+    if (!rc)
+        rc = share_out_dense(m, err);
+    if (rc) {
+        sfc_member_free(m);
+        return rc;
+    }
+    *out = m;
+    return SFC_OK;
+}
+
+int sfc_client_join(struct sfc_client *client, const struct sfc_join *join, struct sfc_member **out,
+                    struct sfc_error *err)
+{
+    Shardfc__V1__DataSet data = SHARDFC__V1__DATA_SET__INIT;
+    data.kind = join->data == SFC_CLIENT_DATA_SYNTHETIC ? SHARDFC__V1__DATA_SET__KIND__SYNTHETIC
+                                                        : SHARDFC__V1__DATA_SET__KIND__RECORDS;
+    if (join->data == SFC_CLIENT_DATA_RECORDS) {
+        data.digest = (char *)(uintptr_t)join->data_digest;
+        data.samples = join->samples;
+        data.width = join->width;
+        data.height = join->height;
+        data.channels = join->channels;
+        data.flip = join->flip;
+    }
+    Shardfc__V1__JoinRequest request = SHARDFC__V1__JOIN_REQUEST__INIT;
+    request.protocol = SFC_PROTOCOL_VERSION;
+    request.name = (char *)(uintptr_t)join->name;
+    request.numerics = (char *)(uintptr_t)join->numerics;
+    request.lanes = join->lanes;
+    request.data = &data;
+    struct sfc_ask ask = {.method = SCHEDULER "Join",
+                          .message = &request.base,
+                          .deadline_ms = LONG_POLL_MS,
+                          .reply_type = &shardfc__v1__join_reply__descriptor};
+    struct sfc_answer answer = {0};
+    int rc = sfc_ask(client->scheduler, &ask, &answer, err);
+    if (rc)
+        return rc;
+    const Shardfc__V1__JoinReply *reply = (const void *)answer.message;
+    if (!reply->joined) {
+        sfc_answer_free(&answer);
+        *out = NULL;
+        return SFC_OK;
+    }
+    uint64_t worker = reply->worker, run_id = reply->run_id;
+    struct sfc_member *member;
+    rc = new_member(client, answer, reply->config, reply->map, &member, err);
+    if (rc)
+        return rc;
+    member->worker = worker;
+    member->run_id = run_id;
+    *out = member;
+    return SFC_OK;
+}
+
+int sfc_client_open_session(struct sfc_client *client, const char *name, uint64_t run_id,
+                            struct sfc_member **out, struct sfc_attempt_id *attempt,
+                            struct sfc_error *err)
+{
+    Shardfc__V1__OpenSessionRequest request = SHARDFC__V1__OPEN_SESSION_REQUEST__INIT;
+    request.protocol = SFC_PROTOCOL_VERSION;
+    request.name = (char *)(uintptr_t)name;
+    request.run_id = run_id;
+    struct sfc_ask ask = {.method = SCHEDULER "OpenSession",
+                          .message = &request.base,
+                          .deadline_ms = CALL_MS,
+                          .reply_type = &shardfc__v1__open_session_reply__descriptor};
+    struct sfc_answer answer = {0};
+    int rc = sfc_ask(client->scheduler, &ask, &answer, err);
+    if (rc)
+        return rc;
+    const Shardfc__V1__OpenSessionReply *reply = (const void *)answer.message;
+    uint64_t session = reply->session, run = reply->run_id, next = reply->next_step;
+    struct sfc_attempt_id id = {0};
+    if (reply->attempt)
+        id = (struct sfc_attempt_id){reply->attempt->incarnation, reply->attempt->counter};
+    struct sfc_member *member;
+    rc = new_member(client, answer, reply->config, reply->map, &member, err);
+    if (rc)
+        return rc;
+    member->session = session;
+    member->run_id = run;
+    member->next_step = next;
+    *attempt = id;
+    *out = member;
+    return SFC_OK;
+}
+
+const Shardfc__V1__RunConfig *sfc_member_config(const struct sfc_member *member)
+{
+    return member->config;
+}
+
+void sfc_member_info(const struct sfc_member *m, struct sfc_run_info *out)
+{
+    const Shardfc__V1__RunConfig *c = m->config;
+    *out = (struct sfc_run_info){.run_id = m->run_id,
+                                 .seed = c->seed,
+                                 .classes = c->classes,
+                                 .samples = c->data->samples,
+                                 .steps = c->steps,
+                                 .next_step = m->next_step,
+                                 .dim = c->dim,
+                                 .global_batch = c->global_batch,
+                                 .micro_batch = c->micro_batch,
+                                 .shards = (uint32_t)m->shards,
+                                 .map_version = m->map->version,
+                                 .dense_size = m->dense_size,
+                                 .scale = c->scale,
+                                 .name = c->name,
+                                 .backbone = c->backbone};
+}
+
+int sfc_member_leave(struct sfc_member *member, struct sfc_error *err)
+{
+    Shardfc__V1__LeaveRequest request = SHARDFC__V1__LEAVE_REQUEST__INIT;
+    request.worker = member->worker;
+    struct sfc_ask ask = {.method = SCHEDULER "Leave",
+                          .message = &request.base,
+                          .deadline_ms = 2000,
+                          .reply_type = &shardfc__v1__empty__descriptor};
+    struct sfc_answer answer = {0};
+    int rc = sfc_ask(member->client->scheduler, &ask, &answer, err); /* works after cancel, too */
+    sfc_answer_free(&answer);
+    return rc;
+}
+
+int sfc_member_heartbeat(struct sfc_member *member, struct sfc_pulse *out, struct sfc_error *err)
+{
+    Shardfc__V1__HeartbeatRequest request = SHARDFC__V1__HEARTBEAT_REQUEST__INIT;
+    request.worker = member->worker;
+    struct sfc_answer answer = {0};
+    int rc = ask_scheduler(member, SCHEDULER "Heartbeat", &request,
+                           &shardfc__v1__heartbeat_reply__descriptor, 0, &answer, err);
+    if (rc)
+        return rc;
+    const Shardfc__V1__HeartbeatReply *reply = (const void *)answer.message;
+    *out = (struct sfc_pulse){.known = reply->known,
+                              .run_id = reply->run_id,
+                              .step = reply->step,
+                              .map_version = reply->map_version};
+    snprintf(out->state, sizeof out->state, "%s", reply->state);
+    sfc_answer_free(&answer);
+    return SFC_OK;
+}
+
+/* ---- work */
+
+static int read_ticket(const struct sfc_member *m, const Shardfc__V1__TicketReply *reply,
+                       enum sfc_ticket_kind kind, struct sfc_ticket *ticket, struct sfc_error *err)
+{
+    const Shardfc__V1__RunConfig *c = m->config;
+    ticket->state = reply->rejoin    ? SFC_TICKET_REJOIN
+                    : reply->granted ? SFC_TICKET_GRANTED
+                                     : SFC_TICKET_NONE;
+    if (ticket->state != SFC_TICKET_GRANTED)
+        return SFC_OK;
+    if (kind == SFC_TICKET_COMPUTE && reply->map_version != m->map->version) {
+        ticket->state = SFC_TICKET_REJOIN; /* the new map comes with the next join */
+        return SFC_OK;
+    }
+    if (!reply->step || reply->micro_batch >= c->global_batch / c->micro_batch ||
+        reply->n_samples != c->micro_batch || (kind == SFC_TICKET_COMPUTE && !reply->attempt))
+        return sfc_fail(err, SFC_ECORRUPT, "ticket for step %llu, micro-batch %u with %zu samples",
+                        (unsigned long long)reply->step, reply->micro_batch, reply->n_samples);
+    for (size_t r = 0; r < reply->n_samples; r++)
+        if (reply->samples[r] >= c->data->samples)
+            return sfc_fail(err, SFC_ECORRUPT, "ticket names sample %llu of %llu",
+                            (unsigned long long)reply->samples[r],
+                            (unsigned long long)c->data->samples);
+    ticket->step = reply->step;
+    ticket->micro_batch = reply->micro_batch;
+    ticket->dropped = reply->dropped;
+    ticket->first_position = reply->first_position;
+    if (reply->attempt)
+        ticket->attempt =
+            (struct sfc_attempt_id){reply->attempt->incarnation, reply->attempt->counter};
+    memcpy(ticket->samples, reply->samples, reply->n_samples * sizeof *ticket->samples);
+    return SFC_OK;
+}
+
+int sfc_member_ticket(struct sfc_member *member, enum sfc_ticket_kind kind,
+                      struct sfc_ticket *ticket, struct sfc_error *err)
+{
+    Shardfc__V1__TicketRequest request = SHARDFC__V1__TICKET_REQUEST__INIT;
+    request.worker = member->worker;
+    request.run_id = member->run_id;
+    request.kind = kind == SFC_TICKET_COMPUTE ? SHARDFC__V1__TICKET_REQUEST__KIND__COMPUTE
+                                              : SHARDFC__V1__TICKET_REQUEST__KIND__DATA;
+    struct sfc_answer answer = {0};
+    int rc = ask_scheduler(member, SCHEDULER "Ticket", &request,
+                           &shardfc__v1__ticket_reply__descriptor, 0, &answer, err);
+    if (rc)
+        return rc;
+    rc = read_ticket(member, (const void *)answer.message, kind, ticket, err);
+    sfc_answer_free(&answer);
+    return rc;
+}
+
+int sfc_member_announce(struct sfc_member *member, uint64_t step, uint32_t micro_batch,
+                        const uint64_t *labels, const uint32_t *broken_rows, size_t broken_count,
+                        const char *broken_reason, struct sfc_error *err)
+{
+    Shardfc__V1__AnnounceRequest request = SHARDFC__V1__ANNOUNCE_REQUEST__INIT;
+    request.worker = member->worker;
+    request.run_id = member->run_id;
+    request.session = member->session;
+    request.step = step;
+    request.micro_batch = micro_batch;
+    request.n_labels = member->config->micro_batch;
+    request.labels = (uint64_t *)(uintptr_t)labels;
+    request.n_broken_rows = broken_count;
+    request.broken_rows = (uint32_t *)(uintptr_t)broken_rows;
+    if (broken_reason)
+        request.broken_reason = (char *)(uintptr_t)broken_reason;
+    struct sfc_answer answer = {0};
+    int rc = ask_scheduler(member, SCHEDULER "Announce", &request,
+                           &shardfc__v1__announce_reply__descriptor, 3, &answer, err);
+    sfc_answer_free(&answer);
+    return rc;
+}
+
+int sfc_member_done(struct sfc_member *member, const struct sfc_work *work,
+                    const struct sfc_exchange_result *result, const uint64_t *dense_digests,
+                    bool *accepted, struct sfc_error *err)
+{
+    Shardfc__V1__Attempt attempt = SHARDFC__V1__ATTEMPT__INIT;
+    attempt.incarnation = work->attempt.incarnation;
+    attempt.counter = work->attempt.counter;
+    Shardfc__V1__DoneRequest request = SHARDFC__V1__DONE_REQUEST__INIT;
+    request.worker = member->worker;
+    request.run_id = member->run_id;
+    request.session = member->session;
+    request.step = work->step;
+    request.micro_batch = work->micro_batch;
+    request.attempt = &attempt;
+    request.head_digest.data = (uint8_t *)(uintptr_t)result->head_digest;
+    request.head_digest.len = sizeof result->head_digest;
+    request.n_dense_digests = sfc_member_dense_blocks(member);
+    request.dense_digests = (uint64_t *)(uintptr_t)dense_digests;
+    request.loss_sum = result->loss_sum;
+    request.zero_features = result->zero_features;
+    struct sfc_answer answer = {0};
+    int rc = ask_scheduler(member, SCHEDULER "Done", &request, &shardfc__v1__done_reply__descriptor,
+                           3, &answer, err);
+    if (rc)
+        return rc;
+    *accepted = ((const Shardfc__V1__DoneReply *)(const void *)answer.message)->accepted;
+    sfc_answer_free(&answer);
+    return SFC_OK;
+}
+
+static int give_up(struct sfc_member *member, const struct sfc_work *work, bool data, int code,
+                   const char *reason, struct sfc_error *err)
+{
+    Shardfc__V1__Attempt attempt = SHARDFC__V1__ATTEMPT__INIT;
+    attempt.incarnation = work->attempt.incarnation;
+    attempt.counter = work->attempt.counter;
+    Shardfc__V1__GiveUpRequest request = SHARDFC__V1__GIVE_UP_REQUEST__INIT;
+    request.worker = member->worker;
+    request.run_id = member->run_id;
+    request.step = work->step;
+    request.micro_batch = work->micro_batch;
+    request.attempt = data ? NULL : &attempt;
+    request.data = data;
+    request.code = code;
+    request.reason = (char *)(uintptr_t)reason;
+    struct sfc_answer answer = {0};
+    int rc = ask_scheduler(member, SCHEDULER "GiveUp", &request, &shardfc__v1__empty__descriptor, 3,
+                           &answer, err);
+    sfc_answer_free(&answer);
+    return rc;
+}
+
+int sfc_member_give_up(struct sfc_member *member, const struct sfc_work *work, int code,
+                       const char *reason, struct sfc_error *err)
+{
+    return give_up(member, work, false, code, reason, err);
+}
+
+int sfc_member_give_up_data(struct sfc_member *member, const struct sfc_work *work, int code,
+                            const char *reason, struct sfc_error *err)
+{
+    return give_up(member, work, true, code, reason, err);
+}
+
+/* ---- looking on */
+
+int sfc_client_history(struct sfc_client *client, uint64_t run_id, uint64_t after_step,
+                       struct sfc_history_point *points, size_t *count, struct sfc_error *err)
+{
+    Shardfc__V1__HistoryRequest request = SHARDFC__V1__HISTORY_REQUEST__INIT;
+    request.run_id = run_id;
+    request.after_step = after_step;
+    request.limit = *count > UINT32_MAX ? UINT32_MAX : (uint32_t)*count;
+    struct sfc_ask ask = {.method = SCHEDULER "History",
+                          .message = &request.base,
+                          .deadline_ms = CALL_MS,
+                          .retries = 2,
+                          .reply_type = &shardfc__v1__history_reply__descriptor};
+    struct sfc_answer answer = {0};
+    int rc = sfc_ask(client->scheduler, &ask, &answer, err);
+    if (rc)
+        return rc;
+    const Shardfc__V1__HistoryReply *reply = (const void *)answer.message;
+    if (reply->n_points > *count) {
+        sfc_answer_free(&answer);
+        return sfc_fail(err, SFC_ECORRUPT, "History: more points than asked for");
+    }
+    for (size_t i = 0; i < reply->n_points; i++)
+        points[i] = (struct sfc_history_point){
+            .step = reply->points[i]->step,
+            .loss = reply->points[i]->loss,
+            .lr = reply->points[i]->lr,
+            .images_per_s = reply->points[i]->images_per_s,
+        };
+    *count = reply->n_points;
+    sfc_answer_free(&answer);
+    return SFC_OK;
+}
+
+int sfc_client_status(struct sfc_client *client, struct sfc_client_state *out,
+                      struct sfc_error *err)
+{
+    Shardfc__V1__StatusRequest request = SHARDFC__V1__STATUS_REQUEST__INIT;
+    struct sfc_ask ask = {.method = SCHEDULER "Status",
+                          .message = &request.base,
+                          .deadline_ms = CALL_MS,
+                          .reply_type = &shardfc__v1__status_reply__descriptor};
+    struct sfc_answer answer = {0};
+    int rc = sfc_ask(client->scheduler, &ask, &answer, err);
+    if (rc)
+        return rc;
+    const Shardfc__V1__StatusReply *reply = (const void *)answer.message;
+    *out = (struct sfc_client_state){
+        .run_id = reply->run_id, .step = reply->step, .steps = reply->steps};
+    snprintf(out->state, sizeof out->state, "%s", reply->state);
+    snprintf(out->reason, sizeof out->reason, "%s", reply->reason);
+    sfc_answer_free(&answer);
+    return SFC_OK;
+}

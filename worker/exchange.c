@@ -1,0 +1,402 @@
+/* The calls of one attempt that carry tensors: head exchange with all shards, dense gradients and
+ * parameters. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/base/digest.h"
+#include "worker/client.h"
+#include "worker/head_exchange.h"
+
+#define SHARD          "/shardfc.v1.Shard/"
+#define TENSOR_MS      60000u
+#define TENSOR_RETRIES 4u
+
+struct sfc_exchange {
+    uint32_t rows, dim;
+    size_t shards;
+    double *lse;                     /* [rows] */
+    float *target;                   /* [rows] */
+    int64_t *dx;                     /* [rows, dim], sum over shards */
+    int64_t *dx_part;                /* [rows, dim], a reply that is not aligned */
+    struct sfc_sum256 *sums;         /* [shards, rows] */
+    struct sfc_logits_part *parts;   /* [shards] */
+    struct sfc_answer *answers;      /* [shards] */
+    struct sfc_rpc_future **futures; /* [shards]; NULL = not started */
+    float *dense;                    /* [dense_size], slices ordered by shard */
+};
+
+int sfc_check_tensor(const Shardfc__V1__TensorType *type, struct sfc_bytes tensor,
+                     Shardfc__V1__DType dtype, uint64_t rows, uint64_t columns, const char *what,
+                     struct sfc_error *err)
+{
+    static const size_t sizes[] = {0, 4, 8, 8, 8};
+    size_t rank = columns ? 2 : 1;
+    if (!type || type->dtype != dtype)
+        return sfc_fail(err, SFC_ECORRUPT, "%s: tensor of dtype %d, expected %d", what,
+                        type ? (int)type->dtype : 0, (int)dtype);
+    if (type->n_shape != rank || type->shape[0] != rows || (columns && type->shape[1] != columns))
+        return sfc_fail(err, SFC_ECORRUPT,
+                        "%s: tensor of rank %zu, first dimension %llu; expected [%llu, %llu]", what,
+                        type->n_shape, type->n_shape ? (unsigned long long)type->shape[0] : 0ull,
+                        (unsigned long long)rows, (unsigned long long)columns);
+    if (tensor.size != rows * (columns ? columns : 1) * sizes[dtype])
+        return sfc_fail(err, SFC_ECORRUPT, "%s: tensor of %zu bytes does not fit its shape", what,
+                        tensor.size);
+    return SFC_OK;
+}
+
+void sfc_exchange_free(struct sfc_exchange *x)
+{
+    if (!x)
+        return;
+    free(x->lse);
+    free(x->target);
+    free(x->dx);
+    free(x->dx_part);
+    free(x->sums);
+    free(x->parts);
+    free(x->answers);
+    free(x->futures);
+    free(x->dense);
+    free(x);
+}
+
+int sfc_exchange_new(const struct sfc_member *member, struct sfc_exchange **out,
+                     struct sfc_error *err)
+{
+    struct sfc_exchange *x = calloc(1, sizeof *x);
+    if (!x)
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for the head exchange");
+    x->rows = member->config->micro_batch;
+    x->dim = member->config->dim;
+    x->shards = member->shards;
+    size_t values = (size_t)x->rows * x->dim;
+    x->lse = calloc(x->rows, sizeof *x->lse);
+    x->target = calloc(x->rows, sizeof *x->target);
+    x->dx = calloc(values, sizeof *x->dx);
+    x->dx_part = calloc(values, sizeof *x->dx_part);
+    x->sums = calloc(x->shards * x->rows, sizeof *x->sums);
+    x->parts = calloc(x->shards, sizeof *x->parts);
+    x->answers = calloc(x->shards, sizeof *x->answers);
+    x->futures = calloc(x->shards, sizeof(*x->futures));
+    x->dense = calloc((size_t)member->dense_size + 1, sizeof *x->dense);
+    if (!x->lse || !x->target || !x->dx || !x->dx_part || !x->sums || !x->parts || !x->answers ||
+        !x->futures || !x->dense) {
+        sfc_exchange_free(x);
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for the head exchange");
+    }
+    *out = x;
+    return SFC_OK;
+}
+
+static void drop_answers(struct sfc_exchange *x)
+{
+    for (size_t k = 0; k < x->shards; k++)
+        sfc_answer_free(&x->answers[k]);
+}
+
+static void name_shard(const struct sfc_member *m, size_t k, struct sfc_error *err)
+{
+    sfc_prefix(err, "shard %llu at %s", (unsigned long long)m->map->shards[k]->shard,
+               m->map->shards[k]->address);
+}
+
+/* Waits for all started calls, so that nothing borrows a buffer afterwards; the first failure
+ * counts. */
+static int finish_all(struct sfc_exchange *x, const struct sfc_member *m, const struct sfc_ask *ask,
+                      int rc, struct sfc_error *err)
+{
+    for (size_t k = 0; k < x->shards; k++) {
+        if (!x->futures[k])
+            continue;
+        struct sfc_error mine = {0};
+        int one = sfc_ask_finish(x->futures[k], ask, &x->answers[k], &mine);
+        x->futures[k] = NULL;
+        if (one && !rc) {
+            rc = one;
+            name_shard(m, k, &mine);
+            if (err)
+                *err = mine;
+        }
+    }
+    return rc;
+}
+
+static int ask_all(struct sfc_exchange *x, struct sfc_member *m, const struct sfc_ask *ask,
+                   struct sfc_error *err)
+{
+    drop_answers(x);
+    int rc = SFC_OK;
+    for (size_t k = 0; k < x->shards && !rc; k++)
+        rc = sfc_member_start(m, k, ask, &x->futures[k], err);
+    return finish_all(x, m, ask, rc, err);
+}
+
+static Shardfc__V1__Attempt wire_attempt(const struct sfc_work *work)
+{
+    Shardfc__V1__Attempt attempt = SHARDFC__V1__ATTEMPT__INIT;
+    attempt.incarnation = work->attempt.incarnation;
+    attempt.counter = work->attempt.counter;
+    return attempt;
+}
+
+static int read_logits(struct sfc_exchange *x, size_t k, struct sfc_error *err)
+{
+    const Shardfc__V1__LogitsReply *reply = (const void *)x->answers[k].message;
+    struct sfc_bytes tensor = x->answers[k].tensor;
+    int rc = sfc_check_tensor(reply->payload_type, tensor, SHARDFC__V1__DTYPE__DTYPE_U64, x->rows,
+                              4, "Logits", err);
+    if (rc)
+        return rc;
+    if (reply->n_target_logit != x->rows || reply->has_target.len != x->rows)
+        return sfc_fail(err, SFC_ECORRUPT, "Logits: %zu target logits for %u rows",
+                        reply->n_target_logit, x->rows);
+    struct sfc_sum256 *sums = x->sums + k * x->rows;
+    memcpy(sums, tensor.data, tensor.size);
+    x->parts[k] = (struct sfc_logits_part){
+        .sums = sums, .target = reply->target_logit, .has_target = reply->has_target.data};
+    return SFC_OK;
+}
+
+static int exchange_logits(struct sfc_exchange *x, struct sfc_member *m,
+                           const struct sfc_work *work, const float *features,
+                           const uint64_t *labels, struct sfc_error *err)
+{
+    size_t size = (size_t)x->rows * x->dim * sizeof *features;
+    uint64_t shape[2] = {x->rows, x->dim};
+    Shardfc__V1__Attempt attempt = wire_attempt(work);
+    Shardfc__V1__TensorType type = SHARDFC__V1__TENSOR_TYPE__INIT;
+    type.dtype = SHARDFC__V1__DTYPE__DTYPE_F32;
+    type.n_shape = 2;
+    type.shape = shape;
+    Shardfc__V1__LogitsRequest request = SHARDFC__V1__LOGITS_REQUEST__INIT;
+    request.run_id = m->run_id;
+    request.step = work->step;
+    request.micro_batch = work->micro_batch;
+    request.attempt = &attempt;
+    request.map_version = m->map->version;
+    request.payload_digest = sfc_digest64(features, size);
+    request.payload_type = &type;
+    struct sfc_ask ask = {.method = SHARD "Logits",
+                          .message = &request.base,
+                          .tensor = {(const uint8_t *)features, size},
+                          .deadline_ms = TENSOR_MS,
+                          .retries = TENSOR_RETRIES,
+                          .reply_type = &shardfc__v1__logits_reply__descriptor};
+    int rc = ask_all(x, m, &ask, err);
+    for (size_t k = 0; k < x->shards && !rc; k++)
+        if ((rc = read_logits(x, k, err)))
+            name_shard(m, k, err);
+    if (!rc)
+        rc = sfc_head_merge_logits(x->parts, x->shards, x->rows, sfc_exp_shift(m->config->scale),
+                                   labels, x->lse, x->target, err);
+    drop_answers(x);
+    return rc;
+}
+
+static int read_gradient(struct sfc_exchange *x, size_t k, struct sfc_error *err)
+{
+    const Shardfc__V1__GradientReply *reply = (const void *)x->answers[k].message;
+    struct sfc_bytes tensor = x->answers[k].tensor;
+    int rc = sfc_check_tensor(reply->payload_type, tensor, SHARDFC__V1__DTYPE__DTYPE_I64, x->rows,
+                              x->dim, "Gradient", err);
+    if (rc)
+        return rc;
+    const int64_t *part = (const void *)tensor.data;
+    if ((uintptr_t)tensor.data % sizeof *part) {
+        memcpy(x->dx_part, tensor.data, tensor.size);
+        part = x->dx_part;
+    }
+    return sfc_head_add_dx(x->dx, part, (size_t)x->rows * x->dim, err);
+}
+
+static int exchange_gradient(struct sfc_exchange *x, struct sfc_member *m,
+                             const struct sfc_work *work, struct sfc_error *err)
+{
+    size_t size = x->rows * sizeof *x->lse;
+    uint64_t shape[1] = {x->rows};
+    Shardfc__V1__Attempt attempt = wire_attempt(work);
+    Shardfc__V1__TensorType type = SHARDFC__V1__TENSOR_TYPE__INIT;
+    type.dtype = SHARDFC__V1__DTYPE__DTYPE_F64;
+    type.n_shape = 1;
+    type.shape = shape;
+    Shardfc__V1__GradientRequest request = SHARDFC__V1__GRADIENT_REQUEST__INIT;
+    request.run_id = m->run_id;
+    request.step = work->step;
+    request.micro_batch = work->micro_batch;
+    request.attempt = &attempt;
+    request.map_version = m->map->version;
+    request.payload_digest = sfc_digest64(x->lse, size);
+    request.payload_type = &type;
+    struct sfc_ask ask = {.method = SHARD "Gradient",
+                          .message = &request.base,
+                          .tensor = {(const uint8_t *)x->lse, size},
+                          .deadline_ms = TENSOR_MS,
+                          .retries = TENSOR_RETRIES,
+                          .reply_type = &shardfc__v1__gradient_reply__descriptor};
+    memset(x->dx, 0, (size_t)x->rows * x->dim * sizeof *x->dx);
+    int rc = ask_all(x, m, &ask, err);
+    for (size_t k = 0; k < x->shards && !rc; k++)
+        if ((rc = read_gradient(x, k, err)))
+            name_shard(m, k, err);
+    drop_answers(x);
+    return rc;
+}
+
+int sfc_exchange_run(struct sfc_exchange *x, struct sfc_member *member, const struct sfc_work *work,
+                     const float *features, const uint64_t *labels, float *dfeatures,
+                     struct sfc_exchange_result *result, struct sfc_error *err)
+{
+    size_t values = (size_t)x->rows * x->dim;
+    size_t bad = sfc_head_first_bad(features, values);
+    if (bad < values)
+        return sfc_fail(err, SFC_EINVAL, "feature %zu of row %zu is not finite", bad % x->dim,
+                        bad / x->dim);
+    int rc = exchange_logits(x, member, work, features, labels, err);
+    if (!rc)
+        rc = exchange_gradient(x, member, work, err);
+    if (rc)
+        return sfc_prefix(err, "step %llu, micro-batch %u", (unsigned long long)work->step,
+                          work->micro_batch);
+    result->zero_features = sfc_head_backward(x->rows, x->dim, features, x->dx, dfeatures);
+    result->loss_sum = sfc_head_loss_sum(x->rows, labels, x->lse, x->target);
+    sfc_head_digest(x->rows, x->dim, features, x->lse, result->head_digest);
+    return SFC_OK;
+}
+
+/* ---- dense blocks */
+
+size_t sfc_member_dense_blocks(const struct sfc_member *member)
+{
+    return member->map->n_dense_owner;
+}
+
+/* Copies the slices of shard k's blocks between the parameter vector and a packed buffer. */
+static void pack_share(const struct sfc_member *m, size_t k, const float *vector, float *packed)
+{
+    for (size_t i = 0; i < m->dense[k].count; i++) {
+        size_t first, count;
+        sfc_dense_block_span(m, m->dense[k].blocks[i], &first, &count);
+        memcpy(packed, vector + first, count * sizeof *packed);
+        packed += count;
+    }
+}
+
+static void unpack_share(const struct sfc_member *m, size_t k, const uint8_t *packed, float *vector)
+{
+    for (size_t i = 0; i < m->dense[k].count; i++) {
+        size_t first, count;
+        sfc_dense_block_span(m, m->dense[k].blocks[i], &first, &count);
+        memcpy(vector + first, packed, count * sizeof *vector);
+        packed += count * sizeof *vector;
+    }
+}
+
+static int start_push(struct sfc_exchange *x, struct sfc_member *m, size_t k,
+                      const struct sfc_work *work, const float *packed, struct sfc_ask *ask,
+                      struct sfc_error *err)
+{
+    size_t size = m->dense[k].floats * sizeof *packed;
+    uint64_t shape[1] = {m->dense[k].floats};
+    Shardfc__V1__Attempt attempt = wire_attempt(work);
+    Shardfc__V1__TensorType type = SHARDFC__V1__TENSOR_TYPE__INIT;
+    type.dtype = SHARDFC__V1__DTYPE__DTYPE_F32;
+    type.n_shape = 1;
+    type.shape = shape;
+    Shardfc__V1__PushDenseRequest request = SHARDFC__V1__PUSH_DENSE_REQUEST__INIT;
+    request.run_id = m->run_id;
+    request.step = work->step;
+    request.micro_batch = work->micro_batch;
+    request.attempt = &attempt;
+    request.map_version = m->map->version;
+    request.payload_digest = sfc_digest64(packed, size);
+    request.payload_type = &type;
+    ask->message = &request.base; /* packed before sfc_member_start returns */
+    ask->tensor = (struct sfc_bytes){(const uint8_t *)packed, size};
+    int rc = sfc_member_start(m, k, ask, &x->futures[k], err);
+    ask->message = NULL;
+    return rc;
+}
+
+int sfc_exchange_push_dense(struct sfc_exchange *x, struct sfc_member *m,
+                            const struct sfc_work *work, const float *gradient, uint64_t *digests,
+                            struct sfc_error *err)
+{
+    struct sfc_ask ask = {.method = SHARD "PushDense",
+                          .deadline_ms = TENSOR_MS,
+                          .retries = TENSOR_RETRIES,
+                          .reply_type = &shardfc__v1__push_dense_reply__descriptor};
+    for (uint32_t b = 0; b < m->map->n_dense_owner; b++) {
+        size_t first, count;
+        sfc_dense_block_span(m, b, &first, &count);
+        digests[b] = sfc_digest64(gradient + first, count * sizeof *gradient);
+    }
+    drop_answers(x);
+    int rc = SFC_OK;
+    float *packed = x->dense;
+    for (size_t k = 0; k < x->shards && !rc; k++) {
+        if (!m->dense[k].count)
+            continue;
+        pack_share(m, k, gradient, packed);
+        rc = start_push(x, m, k, work, packed, &ask, err);
+        packed += m->dense[k].floats;
+    }
+    rc = finish_all(x, m, &ask, rc, err);
+    drop_answers(x);
+    return rc ? sfc_prefix(err, "step %llu, micro-batch %u", (unsigned long long)work->step,
+                           work->micro_batch)
+              : SFC_OK;
+}
+
+static int read_pull(const struct sfc_member *m, size_t k, uint64_t step,
+                     const struct sfc_answer *answer, float *params, struct sfc_error *err)
+{
+    const Shardfc__V1__PullDenseReply *reply = (const void *)answer->message;
+    int rc = sfc_check_tensor(reply->payload_type, answer->tensor, SHARDFC__V1__DTYPE__DTYPE_F32,
+                              m->dense[k].floats, 0, "PullDense", err);
+    if (rc)
+        return rc;
+    if (reply->step != step)
+        return sfc_fail(err, SFC_ECORRUPT, "PullDense: parameters of step %llu instead of %llu",
+                        (unsigned long long)reply->step, (unsigned long long)step);
+    unpack_share(m, k, answer->tensor.data, params);
+    return SFC_OK;
+}
+
+int sfc_member_pull_dense(struct sfc_member *m, uint64_t step, float *params, struct sfc_error *err)
+{
+    Shardfc__V1__PullDenseRequest request = SHARDFC__V1__PULL_DENSE_REQUEST__INIT;
+    request.run_id = m->run_id;
+    request.step = step;
+    request.map_version = m->map->version;
+    struct sfc_ask ask = {.method = SHARD "PullDense",
+                          .message = &request.base,
+                          .deadline_ms = TENSOR_MS,
+                          .retries = TENSOR_RETRIES,
+                          .reply_type = &shardfc__v1__pull_dense_reply__descriptor};
+    struct sfc_rpc_future **futures = calloc(m->shards, sizeof(*futures));
+    if (!futures)
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for the parameters");
+    int rc = SFC_OK;
+    for (size_t k = 0; k < m->shards && !rc; k++)
+        if (m->dense[k].count)
+            rc = sfc_member_start(m, k, &ask, &futures[k], err);
+    for (size_t k = 0; k < m->shards; k++) {
+        if (!futures[k])
+            continue;
+        struct sfc_error mine = {0};
+        struct sfc_answer answer = {0};
+        int one = sfc_ask_finish(futures[k], &ask, &answer, &mine);
+        if (!one && !rc)
+            one = read_pull(m, k, step, &answer, params, &mine);
+        sfc_answer_free(&answer);
+        if (one && !rc) {
+            rc = one;
+            name_shard(m, k, &mine);
+            if (err)
+                *err = mine;
+        }
+    }
+    free(futures);
+    return rc;
+}
