@@ -1,0 +1,495 @@
+#include "kernels/reference/reference.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/rng/philox.h"
+#include "kernels/rng/sample.h"
+
+#define PI            3.14159265358979323846
+#define MIN_NORM      1e-12
+#define MIN_SIN_THETA 1e-4
+
+struct ref_block {
+    uint64_t first_class;
+    uint32_t rows;
+    uint64_t row_at;    /* first row in w and m */
+    uint64_t sample_at; /* first entry of the present sample */
+    uint32_t sampled;
+    uint32_t positives; /* distinct positive classes */
+};
+
+/* One logit of the kept step. */
+struct logit {
+    double cos, z;
+    double dcos; /* after pass 2 */
+};
+
+struct ref_head {
+    struct sfc_head base;
+    size_t block_count;
+    struct ref_block *blocks;
+    uint64_t capacity;        /* most classes that a sample can have */
+    double *w, *m;            /* [rows, dim] */
+    uint32_t *sample;         /* [capacity] rows inside their block */
+    double *x;                /* [slots, micro_batch, dim] unit rows */
+    bool *zero;               /* [slots, micro_batch] feature without direction */
+    struct logit *logits;     /* [slots, micro_batch, capacity] */
+    double *unit_w, *product; /* [dim] scratch */
+    uint8_t *is_positive;     /* [block_size] scratch */
+    uint32_t *positives;      /* [block_size] scratch */
+    void *sample_scratch;
+};
+
+int sfc_ref_head_check(const struct sfc_backend *backend, const struct sfc_head_config *config,
+                       struct sfc_error *err)
+{
+    (void)backend;
+    if (config->dtype != SFC_DTYPE_F32) {
+        return sfc_fail(err, SFC_EUNSUPPORTED, "the reference backend has f32 state only");
+    }
+    if (config->optimizer != SFC_OPTIMIZER_SGD) {
+        return sfc_fail(err, SFC_EUNSUPPORTED, "the reference backend has SGD only");
+    }
+    if (config->momentum_mode != SFC_MOMENTUM_SAMPLED) {
+        return sfc_fail(err, SFC_EUNSUPPORTED, "the reference backend has sampled momentum only");
+    }
+    return SFC_OK;
+}
+
+struct sizes {
+    uint64_t rows, capacity;
+};
+
+/* Quotas of all blocks, and at most `batch` positives beyond them. */
+static struct sizes sizes_of(const struct sfc_head_config *c, const uint64_t *blocks, size_t count)
+{
+    struct sizes s = {0};
+    for (size_t i = 0; i < count; i++) {
+        uint32_t rows = (uint32_t)sfc_head_block_rows(c, blocks[i]);
+        s.rows += rows;
+        s.capacity += sfc_sample_quota(rows, c->sample_ppm, 0);
+    }
+    s.capacity = s.capacity + c->batch < s.rows ? s.capacity + c->batch : s.rows;
+    return s;
+}
+
+int sfc_ref_head_memory(const struct sfc_backend *backend, const struct sfc_head_config *config,
+                        const uint64_t *blocks, size_t count, struct sfc_memory *out,
+                        struct sfc_error *err)
+{
+    (void)backend;
+    (void)err;
+    struct sizes s = sizes_of(config, blocks, count);
+    uint64_t kept = (uint64_t)config->slots * config->micro_batch;
+    *out = (struct sfc_memory){
+        .state_bytes = 2 * s.rows * config->dim * sizeof(double),
+        .step_bytes =
+            s.capacity * sizeof(uint32_t) + kept * (config->dim * sizeof(double) + sizeof(bool) +
+                                                    s.capacity * sizeof(struct logit)),
+        .scratch_bytes = sizeof(struct ref_head) + count * sizeof(struct ref_block) +
+                         2 * config->dim * sizeof(double) + (uint64_t)config->block_size * 5 +
+                         sfc_sample_scratch(config->block_size) + 64,
+    };
+    return SFC_OK;
+}
+
+static void free_all(struct ref_head *h)
+{
+    free(h->blocks);
+    free(h->w);
+    free(h->m);
+    free(h->sample);
+    free(h->x);
+    free(h->zero);
+    free(h->logits);
+    free(h->unit_w);
+    free(h->product);
+    free(h->is_positive);
+    free(h->positives);
+    free(h->sample_scratch);
+    free(h);
+}
+
+static bool allocate(struct ref_head *h, const struct sfc_head_config *c, size_t count,
+                     struct sizes s)
+{
+    size_t kept = (size_t)c->slots * c->micro_batch;
+    h->blocks = calloc(count, sizeof *h->blocks);
+    h->w = calloc(s.rows * c->dim, sizeof *h->w);
+    h->m = calloc(s.rows * c->dim, sizeof *h->m);
+    h->sample = calloc(s.capacity, sizeof *h->sample);
+    h->x = calloc(kept * c->dim, sizeof *h->x);
+    h->zero = calloc(kept, sizeof *h->zero);
+    h->logits = calloc(kept * s.capacity, sizeof *h->logits);
+    h->unit_w = calloc(c->dim, sizeof *h->unit_w);
+    h->product = calloc(c->dim, sizeof *h->product);
+    h->is_positive = calloc(c->block_size, sizeof *h->is_positive);
+    h->positives = calloc(c->block_size, sizeof *h->positives);
+    h->sample_scratch = aligned_alloc(64, (sfc_sample_scratch(c->block_size) + 63) / 64 * 64);
+    return h->blocks && h->w && h->m && h->sample && h->x && h->zero && h->logits && h->unit_w &&
+           h->product && h->is_positive && h->positives && h->sample_scratch;
+}
+
+/* W ~ N(0, init_std), keyed by (class, column); rounded to f32 so that every backend starts from
+ * the same state. */
+static void init_block(struct ref_head *h, const struct sfc_head_config *c,
+                       const struct ref_block *b)
+{
+    for (uint64_t i = 0; i < b->rows; i++) {
+        double *w = h->w + (b->row_at + i) * c->dim;
+        for (uint32_t k = 0; k < c->dim; k++) {
+            float normal[4];
+            sfc_normal4(sfc_random(c->seed, SFC_STREAM_CLASS_INIT, b->first_class + i, k / 4),
+                        normal);
+            w[k] = (float)c->init_std * normal[k % 4];
+        }
+    }
+}
+
+int sfc_ref_head_new(struct sfc_backend *backend, const struct sfc_head_config *config,
+                     const uint64_t *blocks, size_t count, struct sfc_head **out,
+                     struct sfc_error *err)
+{
+    (void)backend;
+    struct sizes s = sizes_of(config, blocks, count);
+    struct ref_head *h = calloc(1, sizeof *h);
+    if (!h) {
+        return sfc_fail(err, SFC_ENOMEM, "head: out of memory");
+    }
+    if (!allocate(h, config, count, s)) {
+        free_all(h);
+        return sfc_fail(err, SFC_ENOMEM, "head: out of memory for %llu classes of dim %u",
+                        (unsigned long long)s.rows, config->dim);
+    }
+    h->block_count = count;
+    h->capacity = s.capacity;
+    uint64_t row_at = 0;
+    for (size_t i = 0; i < count; i++) {
+        struct ref_block *b = &h->blocks[i];
+        b->first_class = blocks[i] * config->block_size;
+        b->rows = (uint32_t)sfc_head_block_rows(config, blocks[i]);
+        b->row_at = row_at;
+        row_at += b->rows;
+        init_block(h, config, b);
+    }
+    *out = &h->base;
+    return SFC_OK;
+}
+
+void sfc_ref_head_free(struct sfc_head *head)
+{
+    free_all((struct ref_head *)head);
+}
+
+static double *part_of(struct sfc_head *head, size_t index, enum sfc_block_part part)
+{
+    struct ref_head *h = (struct ref_head *)head;
+    return (part == SFC_PART_VALUES ? h->w : h->m) + h->blocks[index].row_at * head->config.dim;
+}
+
+int sfc_ref_head_read(struct sfc_head *head, size_t index, enum sfc_block_part part,
+                      uint64_t offset, uint64_t count, float *out, struct sfc_error *err)
+{
+    (void)err;
+    const double *from = part_of(head, index, part) + offset;
+    for (uint64_t k = 0; k < count; k++) {
+        out[k] = (float)from[k];
+    }
+    return SFC_OK;
+}
+
+int sfc_ref_head_write(struct sfc_head *head, size_t index, enum sfc_block_part part,
+                       uint64_t offset, uint64_t count, const float *values, struct sfc_error *err)
+{
+    (void)err;
+    double *to = part_of(head, index, part) + offset;
+    for (uint64_t k = 0; k < count; k++) {
+        to[k] = values[k];
+    }
+    return SFC_OK;
+}
+
+int sfc_ref_head_plan(struct sfc_head *head, uint64_t step, const uint64_t *labels,
+                      uint64_t *sampled, struct sfc_error *err)
+{
+    (void)err;
+    struct ref_head *h = (struct ref_head *)head;
+    const struct sfc_head_config *c = &head->config;
+    uint64_t total = 0;
+    for (size_t i = 0; i < h->block_count; i++) {
+        struct ref_block *b = &h->blocks[i];
+        memset(h->is_positive, 0, b->rows);
+        for (uint32_t r = 0; r < c->batch; r++) {
+            if (labels[r] >= b->first_class && labels[r] < b->first_class + b->rows) {
+                h->is_positive[labels[r] - b->first_class] = 1;
+            }
+        }
+        b->positives = 0;
+        for (uint32_t row = 0; row < b->rows; row++) {
+            if (h->is_positive[row]) {
+                h->positives[b->positives++] = row;
+            }
+        }
+        b->sample_at = total;
+        b->sampled =
+            sfc_sample_block(c->seed, step, (uint32_t)head->blocks[i], b->rows, c->sample_ppm,
+                             h->positives, b->positives, h->sample + total, h->sample_scratch);
+        total += b->sampled;
+    }
+    *sampled = total;
+    return SFC_OK;
+}
+
+void sfc_ref_head_sample(const struct sfc_head *head, size_t index, const uint32_t **rows,
+                         uint32_t *count)
+{
+    const struct ref_head *h = (const struct ref_head *)head;
+    *rows = h->sample + h->blocks[index].sample_at;
+    *count = h->blocks[index].sampled;
+}
+
+static double dot(const double *a, const double *b, uint32_t n)
+{
+    double sum = 0;
+    for (uint32_t k = 0; k < n; k++) {
+        sum += a[k] * b[k];
+    }
+    return sum;
+}
+
+/* Unit vector of w into h->unit_w; returns 1 / |w|, or 0 and a zero vector. */
+static double normalise_class(struct ref_head *h, const double *w)
+{
+    uint32_t dim = h->base.config.dim;
+    double norm = sqrt(dot(w, w, dim));
+    double inverse = norm < MIN_NORM ? 0 : 1 / norm;
+    for (uint32_t k = 0; k < dim; k++) {
+        h->unit_w[k] = w[k] * inverse;
+    }
+    return inverse;
+}
+
+struct margin {
+    double f, slope;
+};
+
+static struct margin target_margin(const struct sfc_head_config *c, double cosine)
+{
+    double theta = acos(cosine);
+    double phi = c->margin_m1 * theta + c->margin_m2;
+    double k = floor(phi / PI);
+    double sign = fmod(k, 2) == 0 ? 1 : -1;
+    struct margin m = {
+        .f = sign * cos(phi) - 2 * k - c->margin_m3,
+        .slope = sign * c->margin_m1 * sin(phi) / fmax(sin(theta), MIN_SIN_THETA),
+    };
+    if (c->margin_grad == SFC_MARGIN_GRAD_IDENTITY) {
+        m.slope = 1;
+    }
+    return m;
+}
+
+/* -log of the probability that a class of the block that is nobody's target is in the sample. */
+static double logq_correction(const struct sfc_head_config *c, const struct ref_block *b)
+{
+    if (c->correction == SFC_CORRECTION_NONE) {
+        return 0;
+    }
+    return -log((double)(b->sampled - b->positives) / (double)(b->rows - b->positives));
+}
+
+static bool is_filtered(const struct sfc_head_config *c, double cosine)
+{
+    return c->has_filter && cosine > c->filter;
+}
+
+/* True when some row of the batch has this class as its target: always sampled, no correction. */
+static bool in_batch(const struct sfc_head *head, uint64_t class)
+{
+    for (uint32_t r = 0; r < head->config.batch; r++) {
+        if (head->labels[r] == class) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static uint32_t normalise_features(struct ref_head *h, const struct sfc_head_logits_item *item)
+{
+    const struct sfc_head_config *c = &h->base.config;
+    uint32_t zeros = 0;
+    for (uint32_t r = 0; r < c->micro_batch; r++) {
+        size_t row = (size_t)item->slot * c->micro_batch + r;
+        const float *from = item->features + (size_t)r * c->dim;
+        double square = 0;
+        for (uint32_t k = 0; k < c->dim; k++) {
+            square += (double)from[k] * (double)from[k];
+        }
+        h->zero[row] = sqrt(square) < MIN_NORM;
+        zeros += h->zero[row];
+        for (uint32_t k = 0; k < c->dim; k++) {
+            h->x[row * c->dim + k] = h->zero[row] ? 0 : (double)from[k] / sqrt(square);
+        }
+    }
+    return zeros;
+}
+
+/* One class against the rows of one micro-batch. */
+static void class_logits(struct ref_head *h, const struct ref_block *b, uint32_t s,
+                         struct sfc_head_logits_item *item)
+{
+    const struct sfc_head_config *c = &h->base.config;
+    uint32_t class_row = h->sample[b->sample_at + s];
+    uint64_t class = b->first_class + class_row;
+    double correction = in_batch(&h->base, class) ? 0 : logq_correction(c, b);
+    normalise_class(h, h->w + (b->row_at + class_row) * c->dim);
+    for (uint32_t r = 0; r < c->micro_batch; r++) {
+        size_t row = (size_t)item->slot * c->micro_batch + r;
+        struct logit *l = &h->logits[row * h->capacity + b->sample_at + s];
+        l->cos = fmin(1, fmax(-1, dot(h->x + row * c->dim, h->unit_w, c->dim)));
+        if (h->base.labels[(size_t)item->micro_batch * c->micro_batch + r] == class) {
+            l->z = c->scale * target_margin(c, l->cos).f;
+            item->target_logit[r] = (float)l->z;
+            item->has_target[r] = 1;
+        } else {
+            l->z = (is_filtered(c, l->cos) ? 0 : c->scale * l->cos) + correction;
+        }
+        struct sfc_sum256 sum;
+        memcpy(sum.word, item->exp_sum + 4 * (size_t)r, sizeof sum.word);
+        sfc_sum256_add_double(&sum, exp(l->z - sfc_exp_shift(c->scale)));
+        memcpy(item->exp_sum + 4 * (size_t)r, sum.word, sizeof sum.word);
+    }
+}
+
+int sfc_ref_head_logits(struct sfc_head *head, struct sfc_head_logits_item *items, size_t n,
+                        struct sfc_error *err)
+{
+    (void)err;
+    struct ref_head *h = (struct ref_head *)head;
+    uint32_t rows = head->config.micro_batch;
+    for (size_t i = 0; i < n; i++) {
+        memset(items[i].exp_sum, 0, rows * 4 * sizeof(uint64_t));
+        memset(items[i].target_logit, 0, rows * sizeof(float));
+        memset(items[i].has_target, 0, rows);
+        items[i].zero_features = normalise_features(h, &items[i]);
+        for (size_t b = 0; b < h->block_count; b++) {
+            for (uint32_t s = 0; s < h->blocks[b].sampled; s++) {
+                class_logits(h, &h->blocks[b], s, &items[i]);
+            }
+        }
+    }
+    return SFC_OK;
+}
+
+/* dcos = scale * (p - [target]) * f' / batch; 0 for a row of weight 0, a zero feature and a
+ * filtered negative. */
+static double gradient_of(const struct ref_head *h, const struct logit *l, size_t row,
+                          uint64_t label, uint64_t class, double lse)
+{
+    const struct sfc_head_config *c = &h->base.config;
+    if (label == SFC_LABEL_NONE || h->zero[row]) {
+        return 0;
+    }
+    double p = exp(l->z - lse);
+    if (label == class) {
+        return c->scale * (p - 1) * target_margin(c, l->cos).slope / c->batch;
+    }
+    return is_filtered(c, l->cos) ? 0 : c->scale * p / c->batch;
+}
+
+/* One row of one block: dcos of each class, and the block's part of dx. */
+static void row_gradient(struct ref_head *h, const struct ref_block *b, size_t row, uint64_t label,
+                         double lse, int64_t *dx)
+{
+    uint32_t dim = h->base.config.dim;
+    memset(h->product, 0, dim * sizeof *h->product);
+    for (uint32_t s = 0; s < b->sampled; s++) {
+        uint32_t class_row = h->sample[b->sample_at + s];
+        struct logit *l = &h->logits[row * h->capacity + b->sample_at + s];
+        l->dcos = gradient_of(h, l, row, label, b->first_class + class_row, lse);
+        normalise_class(h, h->w + (b->row_at + class_row) * dim);
+        for (uint32_t k = 0; k < dim; k++) {
+            h->product[k] += l->dcos * h->unit_w[k];
+        }
+    }
+    for (uint32_t k = 0; k < dim; k++) {
+        double v = h->product[k];
+        dx[k] += fabs(v) < 0x1p18 ? (int64_t)llrint(v * 0x1p44) : sfc_dx_to_fixed((float)v);
+    }
+}
+
+int sfc_ref_head_gradient(struct sfc_head *head, struct sfc_head_gradient_item *items, size_t n,
+                          struct sfc_error *err)
+{
+    (void)err;
+    struct ref_head *h = (struct ref_head *)head;
+    const struct sfc_head_config *c = &head->config;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t slot = items[i].slot;
+        memset(items[i].dx, 0, (size_t)c->micro_batch * c->dim * sizeof *items[i].dx);
+        for (uint32_t r = 0; r < c->micro_batch; r++) {
+            uint64_t label = head->labels[(size_t)head->slot_micro[slot] * c->micro_batch + r];
+            size_t row = (size_t)slot * c->micro_batch + r;
+            for (size_t b = 0; b < h->block_count; b++) {
+                row_gradient(h, &h->blocks[b], row, label, items[i].lse[r],
+                             items[i].dx + (size_t)r * c->dim);
+            }
+        }
+    }
+    return SFC_OK;
+}
+
+static void update_class(struct ref_head *h, const struct ref_block *b, uint32_t s,
+                         const uint32_t *slots, double lr)
+{
+    const struct sfc_head_config *c = &h->base.config;
+    uint64_t at = (b->row_at + h->sample[b->sample_at + s]) * c->dim;
+    double *w = h->w + at, *m = h->m + at;
+    double inverse = normalise_class(h, w);
+    memset(h->product, 0, c->dim * sizeof *h->product);
+    for (uint32_t r = 0; r < c->batch; r++) {
+        size_t row = (size_t)slots[r / c->micro_batch] * c->micro_batch + r % c->micro_batch;
+        double dcos = h->logits[row * h->capacity + b->sample_at + s].dcos;
+        for (uint32_t k = 0; k < c->dim; k++) {
+            h->product[k] += dcos * h->x[row * c->dim + k];
+        }
+    }
+    double along = dot(h->unit_w, h->product, c->dim);
+    for (uint32_t k = 0; k < c->dim; k++) {
+        double dw = (h->product[k] - h->unit_w[k] * along) * inverse;
+        m[k] = c->momentum * m[k] + dw + c->weight_decay * w[k];
+        w[k] -= lr * m[k];
+    }
+}
+
+int sfc_ref_head_commit(struct sfc_head *head, const uint32_t *slots, double lr,
+                        struct sfc_error *err)
+{
+    (void)err;
+    struct ref_head *h = (struct ref_head *)head;
+    for (size_t b = 0; b < h->block_count; b++) {
+        for (uint32_t s = 0; s < h->blocks[b].sampled; s++) {
+            update_class(h, &h->blocks[b], s, slots, lr);
+        }
+    }
+    return SFC_OK;
+}
+
+bool sfc_ref_head_finite(const struct sfc_head *head, const uint32_t *slots)
+{
+    const struct ref_head *h = (const struct ref_head *)head;
+    const struct sfc_head_config *c = &head->config;
+    const struct ref_block *last = &h->blocks[h->block_count - 1];
+    uint64_t sampled = last->sample_at + last->sampled;
+    for (uint32_t r = 0; r < c->batch; r++) {
+        size_t row = (size_t)slots[r / c->micro_batch] * c->micro_batch + r % c->micro_batch;
+        for (uint64_t s = 0; s < sampled; s++) {
+            if (!isfinite(h->logits[row * h->capacity + s].dcos)) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
