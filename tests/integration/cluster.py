@@ -1,0 +1,387 @@
+"""Real ShardFC processes for tests: start them on ports that the kernel chooses, wait for conditions
+with deadlines, kill them, collect what they say.
+
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(2)
+        c.start_workers(2, data="synthetic")
+        c.create_run(classes=2000, samples=4000, steps=20)
+        c.wait_state("finished")
+        print(c.state_digest())
+
+Programs are looked for in $SFC_BIN, else in build/release/bin of this tree. Every wait has a deadline
+(times $SFC_TIME_SCALE for sanitizer builds); when it passes, the error shows the last state and the end of
+each program's output. Leaving the `with` block kills what still runs and removes the scratch folder, unless
+SFC_KEEP=1.
+"""
+import ctypes
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import grpc
+
+TOP = pathlib.Path(__file__).resolve().parents[2]
+BIN = pathlib.Path(os.environ.get("SFC_BIN", TOP / "build" / "release" / "bin"))
+TIME_SCALE = float(os.environ.get("SFC_TIME_SCALE", "1"))
+_libc = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
+
+
+def _load_stubs():
+    """Python stubs of proto/shardfc.proto, made afresh."""
+    from grpc_tools import protoc
+    out = tempfile.mkdtemp(prefix="sfc-stubs-")
+    try:
+        if protoc.main(["protoc", f"--proto_path={TOP}", f"--python_out={out}",
+                        f"--grpc_python_out={out}", "proto/shardfc.proto"]):
+            raise RuntimeError("protoc failed on proto/shardfc.proto")
+        sys.path.insert(0, out)
+        try:
+            return (importlib.import_module("proto.shardfc_pb2"),
+                    importlib.import_module("proto.shardfc_pb2_grpc"))
+        finally:
+            sys.path.remove(out)
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+
+
+pb, pb_grpc = _load_stubs()
+CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1),
+                   # a test that starts a scheduler again must not wait for a long backoff
+                   ("grpc.max_reconnect_backoff_ms", 1000)]
+
+
+class Failure(AssertionError):
+    pass
+
+
+def wait_until(what, condition, seconds, pause=0.05, context=lambda: ""):
+    """Asks condition() until it gives something true, and returns that."""
+    end = time.monotonic() + seconds * TIME_SCALE
+    while True:
+        result = condition()
+        if result:
+            return result
+        if time.monotonic() > end:
+            raise Failure(f"waited {seconds * TIME_SCALE:.0f} s for {what}\n{context()}")
+        time.sleep(pause)
+
+
+class Process:
+    """One program. stdout lines and stderr go to files in the scratch folder; `address` is what it
+    printed as `listening ADDR`."""
+
+    def __init__(self, name, argv, folder, env=None):
+        self.name, self.argv = name, [str(a) for a in argv]
+        self.out_path = folder / f"{name}.out"
+        self.err_path = folder / f"{name}.err"
+        self.address = None
+        full_env = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", **(env or {}))
+        with open(self.err_path, "ab") as err:
+            self.popen = subprocess.Popen(
+                self.argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=err, env=full_env,
+                preexec_fn=lambda: _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
+        self._listening = threading.Event()
+        self._reader = threading.Thread(target=self._read_stdout, daemon=True)
+        self._reader.start()
+
+    def _read_stdout(self):
+        with open(self.out_path, "ab") as out:
+            for line in self.popen.stdout:
+                out.write(line)
+                out.flush()
+                words = line.decode(errors="replace").split()
+                if len(words) == 2 and words[0] == "listening":
+                    self.address = words[1]
+                    self._listening.set()
+        self._listening.set()
+
+    @property
+    def pid(self):
+        return self.popen.pid
+
+    def running(self):
+        return self.popen.poll() is None
+
+    def wait_listening(self, seconds=30):
+        self._listening.wait(seconds * TIME_SCALE)
+        if not self.address:
+            raise Failure(f"{self.name} did not print its address\n{self.tail()}")
+        return self.address
+
+    def signal(self, number):
+        if self.running():
+            self.popen.send_signal(number)
+
+    def kill(self):
+        """SIGKILL, and reaps it."""
+        self.signal(signal.SIGKILL)
+        self.popen.wait()
+        self._reader.join()
+
+    def terminate(self, seconds=20):
+        """SIGTERM; returns the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.wait(seconds)
+
+    def wait(self, seconds=60):
+        try:
+            status = self.popen.wait(seconds * TIME_SCALE)
+        except subprocess.TimeoutExpired:
+            raise Failure(f"{self.name} still runs after {seconds * TIME_SCALE:.0f} s\n{self.tail()}") from None
+        self._reader.join()
+        return status
+
+    def stdout(self):
+        return self.out_path.read_text(errors="replace")
+
+    def stderr(self):
+        return self.err_path.read_text(errors="replace")
+
+    def tail(self, lines=40):
+        text = [f"--- {self.name} (pid {self.pid}, status {self.popen.poll()}): {' '.join(self.argv)}"]
+        for path in (self.out_path, self.err_path):
+            if path.exists():
+                text += path.read_text(errors="replace").splitlines()[-lines:]
+        return "\n".join(text)
+
+
+class Cluster:
+    def __init__(self, folder=None):
+        self.folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="sfc-cluster-"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.processes = []
+        self.shards, self.workers = [], []
+        self.scheduler = None
+        self.port = 0
+        self._channels = {}
+        self._counter = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, trace):
+        if kind is not None:
+            print(self.tails(), file=sys.stderr)
+        self.close()
+
+    def close(self):
+        for channel in self._channels.values():
+            channel.close()
+        for process in self.processes:
+            process.kill()
+        if os.environ.get("SFC_KEEP") != "1":
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def tails(self):
+        return "\n".join(p.tail() for p in self.processes)
+
+    # ---- processes
+
+    def start(self, kind, argv, env=None):
+        self._counter += 1
+        process = Process(f"{kind}{self._counter}", argv, self.folder, env)
+        self.processes.append(process)
+        return process
+
+    def start_scheduler(self, *extra):
+        """A second call after a kill starts it again on the same port and state."""
+        self.scheduler = self.start("scheduler", [
+            BIN / "shardfc-scheduler", "--listen", f"127.0.0.1:{self.port}",
+            "--state", self.folder / "scheduler", *extra])
+        address = self.scheduler.wait_listening()
+        self.port = int(address.rsplit(":", 1)[1])
+        wait_until("the scheduler to answer", self._answers, 30, context=self.tails)
+        return self.scheduler
+
+    def _answers(self):
+        try:
+            return self.status()
+        except grpc.RpcError:
+            if not self.scheduler.running():
+                raise Failure(f"the scheduler ended\n{self.scheduler.tail()}") from None
+            return None
+
+    def start_shard(self, *extra):
+        self._counter += 1
+        state = self.folder / f"shard-state{self._counter}"
+        shard = self.start("shard", [
+            BIN / "shardfc-shard", "--scheduler", self.address, "--listen", "127.0.0.1:0",
+            "--state", state, "--threads", "1", *extra])
+        shard.wait_listening()
+        self.shards.append(shard)
+        return shard
+
+    def start_shards(self, count, *extra):
+        """Starts `count` shards and waits until the scheduler has them all."""
+        for _ in range(count):
+            self.start_shard(*extra)
+        wait_until(f"{count} shards to register",
+                   lambda: sum(s.state == "ready" for s in self.status().shards) >= count, 30,
+                   context=self.tails)
+        return self.shards
+
+    def start_worker(self, *extra, data="synthetic", threads=1):
+        worker = self.start("worker", [
+            BIN / "shardfc-worker", "--scheduler", self.address, "--data", data,
+            "--threads", threads, *extra])
+        self.workers.append(worker)
+        return worker
+
+    def start_workers(self, count, *extra, data="synthetic", threads=1):
+        return [self.start_worker(*extra, data=data, threads=threads) for _ in range(count)]
+
+    def ctl(self, *argv, check=True, seconds=120):
+        """Runs `shardfc ARGV...` with --scheduler added after the command; returns CompletedProcess."""
+        command = [str(BIN / "shardfc"), str(argv[0]), "--scheduler", self.address,
+                   *[str(a) for a in argv[1:]]]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds * TIME_SCALE)
+        if check and done.returncode:
+            raise Failure(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def ctl_json(self, *argv, seconds=120):
+        return json.loads(self.ctl(*argv, "--json", seconds=seconds).stdout)
+
+    # ---- calls
+
+    @property
+    def address(self):
+        return f"127.0.0.1:{self.port}"
+
+    def channel(self, address):
+        if address not in self._channels:
+            self._channels[address] = grpc.insecure_channel(address, CHANNEL_OPTIONS)
+        return self._channels[address]
+
+    @property
+    def stub(self):
+        return pb_grpc.SchedulerStub(self.channel(self.address))
+
+    def shard_stub(self, address):
+        return pb_grpc.ShardStub(self.channel(address))
+
+    def status(self):
+        return self.stub.Status(pb.StatusRequest(), timeout=10 * TIME_SCALE)
+
+    def create_run(self, **fields):
+        """CreateRun with a small synthetic run without backbone; fields override RunConfig's."""
+        return self.stub.CreateRun(pb.CreateRunRequest(config=run_config(**fields)),
+                                   timeout=60 * TIME_SCALE)
+
+    def wait_state(self, state, seconds=120):
+        bad = {"failed", "blocked"} - {state}
+
+        def there():
+            now = self.status()
+            if now.state in bad:
+                raise Failure(f"the run is {now.state}: {now.reason}")
+            return now if now.state == state else None
+        return wait_until(f"state {state}", there, seconds,
+                          context=lambda: f"{self.status()}\n{self.tails()}")
+
+    def wait_step(self, step, seconds=120):
+        def there():
+            now = self.status()
+            if now.state in ("failed", "blocked"):
+                raise Failure(f"the run is {now.state}: {now.reason}")
+            return now if now.step >= step else None
+        return wait_until(f"step {step}", there, seconds,
+                          context=lambda: f"{self.status()}\n{self.tails()}")
+
+    def history(self, run_id=0):
+        points = []
+        while True:
+            after = points[-1].step if points else 0
+            reply = self.stub.History(pb.HistoryRequest(run_id=run_id, after_step=after, limit=10000),
+                                      timeout=10 * TIME_SCALE)
+            if not reply.points:
+                return points
+            points += reply.points
+
+    # ---- state
+
+    def hold(self, at_step=0, seconds=60):
+        """Stops the run at a boundary; returns the HoldReply. release() lets it go on."""
+        hold_id = 0
+
+        def held():
+            nonlocal hold_id
+            reply = self.stub.Hold(pb.HoldRequest(at_step=at_step, hold_id=hold_id),
+                                   timeout=30 * TIME_SCALE)
+            hold_id = reply.hold_id
+            return reply if reply.held else None
+        return wait_until("the run to be held", held, seconds, context=self.tails)
+
+    def release(self, held):
+        self.stub.Release(pb.ReleaseRequest(hold_id=held.hold_id), timeout=10 * TIME_SCALE)
+
+    def read_state(self, held):
+        """Yields (name, bytes) of values and momentum of every block, in a fixed order."""
+        config, owners = held.config, held.map
+        jobs = []
+        for block, owner in enumerate(owners.class_owner):
+            rows = min(config.block_size, config.classes - block * config.block_size)
+            jobs.append((pb.CLASS_BLOCK, "class", block, owner, rows * config.dim))
+        size = dense_size(config)
+        for block, owner in enumerate(owners.dense_owner):
+            first = block * config.dense_block_size
+            jobs.append((pb.DENSE_BLOCK, "dense", block, owner, min(config.dense_block_size, size - first)))
+        for kind, name, block, owner, count in jobs:
+            stub = self.shard_stub(owners.shards[owner].address)
+            for part, part_name in ((pb.VALUES, "values"), (pb.MOMENTUM, "momentum")):
+                data = b""
+                while len(data) < 4 * count:
+                    at = len(data) // 4
+                    reply = stub.ReadBlock(pb.ReadBlockRequest(
+                        run_id=held.run_id, step=held.step, kind=kind, block=block, part=part,
+                        offset=at, count=min(count - at, 1 << 18)), timeout=30 * TIME_SCALE)
+                    if not reply.payload:
+                        raise Failure(f"ReadBlock gave nothing for {name} block {block} at {at}")
+                    data += reply.payload
+                yield f"{name} {block} {part_name}", data
+
+    def state_digest(self):
+        """(step, SHA-256 over all blocks): equal for equal training states, wherever blocks are."""
+        held = self.hold()
+        try:
+            digest = hashlib.sha256()
+            for name, data in self.read_state(held):
+                digest.update(name.encode() + b"\0" + data)
+            return held.step, digest.hexdigest()
+        finally:
+            self.release(held)
+
+
+def dense_size(config):
+    total = 0
+    for segment in config.segments:
+        count = 1
+        for n in segment.shape:
+            count *= n
+        total += count
+    return total
+
+
+def run_config(**fields):
+    """RunConfig of a small synthetic run without backbone. samples=N sets the data set's size."""
+    samples = fields.pop("samples", 2000)
+    config = dict(name="test", seed=1, classes=1000, dim=32, block_size=1024, sample_ppm=100000,
+                  margin_m1=1.0, margin_m2=0.0, margin_m3=0.4, scale=32.0, margin_grad="exact",
+                  correction="none", dtype="f32", init_std=0.01, optimizer="sgd",
+                  momentum_mode="sampled", momentum=0.9, weight_decay=5e-4, lr=0.1, warmup_steps=5,
+                  lr_power=1.0, lr_end=0.0, clip=5.0, steps=20, global_batch=32, micro_batch=8,
+                  backbone="none", dense_block_size=65536,
+                  data=pb.DataSet(kind=pb.DataSet.SYNTHETIC, samples=samples))
+    config.update(fields)
+    return pb.RunConfig(**config)
