@@ -1,11 +1,11 @@
-/* Backbones: described as tables of layers (worker/model/backbones.c), computed on oneDNN, forward and
- * backward. One lane = one thread that computes one micro-batch at a time; the bits of a micro-batch do
- * not depend on which lane, how many lanes, or what a lane computed before.
+/* Backbones: described as tables of layers (worker/model/backbones.c), computed on oneDNN, forward
+ * and backward. One lane = one thread that computes one micro-batch at a time; the bits of a
+ * micro-batch do not depend on which lane, how many lanes, or what a lane computed before.
  *
  * The parameter vector of a backbone is all its segments one after another (weights, then nothing
- * hidden: batch-norm running means and variances are segments with role STATISTIC). The gradient vector
- * has the same layout; where a statistic stands, it carries the micro-batch's batch mean or unbiased
- * variance. */
+ * hidden: batch-norm running means and variances are segments with role STATISTIC). The gradient
+ * vector has the same layout; where a statistic stands, it carries the micro-batch's batch mean or
+ * unbiased variance. */
 #ifndef SFC_WORKER_MODEL_MODEL_H
 #define SFC_WORKER_MODEL_MODEL_H
 
@@ -21,7 +21,7 @@ struct sfc_model_input {
 enum sfc_param_role { SFC_PARAM_WEIGHT, SFC_PARAM_WEIGHT_NO_DECAY, SFC_PARAM_STATISTIC };
 
 struct sfc_param {
-    char name[64];        /* e.g. "conv2.weight" */
+    char name[64]; /* e.g. "conv2.weight" */
     uint64_t shape[4];
     uint32_t rank;
     uint64_t offset, length; /* in floats, in the parameter vector */
@@ -36,20 +36,20 @@ struct sfc_lane;
  * SFC_ENOTFOUND lists the known names; SFC_EINVAL: the input does not fit. */
 int sfc_model_new(const char *name, struct sfc_model_input input, uint32_t dim,
                   struct sfc_model **out, struct sfc_error *err);
-void sfc_model_free(struct sfc_model *model); /* NULL is fine; after all its lanes */
+void sfc_model_free(struct sfc_model *model);           /* NULL is fine; after all its lanes */
 uint64_t sfc_model_size(const struct sfc_model *model); /* floats in the parameter vector */
 const struct sfc_param *sfc_model_params(const struct sfc_model *model, size_t *count);
 
-/* batch: rows of a micro-batch. Primitives, activations and scratch are allocated here, nothing later.
- * Must be created and used on the same thread. */
+/* batch: rows of a micro-batch. Primitives, activations and scratch are allocated here, nothing
+ * later. Must be created and used on the same thread. */
 int sfc_lane_new(const struct sfc_model *model, uint32_t batch, struct sfc_lane **out,
                  struct sfc_error *err);
 void sfc_lane_free(struct sfc_lane *lane);
 uint64_t sfc_lane_memory(const struct sfc_lane *lane);
 
-/* Training forward: images [batch, channels, height, width] -> features [batch, dim], batch norm by the
- * micro-batch's own statistics; keeps what backward needs. params [size] must stay unchanged until
- * backward. */
+/* Training forward: images [batch, channels, height, width] -> features [batch, dim], batch norm by
+ * the micro-batch's own statistics; keeps what backward needs. params [size] must stay unchanged
+ * until backward. */
 int sfc_lane_forward(struct sfc_lane *lane, const float *params, const float *images,
                      float *features, struct sfc_error *err);
 /* d loss / d features [batch, dim] -> gradient [size] (overwritten). */
