@@ -3,6 +3,8 @@
 #ifndef SFC_KERNELS_CPU_CPU_H
 #define SFC_KERNELS_CPU_CPU_H
 
+#include <dnnl.h>
+
 #include "kernels/backend_impl.h"
 
 struct sfc_cpu_pool;
@@ -10,6 +12,7 @@ struct sfc_cpu_pool;
 struct sfc_cpu {
     struct sfc_backend base;
     unsigned threads;
+    dnnl_engine_t engine;
     struct sfc_cpu_pool *pool; /* kernels/cpu/pool.h */
     char numerics[128];
 };

@@ -1,0 +1,149 @@
+/* Class blocks of the CPU backend (private). Files: head_new.c (sizes, memory, life), head_plan.c
+ * (samples), head_passes.c (logits and gradient), head_commit.c (update).
+ *
+ * A block's sample is worked on in tiles of `tile` rows, the same number for every block and step,
+ * so every matrix product has one of a few fixed shapes: logits    [tile, pitch] x [pitch, g * mp]
+ * rows of W times unit features gradient  [g * mp, tile] x [tile, pitch]        p / |w| times rows
+ * of W commit    [tile, bp] x [bp, pitch]              p of the whole batch times unit features mp,
+ * bp, pitch: micro_batch, batch, dim rounded up to 16, filled with zeros. g: micro-batches in one
+ * product, a power of two. A call for n micro-batches is cut into products of such sizes; where
+ * oneDNN's kernel does not keep the bits of one micro-batch for every g, g is 1 (head->joint). */
+#ifndef SFC_KERNELS_CPU_HEAD_H
+#define SFC_KERNELS_CPU_HEAD_H
+
+#include <stdatomic.h>
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/simd.h"
+
+#define SFC_CPU_MAX_GROUPS 5   /* products of 1, 2, 4, 8, 16 micro-batches */
+#define SFC_CPU_MAX_WIDTH  512 /* columns of a joint product */
+
+struct sfc_cpu_sizes {
+    size_t pitch, mp, bp, tile;
+    size_t micro_batches;
+    size_t groups;        /* sizes of products: 1 << 0 .. 1 << (groups - 1) */
+    size_t call_rows;     /* rows of x in one call or one batch, padded */
+    size_t store_rows;    /* rows of W of all blocks */
+    size_t sample_rows;   /* bound of the sampled rows of one plan */
+    size_t max_block;     /* rows of the largest block */
+    size_t scratch_bytes; /* of one worker, without oneDNN's */
+};
+
+struct sfc_cpu_block {
+    uint64_t id;
+    uint32_t rows;
+    size_t store;                 /* first row in w and m */
+    size_t sample;                /* first entry in rows, inverse_norm, add and the slots */
+    uint32_t count;               /* sampled rows of the present plan */
+    uint32_t target, targets;     /* range in target_row, target_at */
+    uint32_t positive, positives; /* range in positive */
+};
+
+struct sfc_cpu_mapping {
+    void *base, *data;
+    size_t size;
+};
+
+struct sfc_cpu_worker {
+    dnnl_stream_t stream;
+    struct sfc_gemm logits[SFC_CPU_MAX_GROUPS], gradient[SFC_CPU_MAX_GROUPS], commit;
+    struct sfc_cpu_mapping arena;
+    float *tile;             /* [tile, pitch] */
+    float *product;          /* [tile, max(group columns, bp)]: cosines, then p */
+    float *result;           /* [max(tile, group columns), pitch]: dx or dw */
+    double *exps;            /* [call_rows] sums of exponentials of one block */
+    struct sfc_sum256 *sums; /* [call_rows] */
+    int64_t *dx;             /* [slots * micro_batch, dim] */
+    void *sample;            /* sfc_sample_scratch */
+    void *gemm;              /* oneDNN's scratchpad */
+    struct sfc_error error;  /* the first of a pass */
+};
+
+struct sfc_cpu_label {
+    uint64_t label;
+    uint32_t row;
+};
+
+struct sfc_cpu_head {
+    struct sfc_head base;
+    struct sfc_cpu *cpu;
+    const struct sfc_simd *simd;
+    struct sfc_head_config config;
+    struct sfc_cpu_sizes sizes;
+    struct sfc_memory memory;
+    bool joint;
+    struct sfc_cpu_block *blocks;
+    size_t block_count;
+    struct sfc_cpu_worker *workers;
+    struct sfc_cpu_mapping state, step;
+    float *w, *m; /* [store_rows, dim] */
+    /* the plan */
+    uint32_t *rows;      /* [sample_rows] */
+    float *inverse_norm; /* [sample_rows] of W, written by pass 1 */
+    float *add;          /* [sample_rows] added to z before exp: correction - shift */
+    double exp_factor;   /* the sums of exponentials are times this */
+    uint64_t sampled;
+    struct sfc_cpu_label *labels;                /* [batch] sorted */
+    uint32_t *target_row, *target_at, *positive; /* [batch] */
+    /* the slots */
+    float *z;            /* [slots, sample_rows, mp] */
+    float *x;            /* [slots, micro_batch, pitch] unit features */
+    float *slope;        /* [slots, micro_batch] f' of the target */
+    bool *zero;          /* [slots, micro_batch] the feature has no direction: gradient 0 */
+    atomic_bool *finite; /* [slots] */
+    /* the call */
+    float *call_x;     /* [call_rows, pitch] */
+    float *high, *low; /* [call_rows] log-sum-exp */
+};
+
+static inline float *sfc_cpu_slot_z(const struct sfc_cpu_head *head, uint32_t slot, size_t row)
+{
+    return head->z + ((size_t)slot * head->sizes.sample_rows + row) * head->sizes.mp;
+}
+
+static inline float *sfc_cpu_slot_x(const struct sfc_cpu_head *head, uint32_t slot)
+{
+    return head->x + (size_t)slot * head->config.micro_batch * head->sizes.pitch;
+}
+
+/* Micro-batches of the next product when `rest` are left. */
+size_t sfc_cpu_group(const struct sfc_cpu_head *head, size_t rest, size_t *log2);
+/* The error of the first worker (by index) that had one, cleared. */
+int sfc_cpu_head_error(struct sfc_cpu_head *head, struct sfc_error *err);
+/* Gathers rows [first, first + n) of the block's sample into the worker's tile, pads it with zeros.
+ */
+void sfc_cpu_gather(struct sfc_cpu_head *head, struct sfc_cpu_worker *worker,
+                    const struct sfc_cpu_block *block, size_t first, size_t n);
+
+/* Sets head->joint (head_probe.c). */
+int sfc_cpu_head_probe(struct sfc_cpu_head *head, struct sfc_error *err);
+
+/* The head_* members of struct sfc_backend_ops. */
+int sfc_cpu_head_check(const struct sfc_backend *backend, const struct sfc_head_config *config,
+                       struct sfc_error *err);
+int sfc_cpu_head_memory(const struct sfc_backend *backend, const struct sfc_head_config *config,
+                        const uint64_t *blocks, size_t count, struct sfc_memory *out,
+                        struct sfc_error *err);
+int sfc_cpu_head_new(struct sfc_backend *backend, const struct sfc_head_config *config,
+                     const uint64_t *blocks, size_t count, struct sfc_head **out,
+                     struct sfc_error *err);
+void sfc_cpu_head_free(struct sfc_head *head);
+int sfc_cpu_head_read(struct sfc_head *head, size_t index, enum sfc_block_part part,
+                      uint64_t offset, uint64_t count, float *out, struct sfc_error *err);
+int sfc_cpu_head_write(struct sfc_head *head, size_t index, enum sfc_block_part part,
+                       uint64_t offset, uint64_t count, const float *values, struct sfc_error *err);
+int sfc_cpu_head_plan(struct sfc_head *head, uint64_t step, const uint64_t *labels,
+                      uint64_t *sampled, struct sfc_error *err);
+void sfc_cpu_head_sample(const struct sfc_head *head, size_t index, const uint32_t **rows,
+                         uint32_t *count);
+int sfc_cpu_head_logits(struct sfc_head *head, struct sfc_head_logits_item *items, size_t n,
+                        struct sfc_error *err);
+int sfc_cpu_head_gradient(struct sfc_head *head, struct sfc_head_gradient_item *items, size_t n,
+                          struct sfc_error *err);
+int sfc_cpu_head_commit(struct sfc_head *head, const uint32_t *slots, double lr,
+                        struct sfc_error *err);
+bool sfc_cpu_head_finite(const struct sfc_head *head, const uint32_t *slots);
+
+#endif

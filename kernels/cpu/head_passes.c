@@ -1,0 +1,334 @@
+#include <math.h>
+#include <string.h>
+
+#include "kernels/cpu/head.h"
+#include "kernels/cpu/pool.h"
+
+size_t sfc_cpu_group(const struct sfc_cpu_head *head, size_t rest, size_t *log2)
+{
+    size_t g = head->joint ? head->sizes.groups - 1 : 0;
+    while (((size_t)1 << g) > rest)
+        g--;
+    *log2 = g;
+    return (size_t)1 << g;
+}
+
+int sfc_cpu_head_error(struct sfc_cpu_head *head, struct sfc_error *err)
+{
+    int rc = SFC_OK;
+    for (unsigned i = 0; i < head->cpu->threads; i++) {
+        struct sfc_error *error = &head->workers[i].error;
+        if (error->code && !rc)
+            rc = sfc_fail(err, error->code, "%s", error->text);
+        error->code = SFC_OK;
+    }
+    return rc;
+}
+
+void sfc_cpu_gather(struct sfc_cpu_head *head, struct sfc_cpu_worker *worker,
+                    const struct sfc_cpu_block *block, size_t first, size_t n)
+{
+    size_t pitch = head->sizes.pitch, at = block->sample + first;
+    head->simd->gather(head->w + block->store * head->config.dim, head->rows + at, n,
+                       head->config.dim, pitch, worker->tile, head->inverse_norm + at);
+    memset(worker->tile + n * pitch, 0, (head->sizes.tile - n) * pitch * sizeof(float));
+}
+
+static size_t least(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* ---- logits */
+
+struct logits_call {
+    struct sfc_cpu_head *head;
+    struct sfc_head_logits_item *items;
+    size_t n;
+};
+
+/* phi, f and f' of the combined margin at cos (kernels/backend.h). */
+static double margin(const struct sfc_head_config *c, double cosine, double *slope)
+{
+    const double pi = 3.14159265358979323846;
+    double theta = acos(cosine), phi = c->margin_m1 * theta + c->margin_m2;
+    double k = floor(phi / pi), sign = fmod(k, 2) == 0 ? 1 : -1;
+    *slope = c->margin_grad == SFC_MARGIN_GRAD_IDENTITY
+                 ? 1
+                 : sign * c->margin_m1 * sin(phi) / fmax(sin(theta), 1e-4);
+    return sign * cos(phi) - 2 * k - c->margin_m3;
+}
+
+/* Replaces z of this item's targets in tile rows [first, first + n) by their margin logits. */
+static void set_targets(const struct logits_call *call, size_t index,
+                        const struct sfc_cpu_block *block, size_t first, size_t n,
+                        const float *product, size_t stride)
+{
+    struct sfc_cpu_head *head = call->head;
+    struct sfc_head_logits_item *item = &call->items[index];
+    uint32_t m = head->config.micro_batch, row0 = item->micro_batch * m;
+    for (uint32_t t = block->target; t < block->target + block->targets; t++) {
+        size_t at = head->target_at[t], row = head->target_row[t];
+        if (at < first || at >= first + n || row < row0 || row >= row0 + m)
+            continue;
+        size_t c = row - row0, s = block->sample + at;
+        double cosine = (double)product[(at - first) * stride + c] * head->inverse_norm[s], slope;
+        double logit =
+            head->config.scale * margin(&head->config, fmax(-1, fmin(1, cosine)), &slope);
+        float z = (float)logit + 0.0f;
+        sfc_cpu_slot_z(head, item->slot, s)[c] = z;
+        size_t kept = (size_t)item->slot * m + c;
+        head->slope[kept] = head->zero[kept] ? 0.0f : (float)slope;
+        item->target_logit[c] = z;
+        item->has_target[c] = 1;
+    }
+}
+
+static int logits_tile(const struct logits_call *call, struct sfc_cpu_worker *worker,
+                       const struct sfc_cpu_block *block, size_t first, size_t n)
+{
+    struct sfc_cpu_head *head = call->head;
+    const struct sfc_cpu_sizes *s = &head->sizes;
+    const struct sfc_head_config *c = &head->config;
+    size_t at = block->sample + first;
+    float filter = c->has_filter ? (float)c->filter : 2.0f;
+    sfc_cpu_gather(head, worker, block, first, n);
+    for (size_t i = 0, log2, g; i < call->n; i += g) {
+        g = sfc_cpu_group(head, call->n - i, &log2);
+        size_t stride = g * s->mp;
+        int rc = sfc_gemm_run(&worker->logits[log2], worker->stream, worker->tile,
+                              head->call_x + i * s->mp * s->pitch, worker->product, worker->gemm,
+                              &worker->error);
+        if (rc)
+            return rc;
+        for (size_t k = 0; k < g; k++) {
+            const float *product = worker->product + k * s->mp;
+            float *z = sfc_cpu_slot_z(head, call->items[i + k].slot, at);
+            head->simd->logits(product, stride, n, s->mp, head->inverse_norm + at, (float)c->scale,
+                               filter, z);
+            set_targets(call, i + k, block, first, n, product, stride);
+            head->simd->exp_sum(z, n, s->mp, head->add + at, worker->exps + (i + k) * s->mp);
+        }
+    }
+    return SFC_OK;
+}
+
+static void logits_block(void *arg, size_t index, unsigned worker_index)
+{
+    struct logits_call *call = arg;
+    struct sfc_cpu_head *head = call->head;
+    struct sfc_cpu_worker *worker = &head->workers[worker_index];
+    const struct sfc_cpu_block *block = &head->blocks[index];
+    size_t columns = call->n * head->sizes.mp;
+    if (worker->error.code)
+        return;
+    memset(worker->exps, 0, columns * sizeof *worker->exps);
+    for (size_t first = 0; first < block->count; first += head->sizes.tile)
+        if (logits_tile(call, worker, block, first, least(head->sizes.tile, block->count - first)))
+            return;
+    for (size_t c = 0; c < columns; c++) {
+        double sum = worker->exps[c] * head->exp_factor;
+        if (!isfinite(sum)) {
+            sfc_fail(&worker->error, SFC_ESTATE,
+                     "logits: block %llu has class centres that are not finite",
+                     (unsigned long long)block->id);
+            return;
+        }
+        sfc_sum256_add_double(&worker->sums[c], sum);
+    }
+}
+
+/* Unit features into the slot and, by product, into the call's matrix. */
+static void load_features(struct logits_call *call)
+{
+    struct sfc_cpu_head *head = call->head;
+    const struct sfc_cpu_sizes *s = &head->sizes;
+    uint32_t m = head->config.micro_batch, dim = head->config.dim;
+    memset(head->call_x, 0, call->n * s->mp * s->pitch * sizeof(float));
+    for (size_t i = 0; i < call->n; i++) {
+        struct sfc_head_logits_item *item = &call->items[i];
+        float *x = sfc_cpu_slot_x(head, item->slot);
+        bool *zero = head->zero + (size_t)item->slot * m;
+        item->zero_features = 0;
+        for (uint32_t r = 0; r < m; r++) {
+            zero[r] = !head->simd->unit_row(item->features + (size_t)r * dim, dim, s->pitch,
+                                            x + r * s->pitch);
+            item->zero_features += zero[r];
+        }
+        memcpy(head->call_x + i * s->mp * s->pitch, x, m * s->pitch * sizeof(float));
+        memset(item->target_logit, 0, m * sizeof *item->target_logit);
+        memset(item->has_target, 0, m * sizeof *item->has_target);
+    }
+}
+
+int sfc_cpu_head_logits(struct sfc_head *base, struct sfc_head_logits_item *items, size_t n,
+                        struct sfc_error *err)
+{
+    struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
+    struct logits_call call = {head, items, n};
+    size_t mp = head->sizes.mp, columns = n * mp;
+    load_features(&call);
+    for (unsigned i = 0; i < head->cpu->threads; i++)
+        memset(head->workers[i].sums, 0, columns * sizeof(struct sfc_sum256));
+    sfc_cpu_pool_run(head->cpu->pool, logits_block, &call, head->block_count);
+    int rc = sfc_cpu_head_error(head, err);
+    if (rc)
+        return rc;
+    for (unsigned i = 1; i < head->cpu->threads; i++)
+        for (size_t c = 0; c < columns; c++)
+            sfc_sum256_add(&head->workers[0].sums[c], &head->workers[i].sums[c]);
+    for (size_t i = 0; i < n; i++)
+        for (uint32_t r = 0; r < head->config.micro_batch; r++)
+            memcpy(items[i].exp_sum + 4 * (size_t)r, head->workers[0].sums[i * mp + r].word,
+                   sizeof(struct sfc_sum256));
+    return SFC_OK;
+}
+
+/* ---- gradient */
+
+struct gradient_call {
+    struct sfc_cpu_head *head;
+    struct sfc_head_gradient_item *items;
+    size_t n;
+};
+
+/* p - 1 and the slope of the margin at this item's targets. */
+static void adjust_targets(const struct gradient_call *call, size_t index,
+                           const struct sfc_cpu_block *block, size_t first, size_t n)
+{
+    struct sfc_cpu_head *head = call->head;
+    uint32_t slot = call->items[index].slot, m = head->config.micro_batch;
+    uint32_t row0 = head->base.slot_micro[slot] * m;
+    for (uint32_t t = block->target; t < block->target + block->targets; t++) {
+        size_t at = head->target_at[t], row = head->target_row[t];
+        if (at < first || at >= first + n || row < row0 || row >= row0 + m)
+            continue;
+        float *p = sfc_cpu_slot_z(head, slot, block->sample + at) + (row - row0);
+        *p = (*p - 1.0f) * head->slope[(size_t)slot * m + (row - row0)];
+    }
+}
+
+static void softmax_tile(const struct gradient_call *call, size_t index,
+                         const struct sfc_cpu_block *block, size_t first, size_t n, float *out,
+                         size_t stride)
+{
+    struct sfc_cpu_head *head = call->head;
+    const struct sfc_head_config *c = &head->config;
+    size_t mp = head->sizes.mp, at = block->sample + first;
+    uint32_t slot = call->items[index].slot;
+    float *p = sfc_cpu_slot_z(head, slot, at);
+    if (!head->simd->softmax(p, n, mp, head->add + at, head->high + index * mp,
+                             head->low + index * mp))
+        atomic_store_explicit(&head->finite[slot], false, memory_order_relaxed);
+    adjust_targets(call, index, block, first, n);
+    head->simd->scale_rows(p, n, mp, head->inverse_norm + at, (float)(c->scale / c->batch), out,
+                           stride);
+}
+
+static int gradient_tile(const struct gradient_call *call, struct sfc_cpu_worker *worker,
+                         const struct sfc_cpu_block *block, size_t first, size_t n)
+{
+    struct sfc_cpu_head *head = call->head;
+    const struct sfc_cpu_sizes *s = &head->sizes;
+    size_t m = head->config.micro_batch, dim = head->config.dim;
+    sfc_cpu_gather(head, worker, block, first, n);
+    for (size_t i = 0, log2, g; i < call->n; i += g) {
+        g = sfc_cpu_group(head, call->n - i, &log2);
+        size_t stride = g * s->mp;
+        for (size_t k = 0; k < g; k++)
+            softmax_tile(call, i + k, block, first, n, worker->product + k * s->mp, stride);
+        memset(worker->product + n * stride, 0, (s->tile - n) * stride * sizeof(float));
+        int rc = sfc_gemm_run(&worker->gradient[log2], worker->stream, worker->product,
+                              worker->tile, worker->result, worker->gemm, &worker->error);
+        if (rc)
+            return rc;
+        for (size_t k = 0; k < g; k++)
+            head->simd->add_fixed(worker->result + k * s->mp * s->pitch, m, dim, s->pitch,
+                                  worker->dx + (i + k) * m * dim);
+    }
+    return SFC_OK;
+}
+
+static void gradient_block(void *arg, size_t index, unsigned worker_index)
+{
+    struct gradient_call *call = arg;
+    struct sfc_cpu_head *head = call->head;
+    struct sfc_cpu_worker *worker = &head->workers[worker_index];
+    const struct sfc_cpu_block *block = &head->blocks[index];
+    for (size_t first = 0; first < block->count && !worker->error.code; first += head->sizes.tile)
+        gradient_tile(call, worker, block, first, least(head->sizes.tile, block->count - first));
+}
+
+static void clear_dx(void *arg, size_t index, unsigned worker)
+{
+    const struct gradient_call *call = arg;
+    struct sfc_cpu_head *head = call->head;
+    (void)index;
+    memset(head->workers[worker].dx, 0,
+           call->n * head->config.micro_batch * head->config.dim * sizeof(int64_t));
+}
+
+/* One item's dx = the sum of the workers' parts. */
+static void collect_dx(void *arg, size_t index, unsigned worker)
+{
+    const struct gradient_call *call = arg;
+    struct sfc_cpu_head *head = call->head;
+    size_t length = (size_t)head->config.micro_batch * head->config.dim;
+    int64_t *out = call->items[index].dx;
+    (void)worker;
+    memcpy(out, head->workers[0].dx + index * length, length * sizeof *out);
+    for (unsigned i = 1; i < head->cpu->threads; i++) {
+        const int64_t *part = head->workers[i].dx + index * length;
+        for (size_t k = 0; k < length; k++)
+            out[k] += part[k];
+    }
+}
+
+/* log-sum-exp per column as a sum of two floats; inf (so p = 0) for padding and rows of weight 0.
+ */
+static void load_lse(const struct gradient_call *call)
+{
+    struct sfc_cpu_head *head = call->head;
+    size_t mp = head->sizes.mp, m = head->config.micro_batch;
+    double offset = -sfc_exp_shift(head->config.scale) - log(head->exp_factor);
+    for (size_t i = 0; i < call->n * mp; i++) {
+        head->high[i] = INFINITY;
+        head->low[i] = 0;
+    }
+    for (size_t i = 0; i < call->n; i++) {
+        size_t first = head->base.slot_micro[call->items[i].slot] * m;
+        for (size_t r = 0; r < m; r++) {
+            if (head->base.labels[first + r] == SFC_LABEL_NONE ||
+                head->zero[call->items[i].slot * m + r])
+                continue;
+            double lse = call->items[i].lse[r] + offset;
+            head->high[i * mp + r] = (float)lse;
+            head->low[i * mp + r] = (float)(lse - (double)(float)lse);
+        }
+    }
+}
+
+int sfc_cpu_head_gradient(struct sfc_head *base, struct sfc_head_gradient_item *items, size_t n,
+                          struct sfc_error *err)
+{
+    struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
+    struct gradient_call call = {head, items, n};
+    load_lse(&call);
+    for (size_t i = 0; i < n; i++)
+        atomic_store_explicit(&head->finite[items[i].slot], true, memory_order_relaxed);
+    sfc_cpu_pool_each(head->cpu->pool, clear_dx, &call);
+    sfc_cpu_pool_run(head->cpu->pool, gradient_block, &call, head->block_count);
+    int rc = sfc_cpu_head_error(head, err);
+    if (!rc)
+        sfc_cpu_pool_run(head->cpu->pool, collect_dx, &call, n);
+    return rc;
+}
+
+bool sfc_cpu_head_finite(const struct sfc_head *base, const uint32_t *slots)
+{
+    const struct sfc_cpu_head *head = (const struct sfc_cpu_head *)base;
+    for (size_t j = 0; j < head->sizes.micro_batches; j++)
+        if (!atomic_load_explicit(&head->finite[slots[j]], memory_order_relaxed))
+            return false;
+    return true;
+}

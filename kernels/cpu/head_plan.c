@@ -1,0 +1,122 @@
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cpu/head.h"
+#include "kernels/cpu/pool.h"
+#include "kernels/rng/sample.h"
+
+static int by_label(const void *a, const void *b)
+{
+    const struct sfc_cpu_label *x = a, *y = b;
+    if (x->label != y->label)
+        return x->label < y->label ? -1 : 1;
+    return x->row < y->row ? -1 : x->row > y->row;
+}
+
+/* Targets and distinct positives of one block from the sorted labels, starting at entry *at. */
+static void block_labels(struct sfc_cpu_head *head, struct sfc_cpu_block *block, size_t *at)
+{
+    uint64_t first = block->id * head->config.block_size, end = first + block->rows;
+    size_t i = *at, batch = head->config.batch;
+    while (i < batch && head->labels[i].label < first)
+        i++;
+    block->target = block->positive = (uint32_t)i; /* both arrays have room for the whole batch */
+    uint32_t distinct = 0;
+    for (; i < batch && head->labels[i].label < end; i++) {
+        uint32_t row = (uint32_t)(head->labels[i].label - first);
+        uint32_t *positive = head->positive + block->positive;
+        if (!distinct || positive[distinct - 1] != row)
+            positive[distinct++] = row;
+        head->target_row[i] = head->labels[i].row;
+    }
+    block->targets = (uint32_t)i - block->target;
+    block->positives = distinct;
+    *at = i;
+}
+
+/* Room for the sample of each block, in block order. */
+static void place_samples(struct sfc_cpu_head *head)
+{
+    size_t at = 0;
+    for (size_t i = 0; i < head->block_count; i++) {
+        struct sfc_cpu_block *block = &head->blocks[i];
+        block->sample = at;
+        block->count = sfc_sample_quota(block->rows, head->config.sample_ppm, block->positives);
+        at += block->count;
+    }
+    head->sampled = at;
+}
+
+/* What is added to z before the exponential: minus the shift, and for drawn negatives
+ * -log(probability of being drawn) with the logq correction. */
+static void block_add(struct sfc_cpu_head *head, const struct sfc_cpu_block *block)
+{
+    float *add = head->add + block->sample;
+    const uint32_t *rows = head->rows + block->sample;
+    const uint32_t *positive = head->positive + block->positive;
+    double base = -sfc_exp_shift(head->config.scale) - log(head->exp_factor), drawn = 0;
+    uint32_t negatives = block->count - block->positives;
+    if (head->config.correction == SFC_CORRECTION_LOGQ && negatives)
+        drawn = -log((double)negatives / (double)(block->rows - block->positives));
+    for (uint32_t i = 0, p = 0; i < block->count; i++) {
+        bool is_positive = p < block->positives && positive[p] == rows[i];
+        p += is_positive;
+        add[i] = (float)(is_positive ? base : base + drawn);
+    }
+}
+
+static uint32_t find_row(const uint32_t *rows, uint32_t count, uint32_t row)
+{
+    uint32_t low = 0, high = count;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (rows[middle] < row)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static void sample_block(void *arg, size_t item, unsigned worker)
+{
+    struct sfc_cpu_head *head = arg;
+    struct sfc_cpu_block *block = &head->blocks[item];
+    uint32_t *rows = head->rows + block->sample;
+    sfc_sample_block(head->config.seed, head->base.step, (uint32_t)block->id, block->rows,
+                     head->config.sample_ppm, head->positive + block->positive, block->positives,
+                     rows, head->workers[worker].sample);
+    block_add(head, block);
+    for (uint32_t t = block->target; t < block->target + block->targets; t++) {
+        uint64_t first = block->id * head->config.block_size;
+        head->target_at[t] =
+            find_row(rows, block->count, (uint32_t)(head->labels[t].label - first));
+    }
+}
+
+int sfc_cpu_head_plan(struct sfc_head *base, uint64_t step, const uint64_t *labels,
+                      uint64_t *sampled, struct sfc_error *err)
+{
+    (void)err;
+    struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
+    for (uint32_t i = 0; i < head->config.batch; i++)
+        head->labels[i] = (struct sfc_cpu_label){labels[i], i};
+    qsort(head->labels, head->config.batch, sizeof *head->labels, by_label);
+    size_t at = 0;
+    for (size_t i = 0; i < head->block_count; i++)
+        block_labels(head, &head->blocks[i], &at);
+    place_samples(head);
+    head->base.step = step;
+    sfc_cpu_pool_run(head->cpu->pool, sample_block, head, head->block_count);
+    *sampled = head->sampled;
+    return SFC_OK;
+}
+
+void sfc_cpu_head_sample(const struct sfc_head *base, size_t index, const uint32_t **rows,
+                         uint32_t *count)
+{
+    const struct sfc_cpu_head *head = (const struct sfc_cpu_head *)base;
+    *rows = head->rows + head->blocks[index].sample;
+    *count = head->blocks[index].count;
+}

@@ -1,0 +1,58 @@
+/* Elementwise loops of the CPU backend, compiled for several instruction sets and chosen at run
+ * time. All work on vectors of 16 floats in a fixed lane order, so results depend on the
+ * instruction set only through fused multiply-add; the level is part of the numerics class.
+ *
+ * Conventions: `width` (columns of a slot, columns of scratch) and `pitch` are multiples of 16;
+ * scratch is 64-byte aligned; `dim` is any number >= 1 and `pitch` the next multiple of 16. */
+#ifndef SFC_KERNELS_CPU_SIMD_H
+#define SFC_KERNELS_CPU_SIMD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct sfc_update {
+    float gradient_scale; /* scale / batch */
+    float lr, momentum, weight_decay;
+};
+
+struct sfc_simd {
+    const char *name;
+
+    /* Copies rows[0..n) of block [*, dim] to tile [n, pitch] with zero padding, in this order, and
+     * writes 1 / norm of each (0 for a norm below 1e-12). */
+    void (*gather)(const float *block, const uint32_t *rows, size_t n, size_t dim, size_t pitch,
+                   float *tile, float *inverse_norm);
+    /* out [pitch] = in [dim] / |in| with zero padding; false (and zeros) for a norm below 1e-12. */
+    bool (*unit_row)(const float *in, size_t dim, size_t pitch, float *out);
+    /* z = scale * clamp(cos * inverse_norm[row]) for n rows of `width` columns taken from products
+     * of `stride` columns; with filter <= 1, cosines above it become -0.0. */
+    void (*logits)(const float *cos, size_t stride, size_t n, size_t width,
+                   const float *inverse_norm, float scale, float filter, float *z);
+    /* sum[column] += exp(z + add[row]), rows in order. */
+    void (*exp_sum)(const float *z, size_t n, size_t width, const float *add, double *sum);
+    /* z -> exp(z + add[row] - lse) with lse = high + low per column, filtered entries (-0.0) -> 0.
+     * A column of high = inf gets 0. Returns whether all results are finite. */
+    bool (*softmax)(float *z, size_t n, size_t width, const float *add, const float *high,
+                    const float *low);
+    /* out[row, 0..width) = p[row] * (inverse_norm[row] * factor), out has `stride` columns. */
+    void (*scale_rows)(const float *p, size_t n, size_t width, const float *inverse_norm,
+                       float factor, float *out, size_t stride);
+    /* sum[row, dim] += fixed point (kernels/exact_sum.h) of dx[row, pitch]; saturates at 2^18. */
+    void (*add_fixed)(const float *dx, size_t n, size_t dim, size_t pitch, int64_t *sum);
+    /* SGD on rows[0..n) of w and m [*, dim] from dw^ [n, pitch], through the normalisation. */
+    void (*update)(float *w, float *m, const uint32_t *rows, size_t n, size_t dim, size_t pitch,
+                   const float *dw, const float *inverse_norm, const struct sfc_update *u);
+};
+
+/* The best level that this CPU has; level "avx512", "avx2" or "base" through SFC_CPU_LEVEL (for
+ * tests) never exceeds what it has. */
+const struct sfc_simd *sfc_simd_select(void);
+
+extern const struct sfc_simd sfc_simd_base;
+#ifdef __x86_64__
+extern const struct sfc_simd sfc_simd_avx2;
+extern const struct sfc_simd sfc_simd_avx512;
+#endif
+
+#endif

@@ -1,0 +1,296 @@
+/* The loops of kernels/cpu/simd.h, compiled once per instruction set with SFC_LEVEL set to the name
+ * of the level (kernels/CMakeLists.txt). GCC vector types of 16 floats become 1, 2 or 4 registers.
+ */
+#include "kernels/cpu/simd.h"
+
+#include <math.h>
+#include <string.h>
+
+#define LANES       16
+#define JOIN2(a, b) a##b
+#define JOIN(a, b)  JOIN2(a, b)
+#define TEXT2(a)    #a
+#define TEXT(a)     TEXT2(a)
+#define INLINE      static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float half __attribute__((vector_size(32), aligned(4), may_alias));
+typedef double dvec __attribute__((vector_size(64), aligned(8), may_alias));
+typedef int64_t lvec __attribute__((vector_size(64), aligned(8), may_alias));
+
+/* Rows ahead of the one in work whose cache lines are asked for. */
+#define AHEAD 4
+
+INLINE vec load(const float *p)
+{
+    return *(const vec *)p;
+}
+
+INLINE void store(float *p, vec v)
+{
+    *(vec *)p = v;
+}
+
+INLINE vec splat(float x)
+{
+    return (vec){0} + x;
+}
+
+/* The last, incomplete vector of a row in the block store. */
+INLINE vec load_part(const float *p, size_t n)
+{
+    float buffer[LANES] = {0};
+    memcpy(buffer, p, n * sizeof *p);
+    return load(buffer);
+}
+
+INLINE void store_part(float *p, vec v, size_t n)
+{
+    float buffer[LANES];
+    store(buffer, v);
+    memcpy(p, buffer, n * sizeof *p);
+}
+
+INLINE vec select_lanes(ivec mask, vec yes, vec no)
+{
+    return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask));
+}
+
+/* Sum of the lanes in double, in lane order. */
+INLINE double total(vec v)
+{
+    float lane[LANES];
+    double sum = 0;
+    store(lane, v);
+    for (int i = 0; i < LANES; i++)
+        sum += lane[i];
+    return sum;
+}
+
+INLINE float inverse(double sum_of_squares)
+{
+    double norm = sqrt(sum_of_squares);
+    return norm < 1e-12 ? 0.0f : (float)(1.0 / norm);
+}
+
+/* e^x, relative error below 2e-7 for results from 2^-126; 0 below, e^88.3 above; NaN stays NaN.
+ * 2^k times the Taylor series up to r^7 in r = x - k ln 2, |r| <= 0.347 (the next term is 6e-9). */
+INLINE vec exp_vec(vec x)
+{
+    const vec magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    ivec low = x < splat(-87.3365f);
+    vec y = select_lanes(x > splat(88.3f), splat(88.3f), x);
+    vec k = y * splat(1.44269504f) + magic;
+    ivec exponent = (ivec)k - (ivec)magic;
+    k = k - magic;
+    vec r = y - k * splat(0.693359375f);
+    r = r + k * splat(2.12194440e-4f);
+    vec p = splat(1.0f / 5040);
+    p = p * r + splat(1.0f / 720);
+    p = p * r + splat(1.0f / 120);
+    p = p * r + splat(1.0f / 24);
+    p = p * r + splat(1.0f / 6);
+    p = p * r + splat(0.5f);
+    p = p * r + splat(1.0f);
+    p = p * r + splat(1.0f);
+    vec two_k = (vec)((exponent + 127) << 23);
+    return select_lanes(low, splat(0.0f), p * two_k);
+}
+
+static void gather(const float *block, const uint32_t *rows, size_t n, size_t dim, size_t pitch,
+                   float *tile, float *inverse_norm)
+{
+    size_t whole = dim / LANES * LANES;
+    for (size_t i = 0; i < n; i++) {
+        const float *row = block + (size_t)rows[i] * dim;
+        const float *next = block + (size_t)rows[i + AHEAD < n ? i + AHEAD : n - 1] * dim;
+        float *out = tile + i * pitch;
+        vec square[2] = {{0}, {0}};
+        for (size_t k = 0; k < whole; k += LANES) {
+            vec v = load(row + k);
+            __builtin_prefetch(next + k);
+            square[k / LANES % 2] += v * v;
+            store(out + k, v);
+        }
+        if (whole < dim) {
+            vec v = load_part(row + whole, dim - whole);
+            square[0] += v * v;
+            store(out + whole, v);
+        }
+        inverse_norm[i] = inverse(total(square[0] + square[1]));
+    }
+}
+
+static bool unit_row(const float *in, size_t dim, size_t pitch, float *out)
+{
+    double sum = 0;
+    for (size_t k = 0; k < dim; k++)
+        sum += (double)in[k] * in[k];
+    double norm = sqrt(sum);
+    bool usable = norm >= 1e-12;
+    double factor = usable ? 1.0 / norm : 0.0;
+    for (size_t k = 0; k < dim; k++)
+        out[k] = usable ? (float)(in[k] * factor) : 0.0f;
+    memset(out + dim, 0, (pitch - dim) * sizeof *out);
+    return usable;
+}
+
+INLINE vec clamped(vec cos)
+{
+    cos = select_lanes(cos > splat(1.0f), splat(1.0f), cos);
+    return select_lanes(cos < splat(-1.0f), splat(-1.0f), cos);
+}
+
+static void logits(const float *cos, size_t stride, size_t n, size_t width,
+                   const float *inverse_norm, float scale, float filter, float *z)
+{
+    for (size_t i = 0; i < n; i++) {
+        vec factor = splat(inverse_norm[i]);
+        for (size_t c = 0; c < width; c += LANES) {
+            vec v = clamped(load(cos + i * stride + c) * factor);
+            /* + 0 turns -0 into +0: -0 is the mark of a filtered entry */
+            vec out = v * splat(scale) + splat(0.0f);
+            store(z + i * width + c, select_lanes(v > splat(filter), splat(-0.0f), out));
+        }
+    }
+}
+
+INLINE void add_half(double *sum, half v)
+{
+    *(dvec *)sum += __builtin_convertvector(v, dvec);
+}
+
+static void exp_sum(const float *z, size_t n, size_t width, const float *add, double *sum)
+{
+    for (size_t c = 0; c < width; c += LANES)
+        for (size_t i = 0; i < n; i++) {
+            float e[LANES];
+            store(e, exp_vec(load(z + i * width + c) + splat(add[i])));
+            add_half(sum + c, *(const half *)e);
+            add_half(sum + c + LANES / 2, *(const half *)(e + LANES / 2));
+        }
+}
+
+static bool softmax(float *z, size_t n, size_t width, const float *add, const float *high,
+                    const float *low)
+{
+    vec odd = {0}; /* stays 0 while everything is finite */
+    for (size_t i = 0; i < n; i++)
+        for (size_t c = 0; c < width; c += LANES) {
+            float *at = z + i * width + c;
+            vec v = load(at);
+            vec p = exp_vec(((v + splat(add[i])) - load(high + c)) - load(low + c));
+            p = select_lanes((ivec)v == (ivec)splat(-0.0f), splat(0.0f), p);
+            odd += p - p;
+            store(at, p);
+        }
+    return total(odd) == 0;
+}
+
+static void scale_rows(const float *p, size_t n, size_t width, const float *inverse_norm,
+                       float factor, float *out, size_t stride)
+{
+    for (size_t i = 0; i < n; i++) {
+        vec f = splat(inverse_norm[i] * factor);
+        for (size_t c = 0; c < width; c += LANES)
+            store(out + i * stride + c, load(p + i * width + c) * f);
+    }
+}
+
+INLINE lvec fixed(half v)
+{
+    const dvec limit = (dvec){0} + 0x1p62, round = (dvec){0} + 0x1.8p52;
+    dvec x = __builtin_convertvector(v, dvec) * 0x1p44;
+    lvec mask = x < limit;
+    x = (dvec)(((lvec)x & mask) | ((lvec)limit & ~mask)); /* NaN too */
+    mask = x > -limit;
+    x = (dvec)(((lvec)x & mask) | ((lvec)-limit & ~mask));
+    /* To nearest even below 2^51; larger floats are integers already. */
+    dvec rounded = (x + round) - round;
+    mask = (x < 0x1p51) & (x > -0x1p51);
+    x = (dvec)(((lvec)rounded & mask) | ((lvec)x & ~mask));
+    return __builtin_convertvector(x, lvec);
+}
+
+static void add_fixed(const float *dx, size_t n, size_t dim, size_t pitch, int64_t *sum)
+{
+    const size_t width = LANES / 2;
+    for (size_t i = 0; i < n; i++) {
+        const float *row = dx + i * pitch;
+        int64_t *out = sum + i * dim;
+        size_t k = 0;
+        for (; k + width <= dim; k += width)
+            *(lvec *)(out + k) += fixed(*(const half *)(row + k));
+        if (k < dim) { /* pitch is a multiple of 16: the load stays inside the row */
+            int64_t rest[LANES / 2];
+            *(lvec *)rest = fixed(*(const half *)(row + k));
+            for (size_t l = 0; k + l < dim; l++)
+                out[k + l] += rest[l];
+        }
+    }
+}
+
+INLINE double dot(const float *row, const float *dw, size_t dim)
+{
+    size_t whole = dim / LANES * LANES;
+    vec sum[2] = {{0}, {0}};
+    for (size_t k = 0; k < whole; k += LANES)
+        sum[k / LANES % 2] += load(row + k) * load(dw + k);
+    if (whole < dim)
+        sum[0] += load_part(row + whole, dim - whole) * load(dw + whole);
+    return total(sum[0] + sum[1]);
+}
+
+/* w, m of one vector; dw is already times (1 / norm) and without its part along w. */
+INLINE void step(vec *w, vec *m, vec g, const struct sfc_update *u)
+{
+    g = g + splat(u->weight_decay) * *w;
+    *m = splat(u->momentum) * *m + g;
+    *w = *w - splat(u->lr) * *m;
+}
+
+INLINE void update_row(float *row, float *moment, const float *next, const float *next_moment,
+                       size_t dim, const float *dw, float inverse_norm, const struct sfc_update *u)
+{
+    size_t whole = dim / LANES * LANES;
+    float a = u->gradient_scale * inverse_norm;
+    float b = (float)(dot(row, dw, dim) * inverse_norm * inverse_norm);
+    for (size_t k = 0; k < whole; k += LANES) {
+        vec w = load(row + k), m = load(moment + k);
+        __builtin_prefetch(next + k, 1);
+        __builtin_prefetch(next_moment + k, 1);
+        step(&w, &m, splat(a) * (load(dw + k) - splat(b) * w), u);
+        store(row + k, w);
+        store(moment + k, m);
+    }
+    if (whole < dim) {
+        size_t rest = dim - whole;
+        vec w = load_part(row + whole, rest), m = load_part(moment + whole, rest);
+        step(&w, &m, splat(a) * (load(dw + whole) - splat(b) * w), u);
+        store_part(row + whole, w, rest);
+        store_part(moment + whole, m, rest);
+    }
+}
+
+static void update(float *w, float *m, const uint32_t *rows, size_t n, size_t dim, size_t pitch,
+                   const float *dw, const float *inverse_norm, const struct sfc_update *u)
+{
+    for (size_t i = 0; i < n; i++) {
+        size_t at = (size_t)rows[i] * dim;
+        size_t next = (size_t)rows[i + AHEAD / 2 < n ? i + AHEAD / 2 : n - 1] * dim;
+        update_row(w + at, m + at, w + next, m + next, dim, dw + i * pitch, inverse_norm[i], u);
+    }
+}
+
+const struct sfc_simd JOIN(sfc_simd_, SFC_LEVEL) = {
+    .name = TEXT(SFC_LEVEL),
+    .gather = gather,
+    .unit_row = unit_row,
+    .logits = logits,
+    .exp_sum = exp_sum,
+    .softmax = softmax,
+    .scale_rows = scale_rows,
+    .add_fixed = add_fixed,
+    .update = update,
+};
