@@ -12,12 +12,12 @@
 
 struct sfc_data_report {
     struct sfc_dataset_info info;
-    uint64_t used_classes;             /* classes with at least one sample */
+    uint64_t used_classes;                 /* classes with at least one sample */
     uint64_t min_per_class, max_per_class; /* over the used classes */
-    uint64_t bytes;                    /* of the record file */
-    bool verified;                     /* every image was decoded */
-    uint64_t broken;                   /* of them unreadable */
-    uint64_t first_broken;             /* sample id, when broken > 0 */
+    uint64_t bytes;                        /* of the record file */
+    bool verified;                         /* every image was decoded */
+    uint64_t broken;                       /* of them unreadable */
+    uint64_t first_broken;                 /* sample id, when broken > 0 */
     char first_broken_cause[512];
 };
 

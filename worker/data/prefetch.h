@@ -1,9 +1,9 @@
-/* Reader threads behind a lane: they decode the samples of a micro-batch into one planar buffer ahead
- * of its use. All buffers are allocated at creation and reused; nothing grows afterwards.
+/* Reader threads behind a lane: they decode the samples of a micro-batch into one planar buffer
+ * ahead of its use. All buffers are allocated at creation and reused; nothing grows afterwards.
  *
  * Life of a batch: submit -> (threads decode) -> ready -> take -> release. A ready batch keeps its
- * buffer until it is released, so a worker may announce its labels first and compute it later. What is
- * read depends only on (set, augment, seed, epoch, sample): never on threads or order.
+ * buffer until it is released, so a worker may announce its labels first and compute it later. What
+ * is read depends only on (set, augment, seed, epoch, sample): never on threads or order.
  *
  * Every function may be called from any thread. */
 #ifndef SFC_WORKER_DATA_PREFETCH_H
@@ -23,11 +23,11 @@ struct sfc_prefetch_options {
     uint32_t rows;              /* rows per batch, at most 65,536 */
     struct sfc_augment augment; /* all 0: as stored */
     uint64_t seed;
-    /* true: a broken sample gets label SFC_LABEL_NONE and an image of zeros and is counted; false: its
-     * batch fails with the sample's error. */
+    /* true: a broken sample gets label SFC_LABEL_NONE and an image of zeros and is counted; false:
+     * its batch fails with the sample's error. */
     bool skip_broken;
-    /* Called once per submitted batch that becomes ready (or failed), from a reader thread, without a
-     * lock held: must not block (uv_async_send). NULL: nobody is told. */
+    /* Called once per submitted batch that becomes ready (or failed), from a reader thread, without
+     * a lock held: must not block (uv_async_send). NULL: nobody is told. */
     void (*on_ready)(void *arg, uint64_t step, uint32_t micro);
     void *arg;
 };
@@ -41,8 +41,10 @@ struct sfc_batch {
     const uint64_t *samples; /* [rows] */
     const uint64_t *labels;  /* [rows]; SFC_LABEL_NONE (kernels/backend.h) for a broken row */
     uint32_t broken;         /* rows that could not be read */
-    uint64_t broken_sample;  /* the first of them (broken > 0) */
-    struct sfc_error error;  /* code SFC_OK, or the first broken sample's error */
+    uint32_t broken_row;     /* the first of them, its sample and why (broken > 0) */
+    uint64_t broken_sample;
+    struct sfc_error cause;
+    struct sfc_error error; /* code SFC_OK, or cause when skip_broken is off */
 };
 
 /* The set must outlive the prefetcher. */
@@ -54,9 +56,9 @@ void sfc_prefetch_free(struct sfc_prefetch *p);
 uint64_t sfc_prefetch_memory(const struct sfc_dataset_info *info,
                              const struct sfc_prefetch_options *options);
 
-/* Queues micro-batch (step, micro): samples[i] of epoch epochs[i], rows <= options.rows. Copies both
- * lists. SFC_ELIMIT: no free slot (release something, ask again); SFC_EEXIST: (step, micro) is already
- * queued or ready; SFC_EINVAL: a sample outside the set. */
+/* Queues micro-batch (step, micro): samples[i] of epoch epochs[i], rows <= options.rows. Copies
+ * both lists. SFC_ELIMIT: no free slot (release something, ask again); SFC_EEXIST: (step, micro) is
+ * already queued or ready; SFC_EINVAL: a sample outside the set. */
 int sfc_prefetch_submit(struct sfc_prefetch *p, uint64_t step, uint32_t micro,
                         const uint64_t *samples, const uint64_t *epochs, uint32_t rows,
                         struct sfc_error *err);
@@ -73,8 +75,8 @@ void sfc_prefetch_release(struct sfc_prefetch *p, uint64_t step, uint32_t micro)
 void sfc_prefetch_release_before(struct sfc_prefetch *p, uint64_t step);
 
 struct sfc_prefetch_counters {
-    uint64_t images, broken;   /* decoded, unreadable */
-    double decode_seconds;     /* over all threads */
+    uint64_t images, broken; /* decoded, unreadable */
+    double decode_seconds;   /* over all threads */
     uint32_t queued, decoding, ready;
 };
 void sfc_prefetch_counters(struct sfc_prefetch *p, struct sfc_prefetch_counters *out);

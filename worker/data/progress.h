@@ -7,14 +7,14 @@
 #include <stdio.h>
 
 struct sfc_progress {
-    const char *phase;    /* "survey", "render", "pairs", "pack" */
-    const char *unit;     /* "glyphs", "files" */
+    const char *phase; /* "survey", "render", "pairs", "pack" */
+    const char *unit;  /* "glyphs", "files" */
     uint64_t done, total;
-    double seconds;       /* since the phase began */
+    double seconds; /* since the phase began */
 };
 
-/* Called from the thread that started the job, at most a few times per second and once at the end of
- * each phase (done == total). Returning false cancels the job (SFC_ECANCELED). */
+/* Called from the thread that started the job, at most a few times per second and once at the end
+ * of each phase (done == total). Returning false cancels the job (SFC_ECANCELED). */
 typedef bool (*sfc_progress_fn)(void *arg, const struct sfc_progress *progress);
 
 /* "survey 120000/260000 glyphs 46 % 9870/s ETA 14 s" into out. */
