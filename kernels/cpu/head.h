@@ -108,6 +108,9 @@ static inline float *sfc_cpu_slot_x(const struct sfc_cpu_head *head, uint32_t sl
     return head->x + (size_t)slot * head->config.micro_batch * head->sizes.pitch;
 }
 
+/* The shapes of the products; they depend on the configuration alone, never on which blocks are
+ * held (I8). */
+void sfc_cpu_product_sizes(const struct sfc_head_config *config, struct sfc_cpu_sizes *sizes);
 /* Micro-batches of the next product when `rest` are left. */
 size_t sfc_cpu_group(const struct sfc_cpu_head *head, size_t rest, size_t *log2);
 /* The error of the first worker (by index) that had one, cleared. */

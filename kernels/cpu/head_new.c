@@ -49,8 +49,7 @@ static void *carve(struct carver *c, size_t count, size_t size)
     return at;
 }
 
-/* Tile and products depend on the configuration alone, never on which blocks are held (I8). */
-static void product_sizes(const struct sfc_head_config *c, struct sfc_cpu_sizes *s)
+void sfc_cpu_product_sizes(const struct sfc_head_config *c, struct sfc_cpu_sizes *s)
 {
     uint32_t full = c->classes < c->block_size ? (uint32_t)c->classes : c->block_size;
     size_t quota = sfc_sample_quota(full, c->sample_ppm, 0);
@@ -187,7 +186,7 @@ static int measure(struct sfc_cpu_head *head, const struct sfc_cpu *cpu, const u
     struct sfc_cpu_sizes *s = &head->sizes;
     struct sfc_cpu_worker worker = {0};
     struct carver carver = {0};
-    product_sizes(&head->config, s);
+    sfc_cpu_product_sizes(&head->config, s);
     block_sizes(&head->config, blocks, count, s);
     int rc = check_size(&head->config, s, err);
     if (rc)

@@ -1,0 +1,44 @@
+/* Times the head's step in this process: `shardfc bench head` and tests/bench. */
+#ifndef SFC_KERNELS_BENCH_HEAD_H
+#define SFC_KERNELS_BENCH_HEAD_H
+
+#include <stdio.h>
+
+#include "kernels/backend.h"
+
+struct sfc_bench_head_options {
+    const char *backend; /* sfc_backend_open */
+    unsigned threads;
+    uint64_t classes;
+    uint32_t sample_ppm, batch, micro_batch, dim, block_size; /* block_size 0: DESIGN's default */
+    uint32_t steps; /* timed, after two that warm up; at least 1 */
+    bool exact;     /* time the exact sums alone as well (cpu) */
+};
+
+/* Milliseconds are medians over the steps. */
+struct sfc_bench_head_result {
+    double step_ms, best_ms;
+    double plan_ms, logits_ms, gradient_ms, commit_ms;
+    double init_ms; /* creation with the initial values of W */
+    /* The least that this machine needs (cpu; 0 for other backends): three products at the speed
+     * that oneDNN has on the step's shapes plus the bytes at the speeds of streaming. */
+    double floor_ms, gemm_ms, bytes_ms;
+    double gflops, read_gb_s, update_gb_s;
+    double exact_ms; /* all fixed-point additions of one step (0 unless asked for) */
+    uint64_t sampled, state_bytes, peak_rss_bytes;
+    uint32_t block_size;
+    char numerics[128];
+};
+
+/* The power of two at most classes / 64, within 1024 and 8192. */
+uint32_t sfc_default_block_size(uint64_t classes);
+
+int sfc_bench_head(const struct sfc_bench_head_options *options,
+                   struct sfc_bench_head_result *result, struct sfc_error *err);
+/* One JSON object and a newline; a table for people. */
+void sfc_bench_head_json(FILE *out, const struct sfc_bench_head_options *options,
+                         const struct sfc_bench_head_result *result);
+void sfc_bench_head_table(FILE *out, const struct sfc_bench_head_options *options,
+                          const struct sfc_bench_head_result *result);
+
+#endif

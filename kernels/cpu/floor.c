@@ -1,0 +1,191 @@
+#include "kernels/cpu/floor.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "kernels/cpu/head.h"
+#include "kernels/cpu/pool.h"
+
+#define STREAM_FLOATS ((size_t)32 << 20) /* per worker: 128 MiB, beyond the caches */
+#define REPEAT        5
+
+struct lane {
+    dnnl_stream_t stream;
+    struct sfc_gemm gemm[3];
+    float *a, *b, *c;
+    void *scratch;
+    float *w, *m;
+    int64_t *sum;
+    struct sfc_error error;
+};
+
+struct floor_call {
+    struct sfc_cpu *cpu;
+    const struct sfc_simd *simd;
+    struct lane *lanes;
+    size_t tile, pitch, batch, dim, products;
+    uint64_t blocks;
+    volatile float sink;
+};
+
+static double now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
+}
+
+static float *floats(size_t n)
+{
+    float *p = aligned_alloc(64, (n * sizeof(float) + 63) / 64 * 64);
+    for (size_t i = 0; p && i < n; i++)
+        p[i] = (float)(i % 17) * 0.01f;
+    return p;
+}
+
+static void lane_open(void *arg, size_t item, unsigned index)
+{
+    struct floor_call *call = arg;
+    struct lane *lane = &call->lanes[index];
+    int64_t t = (int64_t)call->tile, p = (int64_t)call->pitch, b = (int64_t)call->batch;
+    const struct sfc_gemm_shape shapes[3] = {
+        {t, b, p, false, true}, {b, p, t, true, false}, {t, p, b, false, false}};
+    size_t widest = call->pitch > call->batch ? call->pitch : call->batch;
+    size_t scratch = 64, most = (call->tile > call->batch ? call->tile : call->batch) * widest;
+    (void)item;
+    for (size_t i = 0; i < 3; i++) {
+        if (sfc_gemm_init(&lane->gemm[i], call->cpu->engine, &shapes[i], &lane->error))
+            return;
+        scratch = lane->gemm[i].scratch_bytes > scratch ? lane->gemm[i].scratch_bytes : scratch;
+    }
+    lane->a = floats(most);
+    lane->b = floats(most);
+    lane->c = floats(most);
+    lane->w = floats(STREAM_FLOATS);
+    lane->m = floats(STREAM_FLOATS);
+    lane->sum = calloc(call->batch * call->pitch, sizeof *lane->sum);
+    lane->scratch = aligned_alloc(64, (scratch + 63) / 64 * 64);
+    if (!lane->a || !lane->b || !lane->c || !lane->w || !lane->m || !lane->sum || !lane->scratch)
+        sfc_fail(&lane->error, SFC_ENOMEM, "bench: out of memory");
+    else if (dnnl_stream_create(&lane->stream, call->cpu->engine, dnnl_stream_default_flags))
+        sfc_fail(&lane->error, SFC_EDEVICE, "bench: oneDNN can't make a stream");
+}
+
+static void lane_close(struct lane *lane)
+{
+    for (size_t i = 0; i < 3; i++)
+        sfc_gemm_close(&lane->gemm[i]);
+    if (lane->stream)
+        dnnl_stream_destroy(lane->stream);
+    free(lane->a);
+    free(lane->b);
+    free(lane->c);
+    free(lane->w);
+    free(lane->m);
+    free(lane->sum);
+    free(lane->scratch);
+}
+
+static void multiply(void *arg, size_t item, unsigned index)
+{
+    const struct floor_call *call = arg;
+    struct lane *lane = &call->lanes[index];
+    (void)item;
+    for (size_t i = 0; i < 3 && !lane->error.code; i++)
+        sfc_gemm_run(&lane->gemm[i], lane->stream, lane->a, lane->b, lane->c, lane->scratch,
+                     &lane->error);
+}
+
+static void read_stream(void *arg, size_t item, unsigned index)
+{
+    struct floor_call *call = arg;
+    float sum[64] = {0}, inverse_norm[1];
+    (void)item;
+    const float *w = call->lanes[index].w;
+    for (size_t i = 0; i < STREAM_FLOATS; i += 64)
+        for (size_t k = 0; k < 64; k++)
+            sum[k] += w[i + k];
+    inverse_norm[0] = sum[0] + sum[63];
+    call->lanes[index].c[0] = inverse_norm[0];
+}
+
+static void update_stream(void *arg, size_t item, unsigned index)
+{
+    const struct floor_call *call = arg;
+    float *w = call->lanes[index].w, *m = call->lanes[index].m;
+    (void)item;
+    for (size_t i = 0; i < STREAM_FLOATS; i += 64)
+        for (size_t k = i; k < i + 64; k++) {
+            m[k] = 0.9f * m[k] + 0.001f * w[k];
+            w[k] = w[k] - 0.1f * m[k];
+        }
+}
+
+/* The exact additions of one block of one step. */
+static void add_exact(void *arg, size_t item, unsigned index)
+{
+    const struct floor_call *call = arg;
+    struct lane *lane = &call->lanes[index];
+    struct sfc_sum256 sum = {{0}};
+    (void)item;
+    call->simd->add_fixed(lane->c, call->batch, call->dim, call->pitch, lane->sum);
+    for (size_t r = 0; r < call->batch; r++)
+        sfc_sum256_add_double(&sum, 1.5);
+    lane->sum[0] += (int64_t)(sum.word[2] & 1);
+}
+
+/* Best of some repetitions: a floor is what is possible. */
+static double best_ms(struct floor_call *call, sfc_pool_fn fn, size_t items)
+{
+    double best = 1e30;
+    for (int i = 0; i < REPEAT; i++) {
+        double start = now_ms();
+        if (items)
+            sfc_cpu_pool_run(call->cpu->pool, fn, call, items);
+        else
+            sfc_cpu_pool_each(call->cpu->pool, fn, call);
+        double ms = now_ms() - start;
+        best = ms < best ? ms : best;
+    }
+    return best;
+}
+
+int sfc_cpu_floor(struct sfc_backend *backend, const struct sfc_head_config *config,
+                  uint64_t sampled, struct sfc_cpu_floor *out, struct sfc_error *err)
+{
+    struct sfc_cpu *cpu = (struct sfc_cpu *)backend;
+    struct sfc_cpu_sizes sizes;
+    sfc_cpu_product_sizes(config, &sizes);
+    struct floor_call call = {
+        .cpu = cpu,
+        .simd = sfc_simd_select(),
+        .lanes = calloc(cpu->threads, sizeof *call.lanes),
+        .tile = sizes.tile,
+        .pitch = sizes.pitch,
+        .batch = sizes.bp,
+        .dim = config->dim,
+        .products = (size_t)(sampled / sizes.tile + 1),
+        .blocks = sfc_head_block_count(config),
+    };
+    int rc = SFC_OK;
+    if (!call.lanes)
+        return sfc_fail(err, SFC_ENOMEM, "bench: out of memory");
+    sfc_cpu_pool_each(cpu->pool, lane_open, &call);
+    for (unsigned i = 0; !rc && i < cpu->threads; i++)
+        if (call.lanes[i].error.code)
+            rc = sfc_fail(err, call.lanes[i].error.code, "%s", call.lanes[i].error.text);
+    if (!rc) {
+        double flops = 6.0 * (double)sizes.tile * (double)sizes.pitch * (double)sizes.bp;
+        double bytes = (double)STREAM_FLOATS * sizeof(float) * cpu->threads;
+        out->exact_ms = best_ms(&call, add_exact, (size_t)call.blocks);
+        out->gflops =
+            flops * (double)call.products / best_ms(&call, multiply, call.products) * 1e-6;
+        out->read_gb_s = bytes / best_ms(&call, read_stream, 0) * 1e-6;
+        out->update_gb_s = 4 * bytes / best_ms(&call, update_stream, 0) * 1e-6;
+    }
+    for (unsigned i = 0; i < cpu->threads; i++)
+        lane_close(&call.lanes[i]);
+    free(call.lanes);
+    return rc;
+}
