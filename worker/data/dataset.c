@@ -37,6 +37,7 @@ struct sfc_dataset {
 
 struct sfc_decoder {
     const struct sfc_dataset *set;
+    struct sfc_dataset_info info;
     struct sfc_jpeg *jpeg;
     uint8_t *record; /* max_span bytes */
     uint8_t *pixels; /* interleaved */
@@ -399,23 +400,27 @@ uint64_t sfc_dataset_bytes(const struct sfc_dataset *set)
     return set->file_size;
 }
 
-static size_t image_pixels(const struct sfc_dataset *set)
+static size_t image_pixels(const struct sfc_dataset_info *info)
 {
-    return (size_t)set->info.width * set->info.height * set->info.channels;
+    return (size_t)info->width * info->height * info->channels;
 }
 
-int sfc_decoder_new(const struct sfc_dataset *set, struct sfc_decoder **out, struct sfc_error *err)
+/* set NULL: for single JPEGs only. */
+static int make_decoder(const struct sfc_dataset *set, const struct sfc_dataset_info *info,
+                        struct sfc_decoder **out, struct sfc_error *err)
 {
     struct sfc_decoder *decoder = calloc(1, sizeof *decoder);
     if (decoder == NULL)
         return sfc_fail(err, SFC_ENOMEM, "no memory for a decoder");
     decoder->set = set;
-    decoder->record = malloc(set->max_span);
-    decoder->pixels = malloc(image_pixels(set));
-    decoder->scratch = malloc(image_pixels(set) * sizeof(float));
+    decoder->info = *info;
+    decoder->record = malloc(set == NULL ? 1 : set->max_span);
+    decoder->pixels = malloc(image_pixels(info));
+    decoder->scratch = malloc(image_pixels(info) * sizeof(float));
     int rc = SFC_OK;
     if (decoder->record == NULL || decoder->pixels == NULL || decoder->scratch == NULL)
-        rc = sfc_fail(err, SFC_ENOMEM, "no memory for a decoder of %s", set->path);
+        rc = sfc_fail(err, SFC_ENOMEM, "no memory for a decoder of %u x %u images", info->width,
+                      info->height);
     if (rc == SFC_OK)
         rc = sfc_jpeg_new(&decoder->jpeg, err);
     if (rc != SFC_OK) {
@@ -424,6 +429,17 @@ int sfc_decoder_new(const struct sfc_dataset *set, struct sfc_decoder **out, str
     }
     *out = decoder;
     return SFC_OK;
+}
+
+int sfc_decoder_new(const struct sfc_dataset *set, struct sfc_decoder **out, struct sfc_error *err)
+{
+    return make_decoder(set, &set->info, out, err);
+}
+
+int sfc_decoder_new_plain(const struct sfc_dataset_info *info, struct sfc_decoder **out,
+                          struct sfc_error *err)
+{
+    return make_decoder(NULL, info, out, err);
 }
 
 void sfc_decoder_free(struct sfc_decoder *decoder)
@@ -450,7 +466,7 @@ static void convert(const struct sfc_dataset_info *info, const uint8_t *pixels, 
 int sfc_decoder_jpeg(struct sfc_decoder *decoder, const uint8_t *jpeg, uint64_t length,
                      float *image, struct sfc_error *err)
 {
-    const struct sfc_dataset_info *info = &decoder->set->info;
+    const struct sfc_dataset_info *info = &decoder->info;
     int rc = sfc_jpeg_decode(decoder->jpeg, jpeg, (size_t)length, info->width, info->height,
                              info->channels, decoder->pixels, err);
     if (rc == SFC_OK)
@@ -486,6 +502,9 @@ int sfc_decoder_read(struct sfc_decoder *decoder, uint64_t sample,
                      struct sfc_error *err)
 {
     const struct sfc_dataset *set = decoder->set;
+    if (set == NULL)
+        return sfc_fail(err, SFC_EINVAL, "sample %" PRIu64 ": this decoder has no data set",
+                        sample);
     if (sample >= set->info.samples)
         return sfc_fail(err, SFC_EINVAL, "%s: sample %" PRIu64 " of %" PRIu64, set->path, sample,
                         set->info.samples);

@@ -39,6 +39,9 @@ uint64_t sfc_dataset_label(const struct sfc_dataset *set, uint64_t sample);
 uint64_t sfc_dataset_bytes(const struct sfc_dataset *set); /* of the record file */
 
 int sfc_decoder_new(const struct sfc_dataset *set, struct sfc_decoder **out, struct sfc_error *err);
+/* Without a data set: for sfc_decoder_jpeg alone; of info only width, height and channels count. */
+int sfc_decoder_new_plain(const struct sfc_dataset_info *info, struct sfc_decoder **out,
+                          struct sfc_error *err);
 void sfc_decoder_free(struct sfc_decoder *decoder);
 
 /* Image of a sample, planar [channels, height, width], pixels p/127.5 - 1 for colour sets and

@@ -655,9 +655,9 @@ static bool put_image(FILE *stream, const struct sfc_bytes *image)
 {
     uint8_t head[5] = {OP_BINBYTES};
     for (int i = 0; i < 4; i++)
-        head[1 + i] = (uint8_t)(image->length >> (8 * i));
+        head[1 + i] = (uint8_t)(image->size >> (8 * i));
     return fwrite(head, 1, sizeof head, stream) == sizeof head &&
-           fwrite(image->data, 1, image->length, stream) == image->length;
+           fwrite(image->data, 1, image->size, stream) == image->size;
 }
 
 static bool put_pairs(FILE *stream, const struct sfc_bytes *images, const bool *same, size_t pairs)
@@ -679,7 +679,7 @@ int sfc_pairs_write(const char *path, const struct sfc_bytes *images, const bool
 {
     struct sfc_out_file file = {0};
     for (size_t i = 0; i < 2 * pairs; i++)
-        if (images[i].length > UINT32_MAX)
+        if (images[i].size > UINT32_MAX)
             return sfc_fail(err, SFC_ELIMIT, "%s: image %zu is larger than 4 GiB", path, i);
     int rc = sfc_out_file_open(&file, path, err);
     if (rc != SFC_OK)

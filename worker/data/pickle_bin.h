@@ -10,12 +10,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "proto/base/bytes.h"
 #include "proto/base/status.h"
-
-struct sfc_bytes {
-    const uint8_t *data;
-    size_t length;
-};
 
 /* The content of a file. images[2i] and images[2i + 1] are pair i; same[i]: one identity. */
 struct sfc_pairs {

@@ -1,0 +1,120 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "server/ctl/command.h"
+
+#define SHARD_DEADLINE_MS 60000
+#define SHARD_RETRIES     3
+
+struct shard_client {
+    struct sfc_rpc_client *client;
+    struct shard_client *next;
+};
+
+struct sfc_cluster {
+    struct sfc_rpc_runner *runner;
+    struct sfc_rpc_client *scheduler;
+    struct shard_client *shards;
+};
+
+int sfc_cluster_connect(const char *scheduler, struct sfc_cluster **out, struct sfc_error *err)
+{
+    struct sfc_cluster *cluster = calloc(1, sizeof *cluster);
+    if (cluster == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for a connection");
+    }
+    int code = sfc_rpc_runner_start(&cluster->runner, err);
+    if (code == SFC_OK) {
+        code = sfc_rpc_runner_connect(cluster->runner, scheduler, &cluster->scheduler, err);
+    }
+    if (code != SFC_OK) {
+        sfc_cluster_close(cluster);
+        return code;
+    }
+    *out = cluster;
+    return SFC_OK;
+}
+
+void sfc_cluster_close(struct sfc_cluster *cluster)
+{
+    if (cluster == NULL) {
+        return;
+    }
+    while (cluster->shards != NULL) {
+        struct shard_client *next = cluster->shards->next;
+        sfc_rpc_runner_disconnect(cluster->runner, cluster->shards->client);
+        free(cluster->shards);
+        cluster->shards = next;
+    }
+    sfc_rpc_runner_disconnect(cluster->runner, cluster->scheduler);
+    sfc_rpc_runner_stop(cluster->runner);
+    free(cluster);
+}
+
+int sfc_cluster_scheduler(struct sfc_cluster *cluster, const char *method,
+                          const ProtobufCMessage *message,
+                          const ProtobufCMessageDescriptor *reply_type, unsigned deadline_ms,
+                          struct sfc_answer *out, struct sfc_error *err)
+{
+    char path[128];
+    snprintf(path, sizeof path, "/shardfc.v1.Scheduler/%s", method);
+    struct sfc_ask ask = {
+        .method = path, .message = message, .deadline_ms = deadline_ms, .reply_type = reply_type};
+    int code = sfc_ask(cluster->scheduler, &ask, out, err);
+    if (code == SFC_EUNAVAILABLE) {
+        return sfc_prefix(err,
+                          "scheduler %s does not answer (is shardfc-scheduler running there? see "
+                          "--scheduler)",
+                          sfc_rpc_client_address(cluster->scheduler));
+    }
+    return code;
+}
+
+static int find_shard(struct sfc_cluster *cluster, const char *address, struct sfc_rpc_client **out,
+                      struct sfc_error *err)
+{
+    for (struct shard_client *s = cluster->shards; s != NULL; s = s->next) {
+        if (strcmp(sfc_rpc_client_address(s->client), address) == 0) {
+            *out = s->client;
+            return SFC_OK;
+        }
+    }
+    struct shard_client *shard = calloc(1, sizeof *shard);
+    if (shard == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for a connection");
+    }
+    int code = sfc_rpc_runner_connect(cluster->runner, address, &shard->client, err);
+    if (code != SFC_OK) {
+        free(shard);
+        return code;
+    }
+    shard->next = cluster->shards;
+    cluster->shards = shard;
+    *out = shard->client;
+    return SFC_OK;
+}
+
+int sfc_cluster_shard(struct sfc_cluster *cluster, const char *address, const char *method,
+                      const ProtobufCMessage *message, struct sfc_bytes tensor,
+                      const ProtobufCMessageDescriptor *reply_type, struct sfc_answer *out,
+                      struct sfc_error *err)
+{
+    char path[128];
+    snprintf(path, sizeof path, "/shardfc.v1.Shard/%s", method);
+    struct sfc_ask ask = {.method = path,
+                          .message = message,
+                          .tensor = tensor,
+                          .deadline_ms = SHARD_DEADLINE_MS,
+                          .retries = SHARD_RETRIES,
+                          .reply_type = reply_type};
+    struct sfc_rpc_client *client;
+    int code = find_shard(cluster, address, &client, err);
+    if (code == SFC_OK) {
+        code = sfc_ask(client, &ask, out, err);
+        if (code != SFC_OK) {
+            sfc_prefix(err, "shard %s", address);
+        }
+    }
+    return code;
+}

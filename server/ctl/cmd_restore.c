@@ -1,0 +1,296 @@
+/* shardfc restore, shardfc verify. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "server/ctl/checkpoint.h"
+#include "server/ctl/command.h"
+
+#define CREATE_DEADLINE_MS 600000
+#define PIECE_ELEMENTS     (1u << 18)
+
+struct restore_options {
+    const char *scheduler, *from, *run;
+    bool json;
+};
+
+#define AT(field) offsetof(struct restore_options, field)
+static const struct sfc_option restore_table[] = {
+    {.name = "scheduler",
+     .type = SFC_OPTION_STRING,
+     .offset = AT(scheduler),
+     .fallback = SFC_DEFAULT_SCHEDULER,
+     .metavar = "ADDR",
+     .help = "scheduler to talk to"},
+    {.name = "from",
+     .type = SFC_OPTION_STRING,
+     .offset = AT(from),
+     .min = 1,
+     .metavar = "DIR",
+     .help = "checkpoint directory",
+     .flags = SFC_OPTION_REQUIRED},
+    {.name = "run",
+     .type = SFC_OPTION_STRING,
+     .offset = AT(run),
+     .metavar = "NAME",
+     .help = "name of the run; default: as in the checkpoint"},
+    {.name = "json",
+     .type = SFC_OPTION_BOOL,
+     .offset = AT(json),
+     .help = "print one JSON object",
+     .flags = SFC_OPTION_FLAG_ONLY},
+};
+static const struct sfc_program restore_program = {
+    .name = "shardfc restore",
+    .summary =
+        "Starts a run from a checkpoint, on however many shards there are now. It goes on with "
+        "the bits of the run that was checkpointed.",
+    .options = restore_table,
+    .count = sizeof restore_table / sizeof *restore_table,
+};
+
+struct loading {
+    struct sfc_cluster *cluster;
+    const struct sfc_checkpoint *checkpoint;
+    uint64_t run_id;
+    const Shardfc__V1__BlockMap *map;
+    float *block;
+};
+
+static uint64_t largest_block(const struct sfc_checkpoint *checkpoint)
+{
+    uint64_t largest = 0;
+    for (int kind = 0; kind < 2; kind++) {
+        Shardfc__V1__BlockKind k = (Shardfc__V1__BlockKind)kind;
+        for (uint64_t b = 0; b < sfc_checkpoint_block_count(checkpoint, k); b++) {
+            uint64_t elements = sfc_checkpoint_block_elements(checkpoint, k, b);
+            largest = elements > largest ? elements : largest;
+        }
+    }
+    return largest;
+}
+
+static int send_piece(struct loading *l, const char *address,
+                      Shardfc__V1__WriteBlockRequest *request, const float *values, uint64_t count,
+                      struct sfc_error *err)
+{
+    Shardfc__V1__TensorType type = SHARDFC__V1__TENSOR_TYPE__INIT;
+    struct sfc_answer answer = {0};
+    type.dtype = SHARDFC__V1__DTYPE__DTYPE_F32;
+    type.n_shape = 1;
+    type.shape = &count;
+    request->payload_type = &type;
+    struct sfc_bytes tensor = {(const uint8_t *)values, count * sizeof *values};
+    int code = sfc_cluster_shard(l->cluster, address, "WriteBlock", &request->base, tensor,
+                                 &shardfc__v1__empty__descriptor, &answer, err);
+    sfc_answer_free(&answer);
+    return code;
+}
+
+static int send_block(struct loading *l, Shardfc__V1__BlockKind kind, uint64_t block,
+                      struct sfc_error *err)
+{
+    const uint32_t *owner =
+        kind == SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK ? l->map->class_owner : l->map->dense_owner;
+    const char *address = l->map->shards[owner[block]]->address;
+    uint64_t elements = sfc_checkpoint_block_elements(l->checkpoint, kind, block);
+    int code = sfc_checkpoint_read(l->checkpoint, kind, block, l->block, err);
+    for (int part = 0; part < 2 && code == SFC_OK; part++) {
+        for (uint64_t at = 0; at < elements && code == SFC_OK; at += PIECE_ELEMENTS) {
+            uint64_t count = elements - at < PIECE_ELEMENTS ? elements - at : PIECE_ELEMENTS;
+            Shardfc__V1__WriteBlockRequest request = SHARDFC__V1__WRITE_BLOCK_REQUEST__INIT;
+            request.run_id = l->run_id;
+            request.kind = kind;
+            request.block = block;
+            request.part = (Shardfc__V1__BlockPart)part;
+            request.offset = at;
+            code = send_piece(l, address, &request, l->block + (uint64_t)part * elements + at,
+                              count, err);
+        }
+    }
+    return code;
+}
+
+static int check_map(const struct loading *l, struct sfc_error *err)
+{
+    const Shardfc__V1__BlockMap *map = l->map;
+    bool good = map != NULL &&
+                map->n_class_owner == sfc_checkpoint_block_count(
+                                          l->checkpoint, SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK) &&
+                map->n_dense_owner ==
+                    sfc_checkpoint_block_count(l->checkpoint, SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK);
+    for (size_t i = 0; good && i < map->n_class_owner; i++) {
+        good = map->class_owner[i] < map->n_shards;
+    }
+    for (size_t i = 0; good && i < map->n_dense_owner; i++) {
+        good = map->dense_owner[i] < map->n_shards;
+    }
+    return good ? SFC_OK
+                : sfc_fail(err, SFC_ECORRUPT,
+                           "the scheduler's block map does not fit the checkpoint");
+}
+
+static int send_all(struct loading *l, struct sfc_error *err)
+{
+    struct sfc_command_progress progress = {.what = "restore", .unit = "blocks"};
+    uint64_t total =
+        sfc_checkpoint_block_count(l->checkpoint, 0) + sfc_checkpoint_block_count(l->checkpoint, 1);
+    uint64_t done = 0;
+    for (int kind = 0; kind < 2; kind++) {
+        Shardfc__V1__BlockKind k = (Shardfc__V1__BlockKind)kind;
+        for (uint64_t b = 0; b < sfc_checkpoint_block_count(l->checkpoint, k); b++) {
+            int code = send_block(l, k, b, err);
+            if (code != SFC_OK) {
+                return code;
+            }
+            sfc_command_progress(&progress, ++done, total);
+        }
+    }
+    return SFC_OK;
+}
+
+static int control(struct sfc_cluster *cluster, Shardfc__V1__ControlRequest__Action action,
+                   uint64_t run_id, struct sfc_error *err)
+{
+    Shardfc__V1__ControlRequest request = SHARDFC__V1__CONTROL_REQUEST__INIT;
+    struct sfc_answer answer = {0};
+    request.action = action;
+    request.run_id = run_id;
+    int code = sfc_cluster_scheduler(cluster, "Control", &request.base,
+                                     &shardfc__v1__control_reply__descriptor, CREATE_DEADLINE_MS,
+                                     &answer, err);
+    sfc_answer_free(&answer);
+    return code;
+}
+
+static int load(struct loading *l, struct sfc_error *err)
+{
+    int code = check_map(l, err);
+    if (code == SFC_OK) {
+        l->block = malloc((size_t)(2 * largest_block(l->checkpoint) + 1) * sizeof *l->block);
+        code = l->block == NULL ? sfc_fail(err, SFC_ENOMEM, "out of memory for a block") : SFC_OK;
+    }
+    if (code == SFC_OK) {
+        code = send_all(l, err);
+    }
+    if (code == SFC_OK) {
+        return control(l->cluster, SHARDFC__V1__CONTROL_REQUEST__ACTION__START, l->run_id, err);
+    }
+    struct sfc_error ignored; /* the first error is the one to tell */
+    control(l->cluster, SHARDFC__V1__CONTROL_REQUEST__ACTION__STOP, l->run_id, &ignored);
+    return code;
+}
+
+static int restore(const struct restore_options *o, const struct sfc_checkpoint *checkpoint,
+                   uint64_t *run_id, struct sfc_error *err)
+{
+    struct loading l = {.checkpoint = checkpoint};
+    struct sfc_answer answer = {0};
+    Shardfc__V1__RunConfig config = *sfc_checkpoint_config(checkpoint);
+    Shardfc__V1__CreateRunRequest request = SHARDFC__V1__CREATE_RUN_REQUEST__INIT;
+    if (o->run != NULL) {
+        config.name = (char *)(uintptr_t)o->run;
+    }
+    request.config = &config;
+    request.load = true;
+    request.start_step = sfc_checkpoint_step(checkpoint);
+    int code = sfc_cluster_connect(o->scheduler, &l.cluster, err);
+    if (code == SFC_OK) {
+        code = sfc_cluster_scheduler(l.cluster, "CreateRun", &request.base,
+                                     &shardfc__v1__create_run_reply__descriptor, CREATE_DEADLINE_MS,
+                                     &answer, err);
+    }
+    if (code == SFC_OK) {
+        const Shardfc__V1__CreateRunReply *reply =
+            (const Shardfc__V1__CreateRunReply *)answer.message;
+        l.run_id = reply->run_id;
+        l.map = reply->map;
+        *run_id = reply->run_id;
+        code = load(&l, err);
+    }
+    free(l.block);
+    sfc_answer_free(&answer);
+    sfc_cluster_close(l.cluster);
+    return code;
+}
+
+static void print_state(const struct sfc_checkpoint *checkpoint, bool json, uint64_t run_id)
+{
+    if (json) {
+        json_t *object =
+            json_pack("{s:I, s:s}", "step", (json_int_t)sfc_checkpoint_step(checkpoint), "digest",
+                      sfc_checkpoint_digest(checkpoint));
+        if (run_id != 0) {
+            json_object_set_new(object, "run_id", json_integer((json_int_t)run_id));
+        }
+        sfc_command_json(object);
+    } else {
+        printf("step %" PRIu64 " digest %s\n", sfc_checkpoint_step(checkpoint),
+               sfc_checkpoint_digest(checkpoint));
+    }
+}
+
+int sfc_cmd_restore(int argc, char **argv)
+{
+    struct restore_options o;
+    struct sfc_options *parsed;
+    int exit_code = sfc_options_main(&restore_program, argc, argv, &o, &parsed);
+    if (exit_code >= 0) {
+        return exit_code;
+    }
+    struct sfc_error err;
+    struct sfc_checkpoint *checkpoint = NULL;
+    uint64_t run_id = 0;
+    int code = sfc_checkpoint_open(o.from, &checkpoint, &err);
+    if (code == SFC_OK) {
+        code = restore(&o, checkpoint, &run_id, &err);
+    }
+    if (code == SFC_OK) {
+        print_state(checkpoint, o.json, run_id);
+    }
+    sfc_checkpoint_close(checkpoint);
+    sfc_options_free(parsed);
+    return code == SFC_OK ? 0 : sfc_command_failed("restore", &err);
+}
+
+/* ---- verify */
+
+static const struct sfc_option verify_table[] = {
+    {.name = "json",
+     .type = SFC_OPTION_BOOL,
+     .offset = AT(json),
+     .help = "print one JSON object",
+     .flags = SFC_OPTION_FLAG_ONLY},
+};
+static const struct sfc_program verify_program = {
+    .name = "shardfc verify",
+    .summary = "Reads a whole checkpoint, checks every checksum and prints step and state digest.",
+    .arguments = "DIR",
+    .min_arguments = 1,
+    .max_arguments = 1,
+    .options = verify_table,
+    .count = sizeof verify_table / sizeof *verify_table,
+};
+
+int sfc_cmd_verify(int argc, char **argv)
+{
+    struct restore_options o;
+    struct sfc_options *parsed;
+    int exit_code = sfc_options_main(&verify_program, argc, argv, &o, &parsed);
+    if (exit_code >= 0) {
+        return exit_code;
+    }
+    struct sfc_error err;
+    struct sfc_checkpoint *checkpoint = NULL;
+    int code = sfc_checkpoint_open(sfc_options_argument(parsed, 0), &checkpoint, &err);
+    if (code == SFC_OK) {
+        code = sfc_checkpoint_verify(checkpoint, &err);
+    }
+    if (code == SFC_OK) {
+        print_state(checkpoint, o.json, 0);
+    }
+    sfc_checkpoint_close(checkpoint);
+    sfc_options_free(parsed);
+    return code == SFC_OK ? 0 : sfc_command_failed("verify", &err);
+}

@@ -1,0 +1,342 @@
+/* shardfc status, shardfc watch. */
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "server/ctl/command.h"
+
+#define STATUS_DEADLINE_MS 10000
+#define HISTORY_CHUNK      1000
+
+struct status_options {
+    const char *scheduler, *trace;
+    bool json, until_done;
+    uint64_t interval_ms;
+};
+
+#define AT(field) offsetof(struct status_options, field)
+#define OPTION_SCHEDULER                                                                           \
+    {                                                                                              \
+        .name = "scheduler", .type = SFC_OPTION_STRING, .offset = AT(scheduler),                   \
+        .fallback = SFC_DEFAULT_SCHEDULER, .metavar = "ADDR", .help = "scheduler to talk to"       \
+    }
+static const struct sfc_option status_table[] = {
+    OPTION_SCHEDULER,
+    {.name = "json",
+     .type = SFC_OPTION_BOOL,
+     .offset = AT(json),
+     .help = "print one JSON object",
+     .flags = SFC_OPTION_FLAG_ONLY},
+};
+static const struct sfc_program status_program = {
+    .name = "shardfc status",
+    .summary = "Shows run, step, loss, rate, shards and workers.",
+    .options = status_table,
+    .count = sizeof status_table / sizeof *status_table,
+};
+static const struct sfc_option watch_table[] = {
+    OPTION_SCHEDULER,
+    {.name = "interval",
+     .type = SFC_OPTION_DURATION,
+     .offset = AT(interval_ms),
+     .min = 100,
+     .fallback = "2s",
+     .help = "time between two lines"},
+    {.name = "until-done",
+     .type = SFC_OPTION_BOOL,
+     .offset = AT(until_done),
+     .help = "end when the run ends; exit status 1 unless it finished"},
+    {.name = "trace",
+     .type = SFC_OPTION_STRING,
+     .offset = AT(trace),
+     .metavar = "FILE",
+     .help = "write step,loss,lr,images_per_s of every step as CSV"},
+};
+static const struct sfc_program watch_program = {
+    .name = "shardfc watch",
+    .summary = "Follows a run: one line with step, loss, rate and time left at each interval.",
+    .options = watch_table,
+    .count = sizeof watch_table / sizeof *watch_table,
+};
+
+static int get_status(struct sfc_cluster *cluster, struct sfc_answer *out, struct sfc_error *err)
+{
+    Shardfc__V1__StatusRequest request = SHARDFC__V1__STATUS_REQUEST__INIT;
+    return sfc_cluster_scheduler(cluster, "Status", &request.base,
+                                 &shardfc__v1__status_reply__descriptor, STATUS_DEADLINE_MS, out,
+                                 err);
+}
+
+/* JSON has no NaN: a loss that does not exist yet is null. */
+static json_t *number(double value)
+{
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+static json_t *shards_json(const Shardfc__V1__StatusReply *s)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < s->n_shards; i++) {
+        const Shardfc__V1__ShardStatus *h = s->shards[i];
+        json_array_append_new(
+            list,
+            json_pack("{s:I, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "id",
+                      (json_int_t)h->id, "address", h->address, "state", h->state, "blocks",
+                      (json_int_t)h->blocks, "dense_blocks", (json_int_t)h->dense_blocks, "classes",
+                      (json_int_t)h->classes, "memory_bytes", (json_int_t)h->memory_bytes,
+                      "memory_limit", (json_int_t)h->memory_limit, "step", (json_int_t)h->step,
+                      "backend", h->backend, "numerics", h->numerics));
+    }
+    return list;
+}
+
+static json_t *workers_json(const Shardfc__V1__StatusReply *s)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < s->n_workers; i++) {
+        const Shardfc__V1__WorkerStatus *w = s->workers[i];
+        json_array_append_new(
+            list, json_pack("{s:I, s:s, s:I, s:s, s:I, s:I}", "id", (json_int_t)w->id, "state",
+                            w->state, "tickets", (json_int_t)w->tickets, "name", w->name, "lanes",
+                            (json_int_t)w->lanes, "micro_batches", (json_int_t)w->micro_batches));
+    }
+    return list;
+}
+
+static json_t *status_json(const Shardfc__V1__StatusReply *s)
+{
+    json_t *counters = json_object();
+    for (size_t i = 0; i < s->n_counters; i++) {
+        json_object_set_new(counters, s->counters[i]->name,
+                            json_integer((json_int_t)s->counters[i]->value));
+    }
+    return json_pack("{s:s, s:I, s:s, s:s, s:I, s:I, s:o, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:o, "
+                     "s:o, s:o, s:s}",
+                     "run", s->run, "run_id", (json_int_t)s->run_id, "state", s->state, "reason",
+                     s->reason, "step", (json_int_t)s->step, "steps", (json_int_t)s->steps, "loss",
+                     number(s->loss), "images_per_s", s->images_per_s, "lr", s->lr, "eta_s",
+                     s->eta_s, "epoch", s->epoch, "map_version", (json_int_t)s->map_version,
+                     "incarnation", (json_int_t)s->incarnation, "skipped_steps",
+                     (json_int_t)s->skipped_steps, "shards", shards_json(s), "workers",
+                     workers_json(s), "counters", counters, "version", s->version);
+}
+
+static void format_duration(double seconds, char *out, size_t size)
+{
+    if (!isfinite(seconds) || seconds < 0) {
+        snprintf(out, size, "?");
+    } else if (seconds < 90) {
+        snprintf(out, size, "%.0f s", seconds);
+    } else if (seconds < 5400) {
+        snprintf(out, size, "%.0f min", seconds / 60);
+    } else {
+        snprintf(out, size, "%.1f h", seconds / 3600);
+    }
+}
+
+static void print_run(const Shardfc__V1__StatusReply *s)
+{
+    char eta[32];
+    format_duration(s->eta_s, eta, sizeof eta);
+    if (s->run_id == 0) {
+        printf("no run (%s)%s%s\n", s->state, s->reason[0] != '\0' ? ": " : "", s->reason);
+        return;
+    }
+    printf("run %s (%" PRIu64 "): %s%s%s\n", s->run, s->run_id, s->state,
+           s->reason[0] != '\0' ? ": " : "", s->reason);
+    printf("step %" PRIu64 " of %" PRIu64
+           " (epoch %.2f), loss %.4f, lr %.4g, %.0f images/s, %s left\n",
+           s->step, s->steps, s->epoch, s->loss, s->lr, s->images_per_s, eta);
+}
+
+static void print_status(const Shardfc__V1__StatusReply *s)
+{
+    print_run(s);
+    printf("\nshards (block map %" PRIu64 ")\n", s->map_version);
+    printf("  %4s  %-22s %-8s %7s %10s %12s %8s\n", "id", "address", "state", "blocks", "classes",
+           "memory MB", "step");
+    for (size_t i = 0; i < s->n_shards; i++) {
+        const Shardfc__V1__ShardStatus *h = s->shards[i];
+        printf("  %4" PRIu64 "  %-22s %-8s %7" PRIu64 " %10" PRIu64 " %12.1f %8" PRIu64 "\n", h->id,
+               h->address, h->state, h->blocks, h->classes, (double)h->memory_bytes / 1e6, h->step);
+    }
+    printf("\nworkers\n  %4s  %-30s %-8s %6s %8s %14s\n", "id", "name", "state", "lanes", "tickets",
+           "micro-batches");
+    for (size_t i = 0; i < s->n_workers; i++) {
+        const Shardfc__V1__WorkerStatus *w = s->workers[i];
+        printf("  %4" PRIu64 "  %-30s %-8s %6u %8u %14" PRIu64 "\n", w->id, w->name, w->state,
+               w->lanes, w->tickets, w->micro_batches);
+    }
+    for (size_t i = 0; i < s->n_counters; i++) {
+        if (i == 0) {
+            printf("\ncounters\n");
+        }
+        printf("  %-40s %" PRIu64 "\n", s->counters[i]->name, s->counters[i]->value);
+    }
+}
+
+int sfc_cmd_status(int argc, char **argv)
+{
+    struct status_options o;
+    struct sfc_options *parsed;
+    int exit_code = sfc_options_main(&status_program, argc, argv, &o, &parsed);
+    if (exit_code >= 0) {
+        return exit_code;
+    }
+    struct sfc_error err;
+    struct sfc_cluster *cluster = NULL;
+    struct sfc_answer answer = {0};
+    int code = sfc_cluster_connect(o.scheduler, &cluster, &err);
+    if (code == SFC_OK) {
+        code = get_status(cluster, &answer, &err);
+    }
+    if (code == SFC_OK) {
+        const Shardfc__V1__StatusReply *status = (const Shardfc__V1__StatusReply *)answer.message;
+        if (o.json) {
+            sfc_command_json(status_json(status));
+        } else {
+            print_status(status);
+        }
+    }
+    sfc_answer_free(&answer);
+    sfc_cluster_close(cluster);
+    sfc_options_free(parsed);
+    return code == SFC_OK ? 0 : sfc_command_failed("status", &err);
+}
+
+/* ---- watch */
+
+/* Appends the steps after *last to the CSV file. */
+static int trace_more(struct sfc_cluster *cluster, FILE *file, uint64_t run_id, uint64_t *last,
+                      struct sfc_error *err)
+{
+    size_t got = HISTORY_CHUNK;
+    while (got == HISTORY_CHUNK) {
+        Shardfc__V1__HistoryRequest request = SHARDFC__V1__HISTORY_REQUEST__INIT;
+        struct sfc_answer answer = {0};
+        request.run_id = run_id;
+        request.after_step = *last;
+        request.limit = HISTORY_CHUNK;
+        int code = sfc_cluster_scheduler(cluster, "History", &request.base,
+                                         &shardfc__v1__history_reply__descriptor,
+                                         STATUS_DEADLINE_MS, &answer, err);
+        if (code != SFC_OK) {
+            return code;
+        }
+        const Shardfc__V1__HistoryReply *history =
+            (const Shardfc__V1__HistoryReply *)answer.message;
+        got = history->n_points;
+        for (size_t i = 0; i < got; i++) {
+            const Shardfc__V1__HistoryPoint *p = history->points[i];
+            fprintf(file, "%" PRIu64 ",%.17g,%.9g,%.1f\n", p->step, p->loss, p->lr,
+                    p->images_per_s);
+            *last = p->step;
+        }
+        sfc_answer_free(&answer);
+    }
+    return fflush(file) == 0 ? SFC_OK : sfc_fail_errno(err, "write the trace");
+}
+
+static void print_line(const Shardfc__V1__StatusReply *s)
+{
+    char eta[32];
+    format_duration(s->eta_s, eta, sizeof eta);
+    bool terminal = isatty(STDOUT_FILENO) != 0;
+    if (s->run_id == 0) {
+        printf("%sno run, %zu shards, %zu workers", terminal ? "\r\033[K" : "", s->n_shards,
+               s->n_workers);
+    } else {
+        printf("%s%s: step %" PRIu64 "/%" PRIu64
+               " loss %.4f lr %.4g %.0f images/s %s left, %zu shards, %zu workers",
+               terminal ? "\r\033[K" : "", strcmp(s->state, "running") == 0 ? s->run : s->state,
+               s->step, s->steps, s->loss, s->lr, s->images_per_s, eta, s->n_shards, s->n_workers);
+        if (s->reason[0] != '\0') {
+            printf(" (%s)", s->reason);
+        }
+    }
+    printf("%s", terminal ? "" : "\n");
+    fflush(stdout);
+}
+
+static bool is_over(const char *state)
+{
+    return strcmp(state, "finished") == 0 || strcmp(state, "failed") == 0 ||
+           strcmp(state, "blocked") == 0;
+}
+
+static void wait_ms(uint64_t ms)
+{
+    struct timespec pause = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
+    nanosleep(&pause, NULL);
+}
+
+static int follow(const struct status_options *o, struct sfc_cluster *cluster, FILE *trace,
+                  struct sfc_error *err)
+{
+    uint64_t last_step = 0;
+    uint64_t run_id = 0;
+    for (;;) {
+        struct sfc_answer answer = {0};
+        int code = get_status(cluster, &answer, err);
+        if (code != SFC_OK) {
+            return code;
+        }
+        const Shardfc__V1__StatusReply *s = (const Shardfc__V1__StatusReply *)answer.message;
+        print_line(s);
+        if (s->run_id != run_id) {
+            run_id = s->run_id;
+            last_step = 0;
+        }
+        if (trace != NULL && run_id != 0) {
+            code = trace_more(cluster, trace, run_id, &last_step, err);
+        }
+        bool over = o->until_done && is_over(s->state);
+        if (code == SFC_OK && over && strcmp(s->state, "finished") != 0) {
+            code = sfc_fail(err, SFC_ESTATE, "run %s is %s: %s", s->run, s->state, s->reason);
+        }
+        sfc_answer_free(&answer);
+        if (code != SFC_OK || over) {
+            return code;
+        }
+        wait_ms(o->interval_ms);
+    }
+}
+
+int sfc_cmd_watch(int argc, char **argv)
+{
+    struct status_options o;
+    struct sfc_options *parsed;
+    int exit_code = sfc_options_main(&watch_program, argc, argv, &o, &parsed);
+    if (exit_code >= 0) {
+        return exit_code;
+    }
+    struct sfc_error err;
+    struct sfc_cluster *cluster = NULL;
+    FILE *trace = NULL;
+    int code = SFC_OK;
+    if (o.trace != NULL) {
+        trace = fopen(o.trace, "w");
+        if (trace == NULL) {
+            code = sfc_fail_errno(&err, "create %s", o.trace);
+        } else {
+            fprintf(trace, "step,loss,lr,images_per_s\n");
+        }
+    }
+    if (code == SFC_OK) {
+        code = sfc_cluster_connect(o.scheduler, &cluster, &err);
+    }
+    if (code == SFC_OK) {
+        code = follow(&o, cluster, trace, &err);
+        printf("%s", isatty(STDOUT_FILENO) != 0 ? "\n" : "");
+    }
+    if (trace != NULL) {
+        fclose(trace);
+    }
+    sfc_cluster_close(cluster);
+    sfc_options_free(parsed);
+    return code == SFC_OK ? 0 : sfc_command_failed("watch", &err);
+}

@@ -1,0 +1,56 @@
+#include "server/ctl/command.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+int sfc_command_failed(const char *command, const struct sfc_error *err)
+{
+    fprintf(stderr, "shardfc %s: %s\n", command, err->text);
+    return err->code == SFC_EINVAL ? 2 : 1;
+}
+
+void sfc_command_json(json_t *object)
+{
+    char *text = object == NULL ? NULL : json_dumps(object, JSON_COMPACT | JSON_REAL_PRECISION(12));
+    if (text != NULL) {
+        puts(text);
+    }
+    free(text);
+    json_decref(object);
+}
+
+double sfc_command_clock(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+void sfc_command_progress(struct sfc_command_progress *p, uint64_t done, uint64_t total)
+{
+    double now = sfc_command_clock();
+    if (p->started == 0) {
+        p->started = now;
+        p->last_percent = -1;
+    }
+    bool terminal = isatty(STDERR_FILENO) != 0;
+    int percent = total == 0 ? 100 : (int)(100 * done / total);
+    bool due = terminal ? now - p->last >= 0.2 : percent / 10 != p->last_percent / 10;
+    if (!due && done < total) {
+        return;
+    }
+    if (done == total && p->last_percent == 100) {
+        return;
+    }
+    p->last = now;
+    p->last_percent = percent;
+    double elapsed = now - p->started;
+    double rate = elapsed > 0 ? (double)done / elapsed : 0;
+    double eta = rate > 0 ? (double)(total - done) / rate : 0;
+    fprintf(stderr, "%s%s %" PRIu64 "/%" PRIu64 " %s (%d %%), %.3g %s/s, %.0f s left%s",
+            terminal ? "\r\033[K" : "", p->what, done, total, p->unit, percent, rate, p->unit, eta,
+            terminal && done < total ? "" : "\n");
+}

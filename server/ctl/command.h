@@ -1,0 +1,65 @@
+/* One function per subcommand of `shardfc`, and what they share. A command parses its own options
+ * from one table, prints results on stdout (one JSON object with --json) and messages on stderr,
+ * and returns the exit code: 0 done, 1 failed, 2 wrong usage or bad input. */
+#ifndef SFC_CTL_COMMAND_H
+#define SFC_CTL_COMMAND_H
+
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "proto/base/options.h"
+#include "proto/base/status.h"
+#include "proto/rpc_blocking.h"
+#include "proto/shardfc.pb-c.h"
+
+#define SFC_DEFAULT_SCHEDULER "127.0.0.1:7400"
+
+/* argv[0] is the word before the options (the subcommand). */
+int sfc_cmd_create(int argc, char **argv);
+int sfc_cmd_status(int argc, char **argv);
+int sfc_cmd_watch(int argc, char **argv);
+int sfc_cmd_pause(int argc, char **argv);
+int sfc_cmd_resume(int argc, char **argv);
+int sfc_cmd_stop(int argc, char **argv);
+int sfc_cmd_checkpoint(int argc, char **argv);
+int sfc_cmd_restore(int argc, char **argv);
+int sfc_cmd_verify(int argc, char **argv);
+int sfc_cmd_export(int argc, char **argv);
+int sfc_cmd_eval(int argc, char **argv);
+int sfc_cmd_data(int argc, char **argv);
+int sfc_cmd_bench(int argc, char **argv);
+
+/* Prints "shardfc COMMAND: message" and returns the exit code of err->code: 2 for bad input
+ * (SFC_EINVAL), else 1. */
+int sfc_command_failed(const char *command, const struct sfc_error *err);
+/* Prints the object as one line on stdout and releases it. */
+void sfc_command_json(json_t *object);
+/* A progress line on stderr, rewritten in place on a terminal, once per 10 % elsewhere. */
+struct sfc_command_progress {
+    const char *what, *unit;
+    double started; /* seconds, monotonic; 0 = not started */
+    double last;
+    int last_percent;
+};
+void sfc_command_progress(struct sfc_command_progress *progress, uint64_t done, uint64_t total);
+double sfc_command_clock(void);
+
+/* ---- the cluster */
+
+/* A connection to the scheduler and, on demand, to shards. */
+struct sfc_cluster;
+int sfc_cluster_connect(const char *scheduler, struct sfc_cluster **out, struct sfc_error *err);
+void sfc_cluster_close(struct sfc_cluster *cluster); /* NULL is fine */
+/* Calls method ("Status") of the Scheduler service. The answer is freed with sfc_answer_free. */
+int sfc_cluster_scheduler(struct sfc_cluster *cluster, const char *method,
+                          const ProtobufCMessage *message,
+                          const ProtobufCMessageDescriptor *reply_type, unsigned deadline_ms,
+                          struct sfc_answer *out, struct sfc_error *err);
+/* Calls method ("ReadBlock") of the Shard service at address; retries when the call may be
+ * repeated. */
+int sfc_cluster_shard(struct sfc_cluster *cluster, const char *address, const char *method,
+                      const ProtobufCMessage *message, struct sfc_bytes tensor,
+                      const ProtobufCMessageDescriptor *reply_type, struct sfc_answer *out,
+                      struct sfc_error *err);
+
+#endif

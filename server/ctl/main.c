@@ -1,0 +1,63 @@
+/* shardfc: control and tools. */
+#include <stdio.h>
+#include <string.h>
+
+#include "proto/base/process.h"
+#include "server/ctl/command.h"
+
+static const struct command {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *summary;
+} commands[] = {
+    {"create", sfc_cmd_create, "start a run on the cluster"},
+    {"status", sfc_cmd_status, "run, step, loss, rate, shards and workers"},
+    {"watch", sfc_cmd_watch, "follow a run until it ends"},
+    {"pause", sfc_cmd_pause, "stop giving out work after the present step"},
+    {"resume", sfc_cmd_resume, "go on after a pause or a block"},
+    {"stop", sfc_cmd_stop, "end the run and free its blocks"},
+    {"checkpoint", sfc_cmd_checkpoint, "write the whole state at a step to a directory"},
+    {"restore", sfc_cmd_restore, "start a run from a checkpoint, on any number of shards"},
+    {"verify", sfc_cmd_verify, "check a checkpoint and print its step and digest"},
+    {"export", sfc_cmd_export, "write a checkpoint as safetensors"},
+    {"eval", sfc_cmd_eval, "verification accuracy and TAR at FAR of a checkpoint"},
+    {"data", sfc_cmd_data, "make, pack and describe data sets"},
+    {"bench", sfc_cmd_bench, "measure this machine"},
+};
+
+static void print_help(FILE *file)
+{
+    fprintf(file, "usage: shardfc COMMAND [OPTIONS]\n\n"
+                  "Control and tools of ShardFC, the sharded class layer training service.\n\n"
+                  "commands:\n");
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        fprintf(file, "  %-12s %s\n", commands[i].name, commands[i].summary);
+    }
+    fprintf(file,
+            "\n`shardfc COMMAND --help` describes a command. Exit status: 0 done, 1 failed, 2 "
+            "wrong usage or bad input.\n");
+}
+
+int main(int argc, char **argv)
+{
+    sfc_process_tune(argv);
+    if (argc < 2) {
+        print_help(stderr);
+        return 2;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
+        print_help(stdout);
+        return 0;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        puts("shardfc " SFC_VERSION);
+        return 0;
+    }
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        if (strcmp(argv[1], commands[i].name) == 0) {
+            return commands[i].run(argc - 1, argv + 1);
+        }
+    }
+    fprintf(stderr, "shardfc: unknown command '%s'; `shardfc --help` lists them\n", argv[1]);
+    return 2;
+}
