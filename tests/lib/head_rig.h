@@ -1,0 +1,67 @@
+/* Drives heads through whole steps for tests: blocks dealt out to several heads, micro-batches
+ * grouped into calls, integers summed over heads as a worker does. Every failure of a head ends the
+ * test. */
+#ifndef SFC_TESTS_HEAD_RIG_H
+#define SFC_TESTS_HEAD_RIG_H
+
+#include "kernels/backend.h"
+
+#define RIG_MAX_HEADS 64
+
+struct rig_setup {
+    const char *backend;
+    unsigned threads;
+    size_t heads;   /* block b belongs to head b % heads; at most RIG_MAX_HEADS and the blocks */
+    uint32_t group; /* micro-batches per call */
+    bool reversed;  /* later micro-batches arrive first, in other slots */
+};
+
+struct rig {
+    struct rig_setup setup;
+    struct sfc_head_config config;
+    struct sfc_backend *backend;
+    struct sfc_head *head[RIG_MAX_HEADS];
+};
+
+/* What one step gives, summed over heads; arrays for the whole batch. */
+struct rig_step {
+    uint64_t *exp_sum; /* [batch, 4] */
+    double *lse;       /* [batch] */
+    float *target;     /* [batch] */
+    uint8_t *owners;   /* [batch] heads that own the target */
+    int64_t *dx;       /* [batch, dim] */
+    uint64_t sampled;
+    uint32_t zero_features; /* of the first head */
+    double loss;            /* sum over rows with a label of (lse - target) / batch */
+};
+
+void rig_open(struct rig *rig, struct rig_setup setup, const struct sfc_head_config *config);
+void rig_close(struct rig *rig);
+void rig_step_init(struct rig_step *step, const struct sfc_head_config *config);
+void rig_step_free(struct rig_step *step);
+
+/* Plan, logits, gradient of every micro-batch; features [batch, dim]. */
+void rig_forward(struct rig *rig, uint64_t number, const uint64_t *labels, const float *features,
+                 struct rig_step *out);
+void rig_commit(struct rig *rig, double lr);
+/* Slot of micro-batch j. */
+uint32_t rig_slot(const struct rig *rig, uint32_t j);
+/* All classes, [classes, dim]. */
+void rig_read(struct rig *rig, enum sfc_block_part part, float *out);
+void rig_write(struct rig *rig, enum sfc_block_part part, const float *values);
+/* Marks sampled classes, [classes]; returns how many. */
+uint64_t rig_sample(struct rig *rig, uint8_t *in);
+
+/* A configuration with the usual numbers: cosface 0.4, scale 64, momentum 0.9, decay 5e-4. */
+struct sfc_head_config rig_config(uint64_t classes, uint32_t dim, uint32_t block_size,
+                                  uint32_t batch, uint32_t micro_batch);
+
+/* Test data, a function of the seed. Features lean towards the label's row of w [classes, dim], so
+ * that cosines are spread out. */
+enum rig_labels { RIG_UNIFORM, RIG_DUPLICATES, RIG_ONE_BLOCK, RIG_WITH_NONE };
+void rig_labels(uint64_t seed, enum rig_labels kind, const struct sfc_head_config *config,
+                uint64_t *labels);
+void rig_features(uint64_t seed, const struct sfc_head_config *config, const uint64_t *labels,
+                  const float *w, float *features);
+
+#endif
