@@ -342,6 +342,28 @@ static void test_norm_first(void **state)
     check_small(ROWS(rows), (struct sfc_model_input){5, 5, 3});
 }
 
+/* Deviations of 1 around 100: sums of squares would lose them. */
+static void test_norm_far_from_zero(void **state)
+{
+    (void)state;
+    const struct sfc_row rows[] = {
+        {.kind = SFC_ROW_NORM, .name = "image", .linear = true},
+        {.kind = SFC_ROW_GLOBAL_DEPTHWISE, .name = "gd", .linear = true},
+        {.kind = SFC_ROW_DENSE, .name = "fc"},
+    };
+    struct setup s;
+    setup_model(&s,
+                build(rows, sizeof rows / sizeof rows[0], (struct sfc_model_input){9, 13, 2}, 5), 9,
+                21);
+    for (size_t i = 0; i < 9 * 9 * 13 * 2; i++) {
+        s.images[i] += 100.0f;
+    }
+    train(&s);
+    check_features(&s, reference_forward(&s.reference, s.exact_params, s.images, true), 1e-3);
+    check_statistics(&s);
+    teardown(&s);
+}
+
 static struct sfc_model *known(const char *name, uint32_t dim)
 {
     struct sfc_model_input input = {32, 32, 1};
@@ -567,12 +589,19 @@ static void test_order_of_calls(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_layout),     cmocka_unit_test(test_errors),
-        cmocka_unit_test(test_conv),       cmocka_unit_test(test_depthwise),
-        cmocka_unit_test(test_residual),   cmocka_unit_test(test_global_on_image),
-        cmocka_unit_test(test_norm_first), cmocka_unit_test(test_order_of_calls),
-        cmocka_unit_test(test_embed),      cmocka_unit_test(test_bits),
-        cmocka_unit_test(test_tiny),       cmocka_unit_test(test_mbf),
+        cmocka_unit_test(test_layout),
+        cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_conv),
+        cmocka_unit_test(test_depthwise),
+        cmocka_unit_test(test_residual),
+        cmocka_unit_test(test_global_on_image),
+        cmocka_unit_test(test_norm_first),
+        cmocka_unit_test(test_norm_far_from_zero),
+        cmocka_unit_test(test_order_of_calls),
+        cmocka_unit_test(test_embed),
+        cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_tiny),
+        cmocka_unit_test(test_mbf),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -28,54 +28,65 @@ static void close_chunk(size_t count, float *part, double *total)
     }
 }
 
-HOT static void sum_rows(struct sfc_matrix m, const float *restrict x, float *restrict part,
-                         double *total)
+/* part = column sums of the rows; squares = column sums of (x - centre)^2, centre their float
+ * means. */
+HOT static void measure_chunk(size_t rows, size_t channels, const float *restrict x,
+                              float *restrict part, float *restrict centre, float *restrict squares)
 {
-    memset(part, 0, m.channels * sizeof *part);
-    memset(total, 0, m.channels * sizeof *total);
-    for (size_t row = 0; row < m.rows;) {
-        size_t end = chunk_end(row, m.rows);
-        for (; row < end; row++) {
-            const float *xr = x + row * m.channels;
-            for (size_t c = 0; c < m.channels; c++) {
-                part[c] += xr[c];
-            }
+    memset(part, 0, channels * sizeof *part);
+    memset(squares, 0, channels * sizeof *squares);
+    for (size_t row = 0; row < rows; row++) {
+        const float *xr = x + row * channels;
+        for (size_t c = 0; c < channels; c++) {
+            part[c] += xr[c];
         }
-        close_chunk(m.channels, part, total);
+    }
+    float share = 1.0f / (float)rows;
+    for (size_t c = 0; c < channels; c++) {
+        centre[c] = part[c] * share;
+    }
+    for (size_t row = 0; row < rows; row++) {
+        const float *xr = x + row * channels;
+        for (size_t c = 0; c < channels; c++) {
+            float d = xr[c] - centre[c];
+            squares[c] += d * d;
+        }
     }
 }
 
-HOT static void sum_squares(struct sfc_matrix m, const float *restrict x,
-                            const float *restrict mean, float *restrict part, double *total)
+/* Joins a chunk of `rows` rows to the mean and the sum of squared deviations of `before` rows (Chan
+ * et al.): one pass over memory, no cancellation. */
+HOT static void join_chunk(size_t before, size_t rows, size_t channels, const float *restrict part,
+                           const float *restrict centre, const float *restrict squares,
+                           double *restrict mean, double *restrict deviation)
 {
-    memset(part, 0, m.channels * sizeof *part);
-    memset(total, 0, m.channels * sizeof *total);
-    for (size_t row = 0; row < m.rows;) {
-        size_t end = chunk_end(row, m.rows);
-        for (; row < end; row++) {
-            const float *xr = x + row * m.channels;
-            for (size_t c = 0; c < m.channels; c++) {
-                float d = xr[c] - mean[c];
-                part[c] += d * d;
-            }
-        }
-        close_chunk(m.channels, part, total);
+    double n = (double)rows, all = (double)(before + rows);
+    double share = n / all, weight = (double)before * share;
+    for (size_t c = 0; c < channels; c++) {
+        double chunk_mean = (double)part[c] / n, off = chunk_mean - (double)centre[c];
+        double delta = chunk_mean - mean[c];
+        mean[c] += delta * share;
+        deviation[c] += (double)squares[c] - n * (off * off) + delta * delta * weight;
     }
 }
 
 void sfc_norm_measure(struct sfc_matrix m, const float *x, struct sfc_norm_saved saved,
                       struct sfc_norm_scratch scratch)
 {
-    double rows = (double)m.rows;
-    sum_rows(m, x, scratch.part, scratch.total);
-    for (size_t c = 0; c < m.channels; c++) {
-        saved.mean[c] = (float)(scratch.total[c] / rows);
+    size_t channels = m.channels;
+    float *part = scratch.part, *centre = part + channels, *squares = centre + channels;
+    double *mean = scratch.total, *deviation = mean + channels, rows = (double)m.rows;
+    memset(mean, 0, 2 * channels * sizeof *mean);
+    for (size_t row = 0, end; row < m.rows; row = end) {
+        end = chunk_end(row, m.rows);
+        measure_chunk(end - row, channels, x + row * channels, part, centre, squares);
+        join_chunk(row, end - row, channels, part, centre, squares, mean, deviation);
     }
-    sum_squares(m, x, saved.mean, scratch.part, scratch.total);
-    for (size_t c = 0; c < m.channels; c++) {
-        double var = scratch.total[c] / rows;
-        saved.inverse_std[c] = (float)(1.0 / sqrt(var + SFC_BATCH_NORM_EPSILON));
-        saved.unbiased_var[c] = (float)(scratch.total[c] / (rows - 1.0));
+    for (size_t c = 0; c < channels; c++) {
+        double sum = deviation[c] < 0 ? 0 : deviation[c]; /* a NaN stays one */
+        saved.mean[c] = (float)mean[c];
+        saved.inverse_std[c] = (float)(1.0 / sqrt(sum / rows + SFC_BATCH_NORM_EPSILON));
+        saved.unbiased_var[c] = (float)(sum / (rows - 1.0));
     }
 }
 
@@ -135,63 +146,61 @@ void sfc_norm_apply(struct sfc_matrix m, const float *x, const float *mean,
     }
 }
 
-/* Back through the PReLU, in place; z is computed exactly as in the forward pass. */
-HOT static void prelu_backward(struct sfc_matrix m, const float *restrict x,
-                               const float *restrict mean, const float *restrict factor,
-                               const float *restrict beta, const float *restrict slope,
-                               float *restrict grad, float *restrict part, double *total)
-{
-    memset(part, 0, m.channels * sizeof *part);
-    memset(total, 0, m.channels * sizeof *total);
-    for (size_t row = 0; row < m.rows;) {
-        size_t end = chunk_end(row, m.rows);
-        for (; row < end; row++) {
-            const float *xr = x + row * m.channels;
-            float *gr = grad + row * m.channels;
-            for (size_t c = 0; c < m.channels; c++) {
-                float z = (xr[c] - mean[c]) * factor[c] + beta[c];
-                float g = gr[c], s = slope[c] * g, d = g * z;
-                gr[c] = z > 0.0f ? g : s;
-                part[c] += z > 0.0f ? 0.0f : d;
-            }
-        }
-        close_chunk(m.channels, part, total);
-    }
-}
+/* What both passes of the backward read. slope NULL: no PReLU. */
+struct backward_in {
+    const float *x, *mean, *factor, *beta, *slope;
+};
 
-/* total[0..channels) = sum of grad, total[channels..) = sum of grad * (x - mean). */
-HOT static void sum_gradients(struct sfc_matrix m, const float *restrict x,
-                              const float *restrict mean, const float *restrict grad,
-                              float *restrict part, double *total)
+/* total = [sums of g, of g * (x - mean), of what the slope gets], g the gradient behind the PReLU;
+ * z is computed exactly as in the forward pass. */
+HOT static void sum_gradients(struct sfc_matrix m, struct backward_in in,
+                              const float *restrict grad, float *restrict part, double *total)
 {
-    float *restrict part_product = part + m.channels;
-    memset(part, 0, 2 * m.channels * sizeof *part);
-    memset(total, 0, 2 * m.channels * sizeof *total);
+    const float *restrict mean = in.mean, *restrict factor = in.factor;
+    const float *restrict beta = in.beta, *restrict slope = in.slope;
+    float *restrict product = part + m.channels, *restrict tilt = product + m.channels;
+    memset(part, 0, 3 * m.channels * sizeof *part);
+    memset(total, 0, 3 * m.channels * sizeof *total);
     for (size_t row = 0; row < m.rows;) {
         size_t end = chunk_end(row, m.rows);
         for (; row < end; row++) {
-            const float *xr = x + row * m.channels;
-            const float *gr = grad + row * m.channels;
-            for (size_t c = 0; c < m.channels; c++) {
+            const float *restrict xr = in.x + row * m.channels;
+            const float *restrict gr = grad + row * m.channels;
+            for (size_t c = 0; slope == NULL && c < m.channels; c++) {
                 part[c] += gr[c];
-                part_product[c] += gr[c] * (xr[c] - mean[c]);
+                product[c] += gr[c] * (xr[c] - mean[c]);
+            }
+            for (size_t c = 0; slope != NULL && c < m.channels; c++) {
+                float d = xr[c] - mean[c], z = d * factor[c] + beta[c];
+                float leaky = slope[c] * gr[c], side = gr[c] * z;
+                float g = z > 0.0f ? gr[c] : leaky;
+                part[c] += g;
+                product[c] += g * d;
+                tilt[c] += z > 0.0f ? 0.0f : side;
             }
         }
-        close_chunk(2 * m.channels, part, total);
+        close_chunk(3 * m.channels, part, total);
     }
 }
 
-/* grad = factor * (grad - mean_grad - (x - mean) * tilt) */
-HOT static void finish_backward(struct sfc_matrix m, const float *restrict x,
-                                const float *restrict mean, const float *restrict factor,
+/* grad = factor * (g - mean_grad - (x - mean) * tilt) */
+HOT static void finish_backward(struct sfc_matrix m, struct backward_in in,
                                 const float *restrict mean_grad, const float *restrict tilt,
                                 float *restrict grad)
 {
+    const float *restrict mean = in.mean, *restrict factor = in.factor;
+    const float *restrict beta = in.beta, *restrict slope = in.slope;
     for (size_t row = 0; row < m.rows; row++) {
-        const float *xr = x + row * m.channels;
-        float *gr = grad + row * m.channels;
-        for (size_t c = 0; c < m.channels; c++) {
+        const float *restrict xr = in.x + row * m.channels;
+        float *restrict gr = grad + row * m.channels;
+        for (size_t c = 0; slope == NULL && c < m.channels; c++) {
             gr[c] = factor[c] * (gr[c] - mean_grad[c] - (xr[c] - mean[c]) * tilt[c]);
+        }
+        for (size_t c = 0; slope != NULL && c < m.channels; c++) {
+            float d = xr[c] - mean[c], z = d * factor[c] + beta[c];
+            float leaky = slope[c] * gr[c];
+            float g = z > 0.0f ? gr[c] : leaky;
+            gr[c] = factor[c] * (g - mean_grad[c] - d * tilt[c]);
         }
     }
 }
@@ -201,26 +210,24 @@ void sfc_norm_backward(struct sfc_matrix m, const float *x, struct sfc_norm_save
                        float *dslope, struct sfc_norm_scratch scratch)
 {
     size_t channels = m.channels;
-    double rows = (double)m.rows;
+    double rows = (double)m.rows, *total = scratch.total;
     float *part = scratch.part, *factor = part + 3 * channels;
     fill_factor(channels, w.gamma, saved.inverse_std, factor);
-    if (w.slope != NULL) {
-        prelu_backward(m, x, saved.mean, factor, w.beta, w.slope, grad, part, scratch.total);
-        for (size_t c = 0; c < channels; c++) {
-            dslope[c] = (float)scratch.total[c];
-        }
-    }
-    sum_gradients(m, x, saved.mean, grad, part, scratch.total);
+    struct backward_in in = {x, saved.mean, factor, w.beta, w.slope};
+    sum_gradients(m, in, grad, part, total);
     float *mean_grad = part, *tilt = part + channels;
     for (size_t c = 0; c < channels; c++) {
         double inverse = (double)saved.inverse_std[c];
-        double product = scratch.total[channels + c] * inverse;
-        dbeta[c] = (float)scratch.total[c];
+        double product = total[channels + c] * inverse;
+        dbeta[c] = (float)total[c];
         dgamma[c] = (float)product;
-        mean_grad[c] = (float)(scratch.total[c] / rows);
+        mean_grad[c] = (float)(total[c] / rows);
         tilt[c] = (float)(product * inverse / rows);
     }
-    finish_backward(m, x, saved.mean, factor, mean_grad, tilt, grad);
+    for (size_t c = 0; w.slope != NULL && c < channels; c++) {
+        dslope[c] = (float)total[2 * channels + c];
+    }
+    finish_backward(m, in, mean_grad, tilt, grad);
 }
 
 HOT void sfc_add_to(size_t count, const float *restrict from, float *restrict to)

@@ -41,7 +41,8 @@ uint64_t sfc_model_size(const struct sfc_model *model); /* floats in the paramet
 const struct sfc_param *sfc_model_params(const struct sfc_model *model, size_t *count);
 
 /* batch: rows of a micro-batch. Primitives, activations and scratch are allocated here, nothing
- * later. Must be created and used on the same thread. */
+ * later but what oneDNN takes for the length of a call (argument lists, 74 KB in its GEMM). Must be
+ * created and used on the same thread, whose OpenMP thread count it sets to 1. */
 int sfc_lane_new(const struct sfc_model *model, uint32_t batch, struct sfc_lane **out,
                  struct sfc_error *err);
 void sfc_lane_free(struct sfc_lane *lane);
@@ -49,13 +50,14 @@ uint64_t sfc_lane_memory(const struct sfc_lane *lane);
 
 /* Training forward: images [batch, channels, height, width] -> features [batch, dim], batch norm by
  * the micro-batch's own statistics; keeps what backward needs. params [size] must stay unchanged
- * until backward. */
+ * until backward. SFC_EINVAL: a batch norm sees a single row (batch 1). */
 int sfc_lane_forward(struct sfc_lane *lane, const float *params, const float *images,
                      float *features, struct sfc_error *err);
-/* d loss / d features [batch, dim] -> gradient [size] (overwritten). */
+/* d loss / d features [batch, dim] -> gradient [size] (every place overwritten). SFC_ESTATE: no
+ * training forward since the lane was made or last embedded. */
 int sfc_lane_backward(struct sfc_lane *lane, const float *dfeatures, float *gradient,
                       struct sfc_error *err);
-/* Inference with the running statistics. */
+/* Inference with the running statistics: a row's features do not depend on the other rows. */
 int sfc_lane_embed(struct sfc_lane *lane, const float *params, const float *images, float *features,
                    struct sfc_error *err);
 
