@@ -4,11 +4,10 @@
 
 #include <pthread.h>
 
+#include "proto/limits.h"
 #include "proto/rpc_blocking.h"
 #include "proto/shardfc.pb-c.h"
 #include "worker/include/shardfc.h"
-
-#define SFC_PROTOCOL_VERSION 1u
 
 struct sfc_client {
     struct sfc_rpc_runner *runner;
@@ -48,12 +47,6 @@ int sfc_member_start(struct sfc_member *member, size_t k, const struct sfc_ask *
 /* Start and finish. */
 int sfc_member_ask(struct sfc_member *member, size_t k, const struct sfc_ask *ask,
                    struct sfc_answer *out, struct sfc_error *err);
-
-/* SFC_ECORRUPT unless the tensor of a reply has this type, shape [rows, columns] (columns 0: one
- * dimension) and as many bytes; `what` starts the message. */
-int sfc_check_tensor(const Shardfc__V1__TensorType *type, struct sfc_bytes tensor,
-                     Shardfc__V1__DType dtype, uint64_t rows, uint64_t columns, const char *what,
-                     struct sfc_error *err);
 
 /* First float and length of a dense block in the parameter vector. */
 void sfc_dense_block_span(const struct sfc_member *member, uint32_t block, size_t *first,

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "proto/base/digest.h"
+#include "proto/tensor.h"
 #include "worker/client.h"
 #include "worker/head_exchange.h"
 
@@ -25,24 +26,18 @@ struct sfc_exchange {
     float *dense;                    /* [dense_size], slices ordered by shard */
 };
 
-int sfc_check_tensor(const Shardfc__V1__TensorType *type, struct sfc_bytes tensor,
-                     Shardfc__V1__DType dtype, uint64_t rows, uint64_t columns, const char *what,
-                     struct sfc_error *err)
+/* A reply's tensor: what is wrong with it is the peer's fault, so SFC_ECORRUPT. columns 0: one
+ * dimension. */
+static int check_tensor(const Shardfc__V1__TensorType *type, struct sfc_bytes tensor,
+                        Shardfc__V1__DType dtype, uint64_t rows, uint64_t columns, const char *what,
+                        struct sfc_error *err)
 {
-    static const size_t sizes[] = {0, 4, 8, 8, 8};
-    size_t rank = columns ? 2 : 1;
-    if (!type || type->dtype != dtype)
-        return sfc_fail(err, SFC_ECORRUPT, "%s: tensor of dtype %d, expected %d", what,
-                        type ? (int)type->dtype : 0, (int)dtype);
-    if (type->n_shape != rank || type->shape[0] != rows || (columns && type->shape[1] != columns))
-        return sfc_fail(err, SFC_ECORRUPT,
-                        "%s: tensor of rank %zu, first dimension %llu; expected [%llu, %llu]", what,
-                        type->n_shape, type->n_shape ? (unsigned long long)type->shape[0] : 0ull,
-                        (unsigned long long)rows, (unsigned long long)columns);
-    if (tensor.size != rows * (columns ? columns : 1) * sizes[dtype])
-        return sfc_fail(err, SFC_ECORRUPT, "%s: tensor of %zu bytes does not fit its shape", what,
-                        tensor.size);
-    return SFC_OK;
+    const uint64_t shape[2] = {rows, columns};
+    if (sfc_tensor_check(type, tensor, dtype, shape, columns ? 2 : 1, what, err) == SFC_OK)
+        return SFC_OK;
+    if (err)
+        err->code = SFC_ECORRUPT;
+    return SFC_ECORRUPT;
 }
 
 void sfc_exchange_free(struct sfc_exchange *x)
@@ -144,8 +139,8 @@ static int read_logits(struct sfc_exchange *x, size_t k, struct sfc_error *err)
 {
     const Shardfc__V1__LogitsReply *reply = (const void *)x->answers[k].message;
     struct sfc_bytes tensor = x->answers[k].tensor;
-    int rc = sfc_check_tensor(reply->payload_type, tensor, SHARDFC__V1__DTYPE__DTYPE_U64, x->rows,
-                              4, "Logits", err);
+    int rc = check_tensor(reply->payload_type, tensor, SHARDFC__V1__DTYPE__DTYPE_U64, x->rows, 4,
+                          "Logits", err);
     if (rc)
         return rc;
     if (reply->n_target_logit != x->rows || reply->has_target.len != x->rows)
@@ -165,10 +160,7 @@ static int exchange_logits(struct sfc_exchange *x, struct sfc_member *m,
     size_t size = (size_t)x->rows * x->dim * sizeof *features;
     uint64_t shape[2] = {x->rows, x->dim};
     Shardfc__V1__Attempt attempt = wire_attempt(work);
-    Shardfc__V1__TensorType type = SHARDFC__V1__TENSOR_TYPE__INIT;
-    type.dtype = SHARDFC__V1__DTYPE__DTYPE_F32;
-    type.n_shape = 2;
-    type.shape = shape;
+    struct sfc_tensor_type type;
     Shardfc__V1__LogitsRequest request = SHARDFC__V1__LOGITS_REQUEST__INIT;
     request.run_id = m->run_id;
     request.step = work->step;
@@ -176,7 +168,7 @@ static int exchange_logits(struct sfc_exchange *x, struct sfc_member *m,
     request.attempt = &attempt;
     request.map_version = m->map->version;
     request.payload_digest = sfc_digest64(features, size);
-    request.payload_type = &type;
+    request.payload_type = sfc_tensor_type(&type, SHARDFC__V1__DTYPE__DTYPE_F32, shape, 2);
     struct sfc_ask ask = {.method = SHARD "Logits",
                           .message = &request.base,
                           .tensor = {(const uint8_t *)features, size},
@@ -198,8 +190,8 @@ static int read_gradient(struct sfc_exchange *x, size_t k, struct sfc_error *err
 {
     const Shardfc__V1__GradientReply *reply = (const void *)x->answers[k].message;
     struct sfc_bytes tensor = x->answers[k].tensor;
-    int rc = sfc_check_tensor(reply->payload_type, tensor, SHARDFC__V1__DTYPE__DTYPE_I64, x->rows,
-                              x->dim, "Gradient", err);
+    int rc = check_tensor(reply->payload_type, tensor, SHARDFC__V1__DTYPE__DTYPE_I64, x->rows,
+                          x->dim, "Gradient", err);
     if (rc)
         return rc;
     const int64_t *part = (const void *)tensor.data;
@@ -216,10 +208,7 @@ static int exchange_gradient(struct sfc_exchange *x, struct sfc_member *m,
     size_t size = x->rows * sizeof *x->lse;
     uint64_t shape[1] = {x->rows};
     Shardfc__V1__Attempt attempt = wire_attempt(work);
-    Shardfc__V1__TensorType type = SHARDFC__V1__TENSOR_TYPE__INIT;
-    type.dtype = SHARDFC__V1__DTYPE__DTYPE_F64;
-    type.n_shape = 1;
-    type.shape = shape;
+    struct sfc_tensor_type type;
     Shardfc__V1__GradientRequest request = SHARDFC__V1__GRADIENT_REQUEST__INIT;
     request.run_id = m->run_id;
     request.step = work->step;
@@ -227,7 +216,7 @@ static int exchange_gradient(struct sfc_exchange *x, struct sfc_member *m,
     request.attempt = &attempt;
     request.map_version = m->map->version;
     request.payload_digest = sfc_digest64(x->lse, size);
-    request.payload_type = &type;
+    request.payload_type = sfc_tensor_type(&type, SHARDFC__V1__DTYPE__DTYPE_F64, shape, 1);
     struct sfc_ask ask = {.method = SHARD "Gradient",
                           .message = &request.base,
                           .tensor = {(const uint8_t *)x->lse, size},
@@ -299,10 +288,7 @@ static int start_push(struct sfc_exchange *x, struct sfc_member *m, size_t k,
     size_t size = m->dense[k].floats * sizeof *packed;
     uint64_t shape[1] = {m->dense[k].floats};
     Shardfc__V1__Attempt attempt = wire_attempt(work);
-    Shardfc__V1__TensorType type = SHARDFC__V1__TENSOR_TYPE__INIT;
-    type.dtype = SHARDFC__V1__DTYPE__DTYPE_F32;
-    type.n_shape = 1;
-    type.shape = shape;
+    struct sfc_tensor_type type;
     Shardfc__V1__PushDenseRequest request = SHARDFC__V1__PUSH_DENSE_REQUEST__INIT;
     request.run_id = m->run_id;
     request.step = work->step;
@@ -310,7 +296,7 @@ static int start_push(struct sfc_exchange *x, struct sfc_member *m, size_t k,
     request.attempt = &attempt;
     request.map_version = m->map->version;
     request.payload_digest = sfc_digest64(packed, size);
-    request.payload_type = &type;
+    request.payload_type = sfc_tensor_type(&type, SHARDFC__V1__DTYPE__DTYPE_F32, shape, 1);
     ask->message = &request.base; /* packed before sfc_member_start returns */
     ask->tensor = (struct sfc_bytes){(const uint8_t *)packed, size};
     int rc = sfc_member_start(m, k, ask, &x->futures[k], err);
@@ -352,8 +338,8 @@ static int read_pull(const struct sfc_member *m, size_t k, uint64_t step,
                      const struct sfc_answer *answer, float *params, struct sfc_error *err)
 {
     const Shardfc__V1__PullDenseReply *reply = (const void *)answer->message;
-    int rc = sfc_check_tensor(reply->payload_type, answer->tensor, SHARDFC__V1__DTYPE__DTYPE_F32,
-                              m->dense[k].floats, 0, "PullDense", err);
+    int rc = check_tensor(reply->payload_type, answer->tensor, SHARDFC__V1__DTYPE__DTYPE_F32,
+                          m->dense[k].floats, 0, "PullDense", err);
     if (rc)
         return rc;
     if (reply->step != step)

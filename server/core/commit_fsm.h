@@ -95,7 +95,8 @@ struct sfc_commit_fsm {
     double *sums;      /* [dense_blocks] */
     bool *reported;    /* [dense_blocks] */
     bool finite;
-    bool *ready;                                     /* [shards] */
+    bool *ready;                    /* [shards] */
+    bool plan_sent, next_plan_sent; /* Plan of the open step, of the one after it: wanted or done */
     struct sfc_shard_duty (*duties)[SFC_DUTY_COUNT]; /* [shards] */
 };
 
@@ -119,6 +120,11 @@ bool sfc_commit_answer(struct sfc_commit_fsm *c, uint32_t shard, enum sfc_duty d
 void sfc_commit_resend(struct sfc_commit_fsm *c, uint32_t shard);
 
 /* ---- the step */
+/* Plan of the open step (next: of the step after it) becomes a duty of every shard, once. */
+void sfc_commit_plan(struct sfc_commit_fsm *c, bool next);
+/* What a message of this duty must say now: step and round. */
+void sfc_commit_key(const struct sfc_commit_fsm *c, enum sfc_duty duty, uint64_t *step,
+                    struct sfc_attempt *round);
 /* Takes what a Done said (copied); *all: every micro-batch is in. */
 void sfc_commit_done(struct sfc_commit_fsm *c, uint32_t j, const struct sfc_done *done, bool *all);
 /* Ready of a shard with its dense blocks. SFC_EINVAL: a block out of range or reported twice. */

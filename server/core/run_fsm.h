@@ -99,7 +99,7 @@ struct sfc_run_prepare_reply {
     bool head_finite;
     const struct sfc_dense_report *reports;
     uint32_t report_count;
-    const uint32_t *missing; /* micro-batches; only for the reason text */
+    const uint32_t *missing; /* micro-batches whose attempt failed */
     uint32_t missing_count;
 };
 
@@ -199,7 +199,10 @@ struct sfc_run_fsm {
     struct sfc_commit_fsm commit;
     bool paused; /* by a person */
     bool blocked;
-    uint32_t blocked_j;          /* UINT32_MAX: not a micro-batch */
+    uint64_t blocked_step;
+    uint32_t blocked_j; /* UINT32_MAX: not a micro-batch */
+    bool start_wanted;
+    bool failed, stopped, finished;
     bool started;                /* past LOADING */
     bool restoring;              /* waits for shards to report after a restart */
     bool *shard_known;           /* [shards] reported since our restart */
@@ -214,7 +217,8 @@ struct sfc_run_fsm {
     struct sfc_error error;
 };
 
-/* Allocates everything. restore NULL: a new run, in LOADING; the first event sends OpenRun. */
+/* Allocates everything that the machine will ever use. restore NULL: a new run, in LOADING; the
+ * first event sends OpenRun. */
 int sfc_run_init(struct sfc_run_fsm *run, const struct sfc_run_config *config,
                  const struct sfc_run_restore *restore, struct sfc_error *err);
 void sfc_run_free(struct sfc_run_fsm *run); /* all-zero is fine; waiting tokens get no reply */

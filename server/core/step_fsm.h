@@ -139,6 +139,7 @@ struct sfc_step_action {
 
 struct sfc_step_actions {
     struct sfc_step_action *items; /* owned */
+    char (*texts)[256];            /* [capacity], owned: what .text points to */
     size_t count;
     size_t capacity;
 };
@@ -159,10 +160,6 @@ struct sfc_step_job {
     bool stale; /* an Abort came meanwhile: the result is dropped */
 };
 
-struct sfc_parked {
-    struct sfc_step_event event; /* without pointers */
-};
-
 struct sfc_step_fsm {
     struct sfc_step_config config;
     uint32_t micro_batches;
@@ -172,7 +169,7 @@ struct sfc_step_fsm {
     struct sfc_step_plan plans[2];   /* by step & 1 */
     struct sfc_attempts attempts[2]; /* by step & 1 */
     uint32_t *slots;                 /* [J] chosen by Prepare */
-    struct sfc_prepared *prepared;   /* [J] */
+    struct sfc_attempt *prepared;    /* [J] what Prepare named */
     struct sfc_own_dense_sum *sums;
     bool head_finite;
     uint64_t prepare_token, commit_token; /* calls that wait for the job; 0 = none */
@@ -180,8 +177,9 @@ struct sfc_step_fsm {
     struct sfc_step_job *jobs; /* FIFO ring of running jobs */
     uint32_t job_head, job_count, job_capacity;
     uint64_t next_job;
-    struct sfc_parked *parked;
+    struct sfc_step_event *parked; /* in order of arrival, without pointers */
     uint32_t parked_count;
+    int failure_code;
     char failure[512];
     struct sfc_error error;
 };

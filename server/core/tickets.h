@@ -69,10 +69,9 @@ bool sfc_tickets_complete(struct sfc_tickets *t, uint64_t step); /* all labels o
 bool sfc_tickets_give_data(struct sfc_tickets *t, uint64_t worker, uint64_t now_ms, uint64_t *step,
                            uint32_t *j);
 /* A grant of the open step; prefers micro-batches that this worker announced, then those whose
- * announcer holds no preference (alive() says no), then any. false: none now. */
-bool sfc_tickets_give_grant(struct sfc_tickets *t, uint64_t worker, uint64_t now_ms,
-                            bool (*alive)(void *ctx, uint64_t worker), void *ctx, uint32_t *j,
-                            struct sfc_attempt *attempt);
+ * announcer died, then any. *step is always the open step. false: none now. */
+bool sfc_tickets_give_grant(struct sfc_tickets *t, uint64_t worker, uint64_t now_ms, uint64_t *step,
+                            uint32_t *j, struct sfc_attempt *attempt);
 
 /* Labels of (step, j): idempotent. *complete: this call completed the step's labels. SFC_ECONFLICT:
  * other labels were announced before (row and both values in the message). SFC_EINVAL: a label out
@@ -94,8 +93,12 @@ bool sfc_tickets_return_data(struct sfc_tickets *t, uint64_t worker, uint64_t st
 void sfc_tickets_worker_died(struct sfc_tickets *t, uint64_t worker);
 void sfc_tickets_tick(struct sfc_tickets *t, uint64_t now_ms); /* timeouts */
 
-/* Weight 0 for every row of (open step, j): labels become NONE, failures are forgotten. */
-void sfc_tickets_drop(struct sfc_tickets *t, uint32_t j);
+/* A shard does not have what the Done of (open step, j) named: that attempt failed. Returns as
+ * above. */
+bool sfc_tickets_failed(struct sfc_tickets *t, uint32_t j);
+
+/* Weight 0 for every row of (step, j) of the window: labels become NONE, failures are forgotten. */
+void sfc_tickets_drop(struct sfc_tickets *t, uint64_t step, uint32_t j);
 /* All grants of the open step are void; returns the new round. */
 struct sfc_attempt sfc_tickets_new_round(struct sfc_tickets *t);
 void sfc_tickets_forgive(struct sfc_tickets *t); /* failures of the window are forgotten */

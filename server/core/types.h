@@ -9,6 +9,11 @@
 
 #include "proto/base/status.h"
 
+#ifndef SFC_PLANT_BUG
+#define SFC_PLANT_BUG                                                                              \
+    0 /* tests/sim builds the core with each known bug to prove that it is caught */
+#endif
+
 #define SFC_CORE_LABEL_NONE        UINT64_MAX /* row of weight 0; the same number as SFC_LABEL_NONE */
 #define SFC_CORE_MAX_SHARDS        256u
 #define SFC_CORE_MAX_MICRO_BATCHES 4096u

@@ -1,0 +1,438 @@
+/* Events of a run: calls of workers and people, answers of shards. */
+#include <stdio.h>
+#include <string.h>
+
+#include "server/core/run_internal.h"
+
+static void reply_error(struct sfc_run_fsm *run, uint64_t token, struct sfc_run_actions *actions)
+{
+    sfc_run_reply(actions, token, run->error.code, run->error.text);
+}
+
+static void reply_state(struct sfc_run_fsm *run, uint64_t token, struct sfc_run_actions *actions)
+{
+    sfc_fail(&run->error, SFC_ESTATE, "not possible while the run is %s%s%s",
+             sfc_run_state_name(run->state), run->reason[0] ? ": " : "", run->reason);
+    reply_error(run, token, actions);
+}
+
+static bool ended(const struct sfc_run_fsm *run)
+{
+    return run->failed || run->stopped;
+}
+
+/* A call of a foreign framework must name the present session, any other call none. */
+static bool session_ok(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                       struct sfc_run_actions *actions)
+{
+    if (e->session == run->session && (run->session != 0) == run->config.session)
+        return true;
+    sfc_fail(&run->error, SFC_ESTALE, "session %llx, but session %llx is the present one%s",
+             (ull)e->session, (ull)run->session,
+             run->config.session ? ": open a session" : " (this run has workers, no sessions)");
+    reply_error(run, e->token, actions);
+    return false;
+}
+
+static void on_ticket(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                      struct sfc_run_actions *actions)
+{
+    const struct sfc_waiting w = {.kind = e->data ? SFC_WAITING_DATA : SFC_WAITING_GRANT,
+                                  .token = e->token,
+                                  .worker = e->worker,
+                                  .since_ms = e->now_ms};
+    sfc_run_wait(run, &w, actions);
+}
+
+static void on_announce(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                        struct sfc_run_actions *actions)
+{
+    bool complete;
+    if (ended(run)) {
+        reply_state(run, e->token, actions);
+        return;
+    }
+    if (!session_ok(run, e, actions))
+        return;
+    int rc = sfc_tickets_announce(&run->tickets, e->worker, e->step, e->j, e->labels, e->count,
+                                  &complete, &run->error);
+    sfc_run_reply(actions, e->token, rc, rc == SFC_OK ? "" : run->error.text);
+}
+
+static bool same_done(const struct sfc_run_fsm *run, const struct sfc_done *a,
+                      const struct sfc_done *b)
+{
+    size_t dense = run->config.dense_blocks * sizeof(*a->dense_digests);
+    return memcmp(&a->head_digest, &b->head_digest, sizeof(a->head_digest)) == 0 &&
+           (dense == 0 || memcmp(a->dense_digests, b->dense_digests, dense) == 0);
+}
+
+static void reply_done(struct sfc_run_actions *actions, uint64_t token, bool accepted)
+{
+    struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_REPLY_DONE);
+    a->token = token;
+    a->accepted = accepted;
+}
+
+/* Done for the open step from the holder of the grant (or the session). */
+static bool take_done(struct sfc_run_fsm *run, const struct sfc_run_event *e)
+{
+    if (run->commit.phase != SFC_PHASE_COMPUTE)
+        return false;
+    if (!run->config.session)
+        return sfc_tickets_done(&run->tickets, e->j, e->done->attempt);
+    return sfc_attempt_compare(e->done->attempt, run->session_attempt) == 0;
+}
+
+static void on_done(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                    struct sfc_run_actions *actions)
+{
+    struct sfc_commit_fsm *c = &run->commit;
+    bool all;
+    if (e->j >= c->config.micro_batches) {
+        sfc_fail(&run->error, SFC_EINVAL, "micro-batch %u; the run has %u", e->j,
+                 c->config.micro_batches);
+        reply_error(run, e->token, actions);
+        return;
+    }
+    if (ended(run)) {
+        reply_state(run, e->token, actions);
+        return;
+    }
+    if (!session_ok(run, e, actions))
+        return;
+    if (e->step <= c->committed) {
+        reply_done(actions, e->token,
+                   e->step == c->committed &&
+                       sfc_attempt_compare(c->last_attempts[e->j], e->done->attempt) == 0);
+        return;
+    }
+    if (e->step != c->committed + 1) {
+        sfc_fail(&run->error, SFC_ESTATE, "Done for step %llu, but step %llu is open", (ull)e->step,
+                 (ull)c->committed + 1);
+        reply_error(run, e->token, actions);
+        return;
+    }
+    const struct sfc_done *d = &c->done[e->j];
+    if (d->filled && sfc_attempt_compare(d->attempt, e->done->attempt) == 0) {
+        if (same_done(run, d, e->done)) {
+            reply_done(actions, e->token, true);
+            return;
+        }
+        sfc_fail(&run->error, SFC_ECONFLICT,
+                 "Done of step %llu micro-batch %u again with other "
+                 "digests",
+                 (ull)e->step, e->j);
+        reply_error(run, e->token, actions);
+        return;
+    }
+    bool taken = take_done(run, e);
+    if (taken)
+        sfc_commit_done(c, e->j, e->done, &all);
+    reply_done(actions, e->token, taken);
+}
+
+static void block(struct sfc_run_fsm *run, uint64_t step, uint32_t j, const char *cause)
+{
+    if (run->blocked)
+        return;
+    run->blocked = true;
+    run->blocked_step = step;
+    run->blocked_j = j;
+    snprintf(run->reason, sizeof(run->reason),
+             "step %llu micro-batch %u failed %u times, the last time with: %.300s. Resume tries "
+             "again; resume --drop %llu,%u goes on without it",
+             (ull)step, j, SFC_ATTEMPT_LIMIT, cause ? cause : "no reason given", (ull)step, j);
+}
+
+static void on_give_up(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                       struct sfc_run_actions *actions)
+{
+    bool counts = !sfc_run_transient(e->code), limit = false;
+    if (!ended(run) && e->data)
+        limit = sfc_tickets_return_data(&run->tickets, e->worker, e->step, e->j, counts);
+    else if (!ended(run))
+        limit = sfc_tickets_return_grant(&run->tickets, e->step, e->j, e->attempt, counts);
+    if (limit)
+        block(run, e->step, e->j, e->text);
+    sfc_run_reply(actions, e->token, SFC_OK, "");
+}
+
+static void on_open_session(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                            struct sfc_run_actions *actions)
+{
+    if (ended(run) || !run->config.session) {
+        if (ended(run)) {
+            reply_state(run, e->token, actions);
+            return;
+        }
+        sfc_run_reply(
+            actions, e->token, SFC_ESTATE,
+            "this run has workers of its own: create one with a data set of kind SESSION");
+        return;
+    }
+    for (uint32_t i = 0; i < run->waiting_count; i++) {
+        struct sfc_waiting *w = &run->waiting[i];
+        if (w->kind != SFC_WAITING_SESSION)
+            continue;
+        uint64_t token = w->token;
+        sfc_run_unwait(run, token);
+        sfc_run_reply(actions, token, SFC_ESTALE, "a newer session was opened");
+        break; /* there is at most one */
+    }
+    run->session_wanted = true;
+    const struct sfc_waiting w = {
+        .kind = SFC_WAITING_SESSION, .token = e->token, .since_ms = e->now_ms};
+    sfc_run_wait(run, &w, actions);
+}
+
+/* ---- people */
+
+static void resume(struct sfc_run_fsm *run)
+{
+    run->paused = false;
+    run->blocked = false;
+    run->blocked_j = UINT32_MAX;
+    run->commit.record.skipped_in_row = 0;
+    sfc_tickets_forgive(&run->tickets);
+}
+
+static void stop(struct sfc_run_fsm *run)
+{
+    run->stopped = true;
+    snprintf(run->reason, sizeof(run->reason), "the run was stopped");
+    sfc_commit_unwant_all(&run->commit);
+    sfc_commit_want_all(&run->commit, SFC_DUTY_CLOSE);
+}
+
+static bool drop(struct sfc_run_fsm *run, const struct sfc_run_event *e)
+{
+    if (!run->blocked || run->blocked_j != e->j || run->blocked_step != e->step)
+        return false;
+    sfc_tickets_drop(&run->tickets, e->step, e->j);
+    /* Shards may have the plan with the old labels. */
+    if (e->step == run->commit.committed + 1 && run->commit.phase == SFC_PHASE_COMPUTE)
+        sfc_run_new_round(run);
+    resume(run);
+    return true;
+}
+
+static void on_control(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                       struct sfc_run_actions *actions)
+{
+    bool ok = !ended(run) && !run->finished;
+    switch (e->type) {
+    case SFC_EV_START:
+        ok = ok && run->config.load;
+        run->start_wanted = run->start_wanted || ok;
+        break;
+    case SFC_EV_PAUSE:
+        run->paused = run->paused || ok;
+        break;
+    case SFC_EV_RESUME:
+        if (ok)
+            resume(run);
+        break;
+    case SFC_EV_DROP:
+        ok = ok && drop(run, e);
+        break;
+    default:
+        ok = !run->stopped;
+        if (ok)
+            stop(run);
+        break;
+    }
+    if (ok)
+        sfc_run_reply(actions, e->token, SFC_OK, "");
+    else
+        reply_state(run, e->token, actions);
+}
+
+/* ---- shards */
+
+static void on_prepare_reply(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                             struct sfc_run_actions *actions)
+{
+    bool all;
+    if (run->commit.phase != SFC_PHASE_PREPARE)
+        return;
+    if (!e->prepare.ready) {
+        for (uint32_t i = 0; i < e->prepare.missing_count; i++)
+            if (sfc_tickets_failed(&run->tickets, e->prepare.missing[i]))
+                block(run, e->step, e->prepare.missing[i],
+                      "a shard does not have what the worker said it sent");
+        sfc_run_new_round(run);
+        return;
+    }
+    if (sfc_commit_ready(&run->commit, e->shard, e->prepare.reports, e->prepare.report_count,
+                         e->prepare.head_finite, &all, &run->error) != SFC_OK) {
+        sfc_prefix(&run->error, "shard %u of the map", e->shard);
+        sfc_run_fail(run, run->error.text);
+        return;
+    }
+    if (all)
+        sfc_run_decide(run, actions);
+}
+
+static void on_shard_reply(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                           struct sfc_run_actions *actions)
+{
+    enum sfc_duty duty = e->duty;
+    uint64_t step;
+    struct sfc_attempt round;
+    if (e->shard >= run->config.shards || duty >= SFC_DUTY_COUNT)
+        return;
+    if (duty == SFC_DUTY_PLAN_NEXT && e->step == run->commit.committed + 1)
+        duty = SFC_DUTY_PLAN; /* its step has opened meanwhile */
+    sfc_commit_key(&run->commit, duty, &step, &round);
+    bool keyed = duty != SFC_DUTY_OPEN && duty != SFC_DUTY_CLOSE;
+    if (keyed && (step != e->step || sfc_attempt_compare(round, e->round) != 0))
+        return;
+    bool ok = e->code == SFC_OK;
+    if (!sfc_commit_answer(&run->commit, e->shard, duty, ok, e->now_ms))
+        return;
+    if (ok && duty == SFC_DUTY_PREPARE)
+        on_prepare_reply(run, e, actions);
+    if (ok || sfc_run_transient(e->code) || duty == SFC_DUTY_CLOSE)
+        return;
+    sfc_fail(&run->error, e->code, "shard %u of the map refused %s of step %llu: %s", e->shard,
+             sfc_duty_names[duty], (ull)e->step, e->text ? e->text : sfc_status_text(e->code));
+    sfc_run_fail(run, run->error.text);
+}
+
+/* After our restart: what does this shard need to be at the committed step in the new round? */
+static void sync_shard(struct sfc_run_fsm *run, const struct sfc_run_event *e)
+{
+    struct sfc_commit_fsm *c = &run->commit;
+    bool ours = e->shard_run_id == run->config.run_id;
+    bool behind = ours && e->step + 1 == c->committed && e->prepared_step == c->committed &&
+                  c->record.step == c->committed;
+    if (!run->started) {
+        sfc_commit_want(c, e->shard, SFC_DUTY_OPEN);
+    } else if (!ours) {
+        sfc_fail(&run->error, SFC_ESTATE,
+                 "shard %u of the map lost the blocks of this run at step %llu: restore the run "
+                 "from a checkpoint",
+                 e->shard, (ull)c->committed);
+        sfc_run_fail(run, run->error.text);
+        return;
+    } else if (e->step != c->committed && !behind) {
+        sfc_fail(&run->error, SFC_ESTATE,
+                 "shard %u of the map is at step %llu (prepared %llu), the scheduler's record at "
+                 "step %llu: restore the run from a checkpoint",
+                 e->shard, (ull)e->step, (ull)e->prepared_step, (ull)c->committed);
+        sfc_run_fail(run, run->error.text);
+        return;
+    }
+    if (behind)
+        sfc_commit_want(c, e->shard, SFC_DUTY_COMMIT);
+    sfc_commit_want(c, e->shard, SFC_DUTY_ABORT);
+    run->shard_known[e->shard] = true;
+}
+
+static void on_shard_back(struct sfc_run_fsm *run, const struct sfc_run_event *e)
+{
+    if (e->shard >= run->config.shards || ended(run))
+        return;
+    run->shard_gone[e->shard] = false;
+    if (run->restoring && !run->shard_known[e->shard]) {
+        sync_shard(run, e);
+        return;
+    }
+    sfc_commit_resend(&run->commit, e->shard);
+    bool open = !run->commit.duties[e->shard][SFC_DUTY_OPEN].wanted;
+    if (open && e->shard_run_id != run->config.run_id) {
+        sfc_fail(&run->error, SFC_ESTATE,
+                 "shard %u of the map holds run %llu instead of run %llu: restore the run from a "
+                 "checkpoint",
+                 e->shard, (ull)e->shard_run_id, (ull)run->config.run_id);
+        sfc_run_fail(run, run->error.text);
+    }
+}
+
+static void on_shard_lost(struct sfc_run_fsm *run, const struct sfc_run_event *e)
+{
+    if (e->shard >= run->config.shards || ended(run))
+        return;
+    run->shard_gone[e->shard] = false;
+    if (run->commit.duties[e->shard][SFC_DUTY_OPEN].wanted) {
+        sfc_commit_resend(&run->commit, e->shard);
+        return; /* it had nothing yet */
+    }
+    sfc_fail(&run->error, SFC_ESTATE,
+             "shard %u of the map was restarted and lost the blocks of step %llu%s%s: restore the "
+             "run from a checkpoint",
+             e->shard, (ull)run->commit.committed, e->text ? ": " : "", e->text ? e->text : "");
+    sfc_run_fail(run, run->error.text);
+}
+
+static void on_record_failed(struct sfc_run_fsm *run, const struct sfc_run_event *e)
+{
+    sfc_fail(&run->error, SFC_EIO, "the commit record of step %llu can't be written: %s",
+             (ull)e->step, e->text ? e->text : "unknown error");
+    sfc_run_fail(run, run->error.text);
+}
+
+void sfc_run_handle(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                    struct sfc_run_actions *actions)
+{
+    switch (e->type) {
+    case SFC_EV_TICK:
+        sfc_tickets_tick(&run->tickets, e->now_ms);
+        return;
+    case SFC_EV_TICKET:
+        on_ticket(run, e, actions);
+        return;
+    case SFC_EV_ANNOUNCE:
+        on_announce(run, e, actions);
+        return;
+    case SFC_EV_DONE:
+        on_done(run, e, actions);
+        return;
+    case SFC_EV_GIVE_UP:
+        on_give_up(run, e, actions);
+        return;
+    case SFC_EV_WORKER_DIED:
+        sfc_tickets_worker_died(&run->tickets, e->worker);
+        sfc_run_worker_waits_no_more(run, e->worker, actions);
+        return;
+    case SFC_EV_CANCEL:
+        sfc_run_unwait(run, e->token);
+        return;
+    case SFC_EV_OPEN_SESSION:
+        on_open_session(run, e, actions);
+        return;
+    case SFC_EV_HOLD:
+        sfc_run_hold(run, e, actions);
+        return;
+    case SFC_EV_RELEASE:
+        sfc_run_release(run, e, actions);
+        return;
+    case SFC_EV_START:
+    case SFC_EV_PAUSE:
+    case SFC_EV_RESUME:
+    case SFC_EV_STOP:
+    case SFC_EV_DROP:
+        on_control(run, e, actions);
+        return;
+    case SFC_EV_SHARD_REPLY:
+        on_shard_reply(run, e, actions);
+        return;
+    case SFC_EV_SHARD_BACK:
+        on_shard_back(run, e);
+        return;
+    case SFC_EV_SHARD_LOST:
+        on_shard_lost(run, e);
+        return;
+    case SFC_EV_SHARD_GONE:
+        if (e->shard < run->config.shards)
+            run->shard_gone[e->shard] = true;
+        return;
+    case SFC_EV_RECORD_DURABLE:
+        sfc_run_durable(run, e->step, actions);
+        return;
+    case SFC_EV_RECORD_FAILED:
+        on_record_failed(run, e);
+        return;
+    }
+}

@@ -1,0 +1,431 @@
+#include "server/core/run_fsm.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "server/core/run_internal.h"
+
+static const char *const state_names[] = {
+    [SFC_RUN_IDLE] = "idle",         [SFC_RUN_LOADING] = "loading", [SFC_RUN_RUNNING] = "running",
+    [SFC_RUN_PAUSED] = "paused",     [SFC_RUN_HELD] = "held",       [SFC_RUN_BLOCKED] = "blocked",
+    [SFC_RUN_FINISHED] = "finished", [SFC_RUN_FAILED] = "failed",
+};
+
+const char *sfc_run_state_name(enum sfc_run_state state)
+{
+    return state_names[state];
+}
+
+bool sfc_run_transient(int code)
+{
+    return code == SFC_EUNAVAILABLE || code == SFC_ETIMEOUT || code == SFC_ECANCELED ||
+           code == SFC_ELIMIT;
+}
+
+/* ---- memory */
+
+static void set_defaults(struct sfc_run_config *c)
+{
+    c->lead_steps = c->lead_steps ? c->lead_steps : 3;
+    c->max_waiting = c->max_waiting ? c->max_waiting : 1024;
+    c->ticket_wait_ms = c->ticket_wait_ms ? c->ticket_wait_ms : 2000;
+    c->data_timeout_ms = c->data_timeout_ms ? c->data_timeout_ms : 30000;
+    c->grant_timeout_ms = c->grant_timeout_ms ? c->grant_timeout_ms : 120000;
+    c->retry_ms = c->retry_ms ? c->retry_ms : 200;
+    c->hold_lease_ms = c->hold_lease_ms ? c->hold_lease_ms : 10000;
+    c->hold_wait_ms = c->hold_wait_ms ? c->hold_wait_ms : 1000;
+}
+
+static int check_config(const struct sfc_run_config *c, struct sfc_error *err)
+{
+    int rc = sfc_schedule_check(&c->schedule, err);
+    if (rc != SFC_OK)
+        return rc;
+    if (c->micro_batch < 1 || c->global_batch < 1 || c->global_batch % c->micro_batch != 0)
+        return sfc_fail(err, SFC_EINVAL, "global batch %u is not a multiple of micro-batch %u",
+                        c->global_batch, c->micro_batch);
+    if (c->classes < 1 || c->start_step > c->schedule.steps)
+        return sfc_fail(err, SFC_EINVAL,
+                        "no classes, or step %llu beyond the %llu steps of the run",
+                        (ull)c->start_step, (ull)c->schedule.steps);
+    return SFC_OK;
+}
+
+static void begin_restored(struct sfc_run_fsm *run, const struct sfc_run_restore *restore)
+{
+    run->restoring = true;
+    run->started = restore->state != SFC_RUN_LOADING;
+    run->paused = restore->state == SFC_RUN_PAUSED;
+    run->blocked = restore->state == SFC_RUN_BLOCKED;
+    if (run->blocked)
+        snprintf(run->reason, sizeof(run->reason), "blocked before the scheduler was restarted");
+    if (restore->has_record) {
+        run->commit.record = restore->record;
+        run->commit.committed = restore->record.step;
+    }
+    run->commit.phase = SFC_PHASE_ROUND;
+}
+
+int sfc_run_init(struct sfc_run_fsm *run, const struct sfc_run_config *config,
+                 const struct sfc_run_restore *restore, struct sfc_error *err)
+{
+    struct sfc_run_fsm n = {.config = *config, .state = SFC_RUN_LOADING, .blocked_j = UINT32_MAX};
+    set_defaults(&n.config);
+    int rc = check_config(&n.config, err);
+    if (rc != SFC_OK)
+        return rc;
+    const struct sfc_run_config *c = &n.config;
+    uint32_t micro_batches = c->global_batch / c->micro_batch;
+    uint64_t committed = restore && restore->has_record ? restore->record.step : c->start_step;
+    const struct sfc_tickets_config tickets = {.classes = c->classes,
+                                               .micro_batches = micro_batches,
+                                               .micro_batch = c->micro_batch,
+                                               .lead_steps = c->lead_steps,
+                                               .last_step = c->schedule.steps,
+                                               .data_timeout_ms = c->data_timeout_ms,
+                                               .grant_timeout_ms = c->grant_timeout_ms};
+    const struct sfc_commit_config commit = {.shards = c->shards,
+                                             .micro_batches = micro_batches,
+                                             .global_batch = c->global_batch,
+                                             .dense_blocks = c->dense_blocks,
+                                             .clip = c->clip,
+                                             .retry_ms = c->retry_ms};
+    rc = sfc_tickets_init(&n.tickets, &tickets, c->incarnation, committed + 1, err);
+    if (rc == SFC_OK)
+        rc = sfc_commit_init(&n.commit, &commit, err);
+    if (rc != SFC_OK)
+        goto fail;
+    n.shard_known = calloc(c->shards, sizeof(*n.shard_known));
+    n.shard_gone = calloc(c->shards, sizeof(*n.shard_gone));
+    n.waiting = calloc(c->max_waiting, sizeof(*n.waiting));
+    if (!n.shard_known || !n.shard_gone || !n.waiting) {
+        rc = sfc_fail(err, SFC_ENOMEM, "run state");
+        goto fail;
+    }
+    n.commit.committed = committed;
+    n.commit.round = n.tickets.last;
+    if (restore)
+        begin_restored(&n, restore);
+    else
+        sfc_commit_want_all(&n.commit, SFC_DUTY_OPEN);
+    *run = n;
+    return SFC_OK;
+fail:
+    sfc_run_free(&n);
+    return rc;
+}
+
+void sfc_run_free(struct sfc_run_fsm *run)
+{
+    if (run->tickets.steps)
+        sfc_tickets_free(&run->tickets);
+    sfc_commit_free(&run->commit);
+    free(run->shard_known);
+    free(run->shard_gone);
+    free(run->waiting);
+    memset(run, 0, sizeof(*run));
+}
+
+int sfc_run_actions_init(struct sfc_run_actions *actions, const struct sfc_run_fsm *run,
+                         struct sfc_error *err)
+{
+    size_t capacity = run->config.max_waiting + (size_t)run->config.shards * SFC_DUTY_COUNT + 16;
+    struct sfc_run_action *items = calloc(capacity, sizeof(*items));
+    if (!items)
+        return sfc_fail(err, SFC_ENOMEM, "run actions");
+    *actions = (struct sfc_run_actions){.items = items, .capacity = capacity};
+    return SFC_OK;
+}
+
+void sfc_run_actions_free(struct sfc_run_actions *actions)
+{
+    free(actions->items);
+    memset(actions, 0, sizeof(*actions));
+}
+
+struct sfc_run_action *sfc_run_emit(struct sfc_run_actions *actions, enum sfc_run_action_type type)
+{
+    assert(actions->count < actions->capacity);
+    struct sfc_run_action *a = &actions->items[actions->count++];
+    memset(a, 0, sizeof(*a));
+    a->type = type;
+    return a;
+}
+
+void sfc_run_reply(struct sfc_run_actions *actions, uint64_t token, int code, const char *text)
+{
+    struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_REPLY);
+    a->token = token;
+    a->code = code;
+    a->text = text;
+}
+
+/* ---- moves of the step */
+
+void sfc_run_fail(struct sfc_run_fsm *run, const char *text)
+{
+    if (run->failed || run->stopped)
+        return;
+    run->failed = true;
+    snprintf(run->reason, sizeof(run->reason), "%s", text);
+    sfc_commit_unwant_all(&run->commit);
+}
+
+/* Everything of the open step is void. A session doesn't survive that. */
+void sfc_run_new_round(struct sfc_run_fsm *run)
+{
+    sfc_commit_new_round(&run->commit, sfc_tickets_new_round(&run->tickets));
+    run->session_attempt = (struct sfc_attempt){0};
+    run->session = 0;
+}
+
+static bool active(const struct sfc_run_fsm *run)
+{
+    return !run->failed && !run->stopped && run->started;
+}
+
+/* May the open step be prepared? Pause, block and holds close this gate. */
+static bool gate_open(const struct sfc_run_fsm *run)
+{
+    if (run->paused || run->blocked)
+        return false;
+    for (unsigned i = 0; i < SFC_MAX_HOLDS; i++)
+        if (run->holds[i].id != 0 && run->holds[i].at_step <= run->commit.committed)
+            return false;
+    return true;
+}
+
+bool sfc_run_still(const struct sfc_run_fsm *run)
+{
+    const struct sfc_commit_fsm *c = &run->commit;
+    return active(run) && !run->restoring && c->phase != SFC_PHASE_PREPARE &&
+           c->phase != SFC_PHASE_RECORD && sfc_commit_idle(c, SFC_DUTY_COMMIT) &&
+           sfc_commit_idle(c, SFC_DUTY_OPEN);
+}
+
+static void leave_loading(struct sfc_run_fsm *run)
+{
+    if (run->started || run->failed || run->stopped || run->restoring)
+        return;
+    run->started =
+        sfc_commit_idle(&run->commit, SFC_DUTY_OPEN) && (!run->config.load || run->start_wanted);
+}
+
+static bool all_known(const struct sfc_run_fsm *run)
+{
+    for (uint32_t k = 0; k < run->config.shards; k++)
+        if (!run->shard_known[k])
+            return false;
+    return true;
+}
+
+static void leave_round(struct sfc_run_fsm *run)
+{
+    struct sfc_commit_fsm *c = &run->commit;
+    if (c->phase != SFC_PHASE_ROUND || (run->restoring && !all_known(run)) ||
+        !sfc_commit_idle(c, SFC_DUTY_ABORT) || !sfc_commit_idle(c, SFC_DUTY_COMMIT) ||
+        !sfc_commit_idle(c, SFC_DUTY_OPEN))
+        return;
+    run->restoring = false;
+    c->phase = SFC_PHASE_COLLECT;
+}
+
+static void open_session(struct sfc_run_fsm *run)
+{
+    if (!run->session_wanted || run->restoring || run->commit.phase == SFC_PHASE_RECORD ||
+        run->finished)
+        return;
+    sfc_run_new_round(run);
+    run->session_wanted = false;
+    run->session = run->config.incarnation << 32 | ++run->tickets.last.counter;
+    run->session_attempt = run->tickets.last;
+}
+
+/* Moves the open step as far as it goes. */
+static void advance(struct sfc_run_fsm *run)
+{
+    struct sfc_commit_fsm *c = &run->commit;
+    leave_loading(run);
+    if (run->failed || run->stopped)
+        return;
+    if (run->started)
+        open_session(run);
+    leave_round(run);
+    leave_loading(run);
+    if (!active(run))
+        return;
+    if (c->phase == SFC_PHASE_COLLECT && sfc_tickets_complete(&run->tickets, c->committed + 1)) {
+        c->phase = SFC_PHASE_COMPUTE;
+        sfc_commit_plan(c, false);
+    }
+    if (c->phase == SFC_PHASE_COMPUTE && c->done_count == c->config.micro_batches &&
+        gate_open(run)) {
+        c->phase = SFC_PHASE_PREPARE;
+        sfc_commit_want_all(c, SFC_DUTY_PREPARE);
+    }
+    if ((c->phase == SFC_PHASE_COMPUTE || c->phase == SFC_PHASE_PREPARE) &&
+        sfc_tickets_complete(&run->tickets, c->committed + 2))
+        sfc_commit_plan(c, true);
+    if (c->committed == run->config.schedule.steps && sfc_run_still(run))
+        run->finished = true;
+}
+
+void sfc_run_decide(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
+{
+    double lr = sfc_schedule_lr(&run->config.schedule, run->commit.committed + 1);
+    if (sfc_commit_decide(&run->commit, lr, run->config.map_version, &run->error) != SFC_OK) {
+        sfc_run_fail(run, run->error.text);
+        return;
+    }
+    struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_WRITE_RECORD);
+    a->step = run->commit.record.step;
+    a->record = run->commit.record;
+}
+
+void sfc_run_durable(struct sfc_run_fsm *run, uint64_t step, struct sfc_run_actions *actions)
+{
+    struct sfc_commit_fsm *c = &run->commit;
+    if (run->failed || run->stopped || c->phase != SFC_PHASE_RECORD || step != c->record.step)
+        return;
+    sfc_commit_durable(c);
+    sfc_tickets_advance(&run->tickets);
+    struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_COMMITTED);
+    a->step = step;
+    a->record = c->record;
+    if (c->record.skipped_in_row < SFC_SKIPPED_LIMIT)
+        return;
+    run->blocked = true;
+    run->blocked_step = step;
+    run->blocked_j = UINT32_MAX;
+    snprintf(
+        run->reason, sizeof(run->reason),
+        "steps %llu..%llu were not finite and were skipped: lower the learning rate or look at "
+        "the data, then resume",
+        (ull)(step - c->record.skipped_in_row + 1), (ull)step);
+}
+
+/* ---- after each event */
+
+static enum sfc_run_state derive_state(const struct sfc_run_fsm *run)
+{
+    if (run->stopped)
+        return SFC_RUN_IDLE;
+    if (run->failed)
+        return SFC_RUN_FAILED;
+    if (!run->started)
+        return SFC_RUN_LOADING;
+    if (run->finished)
+        return SFC_RUN_FINISHED;
+    if (run->blocked)
+        return SFC_RUN_BLOCKED;
+    if (run->paused)
+        return SFC_RUN_PAUSED;
+    return gate_open(run) || !sfc_run_still(run) ? SFC_RUN_RUNNING : SFC_RUN_HELD;
+}
+
+static void show_state(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
+{
+    enum sfc_run_state state = derive_state(run);
+    if (state == run->state)
+        return;
+    run->state = state;
+    if (state != SFC_RUN_FAILED && state != SFC_RUN_BLOCKED)
+        run->reason[0] = '\0';
+    struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_STATE);
+    a->state = state;
+    a->text = run->reason;
+}
+
+static void send(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_actions *actions)
+{
+    uint32_t shard;
+    enum sfc_duty duty;
+    while (sfc_commit_next(&run->commit, now_ms, &shard, &duty)) {
+        struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_SEND);
+        a->shard = shard;
+        a->duty = duty;
+        sfc_commit_key(&run->commit, duty, &a->step, &a->round);
+        if (duty == SFC_DUTY_PLAN || duty == SFC_DUTY_PLAN_NEXT)
+            a->lr = sfc_schedule_lr(&run->config.schedule, a->step);
+        if (duty == SFC_DUTY_COMMIT)
+            a->record = run->commit.record;
+    }
+}
+
+void sfc_run_step(struct sfc_run_fsm *run, const struct sfc_run_event *event,
+                  struct sfc_run_actions *actions)
+{
+    actions->count = 0;
+    sfc_run_handle(run, event, actions);
+    advance(run);
+    show_state(run, actions);
+    sfc_run_serve(run, event->now_ms, actions);
+    send(run, event->now_ms, actions);
+}
+
+/* ---- what others read */
+
+uint64_t sfc_run_committed(const struct sfc_run_fsm *run)
+{
+    return run->commit.committed;
+}
+
+const uint64_t *sfc_run_labels(struct sfc_run_fsm *run, uint64_t step)
+{
+    if (!sfc_tickets_complete(&run->tickets, step))
+        return NULL;
+    return sfc_tickets_step(&run->tickets, step)->labels;
+}
+
+const struct sfc_done *sfc_run_done(const struct sfc_run_fsm *run, uint32_t j)
+{
+    if (j >= run->commit.config.micro_batches || !run->commit.done[j].filled)
+        return NULL;
+    return &run->commit.done[j];
+}
+
+uint32_t sfc_run_held(const struct sfc_run_fsm *run, uint64_t worker)
+{
+    return sfc_tickets_held(&run->tickets, worker);
+}
+
+static bool waits_for_shard(const struct sfc_run_fsm *run, char *out, size_t size)
+{
+    for (uint32_t k = 0; k < run->config.shards; k++) {
+        if (run->shard_gone[k] || (run->restoring && !run->shard_known[k])) {
+            snprintf(out, size, "shard %u of the map, which is %s", k,
+                     run->shard_gone[k] ? "gone" : "not registered since the restart");
+            return true;
+        }
+    }
+    for (uint32_t k = 0; k < run->config.shards; k++)
+        for (unsigned d = 0; d < SFC_DUTY_COUNT; d++)
+            if (d != SFC_DUTY_PLAN && d != SFC_DUTY_PLAN_NEXT && run->commit.duties[k][d].wanted) {
+                snprintf(out, size, "%s of shard %u of the map", sfc_duty_names[d], k);
+                return true;
+            }
+    return false;
+}
+
+void sfc_run_waits_for(struct sfc_run_fsm *run, char *out, size_t size)
+{
+    const struct sfc_commit_fsm *c = &run->commit;
+    const struct sfc_ticket_step *s = sfc_tickets_step(&run->tickets, c->committed + 1);
+    if (size == 0)
+        return;
+    out[0] = '\0';
+    if (run->failed || run->stopped || run->finished || waits_for_shard(run, out, size))
+        return;
+    if (!run->started)
+        snprintf(out, size, "start");
+    else if (c->phase == SFC_PHASE_RECORD)
+        snprintf(out, size, "the durable record of step %llu", (ull)c->record.step);
+    else if (c->phase == SFC_PHASE_COLLECT && s)
+        snprintf(out, size, "labels of step %llu: %u of %u", (ull)s->step, s->announced,
+                 c->config.micro_batches);
+    else if (s)
+        snprintf(out, size, "micro-batches of step %llu: %u of %u", (ull)s->step, c->done_count,
+                 c->config.micro_batches);
+}

@@ -1,0 +1,236 @@
+/* Waiting calls of a run: tickets, holds, sessions. */
+#include <string.h>
+
+#include "server/core/run_internal.h"
+
+void sfc_run_wait(struct sfc_run_fsm *run, const struct sfc_waiting *waiting,
+                  struct sfc_run_actions *actions)
+{
+    if (run->waiting_count == run->config.max_waiting) {
+        sfc_run_reply(actions, waiting->token, SFC_ELIMIT, "too many waiting calls: try again");
+        return;
+    }
+    run->waiting[run->waiting_count++] = *waiting;
+}
+
+static void take_out(struct sfc_run_fsm *run, uint32_t i)
+{
+    run->waiting_count--;
+    memmove(&run->waiting[i], &run->waiting[i + 1],
+            (run->waiting_count - i) * sizeof(*run->waiting));
+}
+
+void sfc_run_unwait(struct sfc_run_fsm *run, uint64_t token)
+{
+    for (uint32_t i = 0; i < run->waiting_count; i++)
+        if (run->waiting[i].token == token) {
+            take_out(run, i);
+            return;
+        }
+}
+
+static struct sfc_run_action *no_ticket(struct sfc_run_actions *actions, uint64_t token, bool data)
+{
+    struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_REPLY_TICKET);
+    a->token = token;
+    a->data = data;
+    return a;
+}
+
+static bool is_ticket(const struct sfc_waiting *w)
+{
+    return w->kind == SFC_WAITING_DATA || w->kind == SFC_WAITING_GRANT;
+}
+
+void sfc_run_worker_waits_no_more(struct sfc_run_fsm *run, uint64_t worker,
+                                  struct sfc_run_actions *actions)
+{
+    for (uint32_t i = 0; i < run->waiting_count;) {
+        const struct sfc_waiting *w = &run->waiting[i];
+        if (!is_ticket(w) || w->worker != worker) {
+            i++;
+            continue;
+        }
+        no_ticket(actions, w->token, w->kind == SFC_WAITING_DATA);
+        take_out(run, i);
+    }
+}
+
+/* ---- holds */
+
+static struct sfc_hold *find_hold(struct sfc_run_fsm *run, uint64_t id)
+{
+    for (unsigned i = 0; i < SFC_MAX_HOLDS; i++)
+        if (run->holds[i].id == id)
+            return &run->holds[i];
+    return NULL;
+}
+
+static int new_hold(struct sfc_run_fsm *run, const struct sfc_run_event *e, struct sfc_hold **out)
+{
+    const struct sfc_commit_fsm *c = &run->commit;
+    struct sfc_hold *h = find_hold(run, 0);
+    bool busy = c->phase == SFC_PHASE_PREPARE || c->phase == SFC_PHASE_RECORD;
+    uint64_t first = c->committed + busy;
+    if (!h)
+        return sfc_fail(&run->error, SFC_ELIMIT, "%u holds are there already", SFC_MAX_HOLDS);
+    if (e->step > run->config.schedule.steps)
+        return sfc_fail(&run->error, SFC_EINVAL, "the run ends at step %llu, before step %llu",
+                        (ull)run->config.schedule.steps, (ull)e->step);
+    if (e->step != 0 && e->step < first)
+        return sfc_fail(&run->error, SFC_ESTATE, "step %llu has passed: the run is at step %llu",
+                        (ull)e->step, (ull)c->committed);
+    *h = (struct sfc_hold){.id = run->config.incarnation << 32 | ++run->next_hold,
+                           .at_step = e->step ? e->step : first};
+    *out = h;
+    return SFC_OK;
+}
+
+void sfc_run_hold(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                  struct sfc_run_actions *actions)
+{
+    struct sfc_hold *h = NULL;
+    int rc = SFC_OK;
+    if (run->failed || run->stopped)
+        rc = sfc_fail(&run->error, SFC_ESTATE, "the run is %s", sfc_run_state_name(run->state));
+    else if (e->hold_id == 0)
+        rc = new_hold(run, e, &h);
+    else if (!(h = find_hold(run, e->hold_id)))
+        rc = sfc_fail(&run->error, SFC_ENOTFOUND,
+                      "hold %llx is not known (any more): its lease ended and the run went on",
+                      (ull)e->hold_id);
+    if (rc != SFC_OK) {
+        sfc_run_reply(actions, e->token, rc, run->error.text);
+        return;
+    }
+    h->seen_ms = e->now_ms;
+    const struct sfc_waiting w = {
+        .kind = SFC_WAITING_HOLD, .token = e->token, .hold_id = h->id, .since_ms = e->now_ms};
+    sfc_run_wait(run, &w, actions);
+}
+
+void sfc_run_release(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                     struct sfc_run_actions *actions)
+{
+    struct sfc_hold *h = e->hold_id != 0 ? find_hold(run, e->hold_id) : NULL;
+    if (h)
+        memset(h, 0, sizeof(*h));
+    sfc_run_reply(actions, e->token, SFC_OK, "");
+}
+
+static bool hold_has_caller(const struct sfc_run_fsm *run, uint64_t id)
+{
+    for (uint32_t i = 0; i < run->waiting_count; i++)
+        if (run->waiting[i].kind == SFC_WAITING_HOLD && run->waiting[i].hold_id == id)
+            return true;
+    return false;
+}
+
+static void expire_holds(struct sfc_run_fsm *run, uint64_t now_ms)
+{
+    for (unsigned i = 0; i < SFC_MAX_HOLDS; i++) {
+        struct sfc_hold *h = &run->holds[i];
+        if (h->id != 0 && !hold_has_caller(run, h->id) &&
+            now_ms > h->seen_ms + run->config.hold_lease_ms)
+            memset(h, 0, sizeof(*h));
+    }
+}
+
+/* ---- answers */
+
+static bool over(const struct sfc_waiting *w, uint64_t now_ms, uint64_t wait_ms)
+{
+    return now_ms >= w->since_ms + wait_ms;
+}
+
+static bool may_work(const struct sfc_run_fsm *run)
+{
+    return run->started && !run->failed && !run->stopped && !run->finished && !run->paused &&
+           !run->blocked && !run->restoring && !run->config.session;
+}
+
+static bool serve_ticket(struct sfc_run_fsm *run, const struct sfc_waiting *w, uint64_t now_ms,
+                         struct sfc_run_actions *actions)
+{
+    bool data = w->kind == SFC_WAITING_DATA, given = false;
+    uint64_t step = 0;
+    uint32_t j = 0;
+    struct sfc_attempt attempt = {0};
+    bool grants = run->commit.phase == SFC_PHASE_COMPUTE;
+#if SFC_PLANT_BUG == 4
+    grants = grants || run->commit.phase == SFC_PHASE_PREPARE;
+#endif
+    if (may_work(run) && data)
+        given = sfc_tickets_give_data(&run->tickets, w->worker, now_ms, &step, &j);
+    else if (may_work(run) && grants)
+        given = sfc_tickets_give_grant(&run->tickets, w->worker, now_ms, &step, &j, &attempt);
+    bool ended = run->failed || run->stopped;
+    if (!given && !ended && !over(w, now_ms, run->config.ticket_wait_ms))
+        return false;
+    struct sfc_run_action *a = no_ticket(actions, w->token, data);
+    if (!given)
+        return true;
+    a->granted = true;
+    a->step = step;
+    a->j = j;
+    a->attempt = attempt;
+    a->dropped = sfc_tickets_step(&run->tickets, step)->micro_batches[j].dropped;
+    return true;
+}
+
+static bool serve_hold(struct sfc_run_fsm *run, const struct sfc_waiting *w, uint64_t now_ms,
+                       struct sfc_run_actions *actions)
+{
+    struct sfc_hold *h = find_hold(run, w->hold_id);
+    if (!h || run->failed || run->stopped) {
+        sfc_run_reply(actions, w->token, SFC_ESTATE, h ? run->reason : "the hold was released");
+        return true;
+    }
+    bool held = sfc_run_still(run) && h->at_step <= run->commit.committed;
+    if (!held && !over(w, now_ms, run->config.hold_wait_ms))
+        return false;
+    h->seen_ms = now_ms;
+    struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_REPLY_HOLD);
+    a->token = w->token;
+    a->hold_id = h->id;
+    a->held = held;
+    a->step = run->commit.committed;
+    return true;
+}
+
+static bool serve_session(struct sfc_run_fsm *run, const struct sfc_waiting *w,
+                          struct sfc_run_actions *actions)
+{
+    if (run->failed || run->stopped || run->finished) {
+        sfc_run_reply(actions, w->token, SFC_ESTATE,
+                      run->finished ? "the run is finished" : run->reason);
+        return true;
+    }
+    if (run->session == 0 || run->commit.phase == SFC_PHASE_ROUND)
+        return false;
+    struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_REPLY_SESSION);
+    a->token = w->token;
+    a->session = run->session;
+    a->step = run->commit.committed + 1;
+    a->attempt = run->session_attempt;
+    return true;
+}
+
+void sfc_run_serve(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_actions *actions)
+{
+    expire_holds(run, now_ms);
+    for (uint32_t i = 0; i < run->waiting_count;) {
+        const struct sfc_waiting *w = &run->waiting[i];
+        bool answered;
+        if (is_ticket(w))
+            answered = serve_ticket(run, w, now_ms, actions);
+        else if (w->kind == SFC_WAITING_HOLD)
+            answered = serve_hold(run, w, now_ms, actions);
+        else
+            answered = serve_session(run, w, actions);
+        if (answered)
+            take_out(run, i);
+        else
+            i++;
+    }
+}

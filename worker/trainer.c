@@ -1,0 +1,431 @@
+#include "worker/trainer.h"
+
+#include <dnnl.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "proto/base/log.h"
+#include "worker/crew.h"
+
+#define PROGRESS_MS      5000u
+#define BACKOFF_FIRST_MS 100u
+#define BACKOFF_LAST_MS  5000u
+#define HISTORY_POINTS   512u
+#define MODEL_NUMERICS   1 /* raise it when the bits of a backbone or of the head exchange change */
+
+struct sfc_trainer {
+    struct sfc_trainer_options options;
+    struct sfc_client *client;
+    struct sfc_dataset *set; /* NULL: synthetic */
+    FILE *trace;
+    char name[128], numerics[160];
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool stop;
+    struct sfc_crew *crew; /* while a run is joined */
+
+    uint64_t history_run, history_step; /* what progress and trace have seen */
+    struct sfc_history_point last;
+    uint64_t progress_ms, progress_step;
+    uint64_t finished_run;
+    struct sfc_history_point *points; /* [HISTORY_POINTS] */
+};
+
+/* ---- time and stopping */
+
+static uint64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+static bool stopping(struct sfc_trainer *t)
+{
+    pthread_mutex_lock(&t->lock);
+    bool stop = t->stop;
+    pthread_mutex_unlock(&t->lock);
+    return stop;
+}
+
+static void pause_ms(struct sfc_trainer *t, unsigned ms)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    uint64_t ns = (uint64_t)until.tv_nsec + (uint64_t)ms * 1000000;
+    until.tv_sec += (time_t)(ns / 1000000000);
+    until.tv_nsec = (long)(ns % 1000000000);
+    pthread_mutex_lock(&t->lock);
+    while (!t->stop && !pthread_cond_timedwait(&t->changed, &t->lock, &until)) {
+        /* woken, not timed out */
+    }
+    pthread_mutex_unlock(&t->lock);
+}
+
+static unsigned longer(unsigned ms)
+{
+    ms = ms ? ms * 2 : BACKOFF_FIRST_MS;
+    return ms < BACKOFF_LAST_MS ? ms : BACKOFF_LAST_MS;
+}
+
+void sfc_trainer_stop(struct sfc_trainer *t)
+{
+    pthread_mutex_lock(&t->lock);
+    t->stop = true;
+    if (t->crew)
+        sfc_crew_stop(t->crew, SFC_CREW_STOPPED, NULL);
+    pthread_cond_broadcast(&t->changed);
+    pthread_mutex_unlock(&t->lock);
+}
+
+/* The crew that sfc_trainer_stop must reach. */
+static void set_crew(struct sfc_trainer *t, struct sfc_crew *crew)
+{
+    pthread_mutex_lock(&t->lock);
+    t->crew = crew;
+    if (crew && t->stop)
+        sfc_crew_stop(crew, SFC_CREW_STOPPED, NULL);
+    pthread_mutex_unlock(&t->lock);
+}
+
+/* ---- progress */
+
+static void write_trace(struct sfc_trainer *t, const struct sfc_history_point *p)
+{
+    if (t->trace)
+        fprintf(t->trace, "%llu,%.9g,%.9g,%.6g\n", (unsigned long long)p->step, p->loss, p->lr,
+                p->images_per_s);
+}
+
+static int read_history(struct sfc_trainer *t, uint64_t run_id, struct sfc_error *err)
+{
+    if (t->history_run != run_id) {
+        t->history_run = run_id;
+        t->history_step = 0;
+        t->progress_step = 0;
+    }
+    size_t count;
+    do {
+        count = HISTORY_POINTS;
+        int rc = sfc_client_history(t->client, run_id, t->history_step, t->points, &count, err);
+        if (rc)
+            return rc;
+        for (size_t i = 0; i < count; i++) {
+            if (t->points[i].step <= t->history_step)
+                return sfc_fail(err, SFC_ECORRUPT, "History: steps are not ascending");
+            t->history_step = t->points[i].step;
+            t->last = t->points[i];
+            write_trace(t, &t->points[i]);
+        }
+    } while (count == HISTORY_POINTS);
+    if (t->trace)
+        fflush(t->trace);
+    return SFC_OK;
+}
+
+static void report(struct sfc_trainer *t, const struct sfc_run_info *run, const char *state,
+                   bool now)
+{
+    struct sfc_error err = {0};
+    uint64_t ms = now_ms();
+    if (!now && !t->trace && ms - t->progress_ms < PROGRESS_MS)
+        return;
+    if (read_history(t, run->run_id, &err)) {
+        sfc_debug_log("%s", err.text);
+        return;
+    }
+    if (!now && ms - t->progress_ms < PROGRESS_MS)
+        return;
+    t->progress_ms = ms;
+    if (t->history_step == t->progress_step)
+        return;
+    t->progress_step = t->history_step;
+    sfc_info_log("run %s, %s: step %llu of %llu, loss %.4f, lr %.4g, %.0f images/s", run->name,
+                 state, (unsigned long long)t->last.step, (unsigned long long)run->steps,
+                 t->last.loss, t->last.lr, t->last.images_per_s);
+}
+
+/* ---- one joined run */
+
+static bool is_over(const char *state)
+{
+    return !strcmp(state, "finished") || !strcmp(state, "failed") || !strcmp(state, "idle") ||
+           !strcmp(state, "stopped");
+}
+
+static void read_pulse(struct sfc_crew *crew, const struct sfc_run_info *run,
+                       const struct sfc_pulse *pulse)
+{
+    if (!pulse->known)
+        sfc_crew_stop(crew, SFC_CREW_REJOIN, NULL);
+    else if (pulse->run_id != run->run_id || is_over(pulse->state))
+        sfc_crew_stop(crew, SFC_CREW_RUN_OVER, NULL);
+    else if (pulse->map_version != run->map_version)
+        sfc_crew_stop(crew, SFC_CREW_REJOIN, NULL);
+    else
+        sfc_crew_committed(crew, pulse->step);
+}
+
+static void watch(struct sfc_trainer *t, struct sfc_member *member, const struct sfc_run_info *run,
+                  struct sfc_crew *crew)
+{
+    bool told = false;
+    while (sfc_crew_state(crew, NULL) == SFC_CREW_WORKING) {
+        struct sfc_pulse pulse;
+        struct sfc_error err = {0};
+        uint64_t before = now_ms();
+        int rc = sfc_member_heartbeat(member, &pulse, &err);
+        if (rc) {
+            if (rc != SFC_ECANCELED)
+                sfc_info_log("%s: joining again", err.text);
+            sfc_crew_stop(crew, SFC_CREW_REJOIN, &err);
+            break;
+        }
+        read_pulse(crew, run, &pulse);
+        if (!told) {
+            told = true;
+            sfc_info_log("memory of lanes and caches: %.1f MiB",
+                         (double)sfc_crew_memory(crew) / (1 << 20));
+        }
+        report(t, run, pulse.state, false);
+        if (now_ms() - before < 200)
+            pause_ms(t, 200); /* the scheduler does not hold heartbeats now */
+    }
+}
+
+/* Works on a run until something ends it. */
+static enum sfc_crew_end work(struct sfc_trainer *t, struct sfc_member *member,
+                              struct sfc_error *err)
+{
+    struct sfc_run_info run;
+    struct sfc_crew *crew;
+    struct sfc_crew_options options = {t->options.lanes, t->options.cache_bytes, t->set};
+    sfc_member_info(member, &run);
+    sfc_info_log(
+        "joined run %s (%llu): %llu classes, dim %u, backbone %s, %u shards, batch %u of %u",
+        run.name, (unsigned long long)run.run_id, (unsigned long long)run.classes, run.dim,
+        run.backbone, run.shards, run.global_batch, run.micro_batch);
+    if (sfc_crew_new(member, &options, &crew, err))
+        return SFC_CREW_FATAL;
+    set_crew(t, crew);
+    watch(t, member, &run, crew);
+    set_crew(t, NULL);
+    enum sfc_crew_end end = sfc_crew_state(crew, err);
+    struct sfc_crew_counters counters;
+    sfc_crew_counters(crew, &counters);
+    sfc_crew_free(crew);
+    if (end != SFC_CREW_RUN_OVER)
+        sfc_member_leave(member,
+                         NULL); /* grants go on at once; if it fails the scheduler notices */
+    else
+        t->finished_run = run.run_id;
+    report(t, &run, end == SFC_CREW_RUN_OVER ? "over" : "left", true);
+    sfc_info_log("left run %s: %llu micro-batches done, %llu given up, %llu read", run.name,
+                 (unsigned long long)counters.micro_batches, (unsigned long long)counters.given_up,
+                 (unsigned long long)counters.batches_read);
+    return end;
+}
+
+/* ---- joining */
+
+static struct sfc_join join_request(const struct sfc_trainer *t)
+{
+    struct sfc_join join = {.name = t->name,
+                            .numerics = t->numerics,
+                            .lanes = t->options.lanes,
+                            .data = SFC_CLIENT_DATA_SYNTHETIC};
+    if (t->set) {
+        const struct sfc_dataset_info *info = sfc_dataset_info(t->set);
+        join.data = SFC_CLIENT_DATA_RECORDS;
+        join.data_digest = info->digest;
+        join.samples = info->samples;
+        join.width = info->width;
+        join.height = info->height;
+        join.channels = info->channels;
+        join.flip = info->flip;
+    }
+    return join;
+}
+
+/* Is there nothing left to wait for? *over: exit_when_done is fulfilled; failure: SFC_ESTATE. */
+static int look_for_end(struct sfc_trainer *t, bool *over, struct sfc_error *err)
+{
+    struct sfc_client_state state;
+    *over = false;
+    if (!t->options.exit_when_done)
+        return SFC_OK;
+    if (sfc_client_status(t->client, &state, NULL))
+        return SFC_OK; /* asked again after the next try to join */
+    if (!strcmp(state.state, "failed"))
+        return sfc_fail(err, SFC_ESTATE, "the run failed: %s", state.reason);
+    *over = !strcmp(state.state, "finished") || (t->finished_run && is_over(state.state));
+    return SFC_OK;
+}
+
+static bool waiting_helps(int rc)
+{
+    return rc == SFC_EUNAVAILABLE || rc == SFC_ETIMEOUT || rc == SFC_ECANCELED ||
+           rc == SFC_ELIMIT || rc == SFC_ESTALE || rc == SFC_ESTATE;
+}
+
+/* One try. *member NULL: none this time. */
+static int try_join(struct sfc_trainer *t, unsigned *backoff, struct sfc_member **member,
+                    struct sfc_error *err)
+{
+    struct sfc_join join = join_request(t);
+    uint64_t before = now_ms();
+    *member = NULL;
+    int rc = sfc_client_join(t->client, &join, member, err);
+    if (rc && !waiting_helps(rc))
+        return rc;
+    if (rc) {
+        if (!*backoff)
+            sfc_warning_log("%s; trying again", err->text);
+        *backoff = longer(*backoff);
+        pause_ms(t, *backoff);
+        return SFC_OK;
+    }
+    *backoff = 0;
+    if (!*member && now_ms() - before < 200)
+        pause_ms(t, 200);
+    return SFC_OK;
+}
+
+/* The next run to work on; *out NULL: told to stop, or done. */
+static int next_run(struct sfc_trainer *t, struct sfc_member **out, struct sfc_error *err)
+{
+    unsigned backoff = 0;
+    while (!stopping(t)) {
+        struct sfc_member *member;
+        struct sfc_run_info run;
+        bool over;
+        int rc = look_for_end(t, &over, err);
+        if (rc)
+            return rc;
+        if (over)
+            break;
+        rc = try_join(t, &backoff, &member, err);
+        if (rc)
+            return rc;
+        if (!member)
+            continue;
+        sfc_member_info(member, &run);
+        if (run.run_id != t->finished_run) {
+            *out = member;
+            return SFC_OK;
+        }
+        sfc_member_leave(member, NULL); /* it is over and not yet replaced */
+        sfc_member_free(member);
+        pause_ms(t, 500);
+    }
+    *out = NULL;
+    return SFC_OK;
+}
+
+int sfc_trainer_run(struct sfc_trainer *t, struct sfc_error *err)
+{
+    for (;;) {
+        struct sfc_member *member;
+        struct sfc_error cause = {0};
+        int rc = next_run(t, &member, err);
+        if (rc || !member)
+            return rc;
+        enum sfc_crew_end end = work(t, member, &cause);
+        sfc_member_free(member);
+        if (end == SFC_CREW_FATAL) {
+            if (err)
+                *err = cause;
+            return cause.code ? cause.code : SFC_EINTERNAL;
+        }
+    }
+}
+
+/* ---- set-up */
+
+static void name_self(struct sfc_trainer *t)
+{
+    static const struct {
+        dnnl_cpu_isa_t isa;
+        const char *name;
+    } isas[] = {{dnnl_cpu_isa_sse41, "sse41"},
+                {dnnl_cpu_isa_avx, "avx"},
+                {dnnl_cpu_isa_avx2, "avx2"},
+                {dnnl_cpu_isa_avx2_vnni, "avx2_vnni"},
+                {dnnl_cpu_isa_avx512_core, "avx512_core"},
+                {dnnl_cpu_isa_avx512_core_vnni, "avx512_core_vnni"},
+                {dnnl_cpu_isa_avx512_core_bf16, "avx512_core_bf16"},
+                {dnnl_cpu_isa_avx512_core_amx, "avx512_core_amx"}};
+    const dnnl_version_t *version = dnnl_version();
+    char host[80] = "";
+    const char *isa = "isa-other";
+    dnnl_cpu_isa_t mine = dnnl_get_effective_cpu_isa();
+    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++)
+        if (isas[i].isa == mine)
+            isa = isas[i].name;
+    if (gethostname(host, sizeof host - 1))
+        strcpy(host, "localhost");
+    snprintf(t->name, sizeof t->name, "%s:%ld", host, (long)getpid());
+    snprintf(t->numerics, sizeof t->numerics, "cpu %s onednn-%d.%d.%d m%d", isa, version->major,
+             version->minor, version->patch, MODEL_NUMERICS);
+}
+
+static int open_trace(struct sfc_trainer *t, struct sfc_error *err)
+{
+    if (!t->options.trace)
+        return SFC_OK;
+    t->trace = fopen(t->options.trace, "w");
+    if (!t->trace)
+        return sfc_fail_errno(err, "trace file %s", t->options.trace);
+    fputs("step,loss,lr,images_per_s\n", t->trace);
+    return SFC_OK;
+}
+
+void sfc_trainer_free(struct sfc_trainer *t)
+{
+    if (!t)
+        return;
+    sfc_client_free(t->client);
+    sfc_dataset_close(t->set);
+    if (t->trace && fclose(t->trace))
+        sfc_error_log("trace file %s: %s", t->options.trace, strerror(errno));
+    free(t->points);
+    pthread_cond_destroy(&t->changed);
+    pthread_mutex_destroy(&t->lock);
+    free(t);
+}
+
+int sfc_trainer_new(const struct sfc_trainer_options *options, struct sfc_trainer **out,
+                    struct sfc_error *err)
+{
+    struct sfc_trainer *t = calloc(1, sizeof *t);
+    if (!t)
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for the trainer");
+    t->options = *options;
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&t->changed, &attr);
+    pthread_condattr_destroy(&attr);
+    pthread_mutex_init(&t->lock, NULL);
+    name_self(t);
+    t->points = calloc(HISTORY_POINTS, sizeof *t->points);
+    int rc = t->points ? SFC_OK : sfc_fail(err, SFC_ENOMEM, "out of memory for the trainer");
+    if (!rc && strcmp(options->data, "synthetic"))
+        rc = sfc_dataset_open(options->data, &t->set, err);
+    if (!rc)
+        rc = open_trace(t, err);
+    if (!rc)
+        rc = sfc_client_new(options->scheduler, &t->client, err);
+    if (rc) {
+        sfc_trainer_free(t);
+        return rc;
+    }
+    *out = t;
+    return SFC_OK;
+}
