@@ -20,7 +20,7 @@ struct sfc_simd {
     const char *name;
 
     /* Copies rows[0..n) of block [*, dim] to tile [n, pitch] with zero padding, in this order, and
-     * writes 1 / norm of each (0 for a norm below 1e-12). */
+     * writes 1 / norm of each (0 for a norm below 1e-12, NaN for one above 1.8e19). */
     void (*gather)(const float *block, const uint32_t *rows, size_t n, size_t dim, size_t pitch,
                    float *tile, float *inverse_norm);
     /* out [pitch] = in [dim] / |in| with zero padding; false (and zeros) for a norm below 1e-12. */

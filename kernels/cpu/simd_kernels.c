@@ -34,7 +34,7 @@ INLINE void store(float *p, vec v)
 
 INLINE vec splat(float x)
 {
-    return (vec){0} + x;
+    return x - (vec){0}; /* keeps -0, which 0 + x does not */
 }
 
 /* The last, incomplete vector of a row in the block store. */
@@ -71,6 +71,8 @@ INLINE double total(vec v)
 INLINE float inverse(double sum_of_squares)
 {
     double norm = sqrt(sum_of_squares);
+    if (!isfinite(norm)) /* too large to be squared: not a row to go on with */
+        return NAN;
     return norm < 1e-12 ? 0.0f : (float)(1.0 / norm);
 }
 

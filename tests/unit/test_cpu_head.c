@@ -413,6 +413,25 @@ static void slots_are_used_again(void **state)
     assert_false(sfc_head_finite(f->head, slots));
 }
 
+static void diverged_centres_are_an_error(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_error err = {0};
+    float values[72];
+    for (size_t k = 0; k < standard.dim; k++)
+        values[k] = 1e25f;
+    const uint32_t *rows = NULL;
+    uint32_t count = 0;
+    must(sfc_head_plan(f->head, 1, f->labels, NULL, &err), &err);
+    must(sfc_head_sample(f->head, 2, &rows, &count, &err), &err);
+    must(sfc_head_write(f->head, 2, SFC_PART_VALUES, (uint64_t)rows[5] * standard.dim, standard.dim,
+                        values, &err),
+         &err);
+    assert_int_equal(logits_call(f, 0, 0, &err), SFC_ESTATE);
+    assert_non_null(strstr(err.text, "block 2"));
+    assert_int_equal(gradient_call(f, 0, &err), SFC_ESTATE);
+}
+
 static void bad_blocks_and_labels_are_refused(void **state)
 {
     struct fixture *f = *state;
@@ -474,6 +493,7 @@ int main(void)
         cmocka_unit_test(memory_is_as_reported),
         cmocka_unit_test_setup_teardown(bad_features_and_lse_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(slots_are_used_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(diverged_centres_are_an_error, setup, teardown),
         cmocka_unit_test_setup_teardown(bad_blocks_and_labels_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(bad_configurations_are_refused, setup, teardown),
     };
