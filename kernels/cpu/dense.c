@@ -1,11 +1,12 @@
 /* Backbone blocks on the CPU: elementwise passes over contiguous f32 vectors. Every float has its
  * own arithmetic and the sum of squares of a block has a fixed order, so blocks never influence one
- * another. */
+ * another; they are worked on in parallel. */
 #include "kernels/cpu/cpu.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cpu/pool.h"
 #include "kernels/rng/philox.h"
 
 /* Partial sums of the sum of squares: element i of a piece goes to sum i % SQUARE_LANES. */
@@ -257,23 +258,36 @@ static double sum_of_squares(const float *v, uint64_t n)
     return sum;
 }
 
+struct prepare_call {
+    struct cpu_dense *dense;
+    const uint32_t *slots;
+    struct sfc_dense_sum *out;
+};
+
+static void prepare_block(void *arg, size_t index, unsigned worker)
+{
+    const struct prepare_call *call = arg;
+    struct cpu_dense *d = call->dense;
+    struct sfc_dense_sum sum = {d->base.blocks[index], 0, true};
+    (void)worker;
+    for (size_t p = d->first_piece[index]; p < d->first_piece[index + 1]; p++) {
+        const struct piece *piece = &d->pieces[p];
+        add_slices(d, call->slots, piece);
+        sum.finite = all_finite(d->sum + piece->at, piece->length) && sum.finite;
+        if (piece->role != SFC_DENSE_STATISTIC) {
+            sum.sum_of_squares += sum_of_squares(d->sum + piece->at, piece->length);
+        }
+    }
+    call->out[index] = sum;
+}
+
 int sfc_cpu_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct sfc_dense_sum *out,
                           struct sfc_error *err)
 {
     (void)err;
-    struct cpu_dense *d = (struct cpu_dense *)dense;
-    for (size_t i = 0; i < dense->block_count; i++) {
-        struct sfc_dense_sum sum = {dense->blocks[i], 0, true};
-        for (size_t p = d->first_piece[i]; p < d->first_piece[i + 1]; p++) {
-            const struct piece *piece = &d->pieces[p];
-            add_slices(d, slots, piece);
-            sum.finite = all_finite(d->sum + piece->at, piece->length) && sum.finite;
-            if (piece->role != SFC_DENSE_STATISTIC) {
-                sum.sum_of_squares += sum_of_squares(d->sum + piece->at, piece->length);
-            }
-        }
-        out[i] = sum;
-    }
+    struct prepare_call call = {(struct cpu_dense *)dense, slots, out};
+    sfc_cpu_pool_run(((struct sfc_cpu *)dense->backend)->pool, prepare_block, &call,
+                     dense->block_count);
     return SFC_OK;
 }
 
@@ -298,13 +312,18 @@ static void update_weights(float *restrict w, float *restrict m, const float *re
     }
 }
 
-int sfc_cpu_dense_commit(struct sfc_dense *dense, double clip_scale, double lr,
-                         struct sfc_error *err)
+struct commit_call {
+    struct cpu_dense *dense;
+    double clip_scale, lr;
+};
+
+static void commit_block(void *arg, size_t index, unsigned worker)
 {
-    (void)err;
-    struct cpu_dense *d = (struct cpu_dense *)dense;
-    const struct sfc_dense_config *c = &dense->config;
-    for (size_t p = 0; p < d->first_piece[dense->block_count]; p++) {
+    const struct commit_call *call = arg;
+    struct cpu_dense *d = call->dense;
+    const struct sfc_dense_config *c = &d->base.config;
+    (void)worker;
+    for (size_t p = d->first_piece[index]; p < d->first_piece[index + 1]; p++) {
         const struct piece *piece = &d->pieces[p];
         float *w = d->values + piece->at;
         const float *sum = d->sum + piece->at;
@@ -313,12 +332,21 @@ int sfc_cpu_dense_commit(struct sfc_dense *dense, double clip_scale, double lr,
             continue;
         }
         struct update u = {
-            .clip = (float)clip_scale,
+            .clip = (float)call->clip_scale,
             .decay = piece->role == SFC_DENSE_WEIGHT ? (float)c->weight_decay : 0,
             .momentum = (float)c->momentum,
-            .lr = (float)lr,
+            .lr = (float)call->lr,
         };
         update_weights(w, d->momentum + piece->at, sum, piece->length, u);
     }
+}
+
+int sfc_cpu_dense_commit(struct sfc_dense *dense, double clip_scale, double lr,
+                         struct sfc_error *err)
+{
+    (void)err;
+    struct commit_call call = {(struct cpu_dense *)dense, clip_scale, lr};
+    sfc_cpu_pool_run(((struct sfc_cpu *)dense->backend)->pool, commit_block, &call,
+                     dense->block_count);
     return SFC_OK;
 }
