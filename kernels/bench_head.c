@@ -28,14 +28,6 @@ struct bench {
     double *ms[PHASES]; /* [steps] */
 };
 
-uint32_t sfc_default_block_size(uint64_t classes)
-{
-    uint32_t size = 8192;
-    while (size > 1024 && size > classes / 64)
-        size /= 2;
-    return size;
-}
-
 static double now_ms(void)
 {
     struct timespec t;
@@ -49,7 +41,7 @@ static struct sfc_head_config config_of(const struct sfc_bench_head_options *o)
         .seed = 1,
         .classes = o->classes,
         .dim = o->dim,
-        .block_size = o->block_size ? o->block_size : sfc_default_block_size(o->classes),
+        .block_size = o->block_size,
         .sample_ppm = o->sample_ppm,
         .batch = o->batch,
         .micro_batch = o->micro_batch,

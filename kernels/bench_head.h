@@ -10,7 +10,7 @@ struct sfc_bench_head_options {
     const char *backend; /* sfc_backend_open */
     unsigned threads;
     uint64_t classes;
-    uint32_t sample_ppm, batch, micro_batch, dim, block_size; /* block_size 0: DESIGN's default */
+    uint32_t sample_ppm, batch, micro_batch, dim, block_size;
     uint32_t steps; /* timed, after two that warm up; at least 1 */
     bool exact;     /* time the exact sums alone as well (cpu) */
 };
@@ -29,9 +29,6 @@ struct sfc_bench_head_result {
     uint32_t block_size;
     char numerics[128];
 };
-
-/* The power of two at most classes / 64, within 1024 and 8192. */
-uint32_t sfc_default_block_size(uint64_t classes);
 
 int sfc_bench_head(const struct sfc_bench_head_options *options,
                    struct sfc_bench_head_result *result, struct sfc_error *err);

@@ -108,7 +108,7 @@ int sfc_cluster_shard(struct sfc_cluster *cluster, const char *address, const ch
                           .deadline_ms = SHARD_DEADLINE_MS,
                           .retries = SHARD_RETRIES,
                           .reply_type = reply_type};
-    struct sfc_rpc_client *client;
+    struct sfc_rpc_client *client = NULL;
     int code = find_shard(cluster, address, &client, err);
     if (code == SFC_OK) {
         code = sfc_ask(client, &ask, out, err);

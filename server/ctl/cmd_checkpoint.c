@@ -144,7 +144,7 @@ static int copy_part(struct hold *hold, struct sfc_checkpoint_writer *writer,
                      struct sfc_error *err)
 {
     for (uint64_t done = 0; done < elements; done += request->count) {
-        const char *address;
+        const char *address = NULL;
         struct sfc_answer answer = {0};
         int code = renew(hold, err);
         if (code == SFC_OK) {

@@ -39,7 +39,7 @@ static uint32_t rate(const char *text)
 
 int main(int argc, char **argv)
 {
-    struct sfc_bench_head_options o = {"cpu", 2, 1000000, 100000, 128, 0, 512, 0, 15, false};
+    struct sfc_bench_head_options o = {"cpu", 2, 1000000, 100000, 128, 0, 512, 8192, 15, false};
     struct sfc_bench_head_result result;
     struct sfc_error err = {0};
     bool json = false;

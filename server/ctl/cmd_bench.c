@@ -1,0 +1,164 @@
+/* shardfc bench head: the head's step in this process, beside the least that the machine needs. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "kernels/bench_head.h"
+#include "server/core/block_map.h"
+#include "server/ctl/command.h"
+
+struct bench_options {
+    const char *backend;
+    bool json, exact;
+    uint64_t classes, batch, micro_batch, dim, block_size, steps, threads;
+    double sample_rate;
+    int dtype, gemm;
+};
+
+static const char *const number_formats[] = {"f32", "bf16", NULL};
+
+#define AT(field) offsetof(struct bench_options, field)
+static const struct sfc_option table[] = {
+    {.name = "classes",
+     .type = SFC_OPTION_U64,
+     .offset = AT(classes),
+     .min = 1,
+     .max = 1000000000,
+     .fallback = "1000000",
+     .help = "identities"},
+    {.name = "sample-rate",
+     .type = SFC_OPTION_DOUBLE,
+     .offset = AT(sample_rate),
+     .low = 1e-6,
+     .high = 1,
+     .fallback = "0.1",
+     .help = "share of the classes in each step"},
+    {.name = "batch",
+     .type = SFC_OPTION_U64,
+     .offset = AT(batch),
+     .min = 1,
+     .max = 65536,
+     .fallback = "128",
+     .help = "rows of a step"},
+    {.name = "micro-batch",
+     .type = SFC_OPTION_U64,
+     .offset = AT(micro_batch),
+     .max = 65536,
+     .fallback = "0",
+     .help = "rows of a micro-batch; 0: the whole batch"},
+    {.name = "dim",
+     .type = SFC_OPTION_U64,
+     .offset = AT(dim),
+     .min = 1,
+     .max = SFC_MAX_DIM,
+     .fallback = "512",
+     .help = "width of the embedding"},
+    {.name = "block-size",
+     .type = SFC_OPTION_U64,
+     .offset = AT(block_size),
+     .max = 1 << 24,
+     .fallback = "0",
+     .help = "classes per block; 0: the default of a run"},
+    {.name = "steps",
+     .type = SFC_OPTION_U64,
+     .offset = AT(steps),
+     .min = 1,
+     .max = 100000,
+     .fallback = "15",
+     .help = "timed steps, after two that warm up"},
+    {.name = "threads",
+     .type = SFC_OPTION_U64,
+     .offset = AT(threads),
+     .max = 1024,
+     .fallback = "0",
+     .help = "compute threads; 0: one per processor"},
+    {.name = "backend",
+     .type = SFC_OPTION_STRING,
+     .offset = AT(backend),
+     .fallback = "cpu",
+     .metavar = "NAME",
+     .help = "cpu or reference"},
+    {.name = "dtype",
+     .type = SFC_OPTION_ENUM,
+     .offset = AT(dtype),
+     .choices = number_formats,
+     .fallback = "f32",
+     .help = "storage of the class centres"},
+    {.name = "gemm",
+     .type = SFC_OPTION_ENUM,
+     .offset = AT(gemm),
+     .choices = number_formats,
+     .fallback = "f32",
+     .help = "number format of the products"},
+    {.name = "exact",
+     .type = SFC_OPTION_BOOL,
+     .offset = AT(exact),
+     .help = "also time the exact sums alone"},
+    {.name = "json",
+     .type = SFC_OPTION_BOOL,
+     .offset = AT(json),
+     .help = "print one JSON object",
+     .flags = SFC_OPTION_FLAG_ONLY},
+};
+static const struct sfc_program program = {
+    .name = "shardfc bench head",
+    .summary =
+        "Times the class layer's step (sample, logits, gradient, commit) in this process, and in "
+        "the same process the floor: three matrix products at the speed that the library has on "
+        "these shapes plus the bytes at streaming speed.",
+    .options = table,
+    .count = sizeof table / sizeof *table,
+};
+
+static int run(const struct bench_options *o, struct sfc_error *err)
+{
+    if (o->dtype != 0 || o->gemm != 0) {
+        return sfc_fail(err, SFC_EINVAL, "--%s bf16: this version computes in f32 only",
+                        o->dtype != 0 ? "dtype" : "gemm");
+    }
+    if (o->micro_batch > 0 && o->batch % o->micro_batch != 0) {
+        return sfc_fail(err, SFC_EINVAL, "--micro-batch does not divide --batch");
+    }
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    struct sfc_bench_head_options options = {
+        .backend = o->backend,
+        .threads =
+            o->threads > 0 ? (unsigned)o->threads : (unsigned)(processors > 0 ? processors : 1),
+        .classes = o->classes,
+        .sample_ppm = (uint32_t)llround(o->sample_rate * 1e6),
+        .batch = (uint32_t)o->batch,
+        .micro_batch = (uint32_t)(o->micro_batch > 0 ? o->micro_batch : o->batch),
+        .dim = (uint32_t)o->dim,
+        .block_size =
+            o->block_size > 0 ? (uint32_t)o->block_size : sfc_default_block_size(o->classes),
+        .steps = (uint32_t)o->steps,
+        .exact = o->exact,
+    };
+    struct sfc_bench_head_result result;
+    int code = sfc_bench_head(&options, &result, err);
+    if (code == SFC_OK) {
+        (o->json ? sfc_bench_head_json : sfc_bench_head_table)(stdout, &options, &result);
+    }
+    return code;
+}
+
+int sfc_cmd_bench(int argc, char **argv)
+{
+    if (argc < 2 || strcmp(argv[1], "head") != 0) {
+        bool help = argc > 1 && strcmp(argv[1], "--help") == 0;
+        fprintf(help ? stdout : stderr, "usage: shardfc bench head [OPTIONS]\n\n"
+                                        "  head   the class layer's step, beside its floor\n");
+        return help ? 0 : 2;
+    }
+    struct bench_options o;
+    struct sfc_options *parsed;
+    int exit_code = sfc_options_main(&program, argc - 1, argv + 1, &o, &parsed);
+    if (exit_code >= 0) {
+        return exit_code;
+    }
+    struct sfc_error err;
+    int code = run(&o, &err);
+    sfc_options_free(parsed);
+    return code == SFC_OK ? 0 : sfc_command_failed("bench head", &err);
+}
