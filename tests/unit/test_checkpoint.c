@@ -1,0 +1,240 @@
+/* Checkpoint directories: round trip, digests, refusal of whatever was changed afterwards. */
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "server/ctl/checkpoint.h"
+
+enum { CLASSES = 25, BLOCK = 10, DIM = 3, DENSE = 70, DENSE_BLOCK = 32 };
+
+struct fixture {
+    char root[64];
+    char dir[96];
+    Shardfc__V1__RunConfig config;
+    Shardfc__V1__DataSet data;
+    Shardfc__V1__DenseSegment segment;
+    Shardfc__V1__DenseSegment *segments[1];
+    uint64_t shape[1];
+};
+
+static int set_up(void **state)
+{
+    struct fixture *f = calloc(1, sizeof *f);
+    strcpy(f->root, "/tmp/sfc-checkpoint-XXXXXX");
+    assert_non_null(mkdtemp(f->root));
+    snprintf(f->dir, sizeof f->dir, "%s/c", f->root);
+    f->config = (Shardfc__V1__RunConfig)SHARDFC__V1__RUN_CONFIG__INIT;
+    f->data = (Shardfc__V1__DataSet)SHARDFC__V1__DATA_SET__INIT;
+    f->segment = (Shardfc__V1__DenseSegment)SHARDFC__V1__DENSE_SEGMENT__INIT;
+    f->shape[0] = DENSE;
+    f->segment.name = "all";
+    f->segment.shape = f->shape;
+    f->segment.n_shape = 1;
+    f->segments[0] = &f->segment;
+    f->config.name = "a";
+    f->config.classes = CLASSES;
+    f->config.block_size = BLOCK;
+    f->config.dim = DIM;
+    f->config.dense_block_size = DENSE_BLOCK;
+    f->config.data = &f->data;
+    f->config.segments = f->segments;
+    f->config.n_segments = 1;
+    *state = f;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct fixture *f = *state;
+    char command[128];
+    snprintf(command, sizeof command, "rm -rf '%s'", f->root);
+    int code = system(command);
+    free(f);
+    return code;
+}
+
+static float value_at(int kind, uint64_t block, uint64_t i, float tweak)
+{
+    return (float)(1000 * kind) + (float)block + 0.001F * (float)i + tweak;
+}
+
+static void write_block(struct sfc_checkpoint_writer *writer, const struct fixture *f, int kind,
+                        uint64_t block, float tweak)
+{
+    uint64_t n = 2 * sfc_config_block_elements(&f->config, (Shardfc__V1__BlockKind)kind, block);
+    struct sfc_error err;
+    assert_int_equal(sfc_checkpoint_begin(writer, (Shardfc__V1__BlockKind)kind, block, &err),
+                     SFC_OK);
+    for (uint64_t i = 0; i < n; i++) {
+        float value = value_at(kind, block, i, tweak);
+        assert_int_equal(sfc_checkpoint_append(writer, &value, 1, &err), SFC_OK);
+    }
+    assert_int_equal(sfc_checkpoint_end(writer, &err), SFC_OK);
+}
+
+static void write_all(const struct fixture *f, const char *dir, uint64_t step, float tweak,
+                      char digest[SFC_DIGEST_HEX])
+{
+    struct sfc_checkpoint_writer *writer;
+    struct sfc_error err;
+    assert_int_equal(sfc_checkpoint_create(dir, &f->config, step, &writer, &err), SFC_OK);
+    for (int kind = 1; kind >= 0; kind--) { /* any order */
+        uint64_t count = sfc_config_block_count(&f->config, (Shardfc__V1__BlockKind)kind);
+        for (uint64_t b = count; b-- > 0;) {
+            write_block(writer, f, kind, b, kind == 0 && b == 1 ? tweak : 0);
+        }
+    }
+    assert_int_equal(sfc_checkpoint_finish(writer, digest, &err), SFC_OK);
+}
+
+static void round_trip(void **state)
+{
+    struct fixture *f = *state;
+    char digest[SFC_DIGEST_HEX];
+    float values[2 * BLOCK * DIM + 2 * DENSE_BLOCK];
+    struct sfc_checkpoint *c;
+    write_all(f, f->dir, 7, 0, digest);
+    assert_int_equal(sfc_checkpoint_open(f->dir, &c, NULL), SFC_OK);
+    assert_int_equal(sfc_checkpoint_step(c), 7);
+    assert_string_equal(sfc_checkpoint_digest(c), digest);
+    assert_int_equal(sfc_checkpoint_verify(c, NULL), SFC_OK);
+    assert_int_equal(sfc_checkpoint_block_count(c, 0), 3);
+    assert_int_equal(sfc_checkpoint_block_count(c, 1), 3);
+    assert_int_equal(sfc_checkpoint_block_elements(c, 0, 2), 5 * DIM);
+    assert_int_equal(sfc_checkpoint_block_elements(c, 1, 2), 6);
+    assert_int_equal(sfc_checkpoint_read(c, 0, 2, values, NULL), SFC_OK);
+    for (uint64_t i = 0; i < 2 * 5 * DIM; i++) {
+        assert_true(values[i] == value_at(0, 2, i, 0));
+    }
+    sfc_checkpoint_close(c);
+}
+
+static void digest_tells_states_apart(void **state)
+{
+    struct fixture *f = *state;
+    char a[SFC_DIGEST_HEX], b[SFC_DIGEST_HEX], dir[128];
+    write_all(f, f->dir, 7, 0, a);
+    snprintf(dir, sizeof dir, "%s/same", f->root);
+    f->config.name = "another name";
+    write_all(f, dir, 7, 0, b);
+    assert_string_equal(a, b);
+    snprintf(dir, sizeof dir, "%s/step", f->root);
+    write_all(f, dir, 8, 0, b);
+    assert_string_not_equal(a, b);
+    snprintf(dir, sizeof dir, "%s/bit", f->root);
+    write_all(f, dir, 7, 1, b);
+    assert_string_not_equal(a, b);
+    snprintf(dir, sizeof dir, "%s/config", f->root);
+    f->config.seed = 2;
+    write_all(f, dir, 7, 0, b);
+    assert_string_not_equal(a, b);
+}
+
+static void existing_directory_is_kept(void **state)
+{
+    struct fixture *f = *state;
+    char digest[SFC_DIGEST_HEX];
+    struct sfc_checkpoint_writer *writer;
+    struct sfc_error err;
+    write_all(f, f->dir, 7, 0, digest);
+    assert_int_equal(sfc_checkpoint_create(f->dir, &f->config, 9, &writer, &err), SFC_EEXIST);
+}
+
+static void missing_block_leaves_nothing(void **state)
+{
+    struct fixture *f = *state;
+    char digest[SFC_DIGEST_HEX];
+    struct sfc_checkpoint_writer *writer;
+    struct sfc_error err;
+    assert_int_equal(sfc_checkpoint_create(f->dir, &f->config, 9, &writer, &err), SFC_OK);
+    write_block(writer, f, 0, 0, 0);
+    assert_int_not_equal(sfc_checkpoint_finish(writer, digest, &err), SFC_OK);
+    assert_int_not_equal(access(f->dir, F_OK), 0);
+    assert_int_equal(rmdir(f->root), 0); /* empty: the partial directory is gone too */
+    assert_int_equal(mkdir(f->root, 0700), 0);
+}
+
+static void flip(const char *path, off_t at)
+{
+    int fd = open(path, O_RDWR);
+    uint8_t byte;
+    assert_true(fd >= 0);
+    assert_int_equal(pread(fd, &byte, 1, at), 1);
+    byte ^= 0x10;
+    assert_int_equal(pwrite(fd, &byte, 1, at), 1);
+    close(fd);
+}
+
+/* Opens and verifies; the code of the first failure. */
+static int check(const char *dir, struct sfc_error *err)
+{
+    struct sfc_checkpoint *c = NULL;
+    int code = sfc_checkpoint_open(dir, &c, err);
+    if (code == SFC_OK) {
+        code = sfc_checkpoint_verify(c, err);
+    }
+    sfc_checkpoint_close(c);
+    return code;
+}
+
+static void every_flipped_byte_is_found(void **state)
+{
+    struct fixture *f = *state;
+    static const char *const files[] = {"manifest.json",    "manifest.xxh3",    "run.pb",
+                                        "class-000000.f32", "class-000002.f32", "dense-000001.f32"};
+    char digest[SFC_DIGEST_HEX];
+    write_all(f, f->dir, 7, 0, digest);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        char path[160];
+        struct stat info;
+        snprintf(path, sizeof path, "%s/%s", f->dir, files[i]);
+        assert_int_equal(stat(path, &info), 0);
+        for (off_t at = 0; at < info.st_size; at++) {
+            struct sfc_error err;
+            flip(path, at);
+            int code = check(f->dir, &err);
+            flip(path, at);
+            assert_int_equal(code, SFC_ECORRUPT);
+            assert_non_null(strstr(err.text, f->dir));
+        }
+    }
+    assert_int_equal(check(f->dir, NULL), SFC_OK);
+}
+
+static void cut_and_missing_files_are_named(void **state)
+{
+    struct fixture *f = *state;
+    char digest[SFC_DIGEST_HEX];
+    char path[160];
+    struct sfc_error err;
+    write_all(f, f->dir, 7, 0, digest);
+    snprintf(path, sizeof path, "%s/class-000001.f32", f->dir);
+    assert_int_equal(truncate(path, 100), 0);
+    assert_int_equal(check(f->dir, &err), SFC_ECORRUPT);
+    assert_non_null(strstr(err.text, "class-000001.f32"));
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(check(f->dir, &err), SFC_ENOTFOUND);
+    assert_non_null(strstr(err.text, "class-000001.f32"));
+    assert_int_equal(check("/nonexistent", &err), SFC_ENOTFOUND);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(round_trip, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(digest_tells_states_apart, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(existing_directory_is_kept, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(missing_block_leaves_nothing, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(every_flipped_byte_is_found, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(cut_and_missing_files_are_named, set_up, tear_down),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
