@@ -65,8 +65,8 @@ static const uint64_t labels[ROWS] = {0, 1, 1, SFC_CLIENT_NO_LABEL};
 
 /* ---- scripted peers */
 
-static void send(struct sfc_rpc_call *call, const ProtobufCMessage *message, void *tensor,
-                 size_t size)
+static void send_reply(struct sfc_rpc_call *call, const ProtobufCMessage *message, void *tensor,
+                       size_t size)
 {
     uint8_t head[4096];
     assert_true(protobuf_c_message_get_packed_size(message) <= sizeof head);
@@ -121,7 +121,7 @@ static void on_open_session(struct sfc_rpc_call *call, void *ctx)
     reply.attempt = &attempt;
     reply.config = &config;
     reply.map = &map;
-    send(call, &reply.base, NULL, 0);
+    send_reply(call, &reply.base, NULL, 0);
 }
 
 /* Shard k says exp-sum 2^k for every row, and owns the targets of class k with logit 0.25 + k. */
@@ -163,7 +163,8 @@ static void on_logits(struct sfc_rpc_call *call, void *ctx)
                             peer->fault == WRONG_DTYPE ? SHARDFC__V1__DTYPE__DTYPE_I64
                                                        : SHARDFC__V1__DTYPE__DTYPE_U64,
                             shape, 2);
-    send(call, &reply.base, sums, ROWS * sizeof *sums - (peer->fault == SHORT_TENSOR ? 8 : 0));
+    send_reply(call, &reply.base, sums,
+               ROWS * sizeof *sums - (peer->fault == SHORT_TENSOR ? 8 : 0));
 }
 
 static int64_t dx_of(uint32_t shard, uint32_t i)
@@ -181,7 +182,7 @@ static void on_gradient(struct sfc_rpc_call *call, void *ctx)
     for (uint32_t i = 0; i < VALUES; i++)
         dx[i] = dx_of(peer->index, i);
     reply.payload_type = sfc_tensor_type(&type, SHARDFC__V1__DTYPE__DTYPE_I64, shape, 2);
-    send(call, &reply.base, dx, VALUES * sizeof *dx);
+    send_reply(call, &reply.base, dx, VALUES * sizeof *dx);
 }
 
 static void on_push(struct sfc_rpc_call *call, void *ctx)
@@ -197,7 +198,7 @@ static void on_push(struct sfc_rpc_call *call, void *ctx)
         memcpy(peer->pushed, tensor.data, tensor.size);
         peer->pushed_count = tensor.size / sizeof(float);
         Shardfc__V1__PushDenseReply reply = SHARDFC__V1__PUSH_DENSE_REPLY__INIT;
-        send(call, &reply.base, NULL, 0);
+        send_reply(call, &reply.base, NULL, 0);
     } else {
         sfc_rpc_fail(call, SFC_EINVAL, "unexpected PushDense");
     }
@@ -214,7 +215,7 @@ static void on_pull(struct sfc_rpc_call *call, void *ctx)
     memcpy(values, peer->pushed, sizeof peer->pushed);
     reply.step = peer->fault == WRONG_STEP ? 7 : 5;
     reply.payload_type = sfc_tensor_type(&type, SHARDFC__V1__DTYPE__DTYPE_F32, shape, 1);
-    send(call, &reply.base, values, peer->pushed_count * sizeof *values);
+    send_reply(call, &reply.base, values, peer->pushed_count * sizeof *values);
 }
 
 static const struct sfc_rpc_method methods[] = {
