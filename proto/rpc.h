@@ -28,7 +28,7 @@ struct sfc_rpc_call;   /* server side: one request in progress */
 /* Starts the poller. uv must outlive the loop object. */
 int sfc_rpc_loop_start(uv_loop_t *uv, struct sfc_rpc_loop **out, struct sfc_error *err);
 /* Shuts down servers and clients (pending calls end with SFC_ECANCELED), drains the queue, joins the
- * poller and calls done(ctx) on the loop thread; the object is gone then. */
+ * poller and calls done(ctx) (unless NULL) on the loop thread; the object is gone then. */
 void sfc_rpc_loop_stop(struct sfc_rpc_loop *loop, void (*done)(void *ctx), void *ctx);
 /* Runs fn(ctx) on the loop thread soon; from any thread. Order is kept. */
 void sfc_rpc_loop_post(struct sfc_rpc_loop *loop, void (*fn)(void *ctx), void *ctx);

@@ -185,7 +185,9 @@ static void handle_closed(uv_handle_t *handle)
     pthread_mutex_destroy(&loop->lock);
     free(loop);
     grpc_shutdown_blocking();
-    done(ctx);
+    if (done != NULL) {
+        done(ctx);
+    }
 }
 
 static void poller_gone(struct sfc_rpc_tag *tag, bool ok)
