@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "proto/base/status.h"
+
 struct sfc_progress {
     const char *phase; /* "survey", "render", "pairs", "pack" */
     const char *unit;  /* "glyphs", "files" */
@@ -26,5 +28,15 @@ struct sfc_progress_printer {
     double last; /* 0 at start */
 };
 bool sfc_progress_print(void *arg, const struct sfc_progress *progress);
+
+/* For the jobs: tells progress at most four times a second and at the end; SFC_ECANCELED when it
+ * says so. */
+struct sfc_progress_clock {
+    double start, last;
+};
+void sfc_progress_begin(struct sfc_progress_clock *clock);
+int sfc_progress_tell(struct sfc_progress_clock *clock, sfc_progress_fn progress, void *arg,
+                      const char *phase, const char *unit, uint64_t done, uint64_t total,
+                      struct sfc_error *err);
 
 #endif
