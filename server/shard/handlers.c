@@ -1,0 +1,563 @@
+/* RPC handlers of a shard: everything that a peer says is checked here, before it becomes an event. */
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/base/log.h"
+#include "proto/limits.h"
+#include "proto/tensor.h"
+#include "server/shard/shard_internal.h"
+
+#define MAX_BLOCK_ELEMENTS (16u << 20)
+#define MAX_BLOCK_JOBS     16u
+
+void sfc_shard_refuse(struct sfc_shard *shard, struct sfc_rpc_call *call, int code, const char *text)
+{
+    if (code > 0 && code < SFC_SHARD_COUNTERS)
+        shard->refused[code]++;
+    sfc_debug_log("refused a call of %s: %s: %s", sfc_rpc_call_peer(call), sfc_status_name(code), text);
+    sfc_rpc_fail(call, code, text);
+}
+
+static void refuse(struct sfc_shard *shard, struct sfc_rpc_call *call, const struct sfc_error *err)
+{
+    sfc_shard_refuse(shard, call, err->code, err->text);
+}
+
+static void *unpack(struct sfc_shard *shard, struct sfc_rpc_call *call,
+                    const ProtobufCMessageDescriptor *type)
+{
+    void *message = sfc_call_unpack(call, type);
+    if (!message)
+        shard->refused[SFC_EINVAL]++;
+    return message;
+}
+
+/* The run that a call names, or NULL with err. */
+static struct sfc_shard_run *run_of(struct sfc_shard *shard, uint64_t run_id, struct sfc_error *err)
+{
+    struct sfc_shard_run *run = shard->run;
+    if (!run || run->id != run_id) {
+        if (run)
+            sfc_fail(err, SFC_ESTALE, "run_id: this shard serves run %" PRIu64 ", not %" PRIu64,
+                     run->id, run_id);
+        else
+            sfc_fail(err, SFC_ESTALE, "run_id: this shard serves no run, not %" PRIu64, run_id);
+        return NULL;
+    }
+    if (!run->open) {
+        sfc_fail(err, SFC_EUNAVAILABLE, "run %" PRIu64 " is being opened", run_id);
+        return NULL;
+    }
+    return run;
+}
+
+static int attempt_of(const Shardfc__V1__Attempt *from, const char *field, struct sfc_attempt *out,
+                      struct sfc_error *err)
+{
+    if (!from)
+        return sfc_fail(err, SFC_EINVAL, "%s is missing", field);
+    *out = (struct sfc_attempt){from->incarnation, from->counter};
+    return SFC_OK;
+}
+
+static int payload_digest(struct sfc_bytes payload, uint64_t said, uint64_t *out,
+                          struct sfc_error *err)
+{
+    uint64_t digest = sfc_digest64(payload.data, payload.size);
+    if (digest != said)
+        return sfc_fail(err, SFC_ECORRUPT,
+                        "payload_digest: the payload's XXH3-64 is %016" PRIx64 ", not %016" PRIx64,
+                        digest, said);
+    *out = digest;
+    return SFC_OK;
+}
+
+/* ---- the scheduler's calls */
+
+static int newer(struct sfc_shard *shard, uint64_t incarnation, struct sfc_error *err)
+{
+    if (incarnation < shard->incarnation)
+        return sfc_fail(err, SFC_ESTALE,
+                        "incarnation: %" PRIu64 " is older than the scheduler's %" PRIu64, incarnation,
+                        shard->incarnation);
+    shard->incarnation = incarnation;
+    return SFC_OK;
+}
+
+static void on_open_run(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__OpenRunRequest *r = unpack(shard, call, &shardfc__v1__open_run_request__descriptor);
+    if (!r)
+        return;
+    if (shard->stopping)
+        sfc_fail(&err, SFC_EUNAVAILABLE, "this shard is shutting down");
+    if (shard->stopping || newer(shard, r->incarnation, &err) != SFC_OK)
+        refuse(shard, call, &err);
+    else
+        sfc_shard_open_run(shard, call, r);
+    sfc_message_free(r);
+}
+
+static void on_close_run(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__CloseRunRequest *r = unpack(shard, call, &shardfc__v1__close_run_request__descriptor);
+    if (!r)
+        return;
+    if (newer(shard, r->incarnation, &err) != SFC_OK) {
+        refuse(shard, call, &err);
+    } else if (shard->run && shard->run->id == r->run_id) {
+        sfc_shard_close_run(shard, call);
+    } else {
+        Shardfc__V1__Empty reply = SHARDFC__V1__EMPTY__INIT; /* gone already */
+        sfc_call_reply(call, &reply);
+    }
+    sfc_message_free(r);
+}
+
+static int check_plan(const struct sfc_shard_run *run, const Shardfc__V1__PlanRequest *r,
+                      struct sfc_error *err)
+{
+    if (r->n_labels != run->setup.head.batch)
+        return sfc_fail(err, SFC_EINVAL, "labels: %zu, the global batch has %u rows", r->n_labels,
+                        run->setup.head.batch);
+    for (size_t i = 0; i < r->n_labels; i++)
+        if (r->labels[i] >= run->setup.head.classes && r->labels[i] != SFC_LABEL_NONE)
+            return sfc_fail(err, SFC_EINVAL, "labels[%zu]: %" PRIu64 " is not below %" PRIu64, i,
+                            r->labels[i], run->setup.head.classes);
+    if (!(r->lr >= 0 && isfinite(r->lr)))
+        return sfc_fail(err, SFC_EINVAL, "lr: %g", r->lr);
+    return SFC_OK;
+}
+
+static void on_plan(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__PlanRequest *r = unpack(shard, call, &shardfc__v1__plan_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_step_event event = {.type = SFC_SE_PLAN,
+                                   .run_id = r->run_id,
+                                   .incarnation = r->incarnation,
+                                   .step = r->step,
+                                   .map_version = r->map_version,
+                                   .lr = r->lr,
+                                   .labels = r->labels,
+                                   .count = (uint32_t)r->n_labels};
+    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    if (run && newer(shard, r->incarnation, &err) == SFC_OK && check_plan(run, r, &err) == SFC_OK &&
+        attempt_of(r->round, "round", &event.round, &err) == SFC_OK) {
+        run->planned = true;
+        sfc_shard_event(run, call, &event);
+    } else {
+        refuse(shard, call, &err);
+    }
+    sfc_message_free(r);
+}
+
+static int take_prepared(const struct sfc_shard_run *run, const Shardfc__V1__PrepareRequest *r,
+                         struct sfc_prepared *out, struct sfc_error *err)
+{
+    for (size_t i = 0; i < r->n_attempts; i++) {
+        const Shardfc__V1__PreparedAttempt *a = r->attempts[i];
+        int code = attempt_of(a->attempt, "attempts.attempt", &out[i].attempt, err);
+        if (code != SFC_OK)
+            return code;
+        if (a->micro_batch != i)
+            return sfc_fail(err, SFC_EINVAL, "attempts[%zu] is of micro-batch %u", i, a->micro_batch);
+        if (a->head_digest.len != sizeof out[i].head_digest.bytes)
+            return sfc_fail(err, SFC_EINVAL, "attempts[%zu].head_digest has %zu bytes, not 16", i,
+                            a->head_digest.len);
+        memcpy(out[i].head_digest.bytes, a->head_digest.data, sizeof out[i].head_digest.bytes);
+        if (a->n_dense_digests != run->dense_count)
+            return sfc_fail(err, SFC_EINVAL,
+                            "attempts[%zu].dense_digests: %zu, this shard owns %zu dense blocks", i,
+                            a->n_dense_digests, run->dense_count);
+        out[i].dense_digests = a->dense_digests;
+    }
+    return SFC_OK;
+}
+
+static void on_prepare(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__PrepareRequest *r = unpack(shard, call, &shardfc__v1__prepare_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_step_event event = {.type = SFC_SE_PREPARE,
+                                   .run_id = r->run_id,
+                                   .incarnation = r->incarnation,
+                                   .step = r->step};
+    struct sfc_prepared *prepared = NULL;
+    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    if (!run || newer(shard, r->incarnation, &err) != SFC_OK ||
+        attempt_of(r->round, "round", &event.round, &err) != SFC_OK)
+        goto refused;
+    if (r->n_attempts != run->setup.micro_batches) {
+        sfc_fail(&err, SFC_EINVAL, "attempts: %zu, a step has %u micro-batches", r->n_attempts,
+                 run->setup.micro_batches);
+        goto refused;
+    }
+    prepared = calloc(r->n_attempts, sizeof *prepared);
+    if (!prepared) {
+        sfc_fail(&err, SFC_ENOMEM, "no memory for the attempts");
+        goto refused;
+    }
+    if (take_prepared(run, r, prepared, &err) != SFC_OK)
+        goto refused;
+    event.prepared = prepared;
+    event.prepared_count = (uint32_t)r->n_attempts;
+    sfc_shard_event(run, call, &event);
+    goto done;
+refused:
+    refuse(shard, call, &err);
+done:
+    free(prepared);
+    sfc_message_free(r);
+}
+
+static void on_commit(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__CommitRequest *r = unpack(shard, call, &shardfc__v1__commit_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_step_event event = {.type = SFC_SE_COMMIT,
+                                   .run_id = r->run_id,
+                                   .incarnation = r->incarnation,
+                                   .step = r->step,
+                                   .clip_scale = r->clip_scale,
+                                   .apply = r->apply};
+    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    if (run && !(r->clip_scale >= 0 && r->clip_scale <= 1)) {
+        sfc_fail(&err, SFC_EINVAL, "clip_scale: %g is not within 0..1", r->clip_scale);
+        run = NULL;
+    }
+    if (run && newer(shard, r->incarnation, &err) == SFC_OK &&
+        attempt_of(r->round, "round", &event.round, &err) == SFC_OK)
+        sfc_shard_event(run, call, &event);
+    else
+        refuse(shard, call, &err);
+    sfc_message_free(r);
+}
+
+static void on_abort(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__AbortRequest *r = unpack(shard, call, &shardfc__v1__abort_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_step_event event = {.type = SFC_SE_ABORT,
+                                   .run_id = r->run_id,
+                                   .incarnation = r->incarnation,
+                                   .step = r->step};
+    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    if (run && newer(shard, r->incarnation, &err) == SFC_OK &&
+        attempt_of(r->round, "round", &event.round, &err) == SFC_OK)
+        sfc_shard_event(run, call, &event);
+    else
+        refuse(shard, call, &err);
+    sfc_message_free(r);
+}
+
+/* ---- the workers' calls */
+
+/* The three calls with a payload have the same first six fields. */
+struct payload_call {
+    enum sfc_step_event_type type;
+    uint64_t run_id, step, map_version, payload_digest;
+    uint32_t micro_batch;
+    const Shardfc__V1__Attempt *attempt;
+    const Shardfc__V1__TensorType *payload_type;
+};
+
+static int check_payload(const struct sfc_shard_run *run, const struct payload_call *p,
+                         struct sfc_bytes payload, struct sfc_error *err)
+{
+    uint64_t shape[2] = {run->setup.head.micro_batch, run->setup.head.dim};
+    switch (p->type) {
+    case SFC_SE_LOGITS:
+        return sfc_tensor_check(p->payload_type, payload, SHARDFC__V1__DTYPE__DTYPE_F32, shape, 2,
+                                "payload (features)", err);
+    case SFC_SE_GRADIENT:
+        return sfc_tensor_check(p->payload_type, payload, SHARDFC__V1__DTYPE__DTYPE_F64, shape, 1,
+                                "payload (log-sum-exp)", err);
+    default:
+        shape[0] = run->dense_floats;
+        return sfc_tensor_check(p->payload_type, payload, SHARDFC__V1__DTYPE__DTYPE_F32, shape, 1,
+                                "payload (dense gradient)", err);
+    }
+}
+
+static void take_payload(struct sfc_shard *shard, struct sfc_rpc_call *call,
+                         const struct payload_call *p)
+{
+    struct sfc_error err = {0};
+    struct sfc_bytes payload = sfc_rpc_call_tensor(call);
+    struct sfc_step_event event = {.type = p->type,
+                                   .run_id = p->run_id,
+                                   .step = p->step,
+                                   .map_version = p->map_version,
+                                   .j = p->micro_batch};
+    struct sfc_shard_run *run = run_of(shard, p->run_id, &err);
+    if (run && p->micro_batch >= run->setup.micro_batches) {
+        sfc_fail(&err, SFC_EINVAL, "micro_batch: %u, a step has %u", p->micro_batch,
+                 run->setup.micro_batches);
+        run = NULL;
+    }
+    if (run && attempt_of(p->attempt, "attempt", &event.attempt, &err) == SFC_OK &&
+        check_payload(run, p, payload, &err) == SFC_OK &&
+        payload_digest(payload, p->payload_digest, &event.digest, &err) == SFC_OK)
+        sfc_shard_event(run, call, &event);
+    else
+        refuse(shard, call, &err);
+}
+
+#define PAYLOAD_CALL(kind, r)                                                                      \
+    &(struct payload_call){.type = kind, .run_id = (r)->run_id, .step = (r)->step,                 \
+                           .map_version = (r)->map_version, .payload_digest = (r)->payload_digest, \
+                           .micro_batch = (r)->micro_batch, .attempt = (r)->attempt,               \
+                           .payload_type = (r)->payload_type}
+
+static void on_logits(struct sfc_rpc_call *call, void *ctx)
+{
+    Shardfc__V1__LogitsRequest *r = unpack(ctx, call, &shardfc__v1__logits_request__descriptor);
+    if (r)
+        take_payload(ctx, call, PAYLOAD_CALL(SFC_SE_LOGITS, r));
+    sfc_message_free(r);
+}
+
+static void on_gradient(struct sfc_rpc_call *call, void *ctx)
+{
+    Shardfc__V1__GradientRequest *r = unpack(ctx, call, &shardfc__v1__gradient_request__descriptor);
+    if (r)
+        take_payload(ctx, call, PAYLOAD_CALL(SFC_SE_GRADIENT, r));
+    sfc_message_free(r);
+}
+
+static void on_push_dense(struct sfc_rpc_call *call, void *ctx)
+{
+    Shardfc__V1__PushDenseRequest *r = unpack(ctx, call, &shardfc__v1__push_dense_request__descriptor);
+    if (r)
+        take_payload(ctx, call, PAYLOAD_CALL(SFC_SE_DENSE, r));
+    sfc_message_free(r);
+}
+
+static void on_pull_dense(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__PullDenseRequest *r = unpack(shard, call, &shardfc__v1__pull_dense_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_step_event event = {.type = SFC_SE_PULL,
+                                   .run_id = r->run_id,
+                                   .step = r->step,
+                                   .map_version = r->map_version};
+    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    if (run)
+        sfc_shard_event(run, call, &event);
+    else
+        refuse(shard, call, &err);
+    sfc_message_free(r);
+}
+
+/* ---- blocks, for checkpoints */
+
+struct block_job {
+    struct sfc_compute_job compute;
+    struct sfc_shard *shard;
+    struct sfc_rpc_call *call;
+    struct sfc_shared *values; /* READ */
+};
+
+static void block_done(struct sfc_compute_job *compute)
+{
+    struct block_job *job = compute->owner;
+    job->shard->blocks_in_flight--;
+    if (compute->code != SFC_OK) {
+        sfc_shard_refuse(job->shard, job->call, compute->code, compute->error.text);
+    } else if (compute->kind == SFC_COMPUTE_WRITE) {
+        Shardfc__V1__Empty reply = SHARDFC__V1__EMPTY__INIT;
+        sfc_call_reply(job->call, &reply);
+    } else {
+        struct sfc_tensor_type type;
+        Shardfc__V1__ReadBlockReply reply = SHARDFC__V1__READ_BLOCK_REPLY__INIT;
+        reply.payload_type =
+            sfc_tensor_type(&type, SHARDFC__V1__DTYPE__DTYPE_F32, &compute->u.block.count, 1);
+        sfc_call_reply_tensor(job->call, &reply, sfc_shared_borrow(job->values), sfc_shared_release,
+                              job->values);
+    }
+    sfc_shared_drop(job->values);
+    free(job);
+}
+
+static int check_block(const struct sfc_shard_run *run, bool dense, uint64_t block, uint64_t offset,
+                       uint64_t count, struct sfc_error *err)
+{
+    uint64_t blocks = dense ? run->setup.dense_blocks : run->setup.class_blocks;
+    if (block >= blocks)
+        return sfc_fail(err, SFC_EINVAL, "block: %" PRIu64 ", the run has %" PRIu64, block, blocks);
+    uint64_t elements = dense ? sfc_run_dense_length(&run->setup, block)
+                              : sfc_head_block_rows(&run->setup.head, block) * run->setup.head.dim;
+    if (count == 0 || offset > elements || count > elements - offset)
+        return sfc_fail(err, SFC_EINVAL,
+                        "offset %" PRIu64 ", count %" PRIu64 ": block %" PRIu64 " has %" PRIu64
+                        " elements",
+                        offset, count, block, elements);
+    if (count > MAX_BLOCK_ELEMENTS)
+        return sfc_fail(err, SFC_ELIMIT, "count: %" PRIu64 " is over %u", count, MAX_BLOCK_ELEMENTS);
+    if (run->shard->blocks_in_flight >= MAX_BLOCK_JOBS)
+        return sfc_fail(err, SFC_EUNAVAILABLE, "too many block transfers at a time; try again");
+    return SFC_OK;
+}
+
+static int check_kind(int kind, int part, struct sfc_error *err)
+{
+    if (kind != SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK && kind != SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK)
+        return sfc_fail(err, SFC_EINVAL, "kind: %d", kind);
+    if (part != SHARDFC__V1__BLOCK_PART__VALUES && part != SHARDFC__V1__BLOCK_PART__MOMENTUM)
+        return sfc_fail(err, SFC_EINVAL, "part: %d", part);
+    return SFC_OK;
+}
+
+static struct block_job *block_job_new(struct sfc_shard *shard, struct sfc_rpc_call *call,
+                                       enum sfc_compute_kind kind)
+{
+    struct block_job *job = calloc(1, sizeof *job);
+    if (!job)
+        return NULL;
+    job->shard = shard;
+    job->call = call;
+    job->compute.kind = kind;
+    job->compute.owner = job;
+    job->compute.done = block_done;
+    return job;
+}
+
+static int start_read(struct sfc_shard_run *run, struct sfc_rpc_call *call,
+                      const Shardfc__V1__ReadBlockRequest *r, struct sfc_error *err)
+{
+    bool dense = r->kind == SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK;
+    int code = check_kind((int)r->kind, (int)r->part, err);
+    if (code == SFC_OK)
+        code = check_block(run, dense, r->block, r->offset, r->count, err);
+    if (code != SFC_OK)
+        return code;
+    if (run->fsm.phase == SFC_STEP_COMMITTING || sfc_step_applied(&run->fsm) != r->step)
+        return sfc_fail(err, SFC_ESTALE, "step: the blocks are at step %" PRIu64 "%s, not %" PRIu64,
+                        sfc_step_applied(&run->fsm),
+                        run->fsm.phase == SFC_STEP_COMMITTING ? " and being updated" : "", r->step);
+    struct block_job *job = block_job_new(run->shard, call, SFC_COMPUTE_READ);
+    if (job)
+        job->values = sfc_shared_new(r->count * sizeof(float));
+    if (!job || !job->values) {
+        free(job);
+        return sfc_fail(err, SFC_ENOMEM, "no memory for the answer");
+    }
+    job->compute.u.block.dense = dense;
+    job->compute.u.block.block = r->block;
+    job->compute.u.block.part = (enum sfc_block_part)r->part;
+    job->compute.u.block.offset = r->offset;
+    job->compute.u.block.count = r->count;
+    job->compute.u.block.out = job->values->data;
+    run->shard->blocks_in_flight++;
+    sfc_compute_submit(run->shard->compute, &job->compute);
+    return SFC_OK;
+}
+
+static void on_read_block(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__ReadBlockRequest *r = unpack(shard, call, &shardfc__v1__read_block_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    if (!run || start_read(run, call, r, &err) != SFC_OK)
+        refuse(shard, call, &err);
+    sfc_message_free(r);
+}
+
+static int check_values(const float *values, uint64_t count, struct sfc_error *err)
+{
+    for (uint64_t i = 0; i < count; i++)
+        if (!isfinite(values[i]))
+            return sfc_fail(err, SFC_EINVAL, "payload[%" PRIu64 "] is not finite", i);
+    return SFC_OK;
+}
+
+static int start_write(struct sfc_shard_run *run, struct sfc_rpc_call *call,
+                       const Shardfc__V1__WriteBlockRequest *r, struct sfc_error *err)
+{
+    struct sfc_bytes payload = sfc_rpc_call_tensor(call);
+    bool dense = r->kind == SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK;
+    uint64_t count = 0;
+    const float *values = (const float *)(const void *)payload.data;
+    int code = check_kind((int)r->kind, (int)r->part, err);
+    if (code == SFC_OK)
+        code = sfc_tensor_check_vector(r->payload_type, payload, SHARDFC__V1__DTYPE__DTYPE_F32,
+                                       MAX_BLOCK_ELEMENTS, &count, "payload", err);
+    if (code == SFC_OK)
+        code = check_block(run, dense, r->block, r->offset, count, err);
+    if (code == SFC_OK)
+        code = check_values(values, count, err);
+    if (code != SFC_OK)
+        return code;
+    if (!run->load || run->planned || sfc_step_applied(&run->fsm) != run->start_step)
+        return sfc_fail(err, SFC_ESTATE, "blocks may be written only while the run is loading");
+    struct block_job *job = block_job_new(run->shard, call, SFC_COMPUTE_WRITE);
+    if (!job)
+        return sfc_fail(err, SFC_ENOMEM, "no memory for the call");
+    job->compute.u.block.dense = dense;
+    job->compute.u.block.block = r->block;
+    job->compute.u.block.part = (enum sfc_block_part)r->part;
+    job->compute.u.block.offset = r->offset;
+    job->compute.u.block.count = count;
+    job->compute.u.block.values = values;
+    run->pulls[0]->step = run->pulls[1]->step = 0; /* a copy taken earlier is old now */
+    run->shard->blocks_in_flight++;
+    sfc_compute_submit(run->shard->compute, &job->compute);
+    return SFC_OK;
+}
+
+static void on_write_block(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__WriteBlockRequest *r =
+        unpack(shard, call, &shardfc__v1__write_block_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    if (!run || start_write(run, call, r, &err) != SFC_OK)
+        refuse(shard, call, &err);
+    sfc_message_free(r);
+}
+
+#define PATH(name) "/shardfc.v1.Shard/" name
+
+const struct sfc_rpc_method sfc_shard_methods[] = {
+    {PATH("OpenRun"), on_open_run, SFC_LIMIT_HEAD, 16},
+    {PATH("CloseRun"), on_close_run, SFC_LIMIT_SMALL, 16},
+    {PATH("Plan"), on_plan, SFC_LIMIT_CONTROL, 64},
+    {PATH("Prepare"), on_prepare, SFC_LIMIT_HEAD, 64},
+    {PATH("Commit"), on_commit, SFC_LIMIT_SMALL, 64},
+    {PATH("Abort"), on_abort, SFC_LIMIT_SMALL, 64},
+    {PATH("Logits"), on_logits, SFC_LIMIT_MESSAGE, 1024},
+    {PATH("Gradient"), on_gradient, SFC_LIMIT_CONTROL, 1024},
+    {PATH("PushDense"), on_push_dense, SFC_LIMIT_MESSAGE, 1024},
+    {PATH("PullDense"), on_pull_dense, SFC_LIMIT_SMALL, 4096},
+    {PATH("ReadBlock"), on_read_block, SFC_LIMIT_SMALL, 256},
+    {PATH("WriteBlock"), on_write_block, SFC_LIMIT_MESSAGE, 256},
+};
+const size_t sfc_shard_method_count = sizeof sfc_shard_methods / sizeof *sfc_shard_methods;

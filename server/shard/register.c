@@ -1,0 +1,196 @@
+/* Keeps this shard known to the scheduler: registers, then holds one heartbeat open after the other. When
+ * that breaks (the scheduler restarted, the network is cut) it registers again, with backoff. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/base/log.h"
+#include "proto/limits.h"
+#include "server/shard/shard_internal.h"
+
+enum {
+    REGISTER_DEADLINE_MS = 5000,
+    HEARTBEAT_DEADLINE_MS = 15000, /* the scheduler holds a heartbeat for about a second */
+    HEARTBEAT_PAUSE_MS = 100,
+    BACKOFF_FIRST_MS = 100,
+    BACKOFF_MAX_MS = 2000
+};
+
+static void on_timer(uv_timer_t *timer);
+
+static void later(struct sfc_shard *shard, uint64_t ms)
+{
+    if (!shard->stopping)
+        uv_timer_start(&shard->timer, on_timer, ms, 0);
+}
+
+static void retry(struct sfc_shard *shard, const char *why)
+{
+    if (shard->failures == 0 || shard->id)
+        sfc_warning_log("scheduler %s: %s; trying again", shard->options->scheduler, why);
+    shard->id = 0;
+    uint64_t ms = (uint64_t)BACKOFF_FIRST_MS << (shard->failures < 5 ? shard->failures : 5);
+    shard->failures++;
+    later(shard, ms < BACKOFF_MAX_MS ? ms : BACKOFF_MAX_MS);
+}
+
+static int call(struct sfc_shard *shard, const char *method, const void *message, unsigned deadline_ms,
+                sfc_rpc_done done, struct sfc_error *err)
+{
+    size_t size = 0;
+    uint8_t *bytes = sfc_message_pack(message, &size);
+    if (!bytes)
+        return sfc_fail(err, SFC_ENOMEM, "no memory for a request");
+    struct sfc_rpc_request request = {
+        .method = method, .head = {bytes, size}, .deadline_ms = deadline_ms};
+    int code = sfc_rpc_client_call(shard->scheduler, &request, done, shard, NULL, err);
+    free(bytes);
+    return code;
+}
+
+static void registered(const struct sfc_rpc_reply_view *view, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    if (shard->stopping)
+        return;
+    if (view->code != SFC_OK) {
+        retry(shard, view->text);
+        return;
+    }
+    Shardfc__V1__RegisterShardReply *reply =
+        sfc_bytes_unpack(view->head, &shardfc__v1__register_shard_reply__descriptor);
+    if (!reply || reply->shard == 0) {
+        sfc_message_free(reply);
+        retry(shard, "its answer is malformed");
+        return;
+    }
+    shard->id = reply->shard;
+    shard->failures = 0;
+    if (reply->incarnation > shard->incarnation)
+        shard->incarnation = reply->incarnation;
+    sfc_message_free(reply);
+    sfc_info_log("registered with %s as shard %llu", shard->options->scheduler,
+                 (unsigned long long)shard->id);
+    sfc_rpc_server_set_ready(shard->server, true);
+    later(shard, 0);
+}
+
+static void register_now(struct sfc_shard *shard)
+{
+    const struct sfc_backend *backend = sfc_compute_backend(shard->compute);
+    Shardfc__V1__RegisterShardRequest r = SHARDFC__V1__REGISTER_SHARD_REQUEST__INIT;
+    r.protocol = SFC_PROTOCOL_VERSION;
+    r.boot_id = shard->boot_id;
+    r.address = shard->advertised;
+    r.backend = (char *)(uintptr_t)sfc_backend_name(backend);
+    r.numerics = (char *)(uintptr_t)sfc_backend_numerics(backend);
+    r.memory_limit = shard->memory_limit;
+    if (shard->run && shard->run->open) {
+        r.run_id = shard->run->id;
+        r.step = sfc_step_applied(&shard->run->fsm);
+        r.prepared_step = sfc_step_prepared(&shard->run->fsm);
+    }
+    struct sfc_error err = {0};
+    if (call(shard, "/shardfc.v1.Scheduler/RegisterShard", &r, REGISTER_DEADLINE_MS, registered, &err) !=
+        SFC_OK)
+        retry(shard, err.text);
+}
+
+static void heartbeat_answered(const struct sfc_rpc_reply_view *view, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    if (shard->stopping)
+        return;
+    if (view->code != SFC_OK) {
+        retry(shard, view->text);
+        return;
+    }
+    Shardfc__V1__ShardHeartbeatReply *reply =
+        sfc_bytes_unpack(view->head, &shardfc__v1__shard_heartbeat_reply__descriptor);
+    if (!reply) {
+        retry(shard, "its answer is malformed");
+        return;
+    }
+    bool known = reply->registered;
+    if (reply->incarnation > shard->incarnation)
+        shard->incarnation = reply->incarnation;
+    sfc_message_free(reply);
+    if (known)
+        later(shard, HEARTBEAT_PAUSE_MS);
+    else
+        retry(shard, "it does not know this shard");
+}
+
+/* "refused_<status>": how many calls ended with it. */
+static size_t fill_counters(const struct sfc_shard *shard, Shardfc__V1__Counter *items,
+                            Shardfc__V1__Counter **list, char (*names)[40])
+{
+    size_t n = 0;
+    for (int code = 1; code < SFC_SHARD_COUNTERS; code++) {
+        if (shard->refused[code] == 0)
+            continue;
+        snprintf(names[n], sizeof names[n], "refused_%s", sfc_status_name(code) + 4);
+        shardfc__v1__counter__init(&items[n]);
+        items[n].name = names[n];
+        items[n].value = shard->refused[code];
+        n++;
+    }
+    if (shard->zero_features) {
+        snprintf(names[n], sizeof names[n], "zero_features");
+        shardfc__v1__counter__init(&items[n]);
+        items[n].name = names[n];
+        items[n].value = shard->zero_features;
+        n++;
+    }
+    for (size_t i = 0; i < n; i++)
+        list[i] = &items[i];
+    return n;
+}
+
+static void heartbeat_now(struct sfc_shard *shard)
+{
+    Shardfc__V1__Counter items[SFC_SHARD_COUNTERS + 1], *list[SFC_SHARD_COUNTERS + 1];
+    char names[SFC_SHARD_COUNTERS + 1][40];
+    Shardfc__V1__ShardHeartbeatRequest r = SHARDFC__V1__SHARD_HEARTBEAT_REQUEST__INIT;
+    r.shard = shard->id;
+    r.boot_id = shard->boot_id;
+    if (shard->run && shard->run->open) {
+        r.step = sfc_step_applied(&shard->run->fsm);
+        r.memory_bytes = shard->run->memory.total;
+    }
+    r.n_counters = fill_counters(shard, items, list, names);
+    r.counters = list;
+    struct sfc_error err = {0};
+    if (call(shard, "/shardfc.v1.Scheduler/ShardHeartbeat", &r, HEARTBEAT_DEADLINE_MS,
+             heartbeat_answered, &err) != SFC_OK)
+        retry(shard, err.text);
+}
+
+static void on_timer(uv_timer_t *timer)
+{
+    struct sfc_shard *shard = timer->data;
+    if (shard->id)
+        heartbeat_now(shard);
+    else
+        register_now(shard);
+}
+
+int sfc_shard_register_start(struct sfc_shard *shard, struct sfc_error *err)
+{
+    int code = sfc_rpc_client_new(shard->rpc, shard->options->scheduler, &shard->scheduler, err);
+    if (code != SFC_OK)
+        return sfc_prefix(err, "--scheduler");
+    uv_timer_init(shard->uv, &shard->timer);
+    shard->timer.data = shard;
+    shard->timer_open = true;
+    later(shard, 0);
+    return SFC_OK;
+}
+
+void sfc_shard_register_stop(struct sfc_shard *shard)
+{
+    if (!shard->timer_open)
+        return;
+    shard->timer_open = false;
+    uv_close((uv_handle_t *)&shard->timer, NULL);
+}

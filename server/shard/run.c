@@ -1,0 +1,374 @@
+/* Life of a run on a shard: open within the memory limit, close when nothing uses it any more. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/base/log.h"
+#include "server/shard/shard_internal.h"
+
+/* ---- shared memory of replies */
+
+struct sfc_shared *sfc_shared_new(size_t size)
+{
+    struct sfc_shared *shared = calloc(1, sizeof *shared);
+    if (!shared)
+        return NULL;
+    size_t rounded = (size + 63) / 64 * 64;
+    shared->data = aligned_alloc(64, rounded ? rounded : 64);
+    if (!shared->data) {
+        free(shared);
+        return NULL;
+    }
+    memset(shared->data, 0, rounded ? rounded : 64);
+    shared->size = size;
+    return shared;
+}
+
+static void shared_free(struct sfc_shared *shared)
+{
+    free(shared->data);
+    free(shared);
+}
+
+void sfc_shared_drop(struct sfc_shared *shared)
+{
+    if (!shared)
+        return;
+    shared->orphan = true;
+    if (shared->refs == 0)
+        shared_free(shared);
+}
+
+struct sfc_bytes sfc_shared_borrow(struct sfc_shared *shared)
+{
+    shared->refs++;
+    return (struct sfc_bytes){shared->data, shared->size};
+}
+
+void sfc_shared_release(void *ctx)
+{
+    struct sfc_shared *shared = ctx;
+    shared->refs--;
+    if (shared->orphan && shared->refs == 0)
+        shared_free(shared);
+}
+
+/* ---- memory of a run */
+
+static void answers_free(struct sfc_shard_run *run)
+{
+    for (size_t i = 0; run->answers && i < 2 * (size_t)run->setup.slots; i++) {
+        sfc_shared_drop(run->answers[i].sums);
+        sfc_shared_drop(run->answers[i].dx);
+        free(run->answers[i].target);
+        free(run->answers[i].has_target);
+        sfc_digest_free(run->answers[i].digest);
+    }
+    free(run->answers);
+}
+
+static void run_free(struct sfc_shard_run *run)
+{
+    if (!run)
+        return;
+    struct sfc_waiting_call *w = run->waiting;
+    while (w) {
+        struct sfc_waiting_call *next = w->next;
+        if (w->pull)
+            sfc_shared_release(w->pull);
+        sfc_shard_refuse(run->shard, w->call, SFC_ESTALE, "the run was closed");
+        free(w);
+        w = next;
+    }
+    answers_free(run);
+    sfc_shared_drop(run->pulls[0]);
+    sfc_shared_drop(run->pulls[1]);
+    sfc_step_actions_free(&run->actions);
+    sfc_step_free(&run->fsm);
+    sfc_run_setup_close(&run->setup);
+    sfc_digest_free(run->scratch_digest);
+    free(run->jobs);
+    free(run->prepare_slots);
+    free(run->commit_slots);
+    free(run->sums);
+    free(run->own_sums);
+    free(run->dense_digests);
+    free(run->class_blocks);
+    free(run->dense_blocks);
+    free(run);
+}
+
+static int answers_new(struct sfc_shard_run *run)
+{
+    size_t rows = run->setup.head.micro_batch, count = 2 * (size_t)run->setup.slots;
+    run->answers = calloc(count, sizeof *run->answers);
+    if (!run->answers)
+        return SFC_ENOMEM;
+    for (size_t i = 0; i < count; i++) {
+        struct sfc_answer *a = &run->answers[i];
+        a->sums = sfc_shared_new(rows * 32);
+        a->dx = sfc_shared_new(rows * run->setup.head.dim * sizeof(int64_t));
+        a->target = calloc(rows, sizeof *a->target);
+        a->has_target = calloc(rows, 1);
+        a->digest = sfc_digest_new();
+        if (!a->sums || !a->dx || !a->target || !a->has_target || !a->digest)
+            return SFC_ENOMEM;
+    }
+    return SFC_OK;
+}
+
+static int jobs_new(struct sfc_shard_run *run)
+{
+    size_t count = run->fsm.job_capacity;
+    run->jobs = calloc(count, sizeof *run->jobs);
+    if (!run->jobs)
+        return SFC_ENOMEM;
+    for (size_t i = 0; i < count; i++) {
+        run->jobs[i].run = run;
+        run->jobs[i].next_free = run->free_jobs;
+        run->free_jobs = &run->jobs[i];
+    }
+    return SFC_OK;
+}
+
+static int buffers_new(struct sfc_shard_run *run, struct sfc_error *err)
+{
+    size_t micro_batches = run->setup.micro_batches, dense = run->dense_count ? run->dense_count : 1;
+    run->prepare_slots = calloc(micro_batches, sizeof *run->prepare_slots);
+    run->commit_slots = calloc(micro_batches, sizeof *run->commit_slots);
+    run->sums = calloc(dense, sizeof *run->sums);
+    run->own_sums = calloc(dense, sizeof *run->own_sums);
+    run->dense_digests = calloc(dense, sizeof *run->dense_digests);
+    run->scratch_digest = sfc_digest_new();
+    run->pulls[0] = sfc_shared_new(run->dense_floats * 4);
+    run->pulls[1] = sfc_shared_new(run->dense_floats * 4);
+    if (!run->prepare_slots || !run->commit_slots || !run->sums || !run->own_sums ||
+        !run->dense_digests || !run->scratch_digest || !run->pulls[0] || !run->pulls[1] ||
+        answers_new(run) != SFC_OK || jobs_new(run) != SFC_OK)
+        return sfc_fail(err, SFC_ENOMEM, "buffers of run %" PRIu64, run->id);
+    return SFC_OK;
+}
+
+/* ---- open */
+
+static int own_blocks(const uint32_t *owners, size_t count, uint32_t shards, uint32_t self,
+                      const char *what, uint64_t **out, size_t *out_count, struct sfc_error *err)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (owners[i] >= shards)
+            return sfc_fail(err, SFC_EINVAL, "map.%s[%zu] is %u, but the map has %u shards", what, i,
+                            owners[i], shards);
+        n += owners[i] == self;
+    }
+    uint64_t *blocks = malloc((n ? n : 1) * sizeof *blocks);
+    if (!blocks)
+        return sfc_fail(err, SFC_ENOMEM, "list of %zu blocks", n);
+    *out = blocks;
+    *out_count = n;
+    for (size_t i = 0, k = 0; i < count; i++)
+        if (owners[i] == self)
+            blocks[k++] = i;
+    return SFC_OK;
+}
+
+static int take_map(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
+                    struct sfc_error *err)
+{
+    const Shardfc__V1__BlockMap *map = r->map;
+    if (r->self >= map->n_shards || map->n_shards > SFC_CORE_MAX_SHARDS)
+        return sfc_fail(err, SFC_EINVAL, "self is %u, but the map has %zu shards", r->self,
+                        map->n_shards);
+    if (map->n_class_owner != run->setup.class_blocks || map->n_dense_owner != run->setup.dense_blocks)
+        return sfc_fail(err, SFC_EINVAL,
+                        "the map has %zu class and %zu dense blocks, the configuration %" PRIu64
+                        " and %" PRIu64,
+                        map->n_class_owner, map->n_dense_owner, run->setup.class_blocks,
+                        run->setup.dense_blocks);
+    uint32_t shards = (uint32_t)map->n_shards;
+    int code = own_blocks(map->class_owner, map->n_class_owner, shards, r->self, "class_owner",
+                          &run->class_blocks, &run->class_count, err);
+    if (code == SFC_OK)
+        code = own_blocks(map->dense_owner, map->n_dense_owner, shards, r->self, "dense_owner",
+                          &run->dense_blocks, &run->dense_count, err);
+    if (code == SFC_OK && run->class_count == 0)
+        code = sfc_fail(err, SFC_EINVAL, "the map gives this shard no class block");
+    if (code == SFC_OK)
+        run->dense_floats = sfc_run_dense_floats(&run->setup, run->dense_blocks, run->dense_count);
+    run->map_version = map->version;
+    return code;
+}
+
+static double mib(uint64_t bytes)
+{
+    return (double)bytes / (1 << 20);
+}
+
+static int check_memory(struct sfc_shard_run *run, struct sfc_error *err)
+{
+    const struct sfc_backend *backend = sfc_compute_backend(run->shard->compute);
+    struct sfc_run_memory *m = &run->memory;
+    int code = sfc_run_setup_memory(&run->setup, backend, run->class_blocks, run->class_count,
+                                    run->dense_blocks, run->dense_count, m, err);
+    if (code != SFC_OK)
+        return code;
+    sfc_info_log("run %" PRIu64 ": %zu class blocks (%" PRIu64 " classes) and %zu dense blocks need "
+                 "%.1f MiB: head %.1f state + %.1f step + %.1f scratch, dense %.1f, answers %.1f; "
+                 "limit %.1f MiB",
+                 run->id, run->class_count,
+                 sfc_run_class_rows(&run->setup, run->class_blocks, run->class_count),
+                 run->dense_count, mib(m->total), mib(m->head.state_bytes), mib(m->head.step_bytes),
+                 mib(m->head.scratch_bytes),
+                 mib(m->dense.state_bytes + m->dense.step_bytes + m->dense.scratch_bytes),
+                 mib(m->answers), mib(run->shard->memory_limit));
+    if (m->total > run->shard->memory_limit)
+        return sfc_fail(err, SFC_ENOMEM,
+                        "shard %s needs %.1f MiB for its blocks of run %" PRIu64
+                        " but may use %.1f MiB; add shards, raise --memory, or make the run smaller",
+                        run->shard->advertised, mib(m->total), run->id, mib(run->shard->memory_limit));
+    return SFC_OK;
+}
+
+static int machine_new(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
+                       struct sfc_error *err)
+{
+    struct sfc_step_config c = {
+        .run_id = r->run_id,
+        .incarnation = r->incarnation,
+        .map_version = r->map->version,
+        .start_step = r->start_step,
+        .global_batch = run->setup.head.batch,
+        .micro_batch = run->setup.head.micro_batch,
+        .slots = run->setup.slots,
+        .dense_blocks = (uint32_t)run->dense_count,
+    };
+    int code = sfc_step_init(&run->fsm, &c, err);
+    if (code == SFC_OK)
+        code = sfc_step_actions_init(&run->actions, &run->fsm, err);
+    return code;
+}
+
+static int run_new(struct sfc_shard *shard, const Shardfc__V1__OpenRunRequest *r,
+                   struct sfc_shard_run **out, struct sfc_error *err)
+{
+    if (r->run_id == 0 || !r->config || !r->map)
+        return sfc_fail(err, SFC_EINVAL, "run_id, config and map must be given");
+    struct sfc_shard_run *run = calloc(1, sizeof *run);
+    if (!run)
+        return sfc_fail(err, SFC_ENOMEM, "open run");
+    run->shard = shard;
+    run->id = r->run_id;
+    run->load = r->load;
+    run->start_step = r->start_step;
+    int code = sfc_run_setup_init(&run->setup, r->config, err);
+    if (code == SFC_OK)
+        code = sfc_head_check(sfc_compute_backend(shard->compute), &run->setup.head, err);
+    if (code == SFC_OK)
+        code = take_map(run, r, err);
+    if (code == SFC_OK)
+        code = check_memory(run, err);
+    if (code == SFC_OK)
+        code = machine_new(run, r, err);
+    if (code == SFC_OK)
+        code = buffers_new(run, err);
+    if (code == SFC_OK)
+        *out = run;
+    else
+        run_free(run);
+    return code;
+}
+
+static void opened(struct sfc_compute_job *job)
+{
+    struct sfc_shard_run *run = job->owner;
+    struct sfc_rpc_call *call = run->open_call;
+    run->open_call = NULL;
+    if (run->closed) { /* its close job follows and frees it */
+        sfc_shard_refuse(run->shard, call, SFC_ECANCELED, "the run was closed");
+        return;
+    }
+    if (job->code != SFC_OK) {
+        sfc_error_log("run %" PRIu64 ": %s", run->id, job->error.text);
+        sfc_shard_refuse(run->shard, call, job->code, job->error.text);
+        run->shard->run = NULL;
+        run_free(run);
+        return;
+    }
+    run->open = true;
+    sfc_info_log("run %" PRIu64 ": blocks are ready at step %" PRIu64, run->id, run->start_step);
+    Shardfc__V1__OpenRunReply reply = SHARDFC__V1__OPEN_RUN_REPLY__INIT;
+    reply.memory_bytes = run->memory.total;
+    sfc_call_reply(call, &reply);
+}
+
+/* The run is here already: the scheduler asks again. */
+static void open_again(struct sfc_shard_run *run, struct sfc_rpc_call *call)
+{
+    if (!run->open) {
+        sfc_rpc_fail(call, SFC_EUNAVAILABLE, "the run is being opened");
+        return;
+    }
+    Shardfc__V1__OpenRunReply reply = SHARDFC__V1__OPEN_RUN_REPLY__INIT;
+    reply.memory_bytes = run->memory.total;
+    sfc_call_reply(call, &reply);
+}
+
+void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
+                        const Shardfc__V1__OpenRunRequest *request)
+{
+    struct sfc_error err = {0};
+    if (shard->run && shard->run->id == request->run_id) {
+        open_again(shard->run, call);
+        return;
+    }
+    if (shard->run && shard->run->id > request->run_id) {
+        sfc_shard_refuse(shard, call, SFC_ESTALE, "a newer run is open here");
+        return;
+    }
+    struct sfc_shard_run *run = NULL;
+    sfc_shard_close_run(shard, NULL);
+    int code = run_new(shard, request, &run, &err);
+    if (code != SFC_OK) {
+        sfc_error_log("open run %" PRIu64 ": %s", request->run_id, err.text);
+        sfc_shard_refuse(shard, call, code, err.text);
+        return;
+    }
+    shard->run = run;
+    run->open_call = call;
+    run->open_job = (struct sfc_compute_job){.kind = SFC_COMPUTE_OPEN, .done = opened, .owner = run};
+    run->open_job.u.open.setup = &run->setup;
+    run->open_job.u.open.class_blocks = run->class_blocks;
+    run->open_job.u.open.class_count = run->class_count;
+    run->open_job.u.open.dense_blocks = run->dense_blocks;
+    run->open_job.u.open.dense_count = run->dense_count;
+    sfc_compute_submit(shard->compute, &run->open_job);
+}
+
+static void closed(struct sfc_compute_job *job)
+{
+    struct sfc_shard_run *run = job->owner;
+    if (run->close_call) {
+        Shardfc__V1__Empty reply = SHARDFC__V1__EMPTY__INIT;
+        sfc_call_reply(run->close_call, &reply);
+    }
+    sfc_info_log("run %" PRIu64 ": closed", run->id);
+    run_free(run); /* every earlier job is done: jobs finish in order */
+}
+
+void sfc_shard_close_run(struct sfc_shard *shard, struct sfc_rpc_call *call)
+{
+    struct sfc_shard_run *run = shard->run;
+    if (!run) {
+        if (call) {
+            Shardfc__V1__Empty reply = SHARDFC__V1__EMPTY__INIT;
+            sfc_call_reply(call, &reply);
+        }
+        return;
+    }
+    shard->run = NULL;
+    run->closed = true;
+    run->close_call = call;
+    run->close_job = (struct sfc_compute_job){.kind = SFC_COMPUTE_CLOSE, .done = closed, .owner = run};
+    sfc_compute_submit(shard->compute, &run->close_job);
+}

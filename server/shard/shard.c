@@ -1,0 +1,134 @@
+#include "server/shard/shard.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "proto/base/log.h"
+#include "server/shard/shard_internal.h"
+
+#define MEMORY_SHARE 0.8
+
+/* MemAvailable of /proc/meminfo in bytes; 0: unknown. */
+static uint64_t memory_available(void)
+{
+    FILE *f = fopen("/proc/meminfo", "re");
+    char line[256];
+    uint64_t kib = 0;
+    while (f && fgets(line, sizeof line, f))
+        if (strncmp(line, "MemAvailable:", 13) == 0)
+            kib = strtoull(line + 13, NULL, 10);
+    if (f)
+        fclose(f);
+    return kib * 1024;
+}
+
+static int take_memory_limit(struct sfc_shard *shard, struct sfc_error *err)
+{
+    shard->memory_limit = shard->options->memory;
+    if (shard->memory_limit)
+        return SFC_OK;
+    uint64_t available = memory_available();
+    if (available == 0)
+        return sfc_fail(err, SFC_EIO, "can't read MemAvailable of /proc/meminfo; give --memory");
+    shard->memory_limit = (uint64_t)((double)available * MEMORY_SHARE);
+    return SFC_OK;
+}
+
+static int take_state_dir(struct sfc_shard *shard, struct sfc_error *err)
+{
+    const char *dir = shard->options->state;
+    if (!dir)
+        return SFC_OK;
+    char path[4096];
+    if (mkdir(dir, 0700) != 0 && errno != EEXIST)
+        return sfc_fail_errno(err, "make folder %s", dir);
+    snprintf(path, sizeof path, "%s/lock", dir);
+    shard->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (shard->lock < 0)
+        return sfc_fail_errno(err, "open %s", path);
+    if (flock(shard->lock, LOCK_EX | LOCK_NB) != 0)
+        return sfc_fail(err, SFC_ESTATE, "--state %s is in use by another shard", dir);
+    return SFC_OK;
+}
+
+/* "HOST:PORT" of listen with the bound port; an IPv6 host keeps its brackets. */
+static void take_addresses(struct sfc_shard *shard, int port)
+{
+    const char *listen = shard->options->listen;
+    const char *colon = strrchr(listen, ':');
+    int host = colon ? (int)(colon - listen) : (int)strlen(listen);
+    snprintf(shard->listening, sizeof shard->listening, "%.*s:%d", host, listen, port);
+    if (shard->options->advertise)
+        snprintf(shard->advertised, sizeof shard->advertised, "%s:%d", shard->options->advertise, port);
+    else
+        snprintf(shard->advertised, sizeof shard->advertised, "%s", shard->listening);
+}
+
+static void post(void *ctx, void (*fn)(void *), void *arg)
+{
+    sfc_rpc_loop_post(ctx, fn, arg);
+}
+
+int sfc_shard_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv, const struct sfc_shard_options *options,
+                    struct sfc_shard **out, const char **address, struct sfc_error *err)
+{
+    struct sfc_shard *shard = calloc(1, sizeof *shard);
+    if (!shard)
+        return sfc_fail(err, SFC_ENOMEM, "start");
+    shard->rpc = rpc;
+    shard->uv = uv;
+    shard->options = options;
+    shard->lock = -1;
+    *out = shard; /* the caller stops and frees it on failure, too */
+    int code = SFC_OK;
+    while (shard->boot_id == 0 && code == SFC_OK)
+        if (getrandom(&shard->boot_id, sizeof shard->boot_id, 0) != (ssize_t)sizeof shard->boot_id)
+            code = sfc_fail_errno(err, "random numbers");
+    if (code != SFC_OK || (code = take_state_dir(shard, err)) != SFC_OK ||
+        (code = take_memory_limit(shard, err)) != SFC_OK)
+        return code;
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    unsigned threads = options->threads ? (unsigned)options->threads
+                                        : (unsigned)(processors > 0 ? processors : 1);
+    code = sfc_compute_start(options->backend, threads, post, rpc, &shard->compute, err);
+    if (code != SFC_OK)
+        return sfc_prefix(err, "--backend %s", options->backend), code;
+    int port = 0;
+    code = sfc_rpc_server_start(rpc, options->listen, sfc_shard_methods, sfc_shard_method_count, shard,
+                                &shard->server, &port, err);
+    if (code != SFC_OK)
+        return sfc_prefix(err, "--listen %s", options->listen), code;
+    take_addresses(shard, port);
+    sfc_info_log("%s, %u threads, up to %.1f MiB", sfc_backend_numerics(sfc_compute_backend(shard->compute)),
+                 threads, (double)shard->memory_limit / (1 << 20));
+    *address = shard->listening;
+    return sfc_shard_register_start(shard, err);
+}
+
+void sfc_shard_stop(struct sfc_shard *shard)
+{
+    if (!shard || shard->stopping)
+        return;
+    shard->stopping = true;
+    sfc_shard_register_stop(shard);
+    if (shard->compute)
+        sfc_shard_close_run(shard, NULL);
+    sfc_compute_stop(shard->compute);
+}
+
+void sfc_shard_free(struct sfc_shard *shard)
+{
+    if (!shard)
+        return;
+    sfc_compute_free(shard->compute);
+    if (shard->lock >= 0)
+        close(shard->lock);
+    free(shard);
+}

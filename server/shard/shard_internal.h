@@ -1,0 +1,136 @@
+/* Private to server/shard. */
+#ifndef SFC_SHARD_INTERNAL_H
+#define SFC_SHARD_INTERNAL_H
+
+#include "proto/base/digest.h"
+#include "server/core/step_fsm.h"
+#include "server/run/messages.h"
+#include "server/shard/compute.h"
+#include "server/shard/shard.h"
+
+/* Bytes that a reply borrows: freed when the last reply let go and its run no longer wants it. */
+struct sfc_shared {
+    unsigned refs;  /* replies on their way */
+    bool orphan;    /* its run is done with it */
+    uint64_t step;  /* parameters: 1 + the step whose state it holds, 0: none */
+    size_t size;
+    void *data;     /* 64-byte aligned */
+};
+struct sfc_shared *sfc_shared_new(size_t size);
+void sfc_shared_drop(struct sfc_shared *shared);       /* by its run; NULL is fine */
+struct sfc_bytes sfc_shared_borrow(struct sfc_shared *shared); /* for a reply */
+void sfc_shared_release(void *shared);                 /* by the reply */
+
+/* The answers of one attempt. */
+struct sfc_answer {
+    struct sfc_shared *sums; /* u64 [micro_batch, 4] */
+    struct sfc_shared *dx;   /* i64 [micro_batch, dim] */
+    float *target;           /* [micro_batch] */
+    uint8_t *has_target;
+    uint32_t zero_features;
+    struct sfc_digest *digest; /* of the features */
+};
+
+struct sfc_shard_run;
+
+/* A call that waits for the step machine. Its address is the machine's token. */
+struct sfc_waiting_call {
+    struct sfc_waiting_call *prev, *next;
+    struct sfc_shard_run *run;
+    struct sfc_rpc_call *call;
+    enum sfc_step_event_type type;
+    struct sfc_bytes tensor;
+    struct sfc_shared *pull; /* PULL: where the parameters are */
+};
+
+/* A job of the step machine on the compute thread. */
+struct sfc_run_job {
+    struct sfc_compute_job compute;
+    struct sfc_shard_run *run;
+    uint64_t id;
+    enum sfc_job_kind kind;
+    struct sfc_waiting_call *waiting; /* LOGITS, GRADIENT, DENSE, PULL */
+    struct sfc_answer *answer;
+    struct sfc_head_digest head_digest;
+    uint64_t *labels; /* PLAN: its own copy */
+    int refused;      /* not SFC_OK: what it was started with failed */
+    struct sfc_run_job *next_free;
+};
+
+struct sfc_shard_run {
+    struct sfc_shard *shard;
+    uint64_t id;
+    bool open;     /* blocks are allocated */
+    bool closed;   /* no further events */
+    bool load;     /* blocks may be written before the first plan */
+    bool planned;
+    uint64_t start_step;
+    uint64_t map_version;
+    struct sfc_run_setup setup;
+    uint64_t *class_blocks, *dense_blocks;
+    size_t class_count, dense_count;
+    uint64_t dense_floats;
+    struct sfc_run_memory memory;
+    struct sfc_step_fsm fsm;
+    struct sfc_step_actions actions;
+    struct sfc_answer *answers; /* [2][slots] */
+    struct sfc_shared *pulls[2];
+    struct sfc_run_job *jobs, *free_jobs;
+    uint32_t *prepare_slots, *commit_slots;
+    struct sfc_dense_sum *sums;
+    struct sfc_own_dense_sum *own_sums;
+    uint64_t *dense_digests;
+    struct sfc_digest *scratch_digest;
+    uint64_t sampled;
+    struct sfc_waiting_call *waiting; /* list */
+    struct sfc_compute_job open_job, close_job;
+    struct sfc_rpc_call *open_call, *close_call;
+};
+
+enum { SFC_SHARD_COUNTERS = SFC_EINTERNAL + 1 };
+
+struct sfc_shard {
+    uv_loop_t *uv;
+    struct sfc_rpc_loop *rpc;
+    struct sfc_rpc_server *server;
+    struct sfc_rpc_client *scheduler;
+    struct sfc_compute *compute;
+    const struct sfc_shard_options *options;
+    char listening[300];
+    char advertised[300];
+    uint64_t memory_limit;
+    uint64_t boot_id;
+    uint64_t id;           /* 0: not registered */
+    uint64_t incarnation;  /* greatest seen */
+    int lock;              /* of --state, -1: none */
+    uv_timer_t timer;      /* registration and heartbeats */
+    bool timer_open;
+    bool stopping;
+    unsigned failures;     /* of registration in a row */
+    struct sfc_shard_run *run;
+    unsigned blocks_in_flight; /* ReadBlock and WriteBlock jobs */
+    uint64_t refused[SFC_SHARD_COUNTERS]; /* calls that ended with each status */
+    uint64_t zero_features;
+};
+
+/* ---- run.c */
+/* Takes the call in every case. */
+void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
+                        const Shardfc__V1__OpenRunRequest *request);
+/* call: NULL, or answered when the blocks are freed. */
+void sfc_shard_close_run(struct sfc_shard *shard, struct sfc_rpc_call *call);
+/* Adds the call to the run's waiting ones and gives the event, with its token, to the step machine.
+ * Takes the call. */
+void sfc_shard_event(struct sfc_shard_run *run, struct sfc_rpc_call *call,
+                     struct sfc_step_event *event);
+
+/* ---- handlers.c */
+void sfc_shard_refuse(struct sfc_shard *shard, struct sfc_rpc_call *call, int code, const char *text);
+extern const struct sfc_rpc_method sfc_shard_methods[];
+extern const size_t sfc_shard_method_count;
+
+/* ---- register.c */
+int sfc_shard_register_start(struct sfc_shard *shard, struct sfc_error *err);
+void sfc_shard_register_stop(struct sfc_shard *shard);
+
+#endif
