@@ -1,0 +1,173 @@
+/* Private to server/scheduler. */
+#ifndef SFC_SCHEDULER_INTERNAL_H
+#define SFC_SCHEDULER_INTERNAL_H
+
+#include "server/core/block_map.h"
+#include "server/core/membership.h"
+#include "server/core/run_fsm.h"
+#include "server/run/messages.h"
+#include "server/run/run_setup.h"
+#include "server/scheduler/scheduler.h"
+#include "server/scheduler/store_queue.h"
+
+enum {
+    SFC_MAX_WORKERS = 1024,
+    SFC_MAX_COUNTERS = 64, /* of one member */
+    SFC_TICK_MS = 100,
+    SFC_HEARTBEAT_HOLD_MS = 1000,
+    SFC_JOIN_HOLD_MS = 2000,
+    SFC_HOLD_LEASE_MS = 10000
+};
+
+struct sfc_counter_set {
+    uint32_t count;
+    struct {
+        char name[48];
+        uint64_t value;
+    } items[SFC_MAX_COUNTERS];
+};
+
+struct sfc_shard_info {
+    uint64_t id; /* 0: free */
+    struct sfc_rpc_client *client;
+    char backend[32];
+    char numerics[128];
+    uint64_t memory_limit;
+    uint64_t memory_bytes;
+    uint64_t step;
+    struct sfc_counter_set counters;
+};
+
+struct sfc_worker_info {
+    uint64_t id; /* 0: free */
+    uint64_t micro_batches;
+    struct sfc_counter_set counters;
+};
+
+enum sfc_parked_kind {
+    SFC_PARKED_TICKET, /* the run machine answers these */
+    SFC_PARKED_ANNOUNCE,
+    SFC_PARKED_DONE,
+    SFC_PARKED_EMPTY,
+    SFC_PARKED_SESSION,
+    SFC_PARKED_HOLD,
+    SFC_PARKED_CONTROL,
+    SFC_PARKED_OF_RUN, /* last of them + 1 */
+    SFC_PARKED_CREATE, /* until every shard has opened the run */
+    SFC_PARKED_JOIN,
+    SFC_PARKED_WORKER_HEARTBEAT,
+    SFC_PARKED_SHARD_HEARTBEAT
+};
+
+/* A call that waits. Its address is the run machine's token. */
+struct sfc_parked {
+    struct sfc_parked *prev, *next;
+    struct sfc_scheduler *scheduler;
+    struct sfc_rpc_call *call;
+    enum sfc_parked_kind kind;
+    uint64_t member;  /* worker or shard id */
+    uint64_t boot_id; /* shard */
+    uint64_t due_ms;  /* JOIN and heartbeats: answer then */
+    uint64_t bytes_per_shard, wire_bytes; /* CREATE */
+    Shardfc__V1__JoinRequest *join;       /* JOIN; owned */
+};
+
+struct sfc_sched_run {
+    struct sfc_scheduler *scheduler;
+    uint64_t id;
+    Shardfc__V1__RunConfig *config; /* owned */
+    Shardfc__V1__BlockMap *map;     /* owned */
+    struct sfc_run_setup setup;
+    struct sfc_run_fsm fsm;
+    struct sfc_run_actions actions;
+    bool load;
+    char numerics[128]; /* of its workers; "": none joined yet */
+    uint64_t last_commit_ms;
+    double rate, loss, lr;
+    uint64_t skipped_steps;
+    bool acting; /* inside perform: no event may come in */
+};
+
+struct sfc_scheduler {
+    uv_loop_t *uv;
+    struct sfc_rpc_loop *rpc;
+    struct sfc_rpc_server *server;
+    const struct sfc_scheduler_options *options;
+    char listening[300];
+    struct sfc_store *store;
+    struct sfc_store_queue queue;
+    uint64_t incarnation;
+    struct sfc_membership members;
+    struct sfc_member_actions member_actions;
+    struct sfc_shard_info shards[SFC_CORE_MAX_SHARDS];
+    struct sfc_worker_info workers[SFC_MAX_WORKERS];
+    struct sfc_sched_run *run; /* NULL: none */
+    uint64_t last_run_id;      /* for History */
+    bool creating;             /* a CreateRun is on its way to the store */
+    struct sfc_parked *parked; /* list */
+    uv_timer_t timer;
+    bool timer_open;
+    bool stopping;
+    uint64_t refused[SFC_EINTERNAL + 1];
+};
+
+/* ---- scheduler.c */
+uint64_t sfc_sched_now(const struct sfc_scheduler *s);
+void sfc_sched_refuse(struct sfc_scheduler *s, struct sfc_rpc_call *call, const struct sfc_error *err);
+/* The request as a message, or NULL after the call was refused. */
+void *sfc_sched_unpack(struct sfc_scheduler *s, struct sfc_rpc_call *call,
+                       const ProtobufCMessageDescriptor *type);
+/* Puts a call on the list of waiting ones. NULL: refused for lack of memory. */
+struct sfc_parked *sfc_sched_park(struct sfc_scheduler *s, struct sfc_rpc_call *call,
+                                  enum sfc_parked_kind kind);
+void sfc_sched_unpark(struct sfc_parked *parked); /* after its call was ended; frees it */
+void sfc_sched_event(struct sfc_scheduler *s, const char *format, ...)
+    __attribute__((format(printf, 2, 3))); /* log and store */
+
+/* ---- members.c */
+void sfc_sched_on_register_shard(struct sfc_rpc_call *call, void *ctx);
+void sfc_sched_on_shard_heartbeat(struct sfc_rpc_call *call, void *ctx);
+void sfc_sched_on_join(struct sfc_rpc_call *call, void *ctx);
+void sfc_sched_on_heartbeat(struct sfc_rpc_call *call, void *ctx);
+void sfc_sched_on_leave(struct sfc_rpc_call *call, void *ctx);
+void sfc_sched_members_tick(struct sfc_scheduler *s);
+void sfc_sched_member_cancelled(struct sfc_parked *parked); /* a heartbeat's peer is gone */
+struct sfc_shard_info *sfc_sched_shard(struct sfc_scheduler *s, uint64_t id);
+struct sfc_worker_info *sfc_sched_worker(struct sfc_scheduler *s, uint64_t id);
+int sfc_sched_restore_shards(struct sfc_scheduler *s, struct sfc_error *err);
+
+/* ---- run.c */
+bool sfc_sched_run_active(const struct sfc_scheduler *s); /* may not be replaced */
+/* Builds a run from its messages (taken on success only). restore: as for sfc_run_init. */
+int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConfig *config,
+                      Shardfc__V1__BlockMap *map, uint64_t start_step, bool load,
+                      const struct sfc_run_restore *restore, struct sfc_sched_run **out,
+                      struct sfc_error *err);
+void sfc_sched_run_free(struct sfc_sched_run *run); /* waiting calls of it are refused; NULL is fine */
+int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err);
+/* Fills in the time, steps the machine, carries out the actions. */
+void sfc_sched_run_event(struct sfc_sched_run *run, struct sfc_run_event *event);
+void sfc_sched_run_cancelled(struct sfc_parked *parked);
+/* Index of a shard in the run's map, or UINT32_MAX. */
+uint32_t sfc_sched_run_shard(const struct sfc_sched_run *run, uint64_t shard);
+
+/* ---- send.c */
+void sfc_sched_send(struct sfc_sched_run *run, const struct sfc_run_action *action);
+/* Packed attempts and digests of the open step: for the record (shard UINT32_MAX: every dense block) or
+ * for one shard. NULL: no memory. */
+uint8_t *sfc_sched_pack_prepare(const struct sfc_sched_run *run, uint32_t shard, uint64_t step,
+                                struct sfc_attempt round, size_t *size);
+
+/* ---- create.c */
+void sfc_sched_on_create_run(struct sfc_rpc_call *call, void *ctx);
+void sfc_sched_create_progress(struct sfc_sched_run *run); /* answers CreateRun when all is open */
+
+/* ---- handlers.c */
+extern const struct sfc_rpc_method sfc_scheduler_methods[];
+extern const size_t sfc_scheduler_method_count;
+
+/* ---- status.c */
+void sfc_sched_on_status(struct sfc_rpc_call *call, void *ctx);
+void sfc_sched_on_history(struct sfc_rpc_call *call, void *ctx);
+
+#endif

@@ -1,0 +1,289 @@
+/* Messages to shards: the duties of the run machine as RPCs. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/limits.h"
+#include "server/scheduler/scheduler_internal.h"
+
+struct send {
+    struct sfc_scheduler *scheduler;
+    uint64_t run_id;
+    uint32_t shard;
+    enum sfc_duty duty;
+    uint64_t step;
+    struct sfc_attempt round;
+    struct sfc_error error; /* of a call that could not start */
+};
+
+static const struct {
+    const char *method;
+    unsigned deadline_ms;
+} duties[SFC_DUTY_COUNT] = {
+    [SFC_DUTY_OPEN] = {"/shardfc.v1.Shard/OpenRun", 900000}, /* initialises every block */
+    [SFC_DUTY_COMMIT] = {"/shardfc.v1.Shard/Commit", 120000},
+    [SFC_DUTY_ABORT] = {"/shardfc.v1.Shard/Abort", 60000},
+    [SFC_DUTY_PLAN] = {"/shardfc.v1.Shard/Plan", 120000},
+    [SFC_DUTY_PLAN_NEXT] = {"/shardfc.v1.Shard/Plan", 120000},
+    [SFC_DUTY_PREPARE] = {"/shardfc.v1.Shard/Prepare", 120000},
+    [SFC_DUTY_CLOSE] = {"/shardfc.v1.Shard/CloseRun", 120000},
+};
+
+/* ---- requests */
+
+static void set_attempt(Shardfc__V1__Attempt *out, struct sfc_attempt a)
+{
+    shardfc__v1__attempt__init(out);
+    out->incarnation = a.incarnation;
+    out->counter = a.counter;
+}
+
+static uint8_t *pack_open(const struct sfc_sched_run *run, uint32_t shard, size_t *size)
+{
+    Shardfc__V1__OpenRunRequest m = SHARDFC__V1__OPEN_RUN_REQUEST__INIT;
+    m.run_id = run->id;
+    m.incarnation = run->scheduler->incarnation;
+    m.config = run->config;
+    m.map = run->map;
+    m.self = shard;
+    m.start_step = run->fsm.config.start_step;
+    m.load = run->load;
+    return sfc_message_pack(&m, size);
+}
+
+static uint8_t *pack_plan(struct sfc_sched_run *run, const struct sfc_run_action *a, size_t *size)
+{
+    Shardfc__V1__PlanRequest m = SHARDFC__V1__PLAN_REQUEST__INIT;
+    Shardfc__V1__Attempt round;
+    set_attempt(&round, a->round);
+    m.run_id = run->id;
+    m.incarnation = run->scheduler->incarnation;
+    m.step = a->step;
+    m.map_version = run->map->version;
+    m.lr = a->lr;
+    m.labels = (uint64_t *)(uintptr_t)sfc_run_labels(&run->fsm, a->step);
+    m.n_labels = m.labels ? run->config->global_batch : 0;
+    m.round = &round;
+    return sfc_message_pack(&m, size);
+}
+
+static uint8_t *pack_commit(const struct sfc_sched_run *run, const struct sfc_run_action *a, size_t *size)
+{
+    Shardfc__V1__CommitRequest m = SHARDFC__V1__COMMIT_REQUEST__INIT;
+    Shardfc__V1__Attempt round;
+    set_attempt(&round, a->round);
+    m.run_id = run->id;
+    m.incarnation = run->scheduler->incarnation;
+    m.step = a->step;
+    m.clip_scale = a->record.clip_scale;
+    m.apply = a->record.apply;
+    m.round = &round;
+    return sfc_message_pack(&m, size);
+}
+
+static uint8_t *pack_abort(const struct sfc_sched_run *run, const struct sfc_run_action *a, size_t *size)
+{
+    Shardfc__V1__AbortRequest m = SHARDFC__V1__ABORT_REQUEST__INIT;
+    Shardfc__V1__Attempt round;
+    set_attempt(&round, a->round);
+    m.run_id = run->id;
+    m.incarnation = run->scheduler->incarnation;
+    m.step = a->step;
+    m.round = &round;
+    return sfc_message_pack(&m, size);
+}
+
+static uint8_t *pack_close(const struct sfc_sched_run *run, size_t *size)
+{
+    Shardfc__V1__CloseRunRequest m = SHARDFC__V1__CLOSE_RUN_REQUEST__INIT;
+    m.run_id = run->id;
+    m.incarnation = run->scheduler->incarnation;
+    return sfc_message_pack(&m, size);
+}
+
+/* Memory of the repeated field of a Prepare. */
+struct prepare_items {
+    Shardfc__V1__PreparedAttempt *items;
+    Shardfc__V1__PreparedAttempt **list;
+    Shardfc__V1__Attempt *attempts;
+    uint64_t *digests;
+};
+
+static size_t own_dense(const struct sfc_sched_run *run, uint32_t shard)
+{
+    size_t n = 0;
+    for (size_t b = 0; b < run->map->n_dense_owner; b++)
+        n += shard == UINT32_MAX || run->map->dense_owner[b] == shard;
+    return n;
+}
+
+static void fill_attempt(const struct sfc_sched_run *run, uint32_t shard, uint32_t j, size_t dense,
+                         struct prepare_items *p)
+{
+    const struct sfc_done *done = sfc_run_done(&run->fsm, j);
+    uint64_t *digests = p->digests + j * dense;
+    shardfc__v1__prepared_attempt__init(&p->items[j]);
+    p->list[j] = &p->items[j];
+    p->items[j].micro_batch = j;
+    p->items[j].attempt = &p->attempts[j];
+    shardfc__v1__attempt__init(&p->attempts[j]);
+    if (!done)
+        return;
+    set_attempt(&p->attempts[j], done->attempt);
+    p->items[j].head_digest =
+        (ProtobufCBinaryData){sizeof done->head_digest.bytes,
+                              (uint8_t *)(uintptr_t)done->head_digest.bytes};
+    size_t n = 0;
+    for (size_t b = 0; b < run->map->n_dense_owner; b++)
+        if (shard == UINT32_MAX || run->map->dense_owner[b] == shard)
+            digests[n++] = done->dense_digests[b];
+    p->items[j].n_dense_digests = n;
+    p->items[j].dense_digests = digests;
+}
+
+uint8_t *sfc_sched_pack_prepare(const struct sfc_sched_run *run, uint32_t shard, uint64_t step,
+                                struct sfc_attempt round, size_t *size)
+{
+    uint32_t n = run->setup.micro_batches;
+    size_t dense = own_dense(run, shard);
+    uint8_t *bytes = NULL;
+    struct prepare_items p = {
+        calloc(n, sizeof *p.items),
+        calloc(n, sizeof(Shardfc__V1__PreparedAttempt *)),
+        calloc(n, sizeof *p.attempts),
+        calloc(n * dense + 1, sizeof *p.digests),
+    };
+    if (p.items && p.list && p.attempts && p.digests) {
+        for (uint32_t j = 0; j < n; j++)
+            fill_attempt(run, shard, j, dense, &p);
+        Shardfc__V1__PrepareRequest m = SHARDFC__V1__PREPARE_REQUEST__INIT;
+        Shardfc__V1__Attempt r;
+        set_attempt(&r, round);
+        m.run_id = run->id;
+        m.incarnation = run->scheduler->incarnation;
+        m.step = step;
+        m.n_attempts = n;
+        m.attempts = p.list;
+        m.round = &r;
+        bytes = sfc_message_pack(&m, size);
+    }
+    free(p.items);
+    free(p.list);
+    free(p.attempts);
+    free(p.digests);
+    return bytes;
+}
+
+static uint8_t *pack(struct sfc_sched_run *run, const struct sfc_run_action *a, size_t *size)
+{
+    switch (a->duty) {
+    case SFC_DUTY_OPEN:
+        return pack_open(run, a->shard, size);
+    case SFC_DUTY_PLAN:
+    case SFC_DUTY_PLAN_NEXT:
+        return pack_plan(run, a, size);
+    case SFC_DUTY_PREPARE:
+        return sfc_sched_pack_prepare(run, a->shard, a->step, a->round, size);
+    case SFC_DUTY_COMMIT:
+        return pack_commit(run, a, size);
+    case SFC_DUTY_ABORT:
+        return pack_abort(run, a, size);
+    case SFC_DUTY_CLOSE:
+        return pack_close(run, size);
+    case SFC_DUTY_COUNT:
+        break;
+    }
+    return NULL;
+}
+
+/* ---- answers */
+
+static struct sfc_sched_run *run_of(const struct send *send)
+{
+    struct sfc_sched_run *run = send->scheduler->run;
+    return run && run->id == send->run_id && !send->scheduler->stopping ? run : NULL;
+}
+
+static void take_prepare(struct sfc_bytes head, struct sfc_run_event *event,
+                         struct sfc_dense_report **reports, Shardfc__V1__PrepareReply **out)
+{
+    Shardfc__V1__PrepareReply *m = sfc_bytes_unpack(head, &shardfc__v1__prepare_reply__descriptor);
+    *out = m;
+    if (m)
+        *reports = calloc(m->n_dense + 1, sizeof **reports);
+    if (!m || !*reports) {
+        event->code = m ? SFC_EUNAVAILABLE : SFC_EINTERNAL;
+        event->text = m ? "no memory for the answer" : "the shard's answer to Prepare is malformed";
+        return;
+    }
+    for (size_t i = 0; i < m->n_dense; i++)
+        (*reports)[i] = (struct sfc_dense_report){m->dense[i]->block, m->dense[i]->sum_of_squares,
+                                                  m->dense[i]->finite};
+    event->prepare = (struct sfc_run_prepare_reply){.ready = m->ready,
+                                                    .head_finite = m->head_finite,
+                                                    .reports = *reports,
+                                                    .report_count = (uint32_t)m->n_dense,
+                                                    .missing = m->missing,
+                                                    .missing_count = (uint32_t)m->n_missing};
+}
+
+static void report(struct send *send, int code, const char *text, struct sfc_bytes head)
+{
+    struct sfc_sched_run *run = run_of(send);
+    struct sfc_run_event event = {.type = SFC_EV_SHARD_REPLY,
+                                  .shard = send->shard,
+                                  .duty = send->duty,
+                                  .step = send->step,
+                                  .round = send->round,
+                                  .code = code,
+                                  .text = text ? text : ""};
+    struct sfc_dense_report *reports = NULL;
+    Shardfc__V1__PrepareReply *prepare = NULL;
+    if (run) {
+        if (send->duty == SFC_DUTY_PREPARE && code == SFC_OK)
+            take_prepare(head, &event, &reports, &prepare);
+        sfc_sched_run_event(run, &event);
+    }
+    sfc_message_free(prepare);
+    free(reports);
+    free(send);
+}
+
+static void answered(const struct sfc_rpc_reply_view *view, void *ctx)
+{
+    report(ctx, view->code, view->text, view->head);
+}
+
+/* A call that could not start is reported from the loop, never from inside an action. */
+static void not_started(void *ctx)
+{
+    struct send *send = ctx;
+    report(send, send->error.code, send->error.text, (struct sfc_bytes){NULL, 0});
+}
+
+void sfc_sched_send(struct sfc_sched_run *run, const struct sfc_run_action *a)
+{
+    struct sfc_scheduler *s = run->scheduler;
+    struct send *send = calloc(1, sizeof *send);
+    if (!send)
+        abort(); /* a few bytes: without them no message can be answered for */
+    *send = (struct send){.scheduler = s, .run_id = run->id, .shard = a->shard, .duty = a->duty,
+                          .step = a->step, .round = a->round};
+    size_t size = 0;
+    uint8_t *bytes = pack(run, a, &size);
+    struct sfc_shard_info *shard = sfc_sched_shard(s, run->map->shards[a->shard]->shard);
+    int code;
+    if (!bytes) {
+        code = sfc_fail(&send->error, SFC_EUNAVAILABLE, "no memory for the request");
+    } else if (!shard || !shard->client) {
+        code = sfc_fail(&send->error, SFC_EUNAVAILABLE, "shard %s has not registered yet",
+                        run->map->shards[a->shard]->address);
+    } else {
+        struct sfc_rpc_request request = {.method = duties[a->duty].method,
+                                          .head = {bytes, size},
+                                          .deadline_ms = duties[a->duty].deadline_ms};
+        code = sfc_rpc_client_call(shard->client, &request, answered, send, NULL, &send->error);
+    }
+    if (code != SFC_OK)
+        sfc_rpc_loop_post(s->rpc, not_started, send);
+    free(bytes);
+}
