@@ -1,0 +1,318 @@
+/* RPC handlers that become events of the run machine. */
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#include "proto/limits.h"
+#include "server/scheduler/scheduler_internal.h"
+
+static int check_run(struct sfc_scheduler *s, uint64_t run_id, bool current_too, struct sfc_error *err)
+{
+    if (!s->run)
+        return sfc_fail(err, SFC_ESTALE, "run_id: there is no run");
+    if (s->run->id == run_id || (current_too && run_id == 0))
+        return SFC_OK;
+    return sfc_fail(err, SFC_ESTALE, "run_id: the run is %" PRIu64 ", not %" PRIu64, s->run->id, run_id);
+}
+
+static int check_micro_batch(struct sfc_scheduler *s, uint32_t j, struct sfc_error *err)
+{
+    if (j < s->run->setup.micro_batches)
+        return SFC_OK;
+    return sfc_fail(err, SFC_EINVAL, "micro_batch: %u, a step has %u", j, s->run->setup.micro_batches);
+}
+
+static int check_attempt(const Shardfc__V1__Attempt *a, struct sfc_attempt *out, struct sfc_error *err)
+{
+    if (!a)
+        return sfc_fail(err, SFC_EINVAL, "attempt is missing");
+    *out = (struct sfc_attempt){a->incarnation, a->counter};
+    return SFC_OK;
+}
+
+/* Exactly one of worker and session names the caller; a worker must be a member. */
+static int check_caller(struct sfc_scheduler *s, uint64_t worker, uint64_t session,
+                        struct sfc_error *err)
+{
+    if (session)
+        return SFC_OK;
+    if (!sfc_sched_worker(s, worker))
+        return sfc_fail(err, SFC_ESTALE, "worker: %" PRIu64 " is not a member, join again", worker);
+    return SFC_OK;
+}
+
+/* Parks the call and gives the event, with its token, to the run. */
+static void give(struct sfc_scheduler *s, struct sfc_rpc_call *call, enum sfc_parked_kind kind,
+                 uint64_t member, struct sfc_run_event *event)
+{
+    struct sfc_parked *p = sfc_sched_park(s, call, kind);
+    if (!p)
+        return;
+    p->member = member;
+    event->token = (uintptr_t)p;
+    sfc_sched_run_event(s->run, event);
+}
+
+static void on_ticket(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_scheduler *s = ctx;
+    Shardfc__V1__TicketRequest *r = sfc_sched_unpack(s, call, &shardfc__v1__ticket_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_error err = {0};
+    if (r->kind != SHARDFC__V1__TICKET_REQUEST__KIND__DATA &&
+        r->kind != SHARDFC__V1__TICKET_REQUEST__KIND__COMPUTE) {
+        sfc_fail(&err, SFC_EINVAL, "kind: %d", (int)r->kind);
+        sfc_sched_refuse(s, call, &err);
+    } else if (check_run(s, r->run_id, false, NULL) != SFC_OK || !sfc_sched_worker(s, r->worker)) {
+        Shardfc__V1__TicketReply m = SHARDFC__V1__TICKET_REPLY__INIT;
+        m.rejoin = true;
+        sfc_call_reply(call, &m);
+    } else {
+        struct sfc_run_event event = {.type = SFC_EV_TICKET,
+                                      .worker = r->worker,
+                                      .data = r->kind == SHARDFC__V1__TICKET_REQUEST__KIND__DATA};
+        give(s, call, SFC_PARKED_TICKET, r->worker, &event);
+    }
+    sfc_message_free(r);
+}
+
+static void on_announce(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_scheduler *s = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__AnnounceRequest *r =
+        sfc_sched_unpack(s, call, &shardfc__v1__announce_request__descriptor);
+    if (!r)
+        return;
+    int code = check_run(s, r->run_id, false, &err);
+    if (code == SFC_OK)
+        code = check_caller(s, r->worker, r->session, &err);
+    if (code == SFC_OK)
+        code = check_micro_batch(s, r->micro_batch, &err);
+    if (code == SFC_OK && r->n_labels != s->run->config->micro_batch)
+        code = sfc_fail(&err, SFC_EINVAL, "labels: %zu, a micro-batch has %u rows", r->n_labels,
+                        s->run->config->micro_batch);
+    if (code == SFC_OK && r->n_broken_rows && !s->run->config->skip_broken)
+        code = sfc_fail(&err, SFC_EINVAL,
+                        "broken_rows: row %u of step %" PRIu64 ", micro-batch %u: %.200s (create the run "
+                        "with --skip-broken to go on without such rows)",
+                        r->broken_rows[0], r->step, r->micro_batch, r->broken_reason);
+    if (code == SFC_OK && r->n_broken_rows)
+        sfc_sched_event(s, "step %" PRIu64 ", micro-batch %u: %zu broken rows left out, first %u: %.200s",
+                        r->step, r->micro_batch, r->n_broken_rows, r->broken_rows[0], r->broken_reason);
+    if (code == SFC_OK) {
+        struct sfc_run_event event = {.type = SFC_EV_ANNOUNCE,
+                                      .worker = r->session ? 0 : r->worker,
+                                      .session = r->session,
+                                      .step = r->step,
+                                      .j = r->micro_batch,
+                                      .labels = r->labels,
+                                      .count = (uint32_t)r->n_labels};
+        give(s, call, SFC_PARKED_ANNOUNCE, r->worker, &event);
+    } else {
+        sfc_sched_refuse(s, call, &err);
+    }
+    sfc_message_free(r);
+}
+
+static int check_done(struct sfc_scheduler *s, const Shardfc__V1__DoneRequest *r, struct sfc_done *done,
+                      struct sfc_error *err)
+{
+    int code = check_run(s, r->run_id, false, err);
+    if (code == SFC_OK)
+        code = check_caller(s, r->worker, r->session, err);
+    if (code == SFC_OK)
+        code = check_micro_batch(s, r->micro_batch, err);
+    if (code == SFC_OK)
+        code = check_attempt(r->attempt, &done->attempt, err);
+    if (code != SFC_OK)
+        return code;
+    if (r->head_digest.len != sizeof done->head_digest.bytes)
+        return sfc_fail(err, SFC_EINVAL, "head_digest: %zu bytes, not 16", r->head_digest.len);
+    if (r->n_dense_digests != s->run->setup.dense_blocks)
+        return sfc_fail(err, SFC_EINVAL, "dense_digests: %zu, the run has %" PRIu64 " dense blocks",
+                        r->n_dense_digests, s->run->setup.dense_blocks);
+    if (r->zero_features > s->run->config->micro_batch)
+        return sfc_fail(err, SFC_EINVAL, "zero_features: %u of %u rows", r->zero_features,
+                        s->run->config->micro_batch);
+    memcpy(done->head_digest.bytes, r->head_digest.data, sizeof done->head_digest.bytes);
+    done->filled = true;
+    done->dense_digests = r->dense_digests;
+    done->loss_sum = r->loss_sum;
+    done->zero_features = r->zero_features;
+    return SFC_OK;
+}
+
+static void on_done(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_scheduler *s = ctx;
+    struct sfc_error err = {0};
+    struct sfc_done done = {0};
+    Shardfc__V1__DoneRequest *r = sfc_sched_unpack(s, call, &shardfc__v1__done_request__descriptor);
+    if (!r)
+        return;
+    if (check_done(s, r, &done, &err) == SFC_OK) {
+        struct sfc_run_event event = {.type = SFC_EV_DONE,
+                                      .worker = r->session ? 0 : r->worker,
+                                      .session = r->session,
+                                      .step = r->step,
+                                      .j = r->micro_batch,
+                                      .attempt = done.attempt,
+                                      .done = &done};
+        give(s, call, SFC_PARKED_DONE, r->worker, &event);
+    } else {
+        sfc_sched_refuse(s, call, &err);
+    }
+    sfc_message_free(r);
+}
+
+static void on_give_up(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_scheduler *s = ctx;
+    struct sfc_error err = {0};
+    struct sfc_attempt attempt = {0};
+    Shardfc__V1__GiveUpRequest *r =
+        sfc_sched_unpack(s, call, &shardfc__v1__give_up_request__descriptor);
+    if (!r)
+        return;
+    int code = check_run(s, r->run_id, false, &err);
+    if (code == SFC_OK)
+        code = check_caller(s, r->worker, 0, &err);
+    if (code == SFC_OK)
+        code = check_micro_batch(s, r->micro_batch, &err);
+    if (code == SFC_OK && !r->data)
+        code = check_attempt(r->attempt, &attempt, &err);
+    if (code == SFC_OK) {
+        struct sfc_run_event event = {.type = SFC_EV_GIVE_UP,
+                                      .worker = r->worker,
+                                      .step = r->step,
+                                      .j = r->micro_batch,
+                                      .attempt = attempt,
+                                      .data = r->data,
+                                      .code = r->code,
+                                      .text = r->reason};
+        sfc_sched_event(s, "worker %" PRIu64 " gave up step %" PRIu64 ", micro-batch %u: %s: %.300s",
+                        r->worker, r->step, r->micro_batch, sfc_status_name(r->code), r->reason);
+        give(s, call, SFC_PARKED_EMPTY, r->worker, &event);
+    } else {
+        sfc_sched_refuse(s, call, &err);
+    }
+    sfc_message_free(r);
+}
+
+static void on_open_session(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_scheduler *s = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__OpenSessionRequest *r =
+        sfc_sched_unpack(s, call, &shardfc__v1__open_session_request__descriptor);
+    if (!r)
+        return;
+    int code = check_run(s, r->run_id, true, &err);
+    if (code == SFC_OK && r->protocol != SFC_PROTOCOL_VERSION)
+        code = sfc_fail(&err, SFC_EUNSUPPORTED, "protocol: version %u, this scheduler speaks %u",
+                        r->protocol, SFC_PROTOCOL_VERSION);
+    if (code == SFC_OK && !s->run->fsm.config.session)
+        code = sfc_fail(&err, SFC_EINVAL, "run %s has workers; sessions need a data set of kind SESSION",
+                        s->run->config->name);
+    if (code == SFC_OK) {
+        struct sfc_run_event event = {.type = SFC_EV_OPEN_SESSION};
+        give(s, call, SFC_PARKED_SESSION, 0, &event);
+    } else {
+        sfc_sched_refuse(s, call, &err);
+    }
+    sfc_message_free(r);
+}
+
+static void on_hold(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_scheduler *s = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__HoldRequest *r = sfc_sched_unpack(s, call, &shardfc__v1__hold_request__descriptor);
+    if (!r)
+        return;
+    if (check_run(s, r->run_id, true, &err) == SFC_OK) {
+        struct sfc_run_event event = {.type = SFC_EV_HOLD, .hold_id = r->hold_id, .step = r->at_step};
+        give(s, call, SFC_PARKED_HOLD, 0, &event);
+    } else {
+        sfc_sched_refuse(s, call, &err);
+    }
+    sfc_message_free(r);
+}
+
+static void on_release(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_scheduler *s = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__ReleaseRequest *r =
+        sfc_sched_unpack(s, call, &shardfc__v1__release_request__descriptor);
+    if (!r)
+        return;
+    if (check_run(s, 0, true, &err) == SFC_OK) {
+        struct sfc_run_event event = {.type = SFC_EV_RELEASE, .hold_id = r->hold_id};
+        give(s, call, SFC_PARKED_EMPTY, 0, &event);
+    } else {
+        sfc_sched_refuse(s, call, &err);
+    }
+    sfc_message_free(r);
+}
+
+static int control_event(int action, enum sfc_run_event_type *out, struct sfc_error *err)
+{
+    static const enum sfc_run_event_type types[] = {
+        [SHARDFC__V1__CONTROL_REQUEST__ACTION__START] = SFC_EV_START,
+        [SHARDFC__V1__CONTROL_REQUEST__ACTION__PAUSE] = SFC_EV_PAUSE,
+        [SHARDFC__V1__CONTROL_REQUEST__ACTION__RESUME] = SFC_EV_RESUME,
+        [SHARDFC__V1__CONTROL_REQUEST__ACTION__STOP] = SFC_EV_STOP,
+        [SHARDFC__V1__CONTROL_REQUEST__ACTION__DROP] = SFC_EV_DROP,
+    };
+    if (action < 0 || (size_t)action >= sizeof types / sizeof *types)
+        return sfc_fail(err, SFC_EINVAL, "action: %d", action);
+    *out = types[action];
+    return SFC_OK;
+}
+
+static void on_control(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_scheduler *s = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__ControlRequest *r =
+        sfc_sched_unpack(s, call, &shardfc__v1__control_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_run_event event = {.step = r->step, .j = r->micro_batch};
+    int code = check_run(s, r->run_id, true, &err);
+    if (code == SFC_OK)
+        code = control_event((int)r->action, &event.type, &err);
+    if (code == SFC_OK && event.type == SFC_EV_DROP)
+        code = check_micro_batch(s, r->micro_batch, &err);
+    if (code == SFC_OK)
+        give(s, call, SFC_PARKED_CONTROL, 0, &event);
+    else
+        sfc_sched_refuse(s, call, &err);
+    sfc_message_free(r);
+}
+
+#define PATH(name) "/shardfc.v1.Scheduler/" name
+
+const struct sfc_rpc_method sfc_scheduler_methods[] = {
+    {PATH("Status"), sfc_sched_on_status, SFC_LIMIT_SMALL, 256},
+    {PATH("History"), sfc_sched_on_history, SFC_LIMIT_SMALL, 64},
+    {PATH("CreateRun"), sfc_sched_on_create_run, SFC_LIMIT_CONTROL, 16},
+    {PATH("Control"), on_control, SFC_LIMIT_SMALL, 64},
+    {PATH("Hold"), on_hold, SFC_LIMIT_SMALL, 64},
+    {PATH("Release"), on_release, SFC_LIMIT_SMALL, 64},
+    {PATH("RegisterShard"), sfc_sched_on_register_shard, SFC_LIMIT_SMALL, 512},
+    {PATH("ShardHeartbeat"), sfc_sched_on_shard_heartbeat, SFC_LIMIT_SMALL, 512},
+    {PATH("Join"), sfc_sched_on_join, SFC_LIMIT_SMALL, 2048},
+    {PATH("Heartbeat"), sfc_sched_on_heartbeat, SFC_LIMIT_SMALL, 2048},
+    {PATH("Leave"), sfc_sched_on_leave, SFC_LIMIT_SMALL, 2048},
+    {PATH("Ticket"), on_ticket, SFC_LIMIT_SMALL, 4096},
+    {PATH("Announce"), on_announce, SFC_LIMIT_CONTROL, 4096},
+    {PATH("Done"), on_done, SFC_LIMIT_CONTROL, 4096},
+    {PATH("GiveUp"), on_give_up, SFC_LIMIT_SMALL, 4096},
+    {PATH("OpenSession"), on_open_session, SFC_LIMIT_SMALL, 64},
+};
+const size_t sfc_scheduler_method_count =
+    sizeof sfc_scheduler_methods / sizeof *sfc_scheduler_methods;

@@ -1,0 +1,482 @@
+/* Shards and workers: registration, heartbeats, leases. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/base/log.h"
+#include "proto/limits.h"
+#include "server/scheduler/scheduler_internal.h"
+
+struct sfc_shard_info *sfc_sched_shard(struct sfc_scheduler *s, uint64_t id)
+{
+    for (size_t i = 0; id && i < SFC_CORE_MAX_SHARDS; i++)
+        if (s->shards[i].id == id)
+            return &s->shards[i];
+    return NULL;
+}
+
+struct sfc_worker_info *sfc_sched_worker(struct sfc_scheduler *s, uint64_t id)
+{
+    for (size_t i = 0; id && i < SFC_MAX_WORKERS; i++)
+        if (s->workers[i].id == id)
+            return &s->workers[i];
+    return NULL;
+}
+
+static struct sfc_shard_info *shard_entry(struct sfc_scheduler *s, uint64_t id)
+{
+    struct sfc_shard_info *info = sfc_sched_shard(s, id);
+    for (size_t i = 0; !info && i < SFC_CORE_MAX_SHARDS; i++)
+        if (s->shards[i].id == 0) {
+            info = &s->shards[i];
+            info->id = id;
+        }
+    return info;
+}
+
+static void take_counters(struct sfc_counter_set *set, Shardfc__V1__Counter *const *items, size_t n)
+{
+    set->count = 0;
+    for (size_t i = 0; i < n && set->count < SFC_MAX_COUNTERS; i++) {
+        snprintf(set->items[set->count].name, sizeof set->items[0].name, "%s", items[i]->name);
+        set->items[set->count++].value = items[i]->value;
+    }
+}
+
+static bool text_ok(const char *text, size_t max)
+{
+    size_t n = strlen(text);
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)text[i] < 32 || text[i] == 127)
+            return false;
+    return n > 0 && n <= max;
+}
+
+/* ---- consequences of membership changes */
+
+static void shard_event(struct sfc_scheduler *s, uint64_t id, enum sfc_run_event_type type,
+                        const Shardfc__V1__RegisterShardRequest *r, const char *text)
+{
+    uint32_t index = s->run ? sfc_sched_run_shard(s->run, id) : UINT32_MAX;
+    if (index == UINT32_MAX)
+        return;
+    struct sfc_run_event event = {.type = type, .shard = index, .text = text};
+    if (r) {
+        event.shard_run_id = r->run_id;
+        event.step = r->step;
+        event.prepared_step = r->prepared_step;
+    }
+    sfc_sched_run_event(s->run, &event);
+}
+
+static void worker_died(struct sfc_scheduler *s, uint64_t id)
+{
+    struct sfc_worker_info *w = sfc_sched_worker(s, id);
+    if (w)
+        memset(w, 0, sizeof *w);
+    sfc_info_log("worker %" PRIu64 " is gone", id);
+    if (s->run) {
+        struct sfc_run_event event = {.type = SFC_EV_WORKER_DIED, .worker = id};
+        sfc_sched_run_event(s->run, &event);
+    }
+}
+
+/* request: of a REGISTER, else NULL. */
+static void act(struct sfc_scheduler *s, const Shardfc__V1__RegisterShardRequest *request)
+{
+    char text[320];
+    for (size_t i = 0; i < s->member_actions.count; i++) {
+        struct sfc_member_action a = s->member_actions.items[i];
+        const struct sfc_shard_member *m = sfc_membership_shard(&s->members, a.id);
+        const char *address = m ? m->address : "?";
+        switch (a.type) {
+        case SFC_MEMBER_WORKER_JOINED:
+            break;
+        case SFC_MEMBER_WORKER_DIED:
+            worker_died(s, a.id);
+            break;
+        case SFC_MEMBER_SHARD_JOINED:
+            sfc_sched_event(s, "shard %" PRIu64 " joined at %s", a.id, address);
+            shard_event(s, a.id, SFC_EV_SHARD_BACK, request, "");
+            break;
+        case SFC_MEMBER_SHARD_REJOINED:
+            sfc_info_log("shard %" PRIu64 " at %s is back", a.id, address);
+            shard_event(s, a.id, SFC_EV_SHARD_BACK, request, "");
+            break;
+        case SFC_MEMBER_SHARD_RESTARTED:
+            sfc_sched_event(s, "shard %" PRIu64 " at %s restarted", a.id, address);
+            snprintf(text, sizeof text, "shard %s restarted and lost its blocks", address);
+            shard_event(s, a.id, SFC_EV_SHARD_LOST, request, text);
+            break;
+        case SFC_MEMBER_SHARD_GONE:
+            sfc_sched_event(s, "shard %" PRIu64 " at %s does not answer", a.id, address);
+            snprintf(text, sizeof text, "shard %s does not answer", address);
+            shard_event(s, a.id, SFC_EV_SHARD_GONE, NULL, text);
+            break;
+        }
+    }
+}
+
+static int member_step(struct sfc_scheduler *s, struct sfc_member_event *event, struct sfc_error *err)
+{
+    event->now_ms = sfc_sched_now(s);
+    return sfc_membership_step(&s->members, event, &s->member_actions, err);
+}
+
+/* ---- shards */
+
+struct register_task {
+    struct sfc_store_task task;
+    struct sfc_scheduler *scheduler;
+    struct sfc_rpc_call *call;
+    uint64_t shard;
+    char address[256];
+};
+
+static void register_work(struct sfc_store_task *task, struct sfc_store *store)
+{
+    struct register_task *t = (struct register_task *)task;
+    task->code = sfc_store_put_shard(store, t->shard, t->address, &task->error);
+}
+
+static void register_done(struct sfc_store_task *task)
+{
+    struct register_task *t = (struct register_task *)task;
+    if (task->code != SFC_OK) {
+        sfc_sched_refuse(t->scheduler, t->call, &task->error);
+    } else {
+        Shardfc__V1__RegisterShardReply m = SHARDFC__V1__REGISTER_SHARD_REPLY__INIT;
+        m.shard = t->shard;
+        m.incarnation = t->scheduler->incarnation;
+        sfc_call_reply(t->call, &m);
+    }
+    free(t);
+}
+
+static int check_register(const Shardfc__V1__RegisterShardRequest *r, struct sfc_error *err)
+{
+    if (r->protocol != SFC_PROTOCOL_VERSION)
+        return sfc_fail(err, SFC_EUNSUPPORTED, "protocol: version %u, this scheduler speaks %u",
+                        r->protocol, SFC_PROTOCOL_VERSION);
+    if (r->boot_id == 0)
+        return sfc_fail(err, SFC_EINVAL, "boot_id must not be 0");
+    if (!text_ok(r->address, 255) || !strchr(r->address, ':'))
+        return sfc_fail(err, SFC_EINVAL, "address: not HOST:PORT");
+    if (!text_ok(r->backend, 31) || !text_ok(r->numerics, 127))
+        return sfc_fail(err, SFC_EINVAL, "backend, numerics: empty or too long");
+    return SFC_OK;
+}
+
+static int register_shard(struct sfc_scheduler *s, const Shardfc__V1__RegisterShardRequest *r,
+                          uint64_t *id, struct sfc_error *err)
+{
+    int code = check_register(r, err);
+    if (code != SFC_OK)
+        return code;
+    struct sfc_member_event event = {.type = SFC_MEMBER_SHARD_REGISTER,
+                                     .boot_id = r->boot_id,
+                                     .name = r->address};
+    if ((code = member_step(s, &event, err)) != SFC_OK)
+        return code;
+    const struct sfc_shard_member *m = NULL;
+    for (uint32_t i = 0; i < s->members.config.max_shards && !m; i++)
+        if (s->members.shards[i].id && strcmp(s->members.shards[i].address, r->address) == 0)
+            m = &s->members.shards[i];
+    struct sfc_shard_info *info = m ? shard_entry(s, m->id) : NULL;
+    if (!info)
+        return sfc_fail(err, SFC_ELIMIT, "too many shards");
+    if (!info->client &&
+        (code = sfc_rpc_client_new(s->rpc, r->address, &info->client, err)) != SFC_OK)
+        return code;
+    snprintf(info->backend, sizeof info->backend, "%s", r->backend);
+    snprintf(info->numerics, sizeof info->numerics, "%s", r->numerics);
+    info->memory_limit = r->memory_limit;
+    info->step = r->step;
+    *id = m->id;
+    act(s, r);
+    return SFC_OK;
+}
+
+void sfc_sched_on_register_shard(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_scheduler *s = ctx;
+    struct sfc_error err = {0};
+    uint64_t id = 0;
+    Shardfc__V1__RegisterShardRequest *r =
+        sfc_sched_unpack(s, call, &shardfc__v1__register_shard_request__descriptor);
+    if (!r)
+        return;
+    struct register_task *t = calloc(1, sizeof *t);
+    int code = t ? register_shard(s, r, &id, &err) : sfc_fail(&err, SFC_ENOMEM, "register shard");
+    if (code == SFC_OK) {
+        t->scheduler = s;
+        t->call = call;
+        t->shard = id;
+        t->task.work = register_work;
+        t->task.done = register_done;
+        snprintf(t->address, sizeof t->address, "%s", r->address);
+        sfc_store_queue_submit(&s->queue, &t->task);
+    } else {
+        sfc_sched_refuse(s, call, &err);
+        free(t);
+    }
+    sfc_message_free(r);
+}
+
+static void reply_shard_heartbeat(struct sfc_scheduler *s, struct sfc_rpc_call *call, bool known)
+{
+    Shardfc__V1__ShardHeartbeatReply m = SHARDFC__V1__SHARD_HEARTBEAT_REPLY__INIT;
+    m.registered = known;
+    m.incarnation = s->incarnation;
+    sfc_call_reply(call, &m);
+}
+
+void sfc_sched_on_shard_heartbeat(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_scheduler *s = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__ShardHeartbeatRequest *r =
+        sfc_sched_unpack(s, call, &shardfc__v1__shard_heartbeat_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_member_event event = {
+        .type = SFC_MEMBER_SHARD_SEEN, .id = r->shard, .boot_id = r->boot_id};
+    struct sfc_shard_info *info = sfc_sched_shard(s, r->shard);
+    if (!info || member_step(s, &event, &err) != SFC_OK) {
+        reply_shard_heartbeat(s, call, false);
+    } else {
+        info->step = r->step;
+        info->memory_bytes = r->memory_bytes;
+        take_counters(&info->counters, r->counters, r->n_counters);
+        struct sfc_parked *p = sfc_sched_park(s, call, SFC_PARKED_SHARD_HEARTBEAT);
+        if (p) {
+            p->member = r->shard;
+            p->boot_id = r->boot_id;
+            p->due_ms = sfc_sched_now(s) + SFC_HEARTBEAT_HOLD_MS;
+        }
+        act(s, NULL);
+    }
+    sfc_message_free(r);
+}
+
+/* ---- workers */
+
+static bool joinable(const struct sfc_scheduler *s)
+{
+    if (!s->run)
+        return false;
+    enum sfc_run_state state = s->run->fsm.state;
+    return state == SFC_RUN_RUNNING || state == SFC_RUN_PAUSED || state == SFC_RUN_HELD ||
+           state == SFC_RUN_BLOCKED;
+}
+
+static int check_join(const Shardfc__V1__JoinRequest *r, struct sfc_error *err)
+{
+    if (r->protocol != SFC_PROTOCOL_VERSION)
+        return sfc_fail(err, SFC_EUNSUPPORTED, "protocol: version %u, this scheduler speaks %u",
+                        r->protocol, SFC_PROTOCOL_VERSION);
+    if (!text_ok(r->name, 127) || !text_ok(r->numerics, 127))
+        return sfc_fail(err, SFC_EINVAL, "name, numerics: empty, too long or with control characters");
+    if (r->lanes == 0 || r->lanes > SFC_LIMIT_LANES)
+        return sfc_fail(err, SFC_EINVAL, "lanes: %u is not within 1..%u", r->lanes, SFC_LIMIT_LANES);
+    if (!r->data)
+        return sfc_fail(err, SFC_EINVAL, "data is missing");
+    return SFC_OK;
+}
+
+/* Does this worker fit the run? */
+static int check_fit(struct sfc_sched_run *run, const Shardfc__V1__JoinRequest *r, struct sfc_error *err)
+{
+    const Shardfc__V1__DataSet *want = run->config->data;
+    if (want && want->kind == SHARDFC__V1__DATA_SET__KIND__SESSION)
+        return sfc_fail(err, SFC_EINVAL,
+                        "run %s is a session of a foreign framework and takes no workers",
+                        run->config->name);
+    if (want && (want->kind != r->data->kind || strcmp(want->digest, r->data->digest) != 0))
+        return sfc_fail(err, SFC_EINVAL,
+                        "data: this worker's data set (digest %.40s) is not that of run %s (digest %.40s)",
+                        r->data->digest[0] ? r->data->digest : "none", run->config->name,
+                        want->digest[0] ? want->digest : "none");
+    if (!run->config->mixed && run->numerics[0] && strcmp(run->numerics, r->numerics) != 0)
+        return sfc_fail(err, SFC_EINVAL,
+                        "numerics: this worker is '%s', the run's workers are '%s'; results would "
+                        "depend on who computes what (create the run with --mixed to allow it)",
+                        r->numerics, run->numerics);
+    return SFC_OK;
+}
+
+static int join(struct sfc_scheduler *s, struct sfc_rpc_call *call, const Shardfc__V1__JoinRequest *r,
+                struct sfc_error *err)
+{
+    struct sfc_worker_info *info = NULL;
+    int code = check_fit(s->run, r, err);
+    for (size_t i = 0; i < SFC_MAX_WORKERS && !info; i++)
+        if (s->workers[i].id == 0)
+            info = &s->workers[i];
+    if (code == SFC_OK && !info)
+        code = sfc_fail(err, SFC_ELIMIT, "there are %d workers already", SFC_MAX_WORKERS);
+    struct sfc_member_event event = {
+        .type = SFC_MEMBER_WORKER_JOIN, .name = r->name, .lanes = r->lanes};
+    if (code == SFC_OK)
+        code = member_step(s, &event, err);
+    if (code != SFC_OK)
+        return code;
+    if (s->member_actions.count == 0 || s->member_actions.items[0].type != SFC_MEMBER_WORKER_JOINED)
+        return sfc_fail(err, SFC_EINTERNAL, "a join without a new member");
+    info->id = s->member_actions.items[0].id;
+    snprintf(s->run->numerics, sizeof s->run->numerics, "%s", r->numerics);
+    sfc_info_log("worker %" PRIu64 " joined: %s, %u lanes", info->id, r->name, r->lanes);
+    Shardfc__V1__JoinReply m = SHARDFC__V1__JOIN_REPLY__INIT;
+    m.joined = true;
+    m.worker = info->id;
+    m.run_id = s->run->id;
+    m.incarnation = s->incarnation;
+    m.config = s->run->config;
+    m.map = s->run->map;
+    sfc_call_reply(call, &m);
+    return SFC_OK;
+}
+
+void sfc_sched_on_join(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_scheduler *s = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__JoinRequest *r = sfc_sched_unpack(s, call, &shardfc__v1__join_request__descriptor);
+    if (!r)
+        return;
+    if (check_join(r, &err) != SFC_OK) {
+        sfc_sched_refuse(s, call, &err);
+    } else if (joinable(s)) {
+        if (join(s, call, r, &err) != SFC_OK)
+            sfc_sched_refuse(s, call, &err);
+    } else {
+        struct sfc_parked *p = sfc_sched_park(s, call, SFC_PARKED_JOIN);
+        if (p) {
+            p->join = r;
+            p->due_ms = sfc_sched_now(s) + SFC_JOIN_HOLD_MS;
+            return;
+        }
+    }
+    sfc_message_free(r);
+}
+
+static void reply_heartbeat(struct sfc_scheduler *s, struct sfc_rpc_call *call, bool known)
+{
+    Shardfc__V1__HeartbeatReply m = SHARDFC__V1__HEARTBEAT_REPLY__INIT;
+    m.known = known;
+    m.state = (char *)(uintptr_t) "idle";
+    if (s->run) {
+        m.run_id = s->run->id;
+        m.state = (char *)(uintptr_t)sfc_run_state_name(s->run->fsm.state);
+        m.step = sfc_run_committed(&s->run->fsm);
+        m.map_version = s->run->map->version;
+    }
+    sfc_call_reply(call, &m);
+}
+
+void sfc_sched_on_heartbeat(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_scheduler *s = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__HeartbeatRequest *r =
+        sfc_sched_unpack(s, call, &shardfc__v1__heartbeat_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_member_event event = {.type = SFC_MEMBER_WORKER_SEEN, .id = r->worker};
+    struct sfc_worker_info *info = sfc_sched_worker(s, r->worker);
+    if (!info || member_step(s, &event, &err) != SFC_OK) {
+        reply_heartbeat(s, call, false);
+    } else {
+        take_counters(&info->counters, r->counters, r->n_counters);
+        struct sfc_parked *p = sfc_sched_park(s, call, SFC_PARKED_WORKER_HEARTBEAT);
+        if (p) {
+            p->member = r->worker;
+            p->due_ms = sfc_sched_now(s) + SFC_HEARTBEAT_HOLD_MS;
+        }
+    }
+    sfc_message_free(r);
+}
+
+void sfc_sched_on_leave(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_scheduler *s = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__LeaveRequest *r = sfc_sched_unpack(s, call, &shardfc__v1__leave_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_member_event event = {.type = SFC_MEMBER_WORKER_LEAVE, .id = r->worker};
+    if (member_step(s, &event, &err) == SFC_OK)
+        act(s, NULL);
+    Shardfc__V1__Empty reply = SHARDFC__V1__EMPTY__INIT; /* leaving twice is fine */
+    sfc_call_reply(call, &reply);
+    sfc_message_free(r);
+}
+
+/* ---- time */
+
+void sfc_sched_member_cancelled(struct sfc_parked *p)
+{
+    struct sfc_scheduler *s = p->scheduler;
+    struct sfc_error err = {0};
+    struct sfc_member_event event = {.id = p->member, .boot_id = p->boot_id};
+    enum sfc_parked_kind kind = p->kind;
+    sfc_rpc_fail(p->call, SFC_ECANCELED, "the caller gave up");
+    sfc_sched_unpark(p);
+    if (kind == SFC_PARKED_WORKER_HEARTBEAT)
+        event.type = SFC_MEMBER_WORKER_LOST;
+    else if (kind == SFC_PARKED_SHARD_HEARTBEAT)
+        event.type = SFC_MEMBER_SHARD_LOST;
+    else
+        return;
+    if (member_step(s, &event, &err) == SFC_OK)
+        act(s, NULL);
+}
+
+static void join_parked(struct sfc_scheduler *s, struct sfc_parked *p)
+{
+    struct sfc_error err = {0};
+    if (joinable(s)) {
+        if (join(s, p->call, p->join, &err) != SFC_OK)
+            sfc_sched_refuse(s, p->call, &err);
+        sfc_sched_unpark(p);
+    } else if (sfc_sched_now(s) >= p->due_ms) {
+        Shardfc__V1__JoinReply m = SHARDFC__V1__JOIN_REPLY__INIT;
+        sfc_call_reply(p->call, &m);
+        sfc_sched_unpark(p);
+    }
+}
+
+void sfc_sched_members_tick(struct sfc_scheduler *s)
+{
+    uint64_t now = sfc_sched_now(s);
+    struct sfc_error err = {0};
+    struct sfc_member_event event = {.type = SFC_MEMBER_TICK};
+    for (struct sfc_parked *p = s->parked, *next; p; p = next) {
+        next = p->next;
+        if (p->kind == SFC_PARKED_JOIN) {
+            join_parked(s, p);
+        } else if (p->kind == SFC_PARKED_WORKER_HEARTBEAT && now >= p->due_ms) {
+            reply_heartbeat(s, p->call, sfc_sched_worker(s, p->member) != NULL);
+            sfc_sched_unpark(p);
+        } else if (p->kind == SFC_PARKED_SHARD_HEARTBEAT && now >= p->due_ms) {
+            reply_shard_heartbeat(s, p->call, true);
+            sfc_sched_unpark(p);
+        }
+    }
+    if (member_step(s, &event, &err) == SFC_OK)
+        act(s, NULL);
+}
+
+int sfc_sched_restore_shards(struct sfc_scheduler *s, struct sfc_error *err)
+{
+    struct sfc_store_shard *shards = calloc(SFC_CORE_MAX_SHARDS, sizeof *shards);
+    size_t count = 0;
+    if (!shards)
+        return sfc_fail(err, SFC_ENOMEM, "list of shards");
+    int code = sfc_store_shards(s->store, shards, SFC_CORE_MAX_SHARDS, &count, err);
+    for (size_t i = 0; i < count && code == SFC_OK; i++)
+        code = sfc_membership_restore_shard(&s->members, shards[i].shard, shards[i].address, 0, err);
+    free(shards);
+    return code;
+}

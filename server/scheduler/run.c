@@ -1,0 +1,475 @@
+/* A run at the scheduler: its machine, and what its actions do to the world. */
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/rng/permutation.h"
+#include "proto/base/log.h"
+#include "server/scheduler/scheduler_internal.h"
+
+#define RATE_WEIGHT 0.1 /* of the newest step in the smoothed images per second */
+
+static void perform(struct sfc_sched_run *run);
+
+bool sfc_sched_run_active(const struct sfc_scheduler *s)
+{
+    if (!s->run)
+        return false;
+    enum sfc_run_state state = s->run->fsm.state;
+    return state != SFC_RUN_IDLE && state != SFC_RUN_FINISHED && state != SFC_RUN_FAILED;
+}
+
+uint32_t sfc_sched_run_shard(const struct sfc_sched_run *run, uint64_t shard)
+{
+    for (size_t i = 0; i < run->map->n_shards; i++)
+        if (run->map->shards[i]->shard == shard)
+            return (uint32_t)i;
+    return UINT32_MAX;
+}
+
+/* ---- life */
+
+static struct sfc_run_config machine_config(const struct sfc_sched_run *run, uint64_t start_step)
+{
+    const Shardfc__V1__RunConfig *c = run->config;
+    return (struct sfc_run_config){
+        .run_id = run->id,
+        .incarnation = run->scheduler->incarnation,
+        .shards = (uint32_t)run->map->n_shards,
+        .map_version = run->map->version,
+        .classes = c->classes,
+        .global_batch = c->global_batch,
+        .micro_batch = c->micro_batch,
+        .dense_blocks = (uint32_t)run->setup.dense_blocks,
+        .clip = c->clip,
+        .schedule = {.lr = c->lr,
+                     .warmup_steps = c->warmup_steps,
+                     .power = c->lr_power,
+                     .end = c->lr_end,
+                     .steps = c->steps},
+        .start_step = start_step,
+        .load = run->load,
+        .session = c->data && c->data->kind == SHARDFC__V1__DATA_SET__KIND__SESSION,
+        .hold_lease_ms = SFC_HOLD_LEASE_MS,
+    };
+}
+
+int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConfig *config,
+                      Shardfc__V1__BlockMap *map, uint64_t start_step, bool load,
+                      const struct sfc_run_restore *restore, struct sfc_sched_run **out,
+                      struct sfc_error *err)
+{
+    struct sfc_sched_run *run = calloc(1, sizeof *run);
+    if (!run)
+        return sfc_fail(err, SFC_ENOMEM, "run %" PRIu64, id);
+    run->scheduler = s;
+    run->id = id;
+    run->config = config;
+    run->map = map;
+    run->load = load;
+    run->loss = NAN;
+    int code = sfc_run_setup_init(&run->setup, config, err);
+    if (code == SFC_OK) {
+        struct sfc_run_config machine = machine_config(run, start_step);
+        code = sfc_run_init(&run->fsm, &machine, restore, err);
+    }
+    if (code == SFC_OK)
+        code = sfc_run_actions_init(&run->actions, &run->fsm, err);
+    if (code == SFC_OK) {
+        *out = run;
+        return SFC_OK;
+    }
+    run->config = NULL; /* still the caller's */
+    run->map = NULL;
+    sfc_sched_run_free(run);
+    return code;
+}
+
+void sfc_sched_run_free(struct sfc_sched_run *run)
+{
+    if (!run)
+        return;
+    struct sfc_error err;
+    sfc_fail(&err, SFC_ESTALE, "the run has ended");
+    struct sfc_parked *p = run->scheduler->parked;
+    while (p) {
+        struct sfc_parked *next = p->next;
+        if (p->kind < SFC_PARKED_OF_RUN || p->kind == SFC_PARKED_CREATE) {
+            sfc_sched_refuse(run->scheduler, p->call, &err);
+            sfc_sched_unpark(p);
+        }
+        p = next;
+    }
+    sfc_run_actions_free(&run->actions);
+    sfc_run_free(&run->fsm);
+    sfc_run_setup_close(&run->setup);
+    sfc_message_free(run->config);
+    sfc_message_free(run->map);
+    free(run);
+}
+
+static bool restore_state(const char *name, enum sfc_run_state *out)
+{
+    static const enum sfc_run_state states[] = {SFC_RUN_LOADING, SFC_RUN_RUNNING, SFC_RUN_PAUSED,
+                                                SFC_RUN_HELD,    SFC_RUN_BLOCKED, SFC_RUN_FINISHED};
+    for (size_t i = 0; i < sizeof states / sizeof *states; i++)
+        if (strcmp(name, sfc_run_state_name(states[i])) == 0) {
+            *out = states[i] == SFC_RUN_HELD ? SFC_RUN_RUNNING : states[i];
+            return true;
+        }
+    return false;
+}
+
+static int restore_record(struct sfc_scheduler *s, uint64_t run_id, struct sfc_run_restore *out,
+                          struct sfc_error *err)
+{
+    struct sfc_store_commit c;
+    int code = sfc_store_last_commit(s->store, run_id, &c, err);
+    if (code == SFC_ENOTFOUND)
+        return SFC_OK;
+    if (code != SFC_OK)
+        return code;
+    out->has_record = true;
+    out->record = (struct sfc_commit_record){
+        .step = c.step,
+        .round = {c.round_incarnation, c.round_counter},
+        .clip_scale = c.clip_scale,
+        .norm = c.norm,
+        .apply = c.applied,
+        .loss = c.loss,
+        .lr = c.lr,
+        .map_version = c.map_version,
+        .next_position = c.position,
+        .zero_features = c.zero_features,
+        .skipped_in_row = c.skipped_in_row,
+        .skipped_total = c.skipped_total,
+    };
+    return SFC_OK;
+}
+
+int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
+{
+    struct sfc_store_run stored = {0};
+    struct sfc_run_restore restore = {0};
+    int code = sfc_store_last_run(s->store, &stored, err);
+    if (code == SFC_ENOTFOUND)
+        return SFC_OK;
+    if (code != SFC_OK)
+        return code;
+    s->last_run_id = stored.run_id;
+    Shardfc__V1__RunConfig *config = NULL;
+    Shardfc__V1__BlockMap *map = NULL;
+    if (!restore_state(stored.state, &restore.state))
+        goto done; /* stopped or failed: only its history is left */
+    config = sfc_bytes_unpack((struct sfc_bytes){stored.config, stored.config_size},
+                              &shardfc__v1__run_config__descriptor);
+    map = sfc_bytes_unpack((struct sfc_bytes){stored.map, stored.map_size},
+                           &shardfc__v1__block_map__descriptor);
+    if (!config || !map || map->n_shards == 0) {
+        code = sfc_fail(err, SFC_ECORRUPT, "the stored run %" PRIu64 " is malformed", stored.run_id);
+        goto done;
+    }
+    code = restore_record(s, stored.run_id, &restore, err);
+    if (code == SFC_OK)
+        code = sfc_sched_run_new(s, stored.run_id, config, map, stored.start_step, stored.load, &restore,
+                                 &s->run, err);
+    if (code == SFC_OK) {
+        config = NULL;
+        map = NULL;
+        s->run->loss = restore.has_record ? restore.record.loss : (double)NAN;
+        s->run->lr = restore.record.lr;
+        s->run->skipped_steps = restore.record.skipped_total;
+        sfc_info_log("run %" PRIu64 " (%s) goes on at step %" PRIu64, stored.run_id, s->run->config->name,
+                     sfc_run_committed(&s->run->fsm));
+    }
+done:
+    sfc_message_free(config);
+    sfc_message_free(map);
+    sfc_store_run_close(&stored);
+    return code;
+}
+
+/* ---- durable records */
+
+struct record_task {
+    struct sfc_store_task task;
+    struct sfc_scheduler *scheduler;
+    struct sfc_store_commit commit;
+    uint8_t *attempts;
+};
+
+static void record_work(struct sfc_store_task *task, struct sfc_store *store)
+{
+    struct record_task *t = (struct record_task *)task;
+    task->code = t->attempts ? sfc_store_put_commit(store, &t->commit, &task->error)
+                             : sfc_fail(&task->error, SFC_ENOMEM, "no memory for the commit record");
+}
+
+static void record_done(struct sfc_store_task *task)
+{
+    struct record_task *t = (struct record_task *)task;
+    struct sfc_sched_run *run = t->scheduler->run;
+    struct sfc_run_event event = {.type = task->code == SFC_OK ? SFC_EV_RECORD_DURABLE
+                                                               : SFC_EV_RECORD_FAILED,
+                                  .step = t->commit.step,
+                                  .code = task->code,
+                                  .text = task->error.text};
+    if (task->code != SFC_OK)
+        sfc_error_log("commit record of step %" PRIu64 ": %s", t->commit.step, task->error.text);
+    if (run && run->id == t->commit.run_id && !t->scheduler->stopping)
+        sfc_sched_run_event(run, &event);
+    free(t->attempts);
+    free(t);
+}
+
+static void write_record(struct sfc_sched_run *run, const struct sfc_run_action *a)
+{
+    const struct sfc_commit_record *r = &a->record;
+    struct record_task *t = calloc(1, sizeof *t);
+    if (!t)
+        abort(); /* as in sfc_sched_send */
+    t->scheduler = run->scheduler;
+    t->task.work = record_work;
+    t->task.done = record_done;
+    size_t size = 0;
+    t->attempts = sfc_sched_pack_prepare(run, UINT32_MAX, r->step, r->round, &size);
+    t->commit = (struct sfc_store_commit){
+        .run_id = run->id,
+        .step = r->step,
+        .clip_scale = r->clip_scale,
+        .applied = r->apply,
+        .loss = r->loss,
+        .lr = r->lr,
+        .images_per_s = run->rate,
+        .norm = r->norm,
+        .round_incarnation = r->round.incarnation,
+        .round_counter = r->round.counter,
+        .zero_features = r->zero_features,
+        .skipped_in_row = r->skipped_in_row,
+        .skipped_total = r->skipped_total,
+        .classes = run->config->classes,
+        .map_version = r->map_version,
+        .position = r->next_position,
+        .attempts = t->attempts,
+        .attempts_size = size,
+    };
+    sfc_store_queue_submit(&run->scheduler->queue, &t->task);
+}
+
+struct state_task {
+    struct sfc_store_task task;
+    uint64_t run_id;
+    char state[16];
+    char reason[256];
+};
+
+static void state_work(struct sfc_store_task *task, struct sfc_store *store)
+{
+    struct state_task *t = (struct state_task *)task;
+    task->code = sfc_store_set_run_state(store, t->run_id, t->state, t->reason, &task->error);
+}
+
+static void state_done(struct sfc_store_task *task)
+{
+    if (task->code != SFC_OK)
+        sfc_error_log("%s", task->error.text);
+    free(task);
+}
+
+static void write_state(struct sfc_sched_run *run, const struct sfc_run_action *a)
+{
+    const char *name = a->state == SFC_RUN_IDLE ? "stopped" : sfc_run_state_name(a->state);
+    sfc_sched_event(run->scheduler, "run %" PRIu64 " (%s): %s at step %" PRIu64 "%s%s", run->id,
+                    run->config->name, name, sfc_run_committed(&run->fsm),
+                    a->text && *a->text ? ": " : "", a->text ? a->text : "");
+    if (a->state != SFC_RUN_RUNNING)
+        run->last_commit_ms = 0; /* standing still does not count as slow steps */
+    struct state_task *t = calloc(1, sizeof *t);
+    if (!t) {
+        sfc_error_log("no memory to store the state of run %" PRIu64, run->id);
+        return;
+    }
+    t->task.work = state_work;
+    t->task.done = state_done;
+    t->run_id = run->id;
+    snprintf(t->state, sizeof t->state, "%s", name);
+    snprintf(t->reason, sizeof t->reason, "%s", a->text ? a->text : "");
+    sfc_store_queue_submit(&run->scheduler->queue, &t->task);
+}
+
+static void committed(struct sfc_sched_run *run, const struct sfc_run_action *a)
+{
+    uint64_t now = sfc_sched_now(run->scheduler);
+    if (run->last_commit_ms && now > run->last_commit_ms) {
+        double rate = 1000.0 * run->config->global_batch / (double)(now - run->last_commit_ms);
+        run->rate = run->rate > 0 ? run->rate + RATE_WEIGHT * (rate - run->rate) : rate;
+    }
+    run->last_commit_ms = now;
+    run->loss = a->record.loss;
+    run->lr = a->record.lr;
+    run->skipped_steps = a->record.skipped_total;
+}
+
+/* ---- answers */
+
+static void set_attempt(Shardfc__V1__Attempt *out, struct sfc_attempt a)
+{
+    shardfc__v1__attempt__init(out);
+    out->incarnation = a.incarnation;
+    out->counter = a.counter;
+}
+
+static void reply_ticket(struct sfc_sched_run *run, struct sfc_parked *p, const struct sfc_run_action *a)
+{
+    const Shardfc__V1__RunConfig *c = run->config;
+    Shardfc__V1__TicketReply m = SHARDFC__V1__TICKET_REPLY__INIT;
+    Shardfc__V1__Attempt attempt;
+    uint64_t *samples = NULL;
+    m.granted = a->granted;
+    if (a->granted) {
+        m.step = a->step;
+        m.micro_batch = a->j;
+        m.dropped = a->dropped;
+        m.map_version = run->map->version;
+        m.first_position = (a->step - 1) * c->global_batch + (uint64_t)a->j * c->micro_batch;
+        if (!a->data) {
+            set_attempt(&attempt, a->attempt);
+            m.attempt = &attempt;
+        }
+        samples = calloc(c->micro_batch, sizeof *samples);
+        if (samples && c->data && c->data->samples) {
+            for (uint32_t r = 0; r < c->micro_batch; r++)
+                samples[r] = sfc_sample_at(c->seed, c->data->samples, m.first_position + r);
+            m.n_samples = c->micro_batch;
+            m.samples = samples;
+        }
+    }
+    sfc_call_reply(p->call, &m);
+    free(samples);
+}
+
+static void reply_session(struct sfc_sched_run *run, struct sfc_parked *p, const struct sfc_run_action *a)
+{
+    Shardfc__V1__OpenSessionReply m = SHARDFC__V1__OPEN_SESSION_REPLY__INIT;
+    Shardfc__V1__Attempt attempt;
+    set_attempt(&attempt, a->attempt);
+    m.session = a->session;
+    m.run_id = run->id;
+    m.next_step = a->step;
+    m.attempt = &attempt;
+    m.config = run->config;
+    m.map = run->map;
+    sfc_call_reply(p->call, &m);
+}
+
+static void reply_hold(struct sfc_sched_run *run, struct sfc_parked *p, const struct sfc_run_action *a)
+{
+    Shardfc__V1__HoldReply m = SHARDFC__V1__HOLD_REPLY__INIT;
+    m.hold_id = a->hold_id;
+    m.run_id = run->id;
+    m.step = a->step;
+    m.config = run->config;
+    m.map = run->map;
+    m.lease_ms = SFC_HOLD_LEASE_MS;
+    m.held = a->held;
+    sfc_call_reply(p->call, &m);
+}
+
+static void reply_plain(struct sfc_sched_run *run, struct sfc_parked *p)
+{
+    if (p->kind == SFC_PARKED_CONTROL) {
+        Shardfc__V1__ControlReply m = SHARDFC__V1__CONTROL_REPLY__INIT;
+        m.state = (char *)(uintptr_t)sfc_run_state_name(run->fsm.state);
+        m.step = sfc_run_committed(&run->fsm);
+        sfc_call_reply(p->call, &m);
+    } else if (p->kind == SFC_PARKED_ANNOUNCE) {
+        Shardfc__V1__AnnounceReply m = SHARDFC__V1__ANNOUNCE_REPLY__INIT;
+        sfc_call_reply(p->call, &m);
+    } else {
+        Shardfc__V1__Empty m = SHARDFC__V1__EMPTY__INIT;
+        sfc_call_reply(p->call, &m);
+    }
+}
+
+static void reply_done(struct sfc_sched_run *run, struct sfc_parked *p, const struct sfc_run_action *a)
+{
+    struct sfc_worker_info *w = sfc_sched_worker(run->scheduler, p->member);
+    Shardfc__V1__DoneReply m = SHARDFC__V1__DONE_REPLY__INIT;
+    m.accepted = a->accepted;
+    if (w && a->accepted)
+        w->micro_batches++;
+    sfc_call_reply(p->call, &m);
+}
+
+static void reply(struct sfc_sched_run *run, const struct sfc_run_action *a)
+{
+    struct sfc_parked *p = (struct sfc_parked *)(uintptr_t)a->token;
+    if (a->type == SFC_ACT_REPLY && a->code != SFC_OK) {
+        struct sfc_error err;
+        sfc_fail(&err, a->code, "%s", a->text ? a->text : sfc_status_text(a->code));
+        sfc_sched_refuse(run->scheduler, p->call, &err);
+    } else if (a->type == SFC_ACT_REPLY_TICKET) {
+        reply_ticket(run, p, a);
+    } else if (a->type == SFC_ACT_REPLY_DONE) {
+        reply_done(run, p, a);
+    } else if (a->type == SFC_ACT_REPLY_SESSION) {
+        reply_session(run, p, a);
+    } else if (a->type == SFC_ACT_REPLY_HOLD) {
+        reply_hold(run, p, a);
+    } else {
+        reply_plain(run, p);
+    }
+    sfc_sched_unpark(p);
+}
+
+/* ---- events */
+
+static void perform(struct sfc_sched_run *run)
+{
+    for (size_t i = 0; i < run->actions.count; i++) {
+        const struct sfc_run_action *a = &run->actions.items[i];
+        switch (a->type) {
+        case SFC_ACT_SEND:
+            sfc_sched_send(run, a);
+            break;
+        case SFC_ACT_WRITE_RECORD:
+            write_record(run, a);
+            break;
+        case SFC_ACT_COMMITTED:
+            committed(run, a);
+            break;
+        case SFC_ACT_STATE:
+            write_state(run, a);
+            break;
+        case SFC_ACT_REPLY:
+        case SFC_ACT_REPLY_TICKET:
+        case SFC_ACT_REPLY_DONE:
+        case SFC_ACT_REPLY_SESSION:
+        case SFC_ACT_REPLY_HOLD:
+            reply(run, a);
+            break;
+        }
+    }
+}
+
+void sfc_sched_run_event(struct sfc_sched_run *run, struct sfc_run_event *event)
+{
+    event->now_ms = sfc_sched_now(run->scheduler);
+    sfc_run_step(&run->fsm, event, &run->actions);
+    perform(run);
+    sfc_sched_create_progress(run);
+}
+
+void sfc_sched_run_cancelled(struct sfc_parked *parked)
+{
+    struct sfc_sched_run *run = parked->scheduler->run;
+    struct sfc_error err;
+    struct sfc_run_event event = {.type = SFC_EV_CANCEL, .token = (uintptr_t)parked};
+    sfc_fail(&err, SFC_ECANCELED, "the caller gave up");
+    sfc_rpc_fail(parked->call, err.code, err.text);
+    if (run)
+        sfc_sched_run_event(run, &event);
+    sfc_sched_unpark(parked);
+}

@@ -1,0 +1,214 @@
+#include "server/scheduler/scheduler.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "proto/base/log.h"
+#include "server/scheduler/scheduler_internal.h"
+
+uint64_t sfc_sched_now(const struct sfc_scheduler *s)
+{
+    return uv_now(s->uv);
+}
+
+void sfc_sched_refuse(struct sfc_scheduler *s, struct sfc_rpc_call *call, const struct sfc_error *err)
+{
+    int code = err->code > 0 && err->code <= SFC_EINTERNAL ? err->code : SFC_EINTERNAL;
+    s->refused[code]++;
+    sfc_debug_log("refused a call of %s: %s: %s", sfc_rpc_call_peer(call), sfc_status_name(code),
+                  err->text);
+    sfc_rpc_fail(call, code, err->text);
+}
+
+void *sfc_sched_unpack(struct sfc_scheduler *s, struct sfc_rpc_call *call,
+                       const ProtobufCMessageDescriptor *type)
+{
+    void *message = sfc_call_unpack(call, type);
+    if (!message)
+        s->refused[SFC_EINVAL]++;
+    return message;
+}
+
+/* ---- waiting calls */
+
+static void cancelled(void *ctx)
+{
+    struct sfc_parked *p = ctx;
+    if (p->kind < SFC_PARKED_OF_RUN)
+        sfc_sched_run_cancelled(p);
+    else
+        sfc_sched_member_cancelled(p);
+}
+
+struct sfc_parked *sfc_sched_park(struct sfc_scheduler *s, struct sfc_rpc_call *call,
+                                  enum sfc_parked_kind kind)
+{
+    struct sfc_parked *p = calloc(1, sizeof *p);
+    if (!p) {
+        struct sfc_error err;
+        sfc_fail(&err, SFC_ENOMEM, "no memory for the call");
+        sfc_sched_refuse(s, call, &err);
+        return NULL;
+    }
+    p->scheduler = s;
+    p->call = call;
+    p->kind = kind;
+    p->next = s->parked;
+    if (p->next)
+        p->next->prev = p;
+    s->parked = p;
+    sfc_rpc_call_on_cancel(call, cancelled, p);
+    return p;
+}
+
+void sfc_sched_unpark(struct sfc_parked *p)
+{
+    if (p->prev)
+        p->prev->next = p->next;
+    else
+        p->scheduler->parked = p->next;
+    if (p->next)
+        p->next->prev = p->prev;
+    sfc_message_free(p->join);
+    free(p);
+}
+
+/* ---- events of the cluster */
+
+struct event_task {
+    struct sfc_store_task task;
+    int64_t time_ms;
+    uint64_t run_id;
+    char text[512];
+};
+
+static void event_work(struct sfc_store_task *task, struct sfc_store *store)
+{
+    struct event_task *t = (struct event_task *)task;
+    task->code = sfc_store_put_event(store, t->time_ms, t->run_id, t->text, &task->error);
+}
+
+static void event_done(struct sfc_store_task *task)
+{
+    if (task->code != SFC_OK)
+        sfc_error_log("%s", task->error.text);
+    free(task);
+}
+
+void sfc_sched_event(struct sfc_scheduler *s, const char *format, ...)
+{
+    struct event_task *t = calloc(1, sizeof *t);
+    if (!t)
+        return;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(t->text, sizeof t->text, format, args);
+    va_end(args);
+    sfc_info_log("%s", t->text);
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    t->time_ms = (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+    t->run_id = s->run ? s->run->id : 0;
+    t->task.work = event_work;
+    t->task.done = event_done;
+    sfc_store_queue_submit(&s->queue, &t->task);
+}
+
+/* ---- start and stop */
+
+static void on_tick(uv_timer_t *timer)
+{
+    struct sfc_scheduler *s = timer->data;
+    sfc_sched_members_tick(s);
+    if (s->run) {
+        struct sfc_run_event event = {.type = SFC_EV_TICK};
+        sfc_sched_run_event(s->run, &event);
+    }
+}
+
+static int members_start(struct sfc_scheduler *s, struct sfc_error *err)
+{
+    struct sfc_membership_config c = {.incarnation = s->incarnation,
+                                      .max_workers = SFC_MAX_WORKERS,
+                                      .max_shards = SFC_CORE_MAX_SHARDS,
+                                      .worker_lease_ms = s->options->lease_ms,
+                                      .shard_lease_ms = s->options->lease_ms};
+    int code = sfc_membership_init(&s->members, &c, err);
+    if (code == SFC_OK)
+        code = sfc_member_actions_init(&s->member_actions, &s->members, err);
+    if (code == SFC_OK)
+        code = sfc_sched_restore_shards(s, err);
+    return code;
+}
+
+static void take_address(struct sfc_scheduler *s, int port)
+{
+    const char *listen = s->options->listen, *colon = strrchr(listen, ':');
+    int host = colon ? (int)(colon - listen) : (int)strlen(listen);
+    snprintf(s->listening, sizeof s->listening, "%.*s:%d", host, listen, port);
+}
+
+int sfc_scheduler_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
+                        const struct sfc_scheduler_options *options, struct sfc_scheduler **out,
+                        const char **address, struct sfc_error *err)
+{
+    struct sfc_scheduler *s = calloc(1, sizeof *s);
+    if (!s)
+        return sfc_fail(err, SFC_ENOMEM, "start");
+    *out = s;
+    s->rpc = rpc;
+    s->uv = uv;
+    s->options = options;
+    int code = sfc_store_open(options->state, &s->store, err);
+    if (code == SFC_OK)
+        code = sfc_store_next_incarnation(s->store, &s->incarnation, err);
+    if (code != SFC_OK)
+        return code;
+    sfc_store_queue_init(&s->queue, uv, s->store);
+    uv_update_time(uv);
+    if ((code = members_start(s, err)) != SFC_OK || (code = sfc_sched_restore_run(s, err)) != SFC_OK)
+        return code;
+    int port = 0;
+    code = sfc_rpc_server_start(rpc, options->listen, sfc_scheduler_methods, sfc_scheduler_method_count, s,
+                                &s->server, &port, err);
+    if (code != SFC_OK)
+        return sfc_prefix(err, "--listen %s", options->listen), code;
+    take_address(s, port);
+    uv_timer_init(uv, &s->timer);
+    s->timer.data = s;
+    s->timer_open = true;
+    uv_timer_start(&s->timer, on_tick, SFC_TICK_MS, SFC_TICK_MS);
+    sfc_rpc_server_set_ready(s->server, true);
+    sfc_info_log("incarnation %llu, state in %s", (unsigned long long)s->incarnation, options->state);
+    *address = s->listening;
+    return SFC_OK;
+}
+
+void sfc_scheduler_stop(struct sfc_scheduler *s)
+{
+    if (!s || s->stopping)
+        return;
+    s->stopping = true;
+    if (s->timer_open)
+        uv_close((uv_handle_t *)&s->timer, NULL);
+    s->timer_open = false;
+    while (s->parked) {
+        struct sfc_parked *p = s->parked;
+        sfc_rpc_fail(p->call, SFC_EUNAVAILABLE, "the scheduler is shutting down");
+        sfc_sched_unpark(p);
+    }
+}
+
+void sfc_scheduler_free(struct sfc_scheduler *s)
+{
+    if (!s)
+        return;
+    sfc_sched_run_free(s->run);
+    sfc_member_actions_free(&s->member_actions);
+    sfc_membership_free(&s->members);
+    sfc_store_close(s->store);
+    free(s);
+}

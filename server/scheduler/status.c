@@ -1,0 +1,268 @@
+/* Status and History: what people and scripts see. */
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/base/log.h"
+#include "proto/limits.h"
+#include "server/scheduler/scheduler_internal.h"
+
+enum { MAX_TOTALS = 128 };
+
+struct totals {
+    size_t count;
+    char names[MAX_TOTALS][64];
+    Shardfc__V1__Counter items[MAX_TOTALS];
+    Shardfc__V1__Counter *list[MAX_TOTALS];
+};
+
+struct status {
+    Shardfc__V1__StatusReply m;
+    struct totals totals;
+    Shardfc__V1__ShardStatus shards[SFC_CORE_MAX_SHARDS];
+    Shardfc__V1__ShardStatus *shard_list[SFC_CORE_MAX_SHARDS];
+    Shardfc__V1__WorkerStatus workers[SFC_MAX_WORKERS];
+    Shardfc__V1__WorkerStatus *worker_list[SFC_MAX_WORKERS];
+    char waits_for[256];
+};
+
+static void add_total(struct totals *t, const char *name, uint64_t value)
+{
+    for (size_t i = 0; i < t->count; i++)
+        if (strcmp(t->names[i], name) == 0) {
+            t->items[i].value += value;
+            return;
+        }
+    if (t->count == MAX_TOTALS)
+        return;
+    size_t i = t->count++;
+    snprintf(t->names[i], sizeof t->names[i], "%s", name);
+    shardfc__v1__counter__init(&t->items[i]);
+    t->items[i].name = t->names[i];
+    t->items[i].value = value;
+    t->list[i] = &t->items[i];
+}
+
+static void add_set(struct totals *t, const struct sfc_counter_set *set, const char *prefix)
+{
+    char name[64];
+    for (uint32_t i = 0; i < set->count; i++) {
+        snprintf(name, sizeof name, "%s_%s", prefix, set->items[i].name);
+        add_total(t, name, set->items[i].value);
+    }
+}
+
+static void fill_counters(struct sfc_scheduler *s, struct status *st)
+{
+    char name[64];
+    for (size_t code = 1; code < sizeof s->refused / sizeof *s->refused; code++)
+        if (s->refused[code]) {
+            snprintf(name, sizeof name, "scheduler_refused_%s", sfc_status_name((int)code) + 4);
+            add_total(&st->totals, name, s->refused[code]);
+        }
+    for (size_t i = 0; i < SFC_CORE_MAX_SHARDS; i++)
+        if (s->shards[i].id)
+            add_set(&st->totals, &s->shards[i].counters, "shard");
+    for (size_t i = 0; i < SFC_MAX_WORKERS; i++)
+        if (s->workers[i].id)
+            add_set(&st->totals, &s->workers[i].counters, "worker");
+    st->m.n_counters = st->totals.count;
+    st->m.counters = st->totals.list;
+}
+
+static void count_blocks(const struct sfc_sched_run *run, uint32_t index, Shardfc__V1__ShardStatus *out)
+{
+    for (size_t b = 0; b < run->map->n_class_owner; b++)
+        if (run->map->class_owner[b] == index) {
+            out->blocks++;
+            out->classes += sfc_head_block_rows(&run->setup.head, b);
+        }
+    for (size_t b = 0; b < run->map->n_dense_owner; b++)
+        out->dense_blocks += run->map->dense_owner[b] == index;
+}
+
+static void fill_shards(struct sfc_scheduler *s, struct status *st)
+{
+    size_t n = 0;
+    for (uint32_t i = 0; i < s->members.config.max_shards && n < SFC_CORE_MAX_SHARDS; i++) {
+        const struct sfc_shard_member *member = &s->members.shards[i];
+        const struct sfc_shard_info *info = sfc_sched_shard(s, member->id);
+        if (!member->id)
+            continue;
+        Shardfc__V1__ShardStatus *out = &st->shards[n];
+        shardfc__v1__shard_status__init(out);
+        out->id = member->id;
+        out->address = (char *)(uintptr_t)member->address;
+        out->state = (char *)(uintptr_t)(member->ready ? "ready" : "gone");
+        if (info) {
+            out->memory_bytes = info->memory_bytes;
+            out->memory_limit = info->memory_limit;
+            out->step = info->step;
+            out->backend = (char *)(uintptr_t)info->backend;
+            out->numerics = (char *)(uintptr_t)info->numerics;
+        }
+        uint32_t index = s->run ? sfc_sched_run_shard(s->run, member->id) : UINT32_MAX;
+        if (index != UINT32_MAX)
+            count_blocks(s->run, index, out);
+        st->shard_list[n++] = out;
+    }
+    st->m.n_shards = n;
+    st->m.shards = st->shard_list;
+}
+
+static void fill_workers(struct sfc_scheduler *s, struct status *st)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < SFC_MAX_WORKERS; i++) {
+        const struct sfc_worker_info *info = &s->workers[i];
+        const struct sfc_worker_member *member = sfc_membership_worker(&s->members, info->id);
+        if (!info->id || !member)
+            continue;
+        Shardfc__V1__WorkerStatus *out = &st->workers[n];
+        shardfc__v1__worker_status__init(out);
+        out->id = info->id;
+        out->state = (char *)(uintptr_t) "alive";
+        out->name = (char *)(uintptr_t)member->name;
+        out->lanes = member->lanes;
+        out->micro_batches = info->micro_batches;
+        out->tickets = s->run ? sfc_run_held(&s->run->fsm, info->id) : 0;
+        st->worker_list[n++] = out;
+    }
+    st->m.n_workers = n;
+    st->m.workers = st->worker_list;
+}
+
+static void fill_run(struct sfc_sched_run *run, struct status *st)
+{
+    Shardfc__V1__StatusReply *m = &st->m;
+    const Shardfc__V1__RunConfig *c = run->config;
+    bool running = run->fsm.state == SFC_RUN_RUNNING;
+    m->state = (char *)(uintptr_t)sfc_run_state_name(run->fsm.state);
+    m->reason = run->fsm.reason;
+    if (running || run->fsm.state == SFC_RUN_LOADING) {
+        sfc_run_waits_for(&run->fsm, st->waits_for, sizeof st->waits_for);
+        m->reason = st->waits_for;
+    }
+    m->run_id = run->id;
+    m->run = c->name;
+    m->step = sfc_run_committed(&run->fsm);
+    m->steps = c->steps;
+    m->loss = isnan(run->loss) && m->step == 0 ? 0 : run->loss;
+    m->images_per_s = running ? run->rate : 0;
+    m->lr = run->lr;
+    if (running && run->rate > 0 && m->steps > m->step)
+        m->eta_s = (double)(m->steps - m->step) * c->global_batch / run->rate;
+    if (c->data && c->data->samples)
+        m->epoch = (double)m->step * c->global_batch / (double)c->data->samples;
+    m->map_version = run->map->version;
+    m->config = run->config;
+    m->skipped_steps = run->skipped_steps;
+}
+
+void sfc_sched_on_status(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_scheduler *s = ctx;
+    struct status *st = calloc(1, sizeof *st);
+    if (!st) {
+        sfc_rpc_fail(call, SFC_ENOMEM, "no memory for the answer");
+        return;
+    }
+    shardfc__v1__status_reply__init(&st->m);
+    st->m.version = (char *)(uintptr_t)SFC_VERSION;
+    st->m.state = (char *)(uintptr_t) "idle";
+    st->m.incarnation = s->incarnation;
+    if (s->run)
+        fill_run(s->run, st);
+    fill_shards(s, st);
+    fill_workers(s, st);
+    fill_counters(s, st);
+    sfc_call_reply(call, &st->m);
+    free(st);
+}
+
+/* ---- history */
+
+struct history_task {
+    struct sfc_store_task task;
+    struct sfc_scheduler *scheduler;
+    struct sfc_rpc_call *call;
+    uint64_t run_id, after_step;
+    size_t limit, count;
+    struct sfc_store_commit *commits;
+};
+
+static void history_work(struct sfc_store_task *task, struct sfc_store *store)
+{
+    struct history_task *t = (struct history_task *)task;
+    task->code = sfc_store_history(store, t->run_id, t->after_step, t->limit, t->commits, &t->count,
+                                   &task->error);
+}
+
+static int history_reply(struct history_task *t)
+{
+    Shardfc__V1__HistoryPoint *points = calloc(t->count + 1, sizeof *points);
+    Shardfc__V1__HistoryPoint **list = calloc(t->count + 1, sizeof(Shardfc__V1__HistoryPoint *));
+    int code = points && list ? SFC_OK : SFC_ENOMEM;
+    for (size_t i = 0; code == SFC_OK && i < t->count; i++) {
+        const struct sfc_store_commit *c = &t->commits[i];
+        shardfc__v1__history_point__init(&points[i]);
+        points[i].step = c->step;
+        points[i].loss = c->loss;
+        points[i].lr = c->lr;
+        points[i].images_per_s = c->images_per_s;
+        points[i].clip_scale = c->clip_scale;
+        points[i].applied = c->applied;
+        list[i] = &points[i];
+    }
+    if (code == SFC_OK) {
+        Shardfc__V1__HistoryReply m = SHARDFC__V1__HISTORY_REPLY__INIT;
+        m.run_id = t->run_id;
+        m.n_points = t->count;
+        m.points = list;
+        sfc_call_reply(t->call, &m);
+    }
+    free(points);
+    free(list);
+    return code;
+}
+
+static void history_done(struct sfc_store_task *task)
+{
+    struct history_task *t = (struct history_task *)task;
+    if (task->code == SFC_OK && history_reply(t) != SFC_OK)
+        task->code = sfc_fail(&task->error, SFC_ENOMEM, "no memory for the answer");
+    if (task->code != SFC_OK)
+        sfc_sched_refuse(t->scheduler, t->call, &task->error);
+    free(t->commits);
+    free(t);
+}
+
+void sfc_sched_on_history(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_scheduler *s = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__HistoryRequest *r = sfc_sched_unpack(s, call, &shardfc__v1__history_request__descriptor);
+    if (!r)
+        return;
+    struct history_task *t = calloc(1, sizeof *t);
+    size_t limit = r->limit && r->limit < SFC_LIMIT_HISTORY ? r->limit : SFC_LIMIT_HISTORY;
+    if (t)
+        t->commits = calloc(limit, sizeof *t->commits);
+    if (t && t->commits) {
+        t->scheduler = s;
+        t->call = call;
+        t->run_id = r->run_id ? r->run_id : s->last_run_id;
+        t->after_step = r->after_step;
+        t->limit = limit;
+        t->task.work = history_work;
+        t->task.done = history_done;
+        sfc_store_queue_submit(&s->queue, &t->task);
+    } else {
+        free(t);
+        sfc_fail(&err, SFC_ENOMEM, "no memory for the answer");
+        sfc_sched_refuse(s, call, &err);
+    }
+    sfc_message_free(r);
+}
