@@ -1,6 +1,12 @@
 #include "kernels/cpu/gemm.h"
 
+#include <pthread.h>
 #include <string.h>
+
+/* One creation at a time: workers that create the same shapes share them through oneDNN's primitive
+ * cache, whose synchronisation ThreadSanitizer can't see; and the second finds what the first has
+ * made. */
+static pthread_mutex_t creation = PTHREAD_MUTEX_INITIALIZER;
 
 static int describe(const struct sfc_gemm_shape *shape, dnnl_memory_desc_t md[3],
                     dnnl_engine_t engine, dnnl_primitive_desc_t *out, struct sfc_error *err)
@@ -45,7 +51,7 @@ int sfc_gemm_scratch(dnnl_engine_t engine, const struct sfc_gemm_shape *shape, s
     return SFC_OK;
 }
 
-int sfc_gemm_init(struct sfc_gemm *gemm, dnnl_engine_t engine, const struct sfc_gemm_shape *shape,
+static int create(struct sfc_gemm *gemm, dnnl_engine_t engine, const struct sfc_gemm_shape *shape,
                   struct sfc_error *err)
 {
     dnnl_memory_desc_t md[3];
@@ -70,13 +76,22 @@ int sfc_gemm_init(struct sfc_gemm *gemm, dnnl_engine_t engine, const struct sfc_
     if (!status)
         status = dnnl_memory_create(&gemm->scratchpad, scratch, engine, DNNL_MEMORY_NONE);
     dnnl_primitive_desc_destroy(pd);
-    if (status) {
-        sfc_gemm_close(gemm);
+    if (status)
         return sfc_fail(err, SFC_EDEVICE,
                         "oneDNN can't make its matmul of %lld x %lld x %lld (status %d)",
                         (long long)shape->m, (long long)shape->n, (long long)shape->k, status);
-    }
     return SFC_OK;
+}
+
+int sfc_gemm_init(struct sfc_gemm *gemm, dnnl_engine_t engine, const struct sfc_gemm_shape *shape,
+                  struct sfc_error *err)
+{
+    pthread_mutex_lock(&creation);
+    int rc = create(gemm, engine, shape, err);
+    pthread_mutex_unlock(&creation);
+    if (rc)
+        sfc_gemm_close(gemm);
+    return rc;
 }
 
 void sfc_gemm_close(struct sfc_gemm *gemm)
