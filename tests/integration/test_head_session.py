@@ -335,7 +335,7 @@ class HeadSession(unittest.TestCase):
             c.start_shards(1, "--memory", "2M")
             with self.assertRaises(grpc.RpcError) as e:
                 c.create_run(**session_config(classes=1000000, dim=128, block_size=8192))
-            self.assertIn("iB", e.exception.details())
+            self.assertIn("memory", e.exception.details())
             self.assertEqual(c.status().state, "idle")
 
 
