@@ -205,7 +205,7 @@ static void start_try(struct client_call *call)
                      gpr_time_from_millis((int64_t)call->deadline_ms, GPR_TIMESPAN));
     call->tries++;
     call->grpc = grpc_channel_create_call(client->channel, NULL, GRPC_PROPAGATE_DEFAULTS,
-                                          loop->queue, grpc_slice_ref(call->method), NULL,
+                                          loop->queue, call->method, NULL,
                                           deadline, NULL);
     grpc_metadata_array_init(&call->initial);
     grpc_metadata_array_init(&call->trailing);
