@@ -257,11 +257,15 @@ static struct sfc_join join_request(const struct sfc_trainer *t)
 static int look_for_end(struct sfc_trainer *t, bool *over, struct sfc_error *err)
 {
     struct sfc_client_state state;
+    struct sfc_error unseen = {0};
     *over = false;
     if (!t->options.exit_when_done)
         return SFC_OK;
-    if (sfc_client_status(t->client, &state, NULL))
+    if (sfc_client_status(t->client, &state, &unseen)) {
+        sfc_debug_log("%s", unseen.text);
         return SFC_OK; /* asked again after the next try to join */
+    }
+    sfc_debug_log("the scheduler's run is %s", state.state);
     if (!strcmp(state.state, "failed"))
         return sfc_fail(err, SFC_ESTATE, "the run failed: %s", state.reason);
     *over = !strcmp(state.state, "finished") || (t->finished_run && is_over(state.state));
