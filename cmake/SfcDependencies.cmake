@@ -1,6 +1,5 @@
 # Every library that ShardFC stands on; deploy/install-deps installs them on Debian 12.
 find_package(Threads REQUIRED)
-find_package(OpenMP REQUIRED COMPONENTS C) # oneDNN runs on it
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(GRPC REQUIRED IMPORTED_TARGET grpc)
 pkg_check_modules(PROTOBUF_C REQUIRED IMPORTED_TARGET libprotobuf-c)

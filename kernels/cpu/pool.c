@@ -6,9 +6,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-/* Declared here: the OpenMP runtime that oneDNN brings is linked, its compiler support is not used.
- */
-void omp_set_num_threads(int threads);
+#include "proto/base/openmp.h"
 
 struct worker {
     struct sfc_cpu_pool *pool;

@@ -6,12 +6,12 @@
 #include <cmocka.h>
 
 #include <math.h>
-#include <omp.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/base/openmp.h"
 #include "tests/unit/model_reference.h"
 
 static double uniform(uint64_t *state) /* (-1, 1) */

@@ -1,9 +1,9 @@
 /* A lane: one thread's plan of primitives, activations and scratch for one backbone. */
 #include <dnnl.h>
-#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/base/openmp.h"
 #include "worker/model/layers.h"
 #include "worker/model/loops.h"
 #include "worker/model/plan.h"
