@@ -142,6 +142,7 @@ static int register_shard(struct sfc_membership *m, const struct sfc_member_even
         type = SFC_MEMBER_SHARD_RESTARTED;
     }
     s->boot_id = e->boot_id;
+    s->registered = true;
     s->ready = true;
     s->seen_ms = e->now_ms;
     emit(actions, type, s->id);
@@ -152,7 +153,7 @@ static int shard_event(struct sfc_membership *m, const struct sfc_member_event *
                        struct sfc_member_actions *actions, struct sfc_error *err)
 {
     struct sfc_shard_member *s = find_shard(m, e->id);
-    if (!s || s->boot_id != e->boot_id)
+    if (!s || !s->registered || s->boot_id != e->boot_id)
         return sfc_fail(err, SFC_ENOTFOUND, "shard %llu with boot id %llx is not known: register",
                         (unsigned long long)e->id, (unsigned long long)e->boot_id);
     if (e->type == SFC_MEMBER_SHARD_LOST) {

@@ -30,6 +30,7 @@ struct sfc_shard_member {
     uint64_t id; /* 1-based; 0 = free entry */
     char address[256];
     uint64_t boot_id;
+    bool registered; /* since our start: the scheduler knows what it holds */
     bool ready;
     uint64_t seen_ms;
 };

@@ -1,0 +1,273 @@
+/* Deterministic cluster simulator: the real machines of the scheduler and of K shards, model workers, a
+ * virtual clock and a network that delays, drops, repeats and reorders. Everything is a pure function
+ * of the seed.
+ *
+ *   workers --calls--> scheduler: membership + run_fsm + durable store
+ *      |                   | SEND_*
+ *      '---calls-----> shards: step_fsm + one compute queue + model blocks
+ *
+ * The arithmetic is replaced by hashes: a block's state after step t is a hash of (its state after t-1,
+ * inputs of step t). The oracle (sim_oracle.c) knows no shards and no faults: it computes the same chain
+ * from the committed records, and after EVERY event every shard must hold exactly the oracle's state of
+ * its applied step (I1..I4). */
+#ifndef SFC_TESTS_SIM_H
+#define SFC_TESTS_SIM_H
+
+#include "server/core/membership.h"
+#include "server/core/run_fsm.h"
+#include "server/core/step_fsm.h"
+
+#define MAX_K 4
+#define MAX_J 4
+#define ROWS 2 /* of a micro-batch */
+#define MAX_B (MAX_J * ROWS)
+#define MAX_D 5
+#define BLOCKS 6
+#define BLOCK_SIZE 16
+#define CLASSES (BLOCKS * BLOCK_SIZE)
+#define SAMPLE_PPM 300000
+#define SAMPLES 37
+#define MAX_STEPS 10
+#define MAX_WORKERS 4
+#define RUN_ID 7
+#define MAX_SLOTS (MAX_J + 2)
+
+enum method {
+    M_JOIN, M_BEAT, M_TICKET, M_ANNOUNCE, M_DONE, M_GIVE_UP, /* worker -> scheduler */
+    M_REGISTER, M_SHARD_BEAT,                                /* shard -> scheduler */
+    M_OPEN, M_COMMIT, M_ABORT, M_PLAN, M_PREPARE, M_CLOSE,   /* scheduler -> shard */
+    M_LOGITS, M_GRADIENT, M_DENSE, M_PULL,                   /* worker -> shard */
+};
+
+/* Body of any request or reply. */
+struct body {
+    int code;
+    char text[128];
+    uint64_t worker, boot_id, step, prepared_step, digest, run_id;
+    uint32_t j;
+    struct sfc_attempt attempt, round;
+    bool data, granted, dropped, accepted, ready, head_finite, apply, has_run;
+    uint32_t count;
+    uint64_t labels[MAX_B];
+    uint64_t value;            /* features, LSE, logits, gradient */
+    uint64_t dense[MAX_D];     /* by block */
+    double sums[MAX_D];
+    bool finite[MAX_D];
+    uint32_t missing[MAX_J];
+    double lr, clip_scale, loss_sum;
+    struct sfc_attempt attempts[MAX_J];
+    struct sfc_head_digest heads[MAX_J];
+    uint64_t digests[MAX_J][MAX_D];
+};
+
+enum node_kind { SCHEDULER, SHARD, WORKER };
+struct node {
+    enum node_kind kind;
+    uint32_t index;
+};
+
+/* One call of a client. */
+struct rpc {
+    bool pending;
+    struct node from, to;
+    enum method method;
+    uint64_t from_life; /* a reply to an earlier life of the client is dropped */
+    uint64_t tag;
+};
+
+/* One delivery of a request at its server. */
+struct token {
+    uint64_t rpc;
+    enum method method;
+    uint64_t life; /* of the server */
+    struct body *request; /* freed with the answer */
+    bool answered;
+};
+
+enum event_kind {
+    E_REQUEST, E_REPLY, E_TIMEOUT, E_JOB, E_STORED, E_NOTIFY, E_TICK, E_WORKER_TIMER, E_SHARD_BEAT,
+    E_KILL_WORKER, E_KILL_SCHEDULER, E_START_SCHEDULER, E_CUT, E_OPERATOR,
+};
+
+struct job {
+    uint64_t id;
+    enum sfc_job_kind kind;
+    uint64_t token, step, life;
+    uint32_t generation, slot;
+    uint32_t slots[MAX_J];
+    uint64_t labels[MAX_B];
+    double lr, clip_scale;
+    bool apply;
+};
+
+struct record {
+    struct sfc_commit_record r;
+    struct sfc_attempt attempts[MAX_J];
+    uint64_t labels[MAX_B];
+};
+
+struct event {
+    uint64_t time, seq;
+    enum event_kind kind;
+    uint64_t a, b, c;
+    struct body body;
+    union {
+        struct job job;
+        struct record record;
+    };
+};
+
+struct slot_data {
+    uint64_t features, logits, lse, gradient;
+    uint64_t dense[MAX_D];
+};
+
+struct shard {
+    uint64_t boot_id, id; /* id given by the scheduler */
+    bool has_run;
+    struct sfc_step_fsm fsm;
+    struct sfc_step_actions actions;
+    uint64_t class_state[BLOCKS], dense_state[MAX_D];
+    uint64_t sample[2][BLOCKS];
+    struct slot_data slots[2][MAX_SLOTS];
+    uint64_t busy_until, cut_until;
+    bool registering;
+};
+
+struct worker {
+    uint64_t life;
+    bool alive;
+    uint64_t id, salt;
+    /* the lane */
+    uint64_t step;
+    uint32_t j;
+    struct sfc_attempt attempt;
+    bool dropped;
+    unsigned phase, waiting;
+    uint64_t dense[MAX_D], features, sum, lse;
+    /* the reader */
+    uint64_t data_step;
+    uint32_t data_j;
+};
+
+struct store {
+    uint64_t incarnation;
+    bool created, has_record;
+    enum sfc_run_state state;
+    struct record record;
+    uint64_t shard_ids[MAX_K];
+};
+
+struct scheduler {
+    bool up;
+    uint64_t life;
+    struct sfc_membership members;
+    struct sfc_member_actions member_actions;
+    bool has_run;
+    struct sfc_run_fsm run;
+    struct sfc_run_actions actions;
+};
+
+/* What a Done promised; the oracle checks it when it is committed. */
+struct promise {
+    uint64_t step;
+    uint32_t j;
+    struct sfc_attempt attempt;
+    uint64_t salt, features, lse;
+    uint64_t dense[MAX_D];
+};
+
+struct oracle {
+    uint64_t class_state[MAX_STEPS + 1][BLOCKS], dense_state[MAX_STEPS + 1][MAX_D];
+    uint64_t sample[MAX_STEPS + 1][BLOCKS];
+    struct promise *promises;
+    size_t promise_count, promise_capacity;
+};
+
+struct sim {
+    uint64_t seed, random, now, seq;
+    bool verbose, failed;
+    char failure[512];
+    /* shape */
+    uint32_t k, j, d, workers, steps;
+    uint32_t class_owner[BLOCKS], dense_owner[MAX_D];
+    unsigned drop_ppm, repeat_ppm, slow_ppm, give_up_ppm;
+    bool mixed, not_finite;
+    uint64_t poison_step; /* 0 = none */
+    uint32_t poison_j;
+    uint64_t chaos_end;
+    /* state */
+    struct scheduler scheduler;
+    struct store store;
+    struct shard shards[MAX_K];
+    struct worker worker[MAX_WORKERS];
+    struct oracle oracle;
+    struct event **heap;
+    size_t heap_count, heap_capacity;
+    struct rpc *rpcs;
+    size_t rpc_count, rpc_capacity;
+    struct token *tokens;
+    size_t token_count, token_capacity;
+    uint64_t events, kills, restarts, cuts, aborts;
+    uint64_t hold_id, hold_token;
+};
+
+/* sim.c: clock, network, faults */
+int sim_run(uint64_t seed, bool verbose, char *failure, size_t size, struct sim *stats);
+uint32_t sim_below(struct sim *s, uint32_t n); /* uniform in [0, n) */
+bool sim_chance(struct sim *s, unsigned ppm);
+void sim_fail(struct sim *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void sim_log(struct sim *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
+struct event *sim_after(struct sim *s, uint64_t delay, enum event_kind kind);
+void sim_call(struct sim *s, struct node from, struct node to, enum method method, uint64_t tag,
+              uint64_t timeout, const struct body *body);
+void sim_answer(struct sim *s, uint64_t token, const struct body *body);
+struct body *sim_request(struct sim *s, uint64_t token);
+
+/* sim_scheduler.c */
+void scheduler_start(struct sim *s);
+void scheduler_stop(struct sim *s);
+void scheduler_request(struct sim *s, uint64_t token);
+void scheduler_reply(struct sim *s, const struct rpc *rpc, const struct body *body);
+void scheduler_run_event(struct sim *s, struct sfc_run_event *event);
+void scheduler_tick(struct sim *s);
+void scheduler_member_event(struct sim *s, const struct sfc_member_event *event, int *code,
+                            uint64_t *id);
+
+/* sim_shard.c */
+void shard_request(struct sim *s, uint32_t k, uint64_t token);
+void shard_reply(struct sim *s, uint32_t k, const struct rpc *rpc, const struct body *body);
+void shard_job(struct sim *s, uint32_t k, const struct job *job);
+void shard_beat(struct sim *s, uint32_t k);
+
+/* sim_worker.c */
+void worker_start(struct sim *s, uint32_t w);
+void worker_kill(struct sim *s, uint32_t w);
+void worker_reply(struct sim *s, uint32_t w, const struct rpc *rpc, const struct body *body);
+void worker_timer(struct sim *s, uint32_t w, uint64_t life, uint64_t what);
+
+/* sim_oracle.c: the model arithmetic and the undisturbed run */
+uint64_t mix(uint64_t a, uint64_t b);
+uint64_t model_label(const struct sim *s, uint64_t step, uint32_t j, uint32_t row);
+uint64_t model_sample(const struct sim *s, uint64_t step, uint32_t block, const uint64_t *labels);
+uint64_t model_features(const struct sim *s, uint64_t step, uint32_t j, uint64_t salt,
+                        const uint64_t *dense);
+uint64_t model_logits(uint64_t state, uint64_t sample, uint64_t features);
+uint64_t model_lse(uint64_t logits);
+uint64_t model_gradient(uint64_t state, uint64_t sample, uint64_t features, uint64_t lse);
+uint64_t model_slice(uint64_t dx, uint64_t features, uint32_t block);
+uint64_t model_class_update(uint64_t state, uint64_t sample, uint64_t inputs, double lr);
+uint64_t model_dense_update(uint64_t state, uint64_t sum, double clip_scale, double lr);
+double model_square(uint64_t sum);
+bool model_finite(const struct sim *s, uint64_t step, uint32_t block);
+uint64_t model_double(double value);
+void oracle_init(struct sim *s);
+void oracle_promise(struct sim *s, const struct promise *promise);
+const struct promise *oracle_find(const struct sim *s, uint64_t step, uint32_t j,
+                                  struct sfc_attempt attempt);
+void oracle_commit(struct sim *s, const struct record *record);
+void oracle_check(struct sim *s); /* after every event */
+void oracle_check_record(struct sim *s); /* the scheduler is about to write it */
+void oracle_check_grant(struct sim *s, uint64_t step);
+
+#endif

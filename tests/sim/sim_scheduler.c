@@ -1,0 +1,372 @@
+#include <stdio.h>
+#include <string.h>
+
+#include "tests/sim/sim.h"
+
+typedef unsigned long long ull;
+
+static const struct node me = {SCHEDULER, 0};
+
+static struct sfc_run_config run_config(const struct sim *s)
+{
+    return (struct sfc_run_config){
+        .run_id = RUN_ID,
+        .incarnation = s->store.incarnation,
+        .shards = s->k,
+        .map_version = 1,
+        .classes = CLASSES,
+        .global_batch = s->j * ROWS,
+        .micro_batch = ROWS,
+        .dense_blocks = s->d,
+        .clip = 5.0,
+        .schedule = {.lr = 0.1, .warmup_steps = 3, .power = 1.5, .end = 0.02, .steps = s->steps},
+        .lead_steps = 2,
+        .max_waiting = 64,
+        .data_timeout_ms = 2000,
+        .grant_timeout_ms = 4000,
+    };
+}
+
+static void open_machine(struct sim *s, const struct sfc_run_restore *restore)
+{
+    struct scheduler *sc = &s->scheduler;
+    const struct sfc_run_config config = run_config(s);
+    struct sfc_error err;
+    if (sfc_run_init(&sc->run, &config, restore, &err) != SFC_OK ||
+        sfc_run_actions_init(&sc->actions, &sc->run, &err) != SFC_OK)
+        sim_fail(s, "scheduler: %s", err.text);
+    sc->has_run = true;
+}
+
+static void create_run(struct sim *s)
+{
+    if (s->scheduler.has_run)
+        return;
+    for (uint32_t k = 0; k < s->k; k++)
+        if (s->store.shard_ids[k] == 0)
+            return;
+    s->store.created = true;
+    s->store.state = SFC_RUN_LOADING;
+    open_machine(s, NULL);
+    struct sfc_run_event tick = {.type = SFC_EV_TICK};
+    scheduler_run_event(s, &tick);
+}
+
+void scheduler_start(struct sim *s)
+{
+    struct scheduler *sc = &s->scheduler;
+    struct sfc_error err;
+    char address[32];
+    const struct sfc_membership_config config = {.incarnation = ++s->store.incarnation,
+                                                 .max_workers = 64,
+                                                 .max_shards = 8,
+                                                 .worker_lease_ms = 1500,
+                                                 .shard_lease_ms = 2500};
+    sc->up = true;
+    sc->life++;
+    if (sfc_membership_init(&sc->members, &config, &err) != SFC_OK ||
+        sfc_member_actions_init(&sc->member_actions, &sc->members, &err) != SFC_OK)
+        sim_fail(s, "membership: %s", err.text);
+    for (uint32_t k = 0; k < s->k && s->store.created; k++) {
+        snprintf(address, sizeof(address), "shard-%u", k);
+        if (sfc_membership_restore_shard(&sc->members, s->store.shard_ids[k], address,
+                                         s->shards[k].boot_id, &err) != SFC_OK)
+            sim_fail(s, "membership: %s", err.text);
+    }
+    if (s->store.created) {
+        const struct sfc_run_restore restore = {.has_record = s->store.has_record,
+                                                .record = s->store.record.r,
+                                                .state = s->store.state};
+        open_machine(s, &restore);
+    }
+    sim_after(s, 100, E_TICK)->b = sc->life;
+    sim_log(s, "scheduler up, incarnation %llu", (ull)s->store.incarnation);
+}
+
+void scheduler_stop(struct sim *s)
+{
+    struct scheduler *sc = &s->scheduler;
+    sc->up = false;
+    sc->life++;
+    sfc_membership_free(&sc->members);
+    sfc_member_actions_free(&sc->member_actions);
+    if (sc->has_run) {
+        sfc_run_free(&sc->run);
+        sfc_run_actions_free(&sc->actions);
+    }
+    sc->has_run = false;
+    s->hold_id = 0;
+    s->hold_token = 0;
+    sim_log(s, "scheduler down");
+}
+
+/* ---- actions of the run */
+
+static void send(struct sim *s, const struct sfc_run_action *a)
+{
+    static const enum method methods[SFC_DUTY_COUNT] = {
+        [SFC_DUTY_OPEN] = M_OPEN,       [SFC_DUTY_COMMIT] = M_COMMIT,
+        [SFC_DUTY_ABORT] = M_ABORT,     [SFC_DUTY_PLAN] = M_PLAN,
+        [SFC_DUTY_PLAN_NEXT] = M_PLAN,  [SFC_DUTY_PREPARE] = M_PREPARE,
+        [SFC_DUTY_CLOSE] = M_CLOSE,
+    };
+    struct sfc_run_fsm *run = &s->scheduler.run;
+    struct body b = {.step = a->step, .round = a->round, .lr = a->lr};
+    b.worker = s->store.incarnation;
+    if (methods[a->duty] == M_PLAN)
+        memcpy(b.labels, sfc_run_labels(run, a->step), s->j * ROWS * sizeof(*b.labels));
+    for (uint32_t j = 0; j < s->j && a->duty == SFC_DUTY_PREPARE; j++) {
+        const struct sfc_done *d = sfc_run_done(run, j);
+        b.attempts[j] = d->attempt;
+        b.heads[j] = d->head_digest;
+        memcpy(b.digests[j], d->dense_digests, s->d * sizeof(*d->dense_digests));
+    }
+    b.clip_scale = a->record.clip_scale;
+    b.apply = a->record.apply;
+    s->aborts += a->duty == SFC_DUTY_ABORT;
+    sim_log(s, "scheduler: %s of step %llu to shard %u", sfc_duty_names[a->duty], (ull)a->step,
+            a->shard);
+    sim_call(s, me, (struct node){SHARD, a->shard}, methods[a->duty], a->duty, 800, &b);
+}
+
+static void write_record(struct sim *s, const struct sfc_run_action *a)
+{
+    struct sfc_run_fsm *run = &s->scheduler.run;
+    oracle_check_record(s);
+    struct event *e = sim_after(s, 1 + sim_below(s, 30), E_STORED);
+    e->b = s->scheduler.life;
+    e->record.r = a->record;
+    for (uint32_t j = 0; j < s->j; j++)
+        e->record.attempts[j] = sfc_run_done(run, j)->attempt;
+    memcpy(e->record.labels, sfc_run_labels(run, a->step), s->j * ROWS * sizeof(uint64_t));
+}
+
+static void new_state(struct sim *s, const struct sfc_run_action *a)
+{
+    sim_log(s, "run is %s: %s", sfc_run_state_name(a->state), a->text);
+    s->store.state = a->state;
+    if (a->state == SFC_RUN_FAILED)
+        sim_fail(s, "the run failed: %s", a->text);
+    if (a->state == SFC_RUN_BLOCKED)
+        sim_after(s, 50, E_OPERATOR)->a = 1;
+}
+
+static void reply_ticket(struct sim *s, const struct sfc_run_action *a)
+{
+    const struct body b = {.code = SFC_OK,
+                           .granted = a->granted,
+                           .data = a->data,
+                           .step = a->step,
+                           .j = a->j,
+                           .attempt = a->attempt,
+                           .dropped = a->dropped};
+    if (a->granted && !a->data)
+        oracle_check_grant(s, a->step);
+    sim_answer(s, a->token, &b);
+}
+
+/* What a checkpoint relies on: while held, every shard is at the held step and stays there. */
+static void reply_hold(struct sim *s, const struct sfc_run_action *a)
+{
+    s->hold_token = 0;
+    s->hold_id = a->hold_id;
+    for (uint32_t k = 0; k < s->k && a->held; k++)
+        if (sfc_step_applied(&s->shards[k].fsm) != a->step)
+            sim_fail(s, "held at step %llu, but shard %u is at %llu", (ull)a->step, k,
+                     (ull)sfc_step_applied(&s->shards[k].fsm));
+    struct event *e = sim_after(s, 100, E_OPERATOR);
+    e->a = a->held ? 4 : 3;
+}
+
+static void act(struct sim *s, const struct sfc_run_action *a)
+{
+    struct body b = {.code = a->code, .accepted = a->accepted};
+    switch (a->type) {
+    case SFC_ACT_SEND:
+        send(s, a);
+        break;
+    case SFC_ACT_WRITE_RECORD:
+        write_record(s, a);
+        break;
+    case SFC_ACT_REPLY:
+        if (a->token >= UINT32_MAX)
+            break; /* the operator's */
+        strncpy(b.text, a->text, sizeof(b.text) - 1);
+        sim_answer(s, a->token, &b);
+        break;
+    case SFC_ACT_REPLY_TICKET:
+        reply_ticket(s, a);
+        break;
+    case SFC_ACT_REPLY_DONE:
+        sim_answer(s, a->token, &b);
+        break;
+    case SFC_ACT_REPLY_HOLD:
+        reply_hold(s, a);
+        break;
+    case SFC_ACT_STATE:
+        new_state(s, a);
+        break;
+    case SFC_ACT_REPLY_SESSION:
+    case SFC_ACT_COMMITTED:
+        break;
+    }
+}
+
+void scheduler_run_event(struct sim *s, struct sfc_run_event *event)
+{
+    struct scheduler *sc = &s->scheduler;
+    if (!sc->up || !sc->has_run)
+        return;
+    event->now_ms = s->now;
+    sfc_run_step(&sc->run, event, &sc->actions);
+    for (size_t i = 0; i < sc->actions.count; i++)
+        act(s, &sc->actions.items[i]);
+}
+
+void scheduler_tick(struct sim *s)
+{
+    const struct sfc_member_event m = {.type = SFC_MEMBER_TICK, .now_ms = s->now};
+    struct sfc_run_event e = {.type = SFC_EV_TICK};
+    int code;
+    scheduler_member_event(s, &m, &code, NULL);
+    scheduler_run_event(s, &e);
+    sim_after(s, 100, E_TICK)->b = s->scheduler.life;
+}
+
+/* ---- membership */
+
+static uint32_t shard_index(const struct sim *s, uint64_t id)
+{
+    uint32_t k = 0;
+    while (k < s->k && s->store.shard_ids[k] != id)
+        k++;
+    return k;
+}
+
+void scheduler_member_event(struct sim *s, const struct sfc_member_event *event, int *code,
+                            uint64_t *id)
+{
+    struct scheduler *sc = &s->scheduler;
+    struct sfc_error err;
+    *code = sfc_membership_step(&sc->members, event, &sc->member_actions, &err);
+    for (size_t i = 0; *code == SFC_OK && i < sc->member_actions.count; i++) {
+        struct sfc_member_action a = sc->member_actions.items[i];
+        struct sfc_run_event e = {.type = SFC_EV_TICK};
+        if (id)
+            *id = a.id;
+        if (a.type == SFC_MEMBER_WORKER_DIED) {
+            e.type = SFC_EV_WORKER_DIED;
+            e.worker = a.id;
+        } else if (a.type == SFC_MEMBER_SHARD_GONE) {
+            e.type = SFC_EV_SHARD_GONE;
+            e.shard = shard_index(s, a.id);
+        } else if (a.type == SFC_MEMBER_SHARD_RESTARTED) {
+            sim_fail(s, "shard %llu counts as restarted", (ull)a.id);
+        }
+        scheduler_run_event(s, &e);
+    }
+}
+
+static void register_shard(struct sim *s, uint64_t token, const struct body *b)
+{
+    char address[32];
+    struct body answer = {.code = SFC_OK};
+    snprintf(address, sizeof(address), "shard-%u", b->j);
+    const struct sfc_member_event m = {.type = SFC_MEMBER_SHARD_REGISTER,
+                                       .now_ms = s->now,
+                                       .name = address,
+                                       .boot_id = b->boot_id};
+    scheduler_member_event(s, &m, &answer.code, &answer.worker);
+    s->store.shard_ids[b->j] = answer.worker;
+    struct sfc_run_event e = {.type = SFC_EV_SHARD_BACK,
+                              .shard = b->j,
+                              .shard_run_id = b->run_id,
+                              .step = b->step,
+                              .prepared_step = b->prepared_step};
+    scheduler_run_event(s, &e);
+    create_run(s);
+    sim_answer(s, token, &answer);
+}
+
+static void member_request(struct sim *s, uint64_t token, enum method method, const struct body *b)
+{
+    struct body answer = {.code = SFC_OK};
+    struct sfc_member_event m = {.now_ms = s->now, .id = b->worker, .boot_id = b->boot_id};
+    m.type = method == M_JOIN   ? SFC_MEMBER_WORKER_JOIN
+             : method == M_BEAT ? SFC_MEMBER_WORKER_SEEN
+                                : SFC_MEMBER_SHARD_SEEN;
+    m.name = "worker";
+    m.lanes = 1;
+    if (method == M_JOIN && !s->scheduler.has_run)
+        answer.code = SFC_EUNAVAILABLE;
+    else
+        scheduler_member_event(s, &m, &answer.code, &answer.worker);
+    sim_answer(s, token, &answer);
+}
+
+/* ---- calls */
+
+void scheduler_request(struct sim *s, uint64_t token)
+{
+    static const enum sfc_run_event_type types[] = {[M_TICKET] = SFC_EV_TICKET,
+                                                    [M_ANNOUNCE] = SFC_EV_ANNOUNCE,
+                                                    [M_DONE] = SFC_EV_DONE,
+                                                    [M_GIVE_UP] = SFC_EV_GIVE_UP};
+    enum method method = s->tokens[token].method;
+    struct body b = *sim_request(s, token);
+    struct sfc_done done = {.attempt = b.attempt,
+                            .head_digest = b.heads[0],
+                            .dense_digests = b.digests[0],
+                            .loss_sum = b.loss_sum};
+    if (method == M_REGISTER) {
+        register_shard(s, token, &b);
+        return;
+    }
+    if (method == M_JOIN || method == M_BEAT || method == M_SHARD_BEAT) {
+        member_request(s, token, method, &b);
+        return;
+    }
+    if (!s->scheduler.has_run || !sfc_membership_worker(&s->scheduler.members, b.worker)) {
+        const struct body answer = {.code = SFC_ENOTFOUND, .text = "join again"};
+        sim_answer(s, token, &answer);
+        return;
+    }
+    struct sfc_run_event e = {.type = types[method],
+                              .token = token,
+                              .worker = b.worker,
+                              .step = b.step,
+                              .j = b.j,
+                              .attempt = b.attempt,
+                              .labels = b.labels,
+                              .count = b.count,
+                              .done = &done,
+                              .data = b.data,
+                              .code = b.code,
+                              .text = b.text};
+    scheduler_run_event(s, &e);
+}
+
+/* Answers of shards. */
+void scheduler_reply(struct sim *s, const struct rpc *rpc, const struct body *body)
+{
+    struct sfc_dense_report reports[MAX_D];
+    uint32_t n = 0, k = rpc->to.index;
+    for (uint32_t d = 0; d < s->d; d++)
+        if (s->dense_owner[d] == k)
+            reports[n++] = (struct sfc_dense_report){
+                .block = d, .sum_of_squares = body->sums[d], .finite = body->finite[d]};
+    struct sfc_run_event e = {.type = SFC_EV_SHARD_REPLY,
+                              .shard = k,
+                              .duty = (enum sfc_duty)(rpc->tag & 255),
+                              .step = body->step,
+                              .round = body->round,
+                              .code = body->code,
+                              .text = body->text,
+                              .prepare = {.ready = body->ready,
+                                          .head_finite = body->head_finite,
+                                          .reports = reports,
+                                          .report_count = n,
+                                          .missing = body->missing,
+                                          .missing_count = body->count}};
+    scheduler_run_event(s, &e);
+}
