@@ -339,15 +339,9 @@ static void on_shard_back(struct sfc_run_fsm *run, const struct sfc_run_event *e
         sync_shard(run, e);
         return;
     }
+    /* The same process, so it has what it acknowledged. What it says about its run may be older
+     * than an OpenRun that it has answered meanwhile: not used. */
     sfc_commit_resend(&run->commit, e->shard);
-    bool open = !run->commit.duties[e->shard][SFC_DUTY_OPEN].wanted;
-    if (open && e->shard_run_id != run->config.run_id) {
-        sfc_fail(&run->error, SFC_ESTATE,
-                 "shard %u of the map holds run %llu instead of run %llu: restore the run from a "
-                 "checkpoint",
-                 e->shard, (ull)e->shard_run_id, (ull)run->config.run_id);
-        sfc_run_fail(run, run->error.text);
-    }
 }
 
 static void on_shard_lost(struct sfc_run_fsm *run, const struct sfc_run_event *e)

@@ -1,15 +1,15 @@
-/* Deterministic cluster simulator: the real machines of the scheduler and of K shards, model workers, a
- * virtual clock and a network that delays, drops, repeats and reorders. Everything is a pure function
- * of the seed.
+/* Deterministic cluster simulator: the real machines of the scheduler and of K shards, model
+ * workers, a virtual clock and a network that delays, drops, repeats and reorders. Everything is a
+ * pure function of the seed.
  *
  *   workers --calls--> scheduler: membership + run_fsm + durable store
  *      |                   | SEND_*
  *      '---calls-----> shards: step_fsm + one compute queue + model blocks
  *
- * The arithmetic is replaced by hashes: a block's state after step t is a hash of (its state after t-1,
- * inputs of step t). The oracle (sim_oracle.c) knows no shards and no faults: it computes the same chain
- * from the committed records, and after EVERY event every shard must hold exactly the oracle's state of
- * its applied step (I1..I4). */
+ * The arithmetic is replaced by hashes: a block's state after step t is a hash of (its state after
+ * t-1, inputs of step t). The oracle (sim_oracle.c) knows no shards and no faults: it computes the
+ * same chain from the committed records, and after EVERY event every shard must hold exactly the
+ * oracle's state of its applied step (I1..I4). */
 #ifndef SFC_TESTS_SIM_H
 #define SFC_TESTS_SIM_H
 
@@ -17,26 +17,40 @@
 #include "server/core/run_fsm.h"
 #include "server/core/step_fsm.h"
 
-#define MAX_K 4
-#define MAX_J 4
-#define ROWS 2 /* of a micro-batch */
-#define MAX_B (MAX_J * ROWS)
-#define MAX_D 5
-#define BLOCKS 6
-#define BLOCK_SIZE 16
-#define CLASSES (BLOCKS * BLOCK_SIZE)
-#define SAMPLE_PPM 300000
-#define SAMPLES 37
-#define MAX_STEPS 10
+#define MAX_K       4
+#define MAX_J       4
+#define ROWS        2 /* of a micro-batch */
+#define MAX_B       (MAX_J * ROWS)
+#define MAX_D       5
+#define BLOCKS      6
+#define BLOCK_SIZE  16
+#define CLASSES     (BLOCKS * BLOCK_SIZE)
+#define SAMPLE_PPM  300000
+#define SAMPLES     37
+#define MAX_STEPS   10
 #define MAX_WORKERS 4
-#define RUN_ID 7
-#define MAX_SLOTS (MAX_J + 2)
+#define RUN_ID      7
+#define MAX_SLOTS   (MAX_J + 2)
 
 enum method {
-    M_JOIN, M_BEAT, M_TICKET, M_ANNOUNCE, M_DONE, M_GIVE_UP, /* worker -> scheduler */
-    M_REGISTER, M_SHARD_BEAT,                                /* shard -> scheduler */
-    M_OPEN, M_COMMIT, M_ABORT, M_PLAN, M_PREPARE, M_CLOSE,   /* scheduler -> shard */
-    M_LOGITS, M_GRADIENT, M_DENSE, M_PULL,                   /* worker -> shard */
+    M_JOIN,
+    M_BEAT,
+    M_TICKET,
+    M_ANNOUNCE,
+    M_DONE,
+    M_GIVE_UP, /* worker -> scheduler */
+    M_REGISTER,
+    M_SHARD_BEAT, /* shard -> scheduler */
+    M_OPEN,
+    M_COMMIT,
+    M_ABORT,
+    M_PLAN,
+    M_PREPARE,
+    M_CLOSE, /* scheduler -> shard */
+    M_LOGITS,
+    M_GRADIENT,
+    M_DENSE,
+    M_PULL, /* worker -> shard */
 };
 
 /* Body of any request or reply. */
@@ -49,8 +63,8 @@ struct body {
     bool data, granted, dropped, accepted, ready, head_finite, apply, has_run;
     uint32_t count;
     uint64_t labels[MAX_B];
-    uint64_t value;            /* features, LSE, logits, gradient */
-    uint64_t dense[MAX_D];     /* by block */
+    uint64_t value;        /* features, LSE, logits, gradient */
+    uint64_t dense[MAX_D]; /* by block */
     double sums[MAX_D];
     bool finite[MAX_D];
     uint32_t missing[MAX_J];
@@ -79,14 +93,26 @@ struct rpc {
 struct token {
     uint64_t rpc;
     enum method method;
-    uint64_t life; /* of the server */
+    uint64_t life;        /* of the server */
     struct body *request; /* freed with the answer */
     bool answered;
 };
 
 enum event_kind {
-    E_REQUEST, E_REPLY, E_TIMEOUT, E_JOB, E_STORED, E_NOTIFY, E_TICK, E_WORKER_TIMER, E_SHARD_BEAT,
-    E_KILL_WORKER, E_KILL_SCHEDULER, E_START_SCHEDULER, E_CUT, E_OPERATOR,
+    E_REQUEST,
+    E_REPLY,
+    E_TIMEOUT,
+    E_JOB,
+    E_STORED,
+    E_NOTIFY,
+    E_TICK,
+    E_WORKER_TIMER,
+    E_SHARD_BEAT,
+    E_KILL_WORKER,
+    E_KILL_SCHEDULER,
+    E_START_SCHEDULER,
+    E_CUT,
+    E_OPERATOR,
 };
 
 struct job {
@@ -266,7 +292,7 @@ void oracle_promise(struct sim *s, const struct promise *promise);
 const struct promise *oracle_find(const struct sim *s, uint64_t step, uint32_t j,
                                   struct sfc_attempt attempt);
 void oracle_commit(struct sim *s, const struct record *record);
-void oracle_check(struct sim *s); /* after every event */
+void oracle_check(struct sim *s);        /* after every event */
 void oracle_check_record(struct sim *s); /* the scheduler is about to write it */
 void oracle_check_grant(struct sim *s, uint64_t step);
 

@@ -50,8 +50,8 @@ uint64_t model_sample(const struct sim *s, uint64_t step, uint32_t block, const 
             positives[distinct++] = positives[i];
     if (sfc_sample_scratch(BLOCK_SIZE) > sizeof(scratch))
         abort();
-    uint32_t count = sfc_sample_block(5, step, block, BLOCK_SIZE, SAMPLE_PPM, positives, distinct,
-                                      out, scratch);
+    uint32_t count =
+        sfc_sample_block(5, step, block, BLOCK_SIZE, SAMPLE_PPM, positives, distinct, out, scratch);
     uint64_t h = mix(step, block);
     for (uint32_t i = 0; i < count; i++)
         h = mix(h, out[i]);
@@ -138,14 +138,14 @@ const struct promise *oracle_find(const struct sim *s, uint64_t step, uint32_t j
     return NULL;
 }
 
-/* I4: the rows of (step, j) are the samples of their positions, or of weight 0 where a person dropped
- * the poisoned micro-batch. */
+/* I4: the rows of (step, j) are the samples of their positions, or of weight 0 where a person
+ * dropped the poisoned micro-batch. */
 static void check_labels(struct sim *s, const struct record *record, uint32_t j)
 {
     for (uint32_t r = 0; r < ROWS; r++) {
         uint64_t label = record->labels[j * ROWS + r];
-        bool dropped = label == SFC_CORE_LABEL_NONE && s->poison_step == record->r.step &&
-                       s->poison_j == j;
+        bool dropped =
+            label == SFC_CORE_LABEL_NONE && s->poison_step == record->r.step && s->poison_j == j;
         if (!dropped && label != model_label(s, record->r.step, j, r))
             sim_fail(s, "I4: step %llu micro-batch %u row %u was committed with label %llu",
                      (ull)record->r.step, j, r, (ull)label);
@@ -210,10 +210,9 @@ void oracle_commit(struct sim *s, const struct record *record)
         sim_fail(s, "step %llu: record says apply %d, clip %.17g; expected %d, %.17g", (ull)t,
                  record->r.apply, record->r.clip_scale, finite, scale);
     for (uint32_t b = 0; b < BLOCKS; b++)
-        o->class_state[t][b] =
-            finite ? model_class_update(o->class_state[t - 1][b], o->sample[t][b], inputs,
-                                        record->r.lr)
-                   : o->class_state[t - 1][b];
+        o->class_state[t][b] = finite ? model_class_update(o->class_state[t - 1][b],
+                                                           o->sample[t][b], inputs, record->r.lr)
+                                      : o->class_state[t - 1][b];
     for (uint32_t d = 0; d < s->d; d++)
         o->dense_state[t][d] =
             finite ? model_dense_update(o->dense_state[t - 1][d], dense_sum(named, s->j, d), scale,
@@ -239,12 +238,16 @@ static void check_shard(struct sim *s, uint32_t k)
     }
     for (uint32_t b = 0; b < BLOCKS; b++)
         if (s->class_owner[b] == k && sh->class_state[b] != s->oracle.class_state[applied][b])
-            sim_fail(s, "I2: shard %u class block %u after step %llu differs from the undisturbed "
-                     "run", k, b, (ull)applied);
+            sim_fail(s,
+                     "I2: shard %u class block %u after step %llu differs from the undisturbed "
+                     "run",
+                     k, b, (ull)applied);
     for (uint32_t d = 0; d < s->d; d++)
         if (s->dense_owner[d] == k && sh->dense_state[d] != s->oracle.dense_state[applied][d])
-            sim_fail(s, "I2: shard %u dense block %u after step %llu differs from the undisturbed "
-                     "run", k, d, (ull)applied);
+            sim_fail(s,
+                     "I2: shard %u dense block %u after step %llu differs from the undisturbed "
+                     "run",
+                     k, d, (ull)applied);
 }
 
 void oracle_check(struct sim *s)
@@ -271,8 +274,10 @@ void oracle_check_record(struct sim *s)
             const struct sfc_slot *slot = &sh->fsm.attempts[step & 1].slots[sh->fsm.slots[j]];
             if (slot->j != j ||
                 sfc_attempt_compare(slot->attempt, sfc_run_done(run, j)->attempt) != 0)
-                sim_fail(s, "step %llu micro-batch %u: shard %u took another attempt than the "
-                         "record names", (ull)step, j, k);
+                sim_fail(s,
+                         "step %llu micro-batch %u: shard %u took another attempt than the "
+                         "record names",
+                         (ull)step, j, k);
         }
         for (uint32_t b = 0; b < BLOCKS; b++)
             if (s->class_owner[b] == k &&

@@ -64,6 +64,8 @@ void scheduler_start(struct sim *s)
                                                  .shard_lease_ms = 2500};
     sc->up = true;
     sc->life++;
+    if (!s->store.created) /* shards are made durable with the run */
+        memset(s->store.shard_ids, 0, sizeof(s->store.shard_ids));
     if (sfc_membership_init(&sc->members, &config, &err) != SFC_OK ||
         sfc_member_actions_init(&sc->member_actions, &sc->members, &err) != SFC_OK)
         sim_fail(s, "membership: %s", err.text);
@@ -105,9 +107,8 @@ void scheduler_stop(struct sim *s)
 static void send(struct sim *s, const struct sfc_run_action *a)
 {
     static const enum method methods[SFC_DUTY_COUNT] = {
-        [SFC_DUTY_OPEN] = M_OPEN,       [SFC_DUTY_COMMIT] = M_COMMIT,
-        [SFC_DUTY_ABORT] = M_ABORT,     [SFC_DUTY_PLAN] = M_PLAN,
-        [SFC_DUTY_PLAN_NEXT] = M_PLAN,  [SFC_DUTY_PREPARE] = M_PREPARE,
+        [SFC_DUTY_OPEN] = M_OPEN,   [SFC_DUTY_COMMIT] = M_COMMIT,  [SFC_DUTY_ABORT] = M_ABORT,
+        [SFC_DUTY_PLAN] = M_PLAN,   [SFC_DUTY_PLAN_NEXT] = M_PLAN, [SFC_DUTY_PREPARE] = M_PREPARE,
         [SFC_DUTY_CLOSE] = M_CLOSE,
     };
     struct sfc_run_fsm *run = &s->scheduler.run;

@@ -57,7 +57,8 @@ static void open_run(struct sim *s, uint32_t k, uint64_t token)
         for (uint32_t d = 0; d < s->d; d++)
             own += s->dense_owner[d] == k;
         const struct sfc_step_config config = {.run_id = RUN_ID,
-                                               .incarnation = sim_request(s, token)->round.incarnation,
+                                               .incarnation =
+                                                   sim_request(s, token)->round.incarnation,
                                                .map_version = 1,
                                                .global_batch = s->j * ROWS,
                                                .micro_batch = ROWS,
@@ -92,9 +93,8 @@ static void prepare(struct sim *s, uint32_t k, struct sfc_step_event *e, const s
     uint64_t digests[MAX_J][MAX_D];
     for (uint32_t j = 0; j < s->j; j++) {
         own_digests(s, k, b->digests[j], digests[j]);
-        prepared[j] = (struct sfc_prepared){.attempt = b->attempts[j],
-                                            .head_digest = b->heads[j],
-                                            .dense_digests = digests[j]};
+        prepared[j] = (struct sfc_prepared){
+            .attempt = b->attempts[j], .head_digest = b->heads[j], .dense_digests = digests[j]};
     }
     e->prepared = prepared;
     e->prepared_count = s->j;
@@ -104,9 +104,9 @@ static void prepare(struct sim *s, uint32_t k, struct sfc_step_event *e, const s
 void shard_request(struct sim *s, uint32_t k, uint64_t token)
 {
     static const enum sfc_step_event_type types[] = {
-        [M_COMMIT] = SFC_SE_COMMIT, [M_ABORT] = SFC_SE_ABORT,       [M_PLAN] = SFC_SE_PLAN,
-        [M_PREPARE] = SFC_SE_PREPARE, [M_LOGITS] = SFC_SE_LOGITS,   [M_GRADIENT] = SFC_SE_GRADIENT,
-        [M_DENSE] = SFC_SE_DENSE,   [M_PULL] = SFC_SE_PULL,
+        [M_COMMIT] = SFC_SE_COMMIT,   [M_ABORT] = SFC_SE_ABORT,   [M_PLAN] = SFC_SE_PLAN,
+        [M_PREPARE] = SFC_SE_PREPARE, [M_LOGITS] = SFC_SE_LOGITS, [M_GRADIENT] = SFC_SE_GRADIENT,
+        [M_DENSE] = SFC_SE_DENSE,     [M_PULL] = SFC_SE_PULL,
     };
     struct shard *sh = &s->shards[k];
     const struct body *b = sim_request(s, token);
@@ -223,7 +223,8 @@ static void step(struct sim *s, uint32_t k, struct sfc_step_event *event)
 
 /* ---- the compute queue */
 
-static uint64_t sum_over_blocks(const struct sim *s, uint32_t k, const struct job *job, bool gradient)
+static uint64_t sum_over_blocks(const struct sim *s, uint32_t k, const struct job *job,
+                                bool gradient)
 {
     const struct shard *sh = &s->shards[k];
     const struct slot_data *d = &sh->slots[job->generation][job->slot];
@@ -262,8 +263,8 @@ static void run_commit(struct sim *s, uint32_t k, const struct job *job)
                 sh->class_state[b], sh->sample[job->generation][b], inputs, job->lr);
     for (uint32_t d = 0; d < s->d; d++)
         if (s->dense_owner[d] == k)
-            sh->dense_state[d] = model_dense_update(
-                sh->dense_state[d], dense_sum(s, sh, job, d), job->clip_scale, job->lr);
+            sh->dense_state[d] = model_dense_update(sh->dense_state[d], dense_sum(s, sh, job, d),
+                                                    job->clip_scale, job->lr);
 }
 
 static void run_call(struct sim *s, uint32_t k, const struct job *job, struct sfc_step_event *e,
@@ -308,9 +309,9 @@ void shard_job(struct sim *s, uint32_t k, const struct job *job)
     case SFC_JOB_PREPARE:
         for (uint32_t d = 0; d < s->d; d++)
             if (s->dense_owner[d] == k)
-                sums[n++] = (struct sfc_own_dense_sum){
-                    .sum_of_squares = model_square(dense_sum(s, sh, job, d)),
-                    .finite = model_finite(s, job->step, d)};
+                sums[n++] = (struct sfc_own_dense_sum){.sum_of_squares =
+                                                           model_square(dense_sum(s, sh, job, d)),
+                                                       .finite = model_finite(s, job->step, d)};
         e.sums = sums;
         e.head_finite = true;
         break;

@@ -61,7 +61,8 @@ void worker_kill(struct sim *s, uint32_t w)
     timer(s, w, 50 + sim_below(s, 3000), T_JOIN);
     /* Half of the time the transport notices; else the lease has to end. */
     if (id != 0 && s->scheduler.up && sim_below(s, 2) == 0) {
-        const struct sfc_member_event e = {.type = SFC_MEMBER_WORKER_LOST, .now_ms = s->now, .id = id};
+        const struct sfc_member_event e = {
+            .type = SFC_MEMBER_WORKER_LOST, .now_ms = s->now, .id = id};
         int code;
         scheduler_member_event(s, &e, &code, NULL);
     }
@@ -71,10 +72,8 @@ void worker_kill(struct sim *s, uint32_t w)
 
 static void to_shard(struct sim *s, uint32_t w, uint32_t k)
 {
-    static const enum method methods[] = {[P_PULL] = M_PULL,
-                                          [P_LOGITS] = M_LOGITS,
-                                          [P_GRADIENT] = M_GRADIENT,
-                                          [P_DENSE] = M_DENSE};
+    static const enum method methods[] = {
+        [P_PULL] = M_PULL, [P_LOGITS] = M_LOGITS, [P_GRADIENT] = M_GRADIENT, [P_DENSE] = M_DENSE};
     const struct worker *wk = &s->worker[w];
     struct body b = {.step = wk->step, .j = wk->j, .attempt = wk->attempt};
     if (wk->phase == P_PULL)
@@ -93,14 +92,33 @@ static void to_shard(struct sim *s, uint32_t w, uint32_t k)
              1500, &b);
 }
 
+static void next_phase(struct sim *s, uint32_t w);
+
+static bool has_dense(const struct sim *s, uint32_t k)
+{
+    for (uint32_t d = 0; d < s->d; d++)
+        if (s->dense_owner[d] == k)
+            return true;
+    return false;
+}
+
+/* Asks every shard that the phase concerns; a shard without dense blocks may be a commit behind
+ * when its features come. */
 static void to_all(struct sim *s, uint32_t w, unsigned phase)
 {
     struct worker *wk = &s->worker[w];
+    bool dense = phase == P_PULL || phase == P_DENSE;
     wk->phase = phase;
-    wk->waiting = s->k;
+    wk->waiting = 0;
     wk->sum = 0;
-    for (uint32_t k = 0; k < s->k; k++)
+    for (uint32_t k = 0; k < s->k; k++) {
+        if (dense && !has_dense(s, k))
+            continue;
+        wk->waiting++;
         to_shard(s, w, k);
+    }
+    if (wk->waiting == 0)
+        next_phase(s, w);
 }
 
 static void give_up(struct sim *s, uint32_t w, int code, const char *text)
@@ -158,10 +176,7 @@ static void next_phase(struct sim *s, uint32_t w)
         for (uint32_t d = 0; d < s->d; d++)
             wk->dense[d] = model_slice(wk->sum, wk->features, d);
         promise(s, w);
-        if (s->d > 0)
-            to_all(s, w, P_DENSE);
-        else
-            send_done(s, w);
+        to_all(s, w, P_DENSE);
         break;
     default:
         send_done(s, w);

@@ -52,8 +52,10 @@ int main(int argc, char **argv)
     char failure[512];
     uint64_t failures = 0;
     if (!parse(argc, argv, &o)) {
-        fprintf(stderr, "usage: %s [--full] [--seeds N] [--first N] [--seed N] [--verbose] "
-                        "[--expect-failure]\n", argv[0]);
+        fprintf(stderr,
+                "usage: %s [--full] [--seeds N] [--first N] [--seed N] [--verbose] "
+                "[--expect-failure]\n",
+                argv[0]);
         return 2;
     }
     for (uint64_t seed = o.first; seed < o.first + o.seeds; seed++) {
