@@ -8,6 +8,10 @@ function(sfc_settings target)
   # The same source gives the same bits in every translation unit: no contraction by the compiler.
   target_compile_options(${target} PRIVATE -ffp-contract=off -fno-omit-frame-pointer)
   target_compile_definitions(${target} PRIVATE _GNU_SOURCE SFC_VERSION="${PROJECT_VERSION}")
+  if(SFC_FUZZ) # every library tells the fuzzer which branches it took
+    target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
+    target_link_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
+  endif()
   if(SFC_SANITIZE)
     target_compile_options(${target} PRIVATE -fsanitize=${SFC_SANITIZE} -fno-sanitize-recover=all)
     target_link_options(${target} PRIVATE -fsanitize=${SFC_SANITIZE})
@@ -48,4 +52,17 @@ function(sfc_test name)
     set_tests_properties(${name} PROPERTIES
       ENVIRONMENT "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp")
   endif()
+endfunction()
+
+# sfc_fuzz(NAME SOURCES ... LINK ...): a libFuzzer program with a short run as a ctest entry. Needs clang.
+function(sfc_fuzz name)
+  cmake_parse_arguments(A "" "" "SOURCES;LINK" ${ARGN})
+  add_executable(${name} ${A_SOURCES})
+  target_link_libraries(${name} PRIVATE ${A_LINK})
+  sfc_settings(${name})
+  target_compile_options(${name} PRIVATE -fsanitize=fuzzer)
+  target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  add_test(NAME ${name} COMMAND ${name} -max_total_time=20 -rss_limit_mb=1024 -seed=1)
+  set_tests_properties(${name} PROPERTIES LABELS fuzz TIMEOUT 120)
 endfunction()
