@@ -135,7 +135,8 @@ int sfc_head_sample(const struct sfc_head *head, uint64_t block, const uint32_t 
                     uint32_t *count, struct sfc_error *err);
 
 /* Pass 1 for n micro-batches in one product. Slot numbers are < config.slots; a slot keeps its logits
- * until the next plan or until it is used again. */
+ * until the next plan or until it is used again. SFC_ESTATE: no plan, or class centres that are not
+ * finite (the message names the block). After an error the named slots are empty. */
 struct sfc_head_logits_item {
     uint32_t slot;
     uint32_t micro_batch;     /* j: its rows are j * micro_batch ... of the plan's labels */
@@ -160,7 +161,8 @@ int sfc_head_gradient(struct sfc_head *head, struct sfc_head_gradient_item *item
 
 /* Pass 3: slots[j] is the slot that counts for micro-batch j (batch / micro_batch of them), all through
  * pass 2. dW of a block is one product over the whole batch, rows in order of j, then back through the
- * normalisation and the optimiser, straight into the block store. */
+ * normalisation and the optimiser, straight into the block store. It ends the plan. SFC_EDEVICE leaves
+ * the state undefined: it has to be read or written anew; every other error leaves it untouched. */
 int sfc_head_commit(struct sfc_head *head, const uint32_t *slots, double lr, struct sfc_error *err);
 /* True when every p of these slots is finite. */
 bool sfc_head_finite(const struct sfc_head *head, const uint32_t *slots);
