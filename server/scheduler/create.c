@@ -7,6 +7,7 @@
 
 #include "proto/base/log.h"
 #include "proto/limits.h"
+#include "proto/run_config.h"
 #include "server/scheduler/scheduler_internal.h"
 
 #define DEFAULT_DENSE_BLOCK (64u << 10)
@@ -214,7 +215,10 @@ static int check_config(const Shardfc__V1__RunConfig *c, struct sfc_error *err)
                                     .power = c->lr_power,
                                     .end = c->lr_end,
                                     .steps = c->steps};
-    if (c->micro_batch && c->global_batch / c->micro_batch > SFC_CORE_MAX_MICRO_BATCHES)
+    int code = sfc_run_config_check(c, err);
+    if (code != SFC_OK)
+        return code;
+    if (c->global_batch / c->micro_batch > SFC_CORE_MAX_MICRO_BATCHES)
         return sfc_fail(err, SFC_EINVAL, "micro_batch: %u makes more than %u micro-batches",
                         c->micro_batch, SFC_CORE_MAX_MICRO_BATCHES);
     return sfc_schedule_check(&schedule, err);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "proto/base/log.h"
+#include "proto/run_config.h"
 #include "server/shard/shard_internal.h"
 
 /* ---- shared memory of replies */
@@ -261,7 +262,9 @@ static int run_new(struct sfc_shard *shard, const Shardfc__V1__OpenRunRequest *r
     run->id = r->run_id;
     run->load = r->load;
     run->start_step = r->start_step;
-    int code = sfc_run_setup_init(&run->setup, r->config, err);
+    int code = sfc_run_config_check(r->config, err);
+    if (code == SFC_OK)
+        code = sfc_run_setup_init(&run->setup, r->config, err);
     if (code == SFC_OK)
         code = sfc_head_check(sfc_compute_backend(shard->compute), &run->setup.head, err);
     if (code == SFC_OK)

@@ -14,7 +14,7 @@ import unittest
 import grpc
 import numpy as np
 
-from cluster import Cluster, Failure, pb, run_config
+from cluster import Cluster, pb, wait_until
 
 _xxh = ctypes.CDLL("libxxhash.so.0")
 _xxh.XXH3_64bits.restype = ctypes.c_uint64
@@ -329,6 +329,41 @@ class HeadSession(unittest.TestCase):
             self.assertEqual(c.status().run_id, 2)
             self.assertEqual(len(c.history(1)), 2)
 
+    def test_sigterm_ends_everything_cleanly(self):
+        with Cluster() as c:
+            c.start_scheduler()
+            c.start_shards(2)
+            c.create_run(**session_config())
+            s = Session(c)
+            x, y = batch(np.random.default_rng(1), s.config)
+            s.train_step(x, y)
+            c.wait_step(1)
+            s.announce(y)  # a step is open, calls are on their way
+            waiting = [shard.PullDense.future(pb.PullDenseRequest(
+                run_id=s.reply.run_id, step=2, map_version=s.reply.map.version)) for shard in s.shards]
+            for p in c.processes:
+                self.assertEqual(p.terminate(), 0, p.tail())
+            for call in waiting:
+                self.assertIsNotNone(call.exception(timeout=10))
+
+    def test_a_restarted_shard_fails_the_run_and_the_next_run_works(self):
+        with Cluster() as c:
+            c.start_scheduler()
+            c.start_shards(2)
+            c.create_run(**session_config())
+            s = Session(c)
+            s.train_step(*batch(np.random.default_rng(1), s.config))
+            c.wait_step(1)
+            port = c.shards[0].address.rsplit(":", 1)[1]
+            c.shards[0].kill()
+            c.start_shard("--listen", f"127.0.0.1:{port}")
+            status = c.wait_state("failed", 30)
+            self.assertIn("checkpoint", status.reason)
+            c.create_run(**session_config(seed=5))
+            s = Session(c)
+            s.train_step(*batch(np.random.default_rng(2), s.config))
+            c.wait_step(1)
+
     def test_too_little_memory_is_refused(self):
         with Cluster() as c:
             c.start_scheduler()
@@ -340,8 +375,6 @@ class HeadSession(unittest.TestCase):
 
 
 def wait_counters(cluster, name, least):
-    from cluster import wait_until
-
     def there():
         status = cluster.status()
         return status if any(k.name == name and k.value >= least for k in status.counters) else None
