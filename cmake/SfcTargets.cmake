@@ -4,6 +4,9 @@ set(SFC_WARNINGS -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissi
     -Wformat=2 -Wvla -Wundef -Werror)
 
 function(sfc_settings target)
+  if(SFC_FUZZ) # coverage that guides the fuzzer, in libraries too
+    target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
+  endif()
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:C>:${SFC_WARNINGS}>)
   # The same source gives the same bits in every translation unit: no contraction by the compiler.
   target_compile_options(${target} PRIVATE -ffp-contract=off -fno-omit-frame-pointer)
