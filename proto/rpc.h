@@ -27,7 +27,7 @@ struct sfc_rpc_call;   /* server side: one request in progress */
 
 /* Starts the poller. uv must outlive the loop object. */
 int sfc_rpc_loop_start(uv_loop_t *uv, struct sfc_rpc_loop **out, struct sfc_error *err);
-/* Shuts down servers and clients (pending calls end with SFC_ECANCELED), drains the queue, joins the
+/* Loop thread. Shuts down servers and clients (pending calls end with SFC_ECANCELED), drains the queue, joins the
  * poller and calls done(ctx) (unless NULL) on the loop thread; the object is gone then. */
 void sfc_rpc_loop_stop(struct sfc_rpc_loop *loop, void (*done)(void *ctx), void *ctx);
 /* Runs fn(ctx) on the loop thread soon; from any thread. Order is kept. */
@@ -61,7 +61,8 @@ void sfc_rpc_call_on_cancel(struct sfc_rpc_call *call, void (*cancelled)(void *c
 const char *sfc_rpc_call_peer(const struct sfc_rpc_call *call);
 
 /* head: copied. tensor: borrowed until release(release_ctx), called exactly once on the loop thread
- * (release may be NULL when tensor.size is 0). */
+ * (release may be NULL when tensor.size is 0); before this returns when the peer is gone already. A call
+ * must be ended even after the loop stopped (its peer is gone by then). */
 void sfc_rpc_reply(struct sfc_rpc_call *call, struct sfc_bytes head, struct sfc_bytes tensor,
                    void (*release)(void *ctx), void *release_ctx);
 /* The peer sees a gRPC status, its message text, and the sfc_status number in trailing metadata
@@ -73,7 +74,9 @@ void sfc_rpc_fail(struct sfc_rpc_call *call, int code, const char *text);
 /* A lazily connected channel; reconnects by itself with backoff and jitter. */
 int sfc_rpc_client_new(struct sfc_rpc_loop *loop, const char *address, struct sfc_rpc_client **out,
                        struct sfc_error *err);
-void sfc_rpc_client_free(struct sfc_rpc_client *client); /* pending calls end with SFC_ECANCELED */
+/* Loop thread; NULL is fine. Pending calls end with SFC_ECANCELED, later, not from in here; every future of
+ * sfc_rpc_start must have been waited for. */
+void sfc_rpc_client_free(struct sfc_rpc_client *client);
 const char *sfc_rpc_client_address(const struct sfc_rpc_client *client);
 
 struct sfc_rpc_request {
@@ -93,7 +96,9 @@ struct sfc_rpc_reply_view {
 };
 typedef void (*sfc_rpc_done)(const struct sfc_rpc_reply_view *reply, void *ctx);
 
-/* From the loop thread only. If this fails, done is never called; otherwise exactly once. *handle (may
+/* From the loop thread only. If this fails, done is never called; otherwise exactly once,
+ * never from in here. If a peer stops reading while a tensor is on its way, done comes up to 20 s after
+ * the deadline: the transport lets go of the memory only then. *handle (may
  * be NULL) serves sfc_rpc_client_cancel until then. */
 int sfc_rpc_client_call(struct sfc_rpc_client *client, const struct sfc_rpc_request *request,
                         sfc_rpc_done done, void *ctx, uint64_t *handle, struct sfc_error *err);
