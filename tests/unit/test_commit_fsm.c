@@ -1,0 +1,425 @@
+/* Two-phase commit (commit_fsm) and the run's machine around it (run_fsm). */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <math.h>
+#include <string.h>
+
+#include "server/core/run_fsm.h"
+
+#define K 2
+#define J 2
+
+struct fixture {
+    struct sfc_run_fsm run;
+    struct sfc_run_actions a;
+    struct sfc_run_config config;
+    uint64_t now, token;
+};
+
+static const uint64_t labels[1] = {3};
+
+static void begin(struct fixture *f, const struct sfc_run_restore *restore)
+{
+    assert_int_equal(sfc_run_init(&f->run, &f->config, restore, NULL), SFC_OK);
+    assert_int_equal(sfc_run_actions_init(&f->a, &f->run, NULL), SFC_OK);
+}
+
+static void end(struct fixture *f)
+{
+    sfc_run_free(&f->run);
+    sfc_run_actions_free(&f->a);
+}
+
+static int set_up(void **state)
+{
+    static struct fixture f;
+    memset(&f, 0, sizeof(f));
+    f.config = (struct sfc_run_config){
+        .run_id = 1,
+        .incarnation = 1,
+        .shards = K,
+        .map_version = 1,
+        .classes = 10,
+        .global_batch = J,
+        .micro_batch = 1,
+        .dense_blocks = K, /* block k is owned by shard k */
+        .clip = 5,
+        .schedule = {.lr = 0.1, .power = 1, .steps = 20},
+    };
+    *state = &f;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    end(*state);
+    return 0;
+}
+
+static uint64_t step(struct fixture *f, struct sfc_run_event e)
+{
+    e.now_ms = f->now;
+    e.token = ++f->token;
+    sfc_run_step(&f->run, &e, &f->a);
+    return f->token;
+}
+
+static const struct sfc_run_action *find(struct fixture *f, enum sfc_run_action_type type)
+{
+    for (size_t i = 0; i < f->a.count; i++)
+        if (f->a.items[i].type == type)
+            return &f->a.items[i];
+    return NULL;
+}
+
+static unsigned sends(struct fixture *f, enum sfc_duty duty)
+{
+    unsigned n = 0;
+    for (size_t i = 0; i < f->a.count; i++)
+        n += f->a.items[i].type == SFC_ACT_SEND && f->a.items[i].duty == duty;
+    return n;
+}
+
+static struct sfc_run_event answer_of(struct fixture *f, uint32_t k, enum sfc_duty duty)
+{
+    struct sfc_run_event e = {.type = SFC_EV_SHARD_REPLY, .shard = k, .duty = duty};
+    sfc_commit_key(&f->run.commit, duty, &e.step, &e.round);
+    return e;
+}
+
+static void answer_all(struct fixture *f, enum sfc_duty duty)
+{
+    for (uint32_t k = 0; k < K; k++)
+        step(f, answer_of(f, k, duty));
+}
+
+static void ready(struct fixture *f, uint32_t k, double squares, bool finite)
+{
+    const struct sfc_dense_report report = {
+        .block = k, .sum_of_squares = squares, .finite = finite};
+    struct sfc_run_event e = answer_of(f, k, SFC_DUTY_PREPARE);
+    e.prepare = (struct sfc_run_prepare_reply){
+        .ready = true, .head_finite = true, .reports = &report, .report_count = 1};
+    step(f, e);
+}
+
+static void start(struct fixture *f)
+{
+    step(f, (struct sfc_run_event){.type = SFC_EV_TICK});
+    answer_all(f, SFC_DUTY_OPEN);
+    assert_int_equal(f->run.state, SFC_RUN_RUNNING);
+}
+
+static void announce(struct fixture *f, uint64_t t)
+{
+    for (uint32_t j = 0; j < J; j++)
+        step(f, (struct sfc_run_event){.type = SFC_EV_ANNOUNCE,
+                                       .worker = 1,
+                                       .session = f->run.session,
+                                       .step = t,
+                                       .j = j,
+                                       .labels = labels,
+                                       .count = 1});
+}
+
+static struct sfc_attempt grant(struct fixture *f, uint32_t *j)
+{
+    step(f, (struct sfc_run_event){.type = SFC_EV_TICKET, .worker = 1});
+    const struct sfc_run_action *a = find(f, SFC_ACT_REPLY_TICKET);
+    assert_non_null(a);
+    assert_true(a->granted);
+    *j = a->j;
+    return a->attempt;
+}
+
+static void done(struct fixture *f, uint64_t t, uint32_t j, struct sfc_attempt attempt)
+{
+    uint64_t digests[K] = {1, 2};
+    const struct sfc_done d = {.attempt = attempt, .dense_digests = digests, .loss_sum = 2.0};
+    step(f, (struct sfc_run_event){
+                .type = SFC_EV_DONE, .session = f->run.session, .step = t, .j = j, .done = &d});
+}
+
+static void compute(struct fixture *f, uint64_t t)
+{
+    for (uint32_t i = 0; i < J; i++) {
+        uint32_t j;
+        struct sfc_attempt a = grant(f, &j);
+        done(f, t, j, a);
+        assert_true(find(f, SFC_ACT_REPLY_DONE)->accepted);
+    }
+}
+
+static void to_prepare(struct fixture *f, uint64_t t)
+{
+    announce(f, t);
+    if (!sfc_commit_idle(&f->run.commit, SFC_DUTY_PLAN))
+        answer_all(f, SFC_DUTY_PLAN);
+    compute(f, t);
+}
+
+static void commit(struct fixture *f, uint64_t t, bool finite)
+{
+    to_prepare(f, t);
+    ready(f, 0, 9, finite);
+    assert_null(find(f, SFC_ACT_WRITE_RECORD)); /* one Ready is missing */
+    ready(f, 1, 16, true);
+    assert_non_null(find(f, SFC_ACT_WRITE_RECORD));
+    assert_int_equal(sends(f, SFC_DUTY_COMMIT), 0); /* not before the record is durable */
+    step(f, (struct sfc_run_event){.type = SFC_EV_RECORD_DURABLE, .step = t});
+    assert_int_equal(sends(f, SFC_DUTY_COMMIT), K);
+}
+
+static void test_a_step(void **state)
+{
+    struct fixture *f = *state;
+    f->config.clip = 2.5;
+    begin(f, NULL);
+    start(f);
+    commit(f, 1, true);
+    const struct sfc_commit_record *r = &find(f, SFC_ACT_COMMITTED)->record;
+    assert_true(r->norm == 5 && r->clip_scale == 0.5 && r->apply && r->loss == 2.0);
+    assert_int_equal(r->next_position, J);
+    /* The next step opens at once; its Prepare waits for the commits. */
+    to_prepare(f, 2);
+    assert_int_equal(sends(f, SFC_DUTY_PREPARE), 0);
+    answer_all(f, SFC_DUTY_COMMIT);
+    assert_int_equal(f->run.commit.phase, SFC_PHASE_PREPARE);
+}
+
+static void test_no_grant_while_preparing(void **state)
+{
+    struct fixture *f = *state;
+    begin(f, NULL);
+    start(f);
+    to_prepare(f, 1);
+    announce(f, 2);
+    step(f, (struct sfc_run_event){.type = SFC_EV_TICKET, .worker = 1});
+    assert_null(find(f, SFC_ACT_REPLY_TICKET)); /* waits */
+    ready(f, 0, 1, true);
+    ready(f, 1, 1, true);
+    assert_null(find(f, SFC_ACT_REPLY_TICKET));
+    step(f, (struct sfc_run_event){.type = SFC_EV_RECORD_DURABLE, .step = 1});
+    assert_int_equal(find(f, SFC_ACT_REPLY_TICKET)->step, 2);
+}
+
+static void test_missing_opens_a_round(void **state)
+{
+    struct fixture *f = *state;
+    const uint32_t missing = 1;
+    begin(f, NULL);
+    start(f);
+    for (int i = 0; i < 3; i++) {
+        to_prepare(f, 1);
+        struct sfc_attempt old = f->run.commit.round;
+        ready(f, 0, 1, true);
+        struct sfc_run_event e = answer_of(f, 1, SFC_DUTY_PREPARE);
+        e.prepare.missing = &missing;
+        e.prepare.missing_count = 1;
+        step(f, e);
+        assert_int_equal(sends(f, SFC_DUTY_ABORT), K);
+        assert_true(sfc_attempt_compare(f->run.commit.round, old) > 0);
+        answer_all(f, SFC_DUTY_ABORT);
+    }
+    assert_int_equal(f->run.state, SFC_RUN_BLOCKED); /* a worker whose digests never match */
+    step(f, (struct sfc_run_event){.type = SFC_EV_DROP, .step = 1, .j = 0});
+    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_ESTATE); /* not that one */
+    step(f, (struct sfc_run_event){.type = SFC_EV_DROP, .step = 1, .j = 1});
+    assert_int_equal(f->run.state, SFC_RUN_RUNNING);
+    answer_all(f, SFC_DUTY_ABORT);
+    assert_true(sfc_run_labels(&f->run, 1)[1] == SFC_CORE_LABEL_NONE);
+}
+
+static void test_not_finite(void **state)
+{
+    struct fixture *f = *state;
+    begin(f, NULL);
+    start(f);
+    for (uint64_t t = 1; t <= SFC_SKIPPED_LIMIT; t++) {
+        commit(f, t, false);
+        assert_false(f->run.commit.record.apply);
+        assert_int_equal(f->run.commit.record.skipped_in_row, t);
+        answer_all(f, SFC_DUTY_COMMIT);
+    }
+    assert_int_equal(f->run.state, SFC_RUN_BLOCKED);
+    step(f, (struct sfc_run_event){.type = SFC_EV_RESUME});
+    assert_int_equal(f->run.state, SFC_RUN_RUNNING);
+    commit(f, SFC_SKIPPED_LIMIT + 1, true);
+    assert_int_equal(f->run.commit.record.skipped_total, SFC_SKIPPED_LIMIT);
+}
+
+static void test_retry_and_refusal(void **state)
+{
+    struct fixture *f = *state;
+    begin(f, NULL);
+    start(f);
+    announce(f, 1);
+    struct sfc_run_event e = answer_of(f, 0, SFC_DUTY_PLAN);
+    e.code = SFC_EUNAVAILABLE;
+    step(f, e);
+    assert_int_equal(sends(f, SFC_DUTY_PLAN), 0);
+    f->now += 200;
+    step(f, (struct sfc_run_event){.type = SFC_EV_TICK});
+    assert_int_equal(sends(f, SFC_DUTY_PLAN), 1);
+    e.code = SFC_EDEVICE;
+    e.text = "no memory";
+    step(f, e);
+    assert_int_equal(f->run.state, SFC_RUN_FAILED);
+    assert_non_null(strstr(f->run.reason, "refused Plan of step 1: no memory"));
+}
+
+static void test_hold(void **state)
+{
+    struct fixture *f = *state;
+    begin(f, NULL);
+    start(f);
+    uint64_t token = step(f, (struct sfc_run_event){.type = SFC_EV_HOLD, .step = 1});
+    assert_null(find(f, SFC_ACT_REPLY_HOLD));
+    commit(f, 1, true);
+    assert_null(find(f, SFC_ACT_REPLY_HOLD)); /* shards haven't applied it yet */
+    answer_all(f, SFC_DUTY_COMMIT);
+    const struct sfc_run_action *a = find(f, SFC_ACT_REPLY_HOLD);
+    assert_true(a && a->held && a->token == token && a->step == 1);
+    uint64_t id = a->hold_id;
+    assert_int_equal(f->run.state, SFC_RUN_HELD);
+    to_prepare(f, 2);
+    assert_int_equal(sends(f, SFC_DUTY_PREPARE), 0); /* the gate is closed */
+    step(f, (struct sfc_run_event){.type = SFC_EV_HOLD, .step = 30});
+    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_EINVAL);
+    f->now += 10001; /* nobody keeps the hold alive */
+    step(f, (struct sfc_run_event){.type = SFC_EV_TICK});
+    step(f, (struct sfc_run_event){.type = SFC_EV_TICK});
+    assert_int_equal(f->run.commit.phase, SFC_PHASE_PREPARE);
+    step(f, (struct sfc_run_event){.type = SFC_EV_HOLD, .hold_id = id});
+    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_ENOTFOUND);
+}
+
+static void test_session(void **state)
+{
+    struct fixture *f = *state;
+    f->config.session = true;
+    begin(f, NULL);
+    start(f);
+    announce(f, 1);
+    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_ESTALE); /* open a session first */
+    step(f, (struct sfc_run_event){.type = SFC_EV_OPEN_SESSION});
+    assert_null(find(f, SFC_ACT_REPLY_SESSION)); /* until every shard is in the new round */
+    answer_all(f, SFC_DUTY_ABORT);
+    const struct sfc_run_action *a = find(f, SFC_ACT_REPLY_SESSION);
+    assert_non_null(a);
+    struct sfc_attempt attempt = a->attempt;
+    uint64_t session = a->session;
+    for (uint64_t t = 1; t <= 2; t++) {
+        announce(f, t);
+        answer_all(f, SFC_DUTY_PLAN);
+        done(f, t, 0, attempt);
+        done(f, t, 1, attempt);
+        ready(f, 0, 1, true);
+        ready(f, 1, 1, true);
+        step(f, (struct sfc_run_event){.type = SFC_EV_RECORD_DURABLE, .step = t});
+        assert_int_equal(sfc_run_committed(&f->run), t);
+        answer_all(f, SFC_DUTY_COMMIT);
+    }
+    step(f, (struct sfc_run_event){.type = SFC_EV_OPEN_SESSION});
+    answer_all(f, SFC_DUTY_ABORT);
+    assert_true(f->run.session != session);
+    step(f,
+         (struct sfc_run_event){
+             .type = SFC_EV_ANNOUNCE, .session = session, .step = 3, .labels = labels, .count = 1});
+    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_ESTALE);
+}
+
+static struct sfc_run_event back(uint32_t k, uint64_t applied, uint64_t prepared)
+{
+    return (struct sfc_run_event){.type = SFC_EV_SHARD_BACK,
+                                  .shard = k,
+                                  .shard_run_id = 1,
+                                  .step = applied,
+                                  .prepared_step = prepared};
+}
+
+static const struct sfc_run_restore restored = {
+    .has_record = true,
+    .record = {.step = 5, .round = {1, 40}, .clip_scale = 0.25, .apply = true},
+    .state = SFC_RUN_RUNNING};
+
+static void test_restart(void **state)
+{
+    struct fixture *f = *state;
+    f->config.incarnation = 2;
+    begin(f, &restored);
+    announce(f, 6);
+    assert_int_equal(sends(f, SFC_DUTY_PLAN), 0);
+    step(f, back(0, 5, 0));
+    assert_int_equal(sends(f, SFC_DUTY_ABORT), 1);
+    step(f, back(1, 4, 5)); /* one behind: gets the commit of the record first */
+    assert_int_equal(sends(f, SFC_DUTY_COMMIT), 1);
+    assert_int_equal(sends(f, SFC_DUTY_ABORT), 0);
+    const struct sfc_run_action *a = find(f, SFC_ACT_SEND);
+    assert_true(a->record.clip_scale == 0.25 && a->round.incarnation == 1);
+    step(f, answer_of(f, 1, SFC_DUTY_COMMIT));
+    assert_int_equal(sends(f, SFC_DUTY_ABORT), 1);
+    assert_int_equal(find(f, SFC_ACT_SEND)->round.incarnation, 2);
+    assert_int_equal(find(f, SFC_ACT_SEND)->step, 6);
+    answer_all(f, SFC_DUTY_ABORT);
+    assert_int_equal(sends(f, SFC_DUTY_PLAN), K);
+}
+
+static void test_lost_shards(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_run_event e = back(0, 5, 0);
+    f->config.incarnation = 2;
+    begin(f, &restored);
+    e.shard_run_id = 0;
+    step(f, e);
+    assert_int_equal(f->run.state, SFC_RUN_FAILED);
+    assert_non_null(strstr(f->run.reason, "restore the run from a checkpoint"));
+    end(f);
+    begin(f, &restored);
+    step(f, back(0, 4, 0)); /* one behind, but not prepared */
+    assert_int_equal(f->run.state, SFC_RUN_FAILED);
+    end(f);
+    begin(f, NULL);
+    start(f);
+    step(f, (struct sfc_run_event){.type = SFC_EV_SHARD_LOST, .shard = 1});
+    assert_int_equal(f->run.state, SFC_RUN_FAILED);
+    step(f, (struct sfc_run_event){.type = SFC_EV_STOP});
+    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_OK);
+    assert_int_equal(sends(f, SFC_DUTY_CLOSE), K);
+    assert_int_equal(f->run.state, SFC_RUN_IDLE);
+}
+
+static void test_reports_are_checked(void **state)
+{
+    struct fixture *f = *state;
+    const struct sfc_dense_report twice[] = {{.block = 1}, {.block = 1}}, beyond = {.block = 2};
+    bool all;
+    begin(f, NULL);
+    assert_int_equal(sfc_commit_ready(&f->run.commit, 0, twice, 2, true, &all, NULL), SFC_EINVAL);
+    assert_int_equal(sfc_commit_ready(&f->run.commit, 0, &beyond, 1, true, &all, NULL), SFC_EINVAL);
+    assert_int_equal(sfc_commit_ready(&f->run.commit, 0, twice, 1, true, &all, NULL), SFC_OK);
+    assert_int_equal(sfc_commit_ready(&f->run.commit, 1, twice, 1, true, &all, NULL), SFC_EINVAL);
+    assert_int_equal(sfc_commit_decide(&f->run.commit, 0.1, 1, NULL), SFC_EINTERNAL);
+}
+
+int main(void)
+{
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        TEST(test_a_step),
+        TEST(test_no_grant_while_preparing),
+        TEST(test_missing_opens_a_round),
+        TEST(test_not_finite),
+        TEST(test_retry_and_refusal),
+        TEST(test_hold),
+        TEST(test_session),
+        TEST(test_restart),
+        TEST(test_lost_shards),
+        TEST(test_reports_are_checked),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,418 @@
+/* The shard's machine: order of a step, refusals, repeats, parking, rounds. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <string.h>
+
+#include "server/core/step_fsm.h"
+
+#define J 2
+#define B 4
+
+struct fixture {
+    struct sfc_step_fsm s;
+    struct sfc_step_actions a;
+    uint64_t token;
+    uint64_t jobs_done;
+};
+
+static const uint64_t labels[B] = {1, 2, 3, 4};
+static const struct sfc_head_digest head = {{9}};
+static const uint64_t dense[1] = {77};
+
+static int set_up(void **state)
+{
+    static struct fixture f;
+    memset(&f, 0, sizeof(f));
+    const struct sfc_step_config config = {.run_id = 1,
+                                           .incarnation = 1,
+                                           .map_version = 1,
+                                           .global_batch = B,
+                                           .micro_batch = 2,
+                                           .dense_blocks = 1,
+                                           .max_parked = 3};
+    assert_int_equal(sfc_step_init(&f.s, &config, NULL), SFC_OK);
+    assert_int_equal(sfc_step_actions_init(&f.a, &f.s, NULL), SFC_OK);
+    *state = &f;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct fixture *f = *state;
+    sfc_step_free(&f->s);
+    sfc_step_actions_free(&f->a);
+    return 0;
+}
+
+static struct sfc_step_event event(enum sfc_step_event_type type, uint64_t step)
+{
+    return (struct sfc_step_event){.type = type,
+                                   .run_id = 1,
+                                   .incarnation = 1,
+                                   .round = {1, 0},
+                                   .step = step,
+                                   .map_version = 1,
+                                   .lr = 0.5,
+                                   .labels = labels,
+                                   .count = B,
+                                   .clip_scale = 1,
+                                   .apply = true,
+                                   .digest = 42};
+}
+
+static uint64_t step(struct fixture *f, struct sfc_step_event e)
+{
+    e.token = ++f->token;
+    sfc_step_step(&f->s, &e, &f->a);
+    return f->token;
+}
+
+static void job_done(struct fixture *f, int code)
+{
+    static const struct sfc_own_dense_sum sums[1] = {{25.0, true}};
+    struct sfc_step_event e = {.type = SFC_SE_JOB_DONE, .code = code, .text = "broken"};
+    e.job = ++f->jobs_done;
+    e.head_digest = head;
+    e.dense_digests = dense;
+    e.sums = sums;
+    e.head_finite = true;
+    sfc_step_step(&f->s, &e, &f->a);
+}
+
+static const struct sfc_step_action *only(struct fixture *f, enum sfc_step_action_type type)
+{
+    assert_int_equal(f->a.count, 1);
+    assert_int_equal(f->a.items[0].type, type);
+    return &f->a.items[0];
+}
+
+static void refused(struct fixture *f, int code, const char *words)
+{
+    const struct sfc_step_action *a = only(f, SFC_SA_FAIL);
+    assert_int_equal(a->code, code);
+    assert_int_equal(a->token, f->token);
+    if (!strstr(a->text, words))
+        fail_msg("'%s' does not say '%s'", a->text, words);
+}
+
+static void plan(struct fixture *f, uint64_t t)
+{
+    step(f, event(SFC_SE_PLAN, t));
+    assert_int_equal(f->a.items[f->a.count - 1].type, SFC_SA_REPLY);
+}
+
+static void open_step(struct fixture *f, uint64_t t)
+{
+    plan(f, t);
+    assert_int_equal(f->a.items[0].kind, SFC_JOB_PLAN);
+    job_done(f, SFC_OK);
+    assert_int_equal(f->s.phase, SFC_STEP_OPEN);
+}
+
+static void call(struct fixture *f, enum sfc_step_event_type type, uint64_t t, uint32_t j,
+                 uint64_t counter)
+{
+    struct sfc_step_event e = event(type, t);
+    e.j = j;
+    e.attempt = (struct sfc_attempt){1, counter};
+    step(f, e);
+}
+
+static void compute(struct fixture *f, uint64_t t, uint32_t j, uint64_t counter)
+{
+    static const enum sfc_step_event_type types[] = {SFC_SE_LOGITS, SFC_SE_GRADIENT, SFC_SE_DENSE};
+    for (int i = 0; i < 3; i++) {
+        call(f, types[i], t, j, counter);
+        only(f, SFC_SA_START);
+        job_done(f, SFC_OK);
+        assert_int_equal(only(f, SFC_SA_REPLY)->call, types[i]);
+    }
+}
+
+static void prepare(struct fixture *f, uint64_t t, uint64_t c0, uint64_t c1)
+{
+    const struct sfc_prepared prepared[J] = {{{1, c0}, head, dense}, {{1, c1}, head, dense}};
+    struct sfc_step_event e = event(SFC_SE_PREPARE, t);
+    e.prepared = prepared;
+    e.prepared_count = J;
+    step(f, e);
+}
+
+static void make_ready(struct fixture *f, uint64_t t)
+{
+    open_step(f, t);
+    compute(f, t, 0, 10 * t);
+    compute(f, t, 1, 10 * t + 1);
+    prepare(f, t, 10 * t, 10 * t + 1);
+    assert_int_equal(only(f, SFC_SA_START)->kind, SFC_JOB_PREPARE);
+    job_done(f, SFC_OK);
+    assert_true(only(f, SFC_SA_REPLY_PREPARE)->ready);
+}
+
+static void commit(struct fixture *f, uint64_t t)
+{
+    step(f, event(SFC_SE_COMMIT, t));
+    const struct sfc_step_action *a = only(f, SFC_SA_START);
+    assert_int_equal(a->kind, SFC_JOB_COMMIT);
+    assert_true(a->lr == 0.5 && a->clip_scale == 1 && a->apply);
+    job_done(f, SFC_OK);
+}
+
+static void test_two_steps(void **state)
+{
+    struct fixture *f = *state;
+    make_ready(f, 1);
+    assert_int_equal(sfc_step_prepared(&f->s), 1);
+    assert_true(f->s.sums[0].sum_of_squares == 25.0);
+    commit(f, 1);
+    assert_int_equal(only(f, SFC_SA_REPLY)->call, SFC_SE_COMMIT);
+    assert_int_equal(sfc_step_applied(&f->s), 1);
+    assert_int_equal(sfc_step_prepared(&f->s), 0);
+    make_ready(f, 2);
+    commit(f, 2);
+    assert_int_equal(sfc_step_applied(&f->s), 2);
+    step(f, event(SFC_SE_COMMIT, 2)); /* again */
+    only(f, SFC_SA_REPLY);
+    step(f, event(SFC_SE_COMMIT, 4));
+    refused(f, SFC_ESTATE, "step 2 is applied");
+}
+
+static void test_early_plan_is_sampled_after_commit(void **state)
+{
+    struct fixture *f = *state;
+    make_ready(f, 1);
+    plan(f, 2);
+    assert_int_equal(f->a.count, 1); /* kept, no job */
+    call(f, SFC_SE_LOGITS, 2, 0, 50);
+    assert_int_equal(f->a.count, 0); /* parked until the commit is applied */
+    commit(f, 1);
+    assert_int_equal(f->a.count, 2);
+    assert_int_equal(f->a.items[1].kind, SFC_JOB_PLAN);
+    job_done(f, SFC_OK);
+    assert_int_equal(only(f, SFC_SA_START)->kind, SFC_JOB_LOGITS);
+    step(f, event(SFC_SE_PLAN, 4));
+    refused(f, SFC_ESTATE, "step 1 is applied");
+}
+
+static void test_refusals_say_both_values(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_step_event e = event(SFC_SE_PLAN, 1);
+    e.run_id = 8, step(f, e), refused(f, SFC_ESTALE, "run 8, but this shard holds run 1");
+    e = event(SFC_SE_PLAN, 1), e.map_version = 3, step(f, e);
+    refused(f, SFC_ESTALE, "map version 3, but 1");
+    e = event(SFC_SE_PLAN, 1), e.round.counter = 9, step(f, e);
+    refused(f, SFC_ESTATE, "round 1.9, but 1.0");
+    e = event(SFC_SE_PLAN, 1), e.round.incarnation = 0, step(f, e);
+    refused(f, SFC_ESTALE, "round 0.0, but 1.0");
+    e = event(SFC_SE_PLAN, 1), e.count = 3, step(f, e);
+    refused(f, SFC_EINVAL, "3 labels for a batch of 4");
+    open_step(f, 1);
+    call(f, SFC_SE_LOGITS, 1, 2, 5), refused(f, SFC_EINVAL, "micro-batch 2");
+    call(f, SFC_SE_LOGITS, 1, 0, 0), refused(f, SFC_ESTALE, "void");
+    call(f, SFC_SE_LOGITS, 0, 0, 5), refused(f, SFC_ESTALE, "applied");
+    call(f, SFC_SE_LOGITS, 7, 0, 5), refused(f, SFC_ESTALE, "too early");
+    call(f, SFC_SE_GRADIENT, 1, 0, 5), refused(f, SFC_ESTALE, "never begun");
+    step(f, event(SFC_SE_COMMIT, 1)), refused(f, SFC_ESTATE, "next is open");
+    e = event(SFC_SE_COMMIT, 1), e.incarnation = 0, step(f, e);
+    refused(f, SFC_ESTALE, "incarnation 0, but 1");
+}
+
+static void test_repeats_and_conflicts(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_step_event e = event(SFC_SE_LOGITS, 1);
+    e.attempt = (struct sfc_attempt){1, 10};
+    open_step(f, 1);
+    step(f, e);
+    step(f, e); /* the same while the job runs: waits */
+    assert_int_equal(f->a.count, 0);
+    job_done(f, SFC_OK);
+    assert_int_equal(f->a.count, 2);
+    assert_int_equal(f->a.items[0].slot, f->a.items[1].slot);
+    e.digest = 43, step(f, e), refused(f, SFC_ECONFLICT, "another body");
+}
+
+static void test_answers_outlive_the_commit(void **state)
+{
+    struct fixture *f = *state;
+    make_ready(f, 1);
+    call(f, SFC_SE_LOGITS, 1, 0, 99);
+    refused(f, SFC_ESTALE, "prepared");
+    commit(f, 1);
+    call(f, SFC_SE_GRADIENT, 1, 1, 11);
+    assert_int_equal(only(f, SFC_SA_REPLY)->generation, 1);
+    make_ready(f, 2);
+    call(f, SFC_SE_GRADIENT, 1, 1, 11);
+    only(f, SFC_SA_REPLY); /* still there: step 2 isn't committed */
+    commit(f, 2);
+    open_step(f, 3); /* takes over the memory of step 1 */
+    call(f, SFC_SE_GRADIENT, 1, 1, 11);
+    refused(f, SFC_ESTALE, "applied");
+}
+
+static void test_prepare_checks(void **state)
+{
+    struct fixture *f = *state;
+    open_step(f, 1);
+    compute(f, 1, 0, 10);
+    prepare(f, 1, 10, 11);
+    const struct sfc_step_action *a = only(f, SFC_SA_REPLY_PREPARE);
+    assert_false(a->ready);
+    assert_int_equal(a->missing_count, 1);
+    assert_int_equal(a->missing[0], 1);
+    compute(f, 1, 1, 11);
+    prepare(f, 1, 9, 11); /* another attempt than the one that is here */
+    assert_int_equal(only(f, SFC_SA_REPLY_PREPARE)->missing[0], 0);
+    f->s.attempts[1].slots[0].head_digest.bytes[0]++; /* other bytes than the worker meant */
+    prepare(f, 1, 10, 11);
+    assert_false(only(f, SFC_SA_REPLY_PREPARE)->ready);
+    f->s.attempts[1].slots[0].head_digest.bytes[0]--;
+    prepare(f, 1, 10, 11);
+    only(f, SFC_SA_START);
+    uint64_t first = f->token;
+    prepare(f, 1, 10, 11); /* a repeat takes the place of the call that waits */
+    assert_int_equal(only(f, SFC_SA_FAIL)->token, first);
+    job_done(f, SFC_OK);
+    assert_int_equal(only(f, SFC_SA_REPLY_PREPARE)->token, f->token);
+    prepare(f, 1, 10, 11);
+    assert_true(only(f, SFC_SA_REPLY_PREPARE)->ready);
+    prepare(f, 1, 10, 12);
+    refused(f, SFC_ECONFLICT, "other attempts");
+}
+
+static void test_abort_voids_everything(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_step_event e = event(SFC_SE_ABORT, 1);
+    make_ready(f, 1);
+    e.round.counter = 20;
+    step(f, e);
+    only(f, SFC_SA_REPLY);
+    assert_int_equal(f->s.phase, SFC_STEP_IDLE);
+    step(f, e); /* a late copy: no effect */
+    only(f, SFC_SA_REPLY);
+    step(f, event(SFC_SE_COMMIT, 1));
+    refused(f, SFC_ESTATE, "round 1.0");
+    call(f, SFC_SE_LOGITS, 1, 0, 20);
+    refused(f, SFC_ESTALE, "void");
+    call(f, SFC_SE_LOGITS, 1, 0, 21); /* waits for the new plan */
+    assert_int_equal(f->a.count, 0);
+    step(f, event(SFC_SE_PLAN, 1));
+    refused(f, SFC_ESTALE, "round 1.0, but 1.20");
+}
+
+static void test_commit_after_a_restart(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_step_event e = event(SFC_SE_COMMIT, 1);
+    make_ready(f, 1);
+    e.incarnation = 2; /* the record was written by incarnation 1: its round still counts */
+    step(f, e);
+    only(f, SFC_SA_START);
+    step(f, event(SFC_SE_ABORT, 1));
+    job_done(f, SFC_OK);
+    assert_int_equal(sfc_step_applied(&f->s), 1);
+    e = event(SFC_SE_ABORT, 1), e.round.incarnation = 2, step(f, e);
+    refused(f, SFC_ESTATE, "step 1 is applied");
+    e = event(SFC_SE_ABORT, 2), e.round.incarnation = 2, step(f, e);
+    only(f, SFC_SA_REPLY);
+    step(f, event(SFC_SE_PLAN, 2));
+    refused(f, SFC_ESTALE, "round 1.0, but 2.0");
+}
+
+static void test_pull_waits_for_its_step(void **state)
+{
+    struct fixture *f = *state;
+    step(f, event(SFC_SE_PULL, 0));
+    assert_int_equal(only(f, SFC_SA_START)->kind, SFC_JOB_PULL);
+    job_done(f, SFC_OK);
+    make_ready(f, 1);
+    step(f, event(SFC_SE_PULL, 1));
+    assert_int_equal(f->a.count, 0);
+    commit(f, 1);
+    assert_int_equal(f->a.count, 2);
+    assert_int_equal(f->a.items[1].kind, SFC_JOB_PULL);
+    step(f, event(SFC_SE_PULL, 0));
+    refused(f, SFC_ESTALE, "step 1 is applied");
+}
+
+static void test_parking_is_bounded_and_cancellable(void **state)
+{
+    struct fixture *f = *state;
+    for (uint64_t i = 1; i <= 3; i++)
+        call(f, SFC_SE_LOGITS, 1, 0, i);
+    call(f, SFC_SE_LOGITS, 1, 0, 4);
+    refused(f, SFC_ELIMIT, "wait already");
+    struct sfc_step_event e = {.type = SFC_SE_CANCEL, .token = 2};
+    sfc_step_step(&f->s, &e, &f->a);
+    assert_int_equal(only(f, SFC_SA_FAIL)->code, SFC_ECANCELED);
+    plan(f, 1);
+    job_done(f, SFC_OK);
+    assert_int_equal(f->a.count, 2); /* the two that still waited */
+}
+
+static void test_eviction(void **state)
+{
+    struct fixture *f = *state;
+    open_step(f, 1);
+    for (uint64_t c = 1; c <= 4; c++) /* J + 2 slots */
+        compute(f, 1, 0, c);
+    compute(f, 1, 1, 5); /* evicts the oldest attempt of 0 */
+    call(f, SFC_SE_GRADIENT, 1, 0, 1);
+    refused(f, SFC_ESTALE, "evicted");
+    prepare(f, 1, 4, 5);
+    only(f, SFC_SA_START);
+}
+
+static void test_a_failed_job(void **state)
+{
+    struct fixture *f = *state;
+    open_step(f, 1);
+    call(f, SFC_SE_LOGITS, 1, 0, 1);
+    job_done(f, SFC_EINVAL); /* features that aren't finite, say */
+    refused(f, SFC_EINVAL, "broken");
+    call(f, SFC_SE_LOGITS, 1, 0, 1);
+    only(f, SFC_SA_START); /* may be tried again */
+    job_done(f, SFC_OK);
+    compute(f, 1, 0, 10);
+    compute(f, 1, 1, 11);
+    prepare(f, 1, 10, 11);
+    job_done(f, SFC_EDEVICE);
+    refused(f, SFC_EDEVICE, "Prepare of step 1 failed: broken");
+}
+
+static void test_a_broken_shard_says_so(void **state)
+{
+    struct fixture *f = *state;
+    plan(f, 1);
+    job_done(f, SFC_EDEVICE);
+    step(f, event(SFC_SE_PLAN, 1));
+    refused(f, SFC_EDEVICE, "the plan of step 1 failed: broken");
+    call(f, SFC_SE_LOGITS, 1, 0, 1);
+    refused(f, SFC_EDEVICE, "broken");
+}
+
+int main(void)
+{
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        TEST(test_two_steps),
+        TEST(test_early_plan_is_sampled_after_commit),
+        TEST(test_refusals_say_both_values),
+        TEST(test_repeats_and_conflicts),
+        TEST(test_answers_outlive_the_commit),
+        TEST(test_prepare_checks),
+        TEST(test_abort_voids_everything),
+        TEST(test_commit_after_a_restart),
+        TEST(test_pull_waits_for_its_step),
+        TEST(test_parking_is_bounded_and_cancellable),
+        TEST(test_eviction),
+        TEST(test_a_failed_job),
+        TEST(test_a_broken_shard_says_so),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
