@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Size classes are powers of two from 4 KiB to 512 MiB. Small ones are cheap to keep, large ones are what
- * matters; together at most KEEP_BYTES stay on the free lists. */
+/* Size classes are powers of two from 4 KiB to 512 MiB. Small ones are cheap to keep, large ones
+ * are what matters; together at most KEEP_BYTES stay on the free lists. */
 enum { SHIFT_MIN = 12, CLASSES = 18, BUFFER_ALIGN = 64 };
 #define KEEP_BYTES ((size_t)256 << 20)
 
@@ -226,8 +226,8 @@ grpc_byte_buffer *sfc_rpc_message(struct sfc_rpc_loop *loop, grpc_slice head,
         loan->loop = loop;
         sfc_rpc_op_begin(loop, &loan->tag, returned);
         /* gRPC only reads it. */
-        slices[count++] = grpc_slice_new_with_user_data((void *)(uintptr_t)tensor.data,
-                                                        tensor.size, loan_returned, loan);
+        slices[count++] = grpc_slice_new_with_user_data((void *)(uintptr_t)tensor.data, tensor.size,
+                                                        loan_returned, loan);
     }
     grpc_byte_buffer *buffer = grpc_raw_byte_buffer_create(slices, count);
     if (count == 2) {

@@ -18,7 +18,8 @@ struct sfc_rpc_client {
     bool closing;
 };
 
-/* One call over all its tries. A try is over when its batch came back and gRPC let go of the tensor. */
+/* One call over all its tries. A try is over when its batch came back and gRPC let go of the
+ * tensor. */
 struct client_call {
     struct sfc_rpc_link link;
     struct sfc_rpc_client *client;
@@ -205,19 +206,17 @@ static void start_try(struct client_call *call)
                      gpr_time_from_millis((int64_t)call->deadline_ms, GPR_TIMESPAN));
     call->tries++;
     call->grpc = grpc_channel_create_call(client->channel, NULL, GRPC_PROPAGATE_DEFAULTS,
-                                          loop->queue, call->method, NULL,
-                                          deadline, NULL);
+                                          loop->queue, call->method, NULL, deadline, NULL);
     grpc_metadata_array_init(&call->initial);
     grpc_metadata_array_init(&call->trailing);
     call->details = grpc_empty_slice();
     call->loan_out = call->tensor.size > 0;
-    call->outgoing = sfc_rpc_message(loop, call->head, call->tensor, &call->loan,
-                                     on_loan_returned);
+    call->outgoing = sfc_rpc_message(loop, call->head, call->tensor, &call->loan, on_loan_returned);
     sfc_rpc_op_begin(loop, &call->batch, on_batch);
     call->batch_out = true;
     client->batches++;
-    grpc_call_error rc = grpc_call_start_batch(call->grpc, ops, fill_ops(call, ops), &call->batch,
-                                               NULL);
+    grpc_call_error rc =
+        grpc_call_start_batch(call->grpc, ops, fill_ops(call, ops), &call->batch, NULL);
     if (rc != GRPC_CALL_OK) { /* a bug of ours; end in the usual way, not from inside */
         call->status = GRPC_STATUS_INTERNAL;
         call->details = grpc_slice_from_copied_string(grpc_call_error_to_string(rc));
@@ -227,8 +226,8 @@ static void start_try(struct client_call *call)
 
 /* ---- calls */
 
-static int check_request(const struct sfc_rpc_client *client,
-                         const struct sfc_rpc_request *request, struct sfc_error *err)
+static int check_request(const struct sfc_rpc_client *client, const struct sfc_rpc_request *request,
+                         struct sfc_error *err)
 {
     size_t size;
     if (client->closing || client->loop->stopping) {
@@ -352,9 +351,8 @@ int sfc_rpc_client_call(struct sfc_rpc_client *client, const struct sfc_rpc_requ
 
 static grpc_arg int_arg(const char *key, int value)
 {
-    return (grpc_arg){.type = GRPC_ARG_INTEGER,
-                      .key = (char *)(uintptr_t)key,
-                      .value = {.integer = value}};
+    return (grpc_arg){
+        .type = GRPC_ARG_INTEGER, .key = (char *)(uintptr_t)key, .value = {.integer = value}};
 }
 
 static grpc_channel *make_channel(const char *address)
@@ -409,8 +407,8 @@ int sfc_rpc_client_new(struct sfc_rpc_loop *loop, const char *address, struct sf
     return SFC_OK;
 }
 
-/* The channel goes as soon as no batch is on its way (that also makes gRPC let go of loans that a peer
- * doesn't read), the client after its last call. */
+/* The channel goes as soon as no batch is on its way (that also makes gRPC let go of loans that a
+ * peer doesn't read), the client after its last call. */
 static void client_settle(struct sfc_rpc_client *client)
 {
     if (!client->closing || client->batches > 0) {

@@ -4,7 +4,8 @@
 
 #include "proto/rpc_internal.h"
 
-/* Called once on the loop thread. The receiver may keep the body by setting body->buffer to NULL. */
+/* Called once on the loop thread. The receiver may keep the body by setting body->buffer to NULL.
+ */
 typedef void (*sfc_rpc_deliver)(int code, const char *text, struct sfc_rpc_body *body, void *ctx);
 
 /* sfc_rpc_client_call with a result that may be kept. */

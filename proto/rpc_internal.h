@@ -1,9 +1,9 @@
 /* Private to proto/rpc_*.c: tags of gRPC operations, timers, receive buffers, status mapping.
  *
- * Life of an operation: sfc_rpc_op_begin on the loop thread -> gRPC -> poller or another gRPC thread calls
- * sfc_rpc_enqueue -> the loop thread drains the queue and calls tag->fire. loop->ops counts what is on
- * its way, so the loop can only be torn down when nothing will come any more. Only the queue (under its
- * lock) and the buffer pool are touched by more than one thread. */
+ * Life of an operation: sfc_rpc_op_begin on the loop thread -> gRPC -> poller or another gRPC
+ * thread calls sfc_rpc_enqueue -> the loop thread drains the queue and calls tag->fire. loop->ops
+ * counts what is on its way, so the loop can only be torn down when nothing will come any more.
+ * Only the queue (under its lock) and the buffer pool are touched by more than one thread. */
 #ifndef SFC_PROTO_RPC_INTERNAL_H
 #define SFC_PROTO_RPC_INTERNAL_H
 
@@ -133,7 +133,8 @@ struct sfc_rpc_body {
     size_t size; /* as received */
 };
 
-/* Checks size and structure and copies the slices once, head and tensor apart. Doesn't destroy `from`. */
+/* Checks size and structure and copies the slices once, head and tensor apart. Doesn't destroy
+ * `from`. */
 int sfc_rpc_receive(struct sfc_rpc_pool *pool, grpc_byte_buffer *from, size_t max,
                     struct sfc_rpc_body *out, struct sfc_error *err);
 

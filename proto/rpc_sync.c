@@ -102,8 +102,9 @@ int sfc_rpc_wait(struct sfc_rpc_future *future, struct sfc_rpc_owned *out, struc
     pthread_mutex_unlock(&future->lock);
     int code = future->result.code;
     if (code == SFC_OK) {
-        *out = (struct sfc_rpc_owned){
-            .head = future->body.head, .tensor = future->body.tensor, .memory = future->body.buffer};
+        *out = (struct sfc_rpc_owned){.head = future->body.head,
+                                      .tensor = future->body.tensor,
+                                      .memory = future->body.buffer};
     } else {
         sfc_rpc_buffer_put(future->body.buffer);
         sfc_fail(err, code, "%s", future->result.text);

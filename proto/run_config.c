@@ -33,9 +33,8 @@ static int check_whole(const struct whole *fields, size_t count, struct sfc_erro
 {
     for (size_t i = 0; i < count; i++) {
         if (fields[i].value < fields[i].min || fields[i].value > fields[i].max) {
-            return sfc_fail(err, SFC_EINVAL,
-                            "%s is %" PRIu64 ", allowed %" PRIu64 " to %" PRIu64, fields[i].name,
-                            fields[i].value, fields[i].min, fields[i].max);
+            return sfc_fail(err, SFC_EINVAL, "%s is %" PRIu64 ", allowed %" PRIu64 " to %" PRIu64,
+                            fields[i].name, fields[i].value, fields[i].min, fields[i].max);
         }
     }
     return SFC_OK;
@@ -76,9 +75,9 @@ static int check_class_layer(const Shardfc__V1__RunConfig *c, struct sfc_error *
         {"sample_ppm", c->sample_ppm, 1, 1000000},
     };
     const struct real real[] = {
-        {"margin_m1", c->margin_m1, 0, 16},     {"margin_m2", c->margin_m2, -4, 4},
-        {"margin_m3", c->margin_m3, -2, 2},     {"scale", c->scale, 1e-3, SFC_LIMIT_SCALE},
-        {"filter", c->filter, -1, 1},           {"init_std", c->init_std, 0, 1e3},
+        {"margin_m1", c->margin_m1, 0, 16}, {"margin_m2", c->margin_m2, -4, 4},
+        {"margin_m3", c->margin_m3, -2, 2}, {"scale", c->scale, 1e-3, SFC_LIMIT_SCALE},
+        {"filter", c->filter, -1, 1},       {"init_std", c->init_std, 0, 1e3},
     };
     int code = check_whole(whole, sizeof whole / sizeof *whole, err);
     code = code != SFC_OK ? code : check_real(real, sizeof real / sizeof *real, err);
@@ -93,8 +92,8 @@ static int check_class_layer(const Shardfc__V1__RunConfig *c, struct sfc_error *
                         c->classes, c->block_size, blocks, SFC_LIMIT_BLOCKS);
     }
     code = check_choice("margin_grad", c->margin_grad, sfc_run_margin_grads, err);
-    code = code != SFC_OK ? code
-                          : check_choice("correction", c->correction, sfc_run_corrections, err);
+    code =
+        code != SFC_OK ? code : check_choice("correction", c->correction, sfc_run_corrections, err);
     return code != SFC_OK ? code : check_choice("dtype", c->dtype, sfc_run_dtypes, err);
 }
 
@@ -107,14 +106,16 @@ static int check_optimizer(const Shardfc__V1__RunConfig *c, struct sfc_error *er
         {"micro_batch", c->micro_batch, 1, SFC_LIMIT_BATCH},
     };
     const struct real real[] = {
-        {"momentum", c->momentum, 0, 0.99999}, {"weight_decay", c->weight_decay, 0, 1e3},
-        {"lr", c->lr, 0, 1e6},                 {"lr_power", c->lr_power, 0, 100},
-        {"lr_end", c->lr_end, 0, 1},           {"clip", c->clip, 0, 1e12},
+        {"momentum", c->momentum, 0, 0.99999},
+        {"weight_decay", c->weight_decay, 0, 1e3},
+        {"lr", c->lr, 0, 1e6},
+        {"lr_power", c->lr_power, 0, 100},
+        {"lr_end", c->lr_end, 0, 1},
+        {"clip", c->clip, 0, 1e12},
     };
     int code = check_whole(whole, sizeof whole / sizeof *whole, err);
     code = code != SFC_OK ? code : check_real(real, sizeof real / sizeof *real, err);
-    code = code != SFC_OK ? code
-                          : check_choice("optimizer", c->optimizer, sfc_run_optimizers, err);
+    code = code != SFC_OK ? code : check_choice("optimizer", c->optimizer, sfc_run_optimizers, err);
     code = code != SFC_OK
                ? code
                : check_choice("momentum_mode", c->momentum_mode, sfc_run_momentum_modes, err);

@@ -69,8 +69,8 @@ static int check_length(const Shardfc__V1__TensorType *type, struct sfc_bytes pa
 }
 
 int sfc_tensor_check(const Shardfc__V1__TensorType *type, struct sfc_bytes payload,
-                     Shardfc__V1__DType dtype, const uint64_t *shape, size_t rank,
-                     const char *what, struct sfc_error *err)
+                     Shardfc__V1__DType dtype, const uint64_t *shape, size_t rank, const char *what,
+                     struct sfc_error *err)
 {
     int code = check_type(type, dtype, rank, what, err);
     if (code != SFC_OK) {
@@ -78,9 +78,8 @@ int sfc_tensor_check(const Shardfc__V1__TensorType *type, struct sfc_bytes paylo
     }
     for (size_t i = 0; i < rank; i++) {
         if (type->shape[i] != shape[i]) {
-            return sfc_fail(err, SFC_EINVAL,
-                            "%s: dimension %zu is %" PRIu64 ", wanted %" PRIu64, what, i,
-                            type->shape[i], shape[i]);
+            return sfc_fail(err, SFC_EINVAL, "%s: dimension %zu is %" PRIu64 ", wanted %" PRIu64,
+                            what, i, type->shape[i], shape[i]);
         }
     }
     return check_length(type, payload, what, err);

@@ -23,9 +23,8 @@ const struct sfc_option sfc_standard_options[SFC_STANDARD_COUNT] = {
 const char *sfc_option_metavar(const struct sfc_option *option)
 {
     static const char *const words[] = {
-        [SFC_OPTION_STRING] = "TEXT", [SFC_OPTION_BOOL] = "yes|no",
-        [SFC_OPTION_U64] = "N",       [SFC_OPTION_DOUBLE] = "X",
-        [SFC_OPTION_SIZE] = "SIZE",   [SFC_OPTION_DURATION] = "TIME",
+        [SFC_OPTION_STRING] = "TEXT", [SFC_OPTION_BOOL] = "yes|no", [SFC_OPTION_U64] = "N",
+        [SFC_OPTION_DOUBLE] = "X",    [SFC_OPTION_SIZE] = "SIZE",   [SFC_OPTION_DURATION] = "TIME",
         [SFC_OPTION_ENUM] = "WORD",
     };
     return option->metavar != NULL ? option->metavar : words[option->type];

@@ -218,8 +218,8 @@ static int take_environment(struct sfc_options *options, char *const *environmen
         if (entry == NULL || (entry->option->flags & SFC_OPTION_FLAG_ONLY) != 0) {
             continue; /* of another program, perhaps */
         }
-        int code = assign(options, entry, FROM_ENVIRONMENT, shown, equals + 1, strlen(equals + 1),
-                          err);
+        int code =
+            assign(options, entry, FROM_ENVIRONMENT, shown, equals + 1, strlen(equals + 1), err);
         if (code != SFC_OK) {
             return code;
         }
@@ -345,8 +345,7 @@ static int check_required(const struct sfc_options *options, struct sfc_error *e
 {
     for (size_t i = 0; i < options->count; i++) {
         const struct entry *entry = &options->entries[i];
-        if ((entry->option->flags & SFC_OPTION_REQUIRED) != 0 &&
-            entry->source == FROM_NOTHING) {
+        if ((entry->option->flags & SFC_OPTION_REQUIRED) != 0 && entry->source == FROM_NOTHING) {
             return sfc_fail(err, SFC_EINVAL, "--%s %s is required", entry->option->name,
                             sfc_option_metavar(entry->option));
         }
@@ -358,9 +357,12 @@ static int check_required(const struct sfc_options *options, struct sfc_error *e
 static void zero_value(const struct sfc_option *option, void *values)
 {
     static const size_t sizes[] = {
-        [SFC_OPTION_STRING] = sizeof(const char *), [SFC_OPTION_BOOL] = sizeof(bool),
-        [SFC_OPTION_U64] = sizeof(uint64_t),        [SFC_OPTION_DOUBLE] = sizeof(double),
-        [SFC_OPTION_SIZE] = sizeof(uint64_t),       [SFC_OPTION_DURATION] = sizeof(uint64_t),
+        [SFC_OPTION_STRING] = sizeof(const char *),
+        [SFC_OPTION_BOOL] = sizeof(bool),
+        [SFC_OPTION_U64] = sizeof(uint64_t),
+        [SFC_OPTION_DOUBLE] = sizeof(double),
+        [SFC_OPTION_SIZE] = sizeof(uint64_t),
+        [SFC_OPTION_DURATION] = sizeof(uint64_t),
         [SFC_OPTION_ENUM] = sizeof(int),
     };
     memset((char *)values + option->offset, 0, sizes[option->type]);

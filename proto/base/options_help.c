@@ -6,7 +6,8 @@
 
 enum { WIDTH = 96, INDENT = 30 };
 
-/* Writes text in lines of at most WIDTH columns; the first one starts at `column`, others at indent. */
+/* Writes text in lines of at most WIDTH columns; the first one starts at `column`, others at
+ * indent. */
 static void put_wrapped(FILE *out, const char *text, size_t column, size_t indent)
 {
     bool first_word = true;

@@ -46,7 +46,8 @@ struct unit {
     uint64_t factor;
 };
 
-/* Digits, optionally a fraction, and one of the units; the result is rounded down to a whole number. */
+/* Digits, optionally a fraction, and one of the units; the result is rounded down to a whole
+ * number. */
 static int parse_with_unit(const char *text, const struct unit *units, uint64_t *out)
 {
     char number[32];
@@ -81,16 +82,11 @@ static int parse_with_unit(const char *text, const struct unit *units, uint64_t 
 int sfc_parse_size(const char *text, uint64_t *bytes)
 {
     static const struct unit units[] = {
-        {"", 1},
-        {"B", 1},
-        {"K", 1ull << 10},
-        {"KiB", 1ull << 10},
-        {"M", 1ull << 20},
-        {"MiB", 1ull << 20},
-        {"G", 1ull << 30},
-        {"GiB", 1ull << 30},
-        {"T", 1ull << 40},
-        {"TiB", 1ull << 40},
+        {"", 1},           {"B", 1},
+        {"K", 1ull << 10}, {"KiB", 1ull << 10},
+        {"M", 1ull << 20}, {"MiB", 1ull << 20},
+        {"G", 1ull << 30}, {"GiB", 1ull << 30},
+        {"T", 1ull << 40}, {"TiB", 1ull << 40},
         {NULL, 0},
     };
     uint64_t value;
@@ -104,9 +100,8 @@ int sfc_parse_size(const char *text, uint64_t *bytes)
 int sfc_parse_duration(const char *text, uint64_t *ms)
 {
     static const struct unit units[] = {
-        {"", 1000},     {"ms", 1},        {"s", 1000},
-        {"m", 60000},   {"min", 60000},   {"h", 3600000},
-        {"d", 86400000}, {NULL, 0},
+        {"", 1000},     {"ms", 1},      {"s", 1000},     {"m", 60000},
+        {"min", 60000}, {"h", 3600000}, {"d", 86400000}, {NULL, 0},
     };
     uint64_t value;
     int code = parse_with_unit(text, units, &value);

@@ -21,16 +21,20 @@ static const char *const words[] = {"one", "two", NULL};
 static const struct sfc_option table[] = {
     {.name = "text", .type = SFC_OPTION_STRING, .offset = offsetof(struct values, text), .max = 8},
     {.name = "flag", .type = SFC_OPTION_BOOL, .offset = offsetof(struct values, flag)},
-    {.name = "number", .type = SFC_OPTION_U64, .offset = offsetof(struct values, number), .max = 99},
+    {.name = "number",
+     .type = SFC_OPTION_U64,
+     .offset = offsetof(struct values, number),
+     .max = 99},
     {.name = "bytes", .type = SFC_OPTION_SIZE, .offset = offsetof(struct values, bytes)},
     {.name = "ms", .type = SFC_OPTION_DURATION, .offset = offsetof(struct values, ms)},
     {.name = "real", .type = SFC_OPTION_DOUBLE, .offset = offsetof(struct values, real), .high = 5},
-    {.name = "word", .type = SFC_OPTION_ENUM, .offset = offsetof(struct values, word),
+    {.name = "word",
+     .type = SFC_OPTION_ENUM,
+     .offset = offsetof(struct values, word),
      .choices = words},
 };
-static const struct sfc_program program = {.name = "fuzz", .options = table,
-                                           .count = sizeof table / sizeof *table,
-                                           .max_arguments = 2};
+static const struct sfc_program program = {
+    .name = "fuzz", .options = table, .count = sizeof table / sizeof *table, .max_arguments = 2};
 
 static void check(const struct values *v)
 {

@@ -1,5 +1,5 @@
-/* Any bytes as a message: the scan must agree with itself however the bytes are cut into pieces, and what
- * it accepts must go through protobuf-c and the tensor checks without harm. */
+/* Any bytes as a message: the scan must agree with itself however the bytes are cut into pieces,
+ * and what it accepts must go through protobuf-c and the tensor checks without harm. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,8 +19,8 @@ static void unpack_all(struct sfc_bytes head, struct sfc_bytes tensor)
         static const uint64_t shape[] = {2, 3};
         struct sfc_error err;
         uint64_t count;
-        (void)sfc_tensor_check(logits->payload_type, tensor, SHARDFC__V1__DTYPE__DTYPE_F32, shape, 2,
-                               "fuzz", &err);
+        (void)sfc_tensor_check(logits->payload_type, tensor, SHARDFC__V1__DTYPE__DTYPE_F32, shape,
+                               2, "fuzz", &err);
         if (sfc_tensor_check_vector(logits->payload_type, tensor, SHARDFC__V1__DTYPE__DTYPE_F64,
                                     UINT64_MAX, &count, "fuzz", &err) == SFC_OK &&
             count * 8 != tensor.size) {

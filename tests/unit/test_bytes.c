@@ -65,7 +65,8 @@ static void test_past_the_end(void **state)
 static void test_bad_varints(void **state)
 {
     (void)state;
-    static const uint8_t endless[] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1};
+    static const uint8_t endless[] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+                                      0xff, 0xff, 0xff, 0xff, 1};
     static const uint8_t over[] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2};
     static const uint8_t cut[] = {0x80};
     const struct sfc_bytes bad[] = {{endless, sizeof endless}, {over, sizeof over}, {cut, 1}};

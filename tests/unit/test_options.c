@@ -24,22 +24,55 @@ struct values {
 static const char *const margins[] = {"cosface", "arcface", NULL};
 
 static const struct sfc_option table[] = {
-    {.name = "listen", .type = SFC_OPTION_STRING, .offset = offsetof(struct values, listen),
-     .fallback = "127.0.0.1:0", .min = 3, .max = 20, .metavar = "ADDR", .help = "address to serve on"},
-    {.name = "json", .type = SFC_OPTION_BOOL, .offset = offsetof(struct values, json),
+    {.name = "listen",
+     .type = SFC_OPTION_STRING,
+     .offset = offsetof(struct values, listen),
+     .fallback = "127.0.0.1:0",
+     .min = 3,
+     .max = 20,
+     .metavar = "ADDR",
+     .help = "address to serve on"},
+    {.name = "json",
+     .type = SFC_OPTION_BOOL,
+     .offset = offsetof(struct values, json),
      .help = "one JSON object on stdout"},
-    {.name = "steps", .type = SFC_OPTION_U64, .offset = offsetof(struct values, steps), .min = 1,
-     .max = 1000, .flags = SFC_OPTION_REQUIRED, .help = "how many steps"},
-    {.name = "lr", .type = SFC_OPTION_DOUBLE, .offset = offsetof(struct values, lr),
-     .fallback = "0.1", .low = 0, .high = 10, .help = "learning rate"},
-    {.name = "memory", .type = SFC_OPTION_SIZE, .offset = offsetof(struct values, memory),
-     .fallback = "1G", .min = 1 << 20, .help = "memory of the shard"},
-    {.name = "wait", .type = SFC_OPTION_DURATION, .offset = offsetof(struct values, wait),
-     .fallback = "10s", .max = 3600000, .help = "how long to wait"},
-    {.name = "margin", .type = SFC_OPTION_ENUM, .offset = offsetof(struct values, margin),
-     .choices = margins, .fallback = "arcface", .help = "kind of margin"},
-    {.name = "mixed", .type = SFC_OPTION_BOOL, .offset = offsetof(struct values, mixed),
-     .fallback = "yes", .help = "let others in"},
+    {.name = "steps",
+     .type = SFC_OPTION_U64,
+     .offset = offsetof(struct values, steps),
+     .min = 1,
+     .max = 1000,
+     .flags = SFC_OPTION_REQUIRED,
+     .help = "how many steps"},
+    {.name = "lr",
+     .type = SFC_OPTION_DOUBLE,
+     .offset = offsetof(struct values, lr),
+     .fallback = "0.1",
+     .low = 0,
+     .high = 10,
+     .help = "learning rate"},
+    {.name = "memory",
+     .type = SFC_OPTION_SIZE,
+     .offset = offsetof(struct values, memory),
+     .fallback = "1G",
+     .min = 1 << 20,
+     .help = "memory of the shard"},
+    {.name = "wait",
+     .type = SFC_OPTION_DURATION,
+     .offset = offsetof(struct values, wait),
+     .fallback = "10s",
+     .max = 3600000,
+     .help = "how long to wait"},
+    {.name = "margin",
+     .type = SFC_OPTION_ENUM,
+     .offset = offsetof(struct values, margin),
+     .choices = margins,
+     .fallback = "arcface",
+     .help = "kind of margin"},
+    {.name = "mixed",
+     .type = SFC_OPTION_BOOL,
+     .offset = offsetof(struct values, mixed),
+     .fallback = "yes",
+     .help = "let others in"},
 };
 
 static const struct sfc_program program = {.name = "shardfc-test",
@@ -69,14 +102,14 @@ static int parse_with(char *const *environment, ...)
     parsed = NULL;
     error = (struct sfc_error){0};
     memset(&values, 0xee, sizeof values);
-    int code = sfc_options_parse(&program, argc, argv, environment, &values, &action, &parsed,
-                                 &error);
+    int code =
+        sfc_options_parse(&program, argc, argv, environment, &values, &action, &parsed, &error);
     return code != SFC_OK ? -code : (int)action;
 }
 
-#define RUN(...)       assert_int_equal(parse_with(NULL, __VA_ARGS__, NULL), SFC_OPTIONS_RUN)
-#define REFUSED(...)   assert_int_equal(parse_with(NULL, __VA_ARGS__, NULL), -SFC_EINVAL)
-#define MESSAGE(part)  assert_non_null(strstr(error.text, part))
+#define RUN(...)      assert_int_equal(parse_with(NULL, __VA_ARGS__, NULL), SFC_OPTIONS_RUN)
+#define REFUSED(...)  assert_int_equal(parse_with(NULL, __VA_ARGS__, NULL), -SFC_EINVAL)
+#define MESSAGE(part) assert_non_null(strstr(error.text, part))
 
 static void test_defaults(void **state)
 {
@@ -163,7 +196,8 @@ static void test_suggestions(void **state)
     REFUSED("--xyzzyx");
     MESSAGE("see --help");
     REFUSED("--no-steps");
-    REFUSED("--aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa");
+    REFUSED(
+        "--aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa");
 }
 
 static void write_file(char *path, const char *text)
@@ -262,10 +296,13 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),    cmocka_unit_test(test_flags),
-        cmocka_unit_test(test_refusals),    cmocka_unit_test(test_suggestions),
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_flags),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_suggestions),
         cmocka_unit_test(test_file_and_environment),
-        cmocka_unit_test(test_help),        cmocka_unit_test(test_parsers),
+        cmocka_unit_test(test_help),
+        cmocka_unit_test(test_parsers),
     };
     return cmocka_run_group_tests(tests, NULL, teardown);
 }

@@ -1,5 +1,5 @@
-/* A real server and real clients on loopback: one process, one libuv loop each for server and client side,
- * each on its own thread, so that either side can be killed while the other lives. */
+/* A real server and real clients on loopback: one process, one libuv loop each for server and
+ * client side, each on its own thread, so that either side can be killed while the other lives. */
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -174,9 +174,9 @@ static void service_listen(void *ctx)
     struct sfc_error err = {0};
     char address[64];
     snprintf(address, sizeof address, "127.0.0.1:%d", service->port);
-    int code = sfc_rpc_server_start(service->side.rpc, address, methods,
-                                    sizeof methods / sizeof *methods, service, &service->server,
-                                    &service->port, &err);
+    int code =
+        sfc_rpc_server_start(service->side.rpc, address, methods, sizeof methods / sizeof *methods,
+                             service, &service->server, &service->port, &err);
     if (code != SFC_OK) {
         fprintf(stderr, "%s\n", err.text);
         abort();
@@ -225,7 +225,8 @@ static void peer_connect(void *ctx)
 {
     struct peer *peer = ctx;
     struct sfc_error err = {0};
-    assert_int_equal(sfc_rpc_client_new(peer->side.rpc, peer->address, &peer->client, &err), SFC_OK);
+    assert_int_equal(sfc_rpc_client_new(peer->side.rpc, peer->address, &peer->client, &err),
+                     SFC_OK);
 }
 
 static void peer_start(struct peer *peer, int port)
@@ -256,7 +257,7 @@ static int blocking(struct peer *peer, const char *method, struct sfc_bytes head
 }
 
 static const uint8_t small_head[] = {1 << 3, 42}; /* field 1, varint */
-#define SMALL ((struct sfc_bytes){small_head, sizeof small_head})
+#define SMALL   ((struct sfc_bytes){small_head, sizeof small_head})
 #define NOTHING ((struct sfc_bytes){NULL, 0})
 
 static void expect_echo(struct peer *peer, size_t size, unsigned seed)
@@ -531,7 +532,8 @@ static void test_unreachable_then_there(void **state)
     service_stop(&service);
 }
 
-/* Services in child processes, forked before gRPC has run in this one (it doesn't survive a fork). */
+/* Services in child processes, forked before gRPC has run in this one (it doesn't survive a fork).
+ */
 struct child {
     pid_t pid;
     int port;
@@ -604,7 +606,8 @@ static void test_server_killed(void **state)
     peer_stop(&peer);
 }
 
-/* A peer that stops reading can't keep the client from stopping, nor its tensor from coming back. */
+/* A peer that stops reading can't keep the client from stopping, nor its tensor from coming back.
+ */
 static void test_frozen_server(void **state)
 {
     (void)state;
@@ -696,9 +699,9 @@ static int health(struct peer *peer, const char *service, uint8_t *status)
     struct sfc_error err = {0};
     struct sfc_rpc_owned reply = {0};
     memcpy(head + 2, service, strlen(service));
-    int code = blocking(peer, "/grpc.health.v1.Health/Check",
-                        (struct sfc_bytes){head, 2 + strlen(service)}, NOTHING, 5000, 0, &reply,
-                        &err);
+    int code =
+        blocking(peer, "/grpc.health.v1.Health/Check",
+                 (struct sfc_bytes){head, 2 + strlen(service)}, NOTHING, 5000, 0, &reply, &err);
     if (code == SFC_OK) {
         assert_int_equal(reply.head.size, 2);
         *status = reply.head.data[1];
@@ -740,11 +743,11 @@ static void try_addresses(void *ctx)
     int port;
     char taken[64];
     snprintf(taken, sizeof taken, "127.0.0.1:%d", service->port);
-    assert_int_equal(sfc_rpc_server_start(service->side.rpc, taken, methods, 1, service, &server,
-                                          &port, &err),
-                     SFC_EUNAVAILABLE);
-    static const char *const bad[] = {"", "localhost", ":1", "127.0.0.1:", "127.0.0.1:65536",
-                                      "127.0.0.1:x"};
+    assert_int_equal(
+        sfc_rpc_server_start(service->side.rpc, taken, methods, 1, service, &server, &port, &err),
+        SFC_EUNAVAILABLE);
+    static const char *const bad[] = {"",           "localhost",       ":1",
+                                      "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:x"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(sfc_rpc_server_start(service->side.rpc, bad[i], methods, 1, service,
                                               &server, &port, &err),

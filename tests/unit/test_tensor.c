@@ -47,9 +47,10 @@ static void test_overflow(void **state)
     (void)state;
     struct sfc_error err = {0};
     struct sfc_tensor_type t;
-    static const uint64_t wraps[] = {1ull << 32, 1ull << 32}; /* 2^64 elements: 0 bytes if it wrapped */
-    assert_int_equal(sfc_tensor_check(sfc_tensor_type(&t, F32, wraps, 2), (struct sfc_bytes){NULL, 0},
-                                      F32, wraps, 2, "x", &err),
+    static const uint64_t wraps[] = {1ull << 32,
+                                     1ull << 32}; /* 2^64 elements: 0 bytes if it wrapped */
+    assert_int_equal(sfc_tensor_check(sfc_tensor_type(&t, F32, wraps, 2),
+                                      (struct sfc_bytes){NULL, 0}, F32, wraps, 2, "x", &err),
                      SFC_EINVAL);
     assert_non_null(strstr(err.text, "overflows"));
     uint64_t count = 9, n = 1ull << 62;

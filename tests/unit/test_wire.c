@@ -102,17 +102,17 @@ static void test_malformed(void **state)
     static const uint8_t group[] = {1 << 3 | 3, 1 << 3 | 4};
     static const uint8_t twice[] = {0x7a, 1, 'a', 0x7a, 1, 'b'};
     static const uint8_t not_bytes[] = {15 << 3, 1};
-    static const uint8_t long_field[] = {1 << 3 | 2, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-                                         0xff, 0xff, 1};
+    static const uint8_t long_field[] = {1 << 3 | 2, 0xff, 0xff, 0xff, 0xff, 0xff,
+                                         0xff,       0xff, 0xff, 0xff, 1};
     static const uint8_t huge_number[] = {0xf8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 1};
     static const uint8_t cut_fixed[] = {1 << 3 | 1, 1, 2, 3};
     static const uint8_t cut_tag[] = {0x80};
     static const uint8_t type7[] = {1 << 3 | 7};
     const struct sfc_bytes bad[] = {
-        {zero_field, sizeof zero_field},   {group, sizeof group},
-        {twice, sizeof twice},             {not_bytes, sizeof not_bytes},
-        {long_field, sizeof long_field},   {huge_number, sizeof huge_number},
-        {cut_fixed, sizeof cut_fixed},     {cut_tag, sizeof cut_tag},
+        {zero_field, sizeof zero_field}, {group, sizeof group},
+        {twice, sizeof twice},           {not_bytes, sizeof not_bytes},
+        {long_field, sizeof long_field}, {huge_number, sizeof huge_number},
+        {cut_fixed, sizeof cut_fixed},   {cut_tag, sizeof cut_tag},
         {type7, sizeof type7},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -153,9 +153,11 @@ static void test_text(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_split),     cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_split),
+        cmocka_unit_test(test_pieces),
         cmocka_unit_test(test_every_cut_is_noticed),
-        cmocka_unit_test(test_malformed), cmocka_unit_test(test_suffix),
+        cmocka_unit_test(test_malformed),
+        cmocka_unit_test(test_suffix),
         cmocka_unit_test(test_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
