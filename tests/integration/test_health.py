@@ -1,0 +1,65 @@
+"""grpc.health.v1.Health/Check of a real scheduler, asked by an independent gRPC implementation's client."""
+import os
+import subprocess
+import sys
+import tempfile
+
+import grpc
+
+
+def check(channel, service):
+    request = b"" if not service else bytes([10, len(service)]) + service.encode()
+    call = channel.unary_unary("/grpc.health.v1.Health/Check")
+    return call(request, timeout=10)
+
+
+def code_of(action):
+    try:
+        action()
+    except grpc.RpcError as error:
+        return error.code(), dict(error.trailing_metadata() or ())
+    return grpc.StatusCode.OK, {}
+
+
+def run(state):
+    program = os.path.join(os.environ["SFC_BIN"], "shardfc-scheduler")
+    process = subprocess.Popen([program, "--listen", "127.0.0.1:0", "--state", state],
+                               stdout=subprocess.PIPE, text=True)
+    try:
+        word, address = process.stdout.readline().split()
+        assert word == "listening", word
+        with grpc.insecure_channel(address) as channel:
+            assert check(channel, "") == b"\x08\x01"
+            assert check(channel, "shardfc.v1.Scheduler") == b"\x08\x01"
+            code, trailing = code_of(lambda: check(channel, "no.such.Service"))
+            assert code == grpc.StatusCode.NOT_FOUND, code
+            assert trailing["sfc-status"] == "3", trailing
+            unknown = channel.unary_unary("/shardfc.v1.Scheduler/Nothing")
+            code, _ = code_of(lambda: unknown(b"", timeout=10))
+            assert code == grpc.StatusCode.UNIMPLEMENTED, code
+            status = channel.unary_unary("/shardfc.v1.Scheduler/Status")
+            code, _ = code_of(lambda: status(b"\x0a\xff", timeout=10))
+            assert code == grpc.StatusCode.DATA_LOSS, code
+            code, _ = code_of(lambda: status(bytes(1 << 20), timeout=10))
+            assert code == grpc.StatusCode.RESOURCE_EXHAUSTED, code
+            code, _ = code_of(lambda: unknown_compressed(channel))
+            assert code == grpc.StatusCode.UNIMPLEMENTED, code
+            assert check(channel, "") == b"\x08\x01"
+        process.terminate()
+        assert process.wait(timeout=60) == 0, process.returncode
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def unknown_compressed(channel):
+    status = channel.unary_unary("/shardfc.v1.Scheduler/Status")
+    return status(bytes(4096), timeout=10, compression=grpc.Compression.Gzip)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        run(os.path.join(folder, "state"))
+    print("ok")
+    sys.exit(0)
