@@ -7,6 +7,7 @@ Seeds come from SFC_SEED (default 1) and are printed on failure.
 import math
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -179,7 +180,8 @@ def test_scheduler():
 
 
 def test_broken():
-    """A broken sample blocks a run with a message that names it; with --skip-broken it has weight 0."""
+    """A broken sample blocks a run with a message that names it; the run goes on without its micro-batch
+    after DROP; with --skip-broken only the row has weight 0."""
     with Cluster() as c:
         data = make_images(c, "17")
         c.start_scheduler()
@@ -189,6 +191,11 @@ def test_broken():
         status = c.wait_state("blocked", 60)
         check("train.rec" in status.reason or "17" in status.reason, f"reason: {status.reason}")
         check(worker.running(), "the worker died of a broken sample")
+        step, j = map(int, re.search(r"--drop (\d+),(\d+)", status.reason).groups())
+        c.stub.Control(pb.ControlRequest(action=pb.ControlRequest.DROP, step=step, micro_batch=j),
+                       timeout=30)
+        c.wait_step(step, 60)
+        check(all(math.isfinite(p.loss) for p in c.history()), "a loss is not finite")
         c.stub.Control(pb.ControlRequest(action=pb.ControlRequest.STOP), timeout=30)
         create_images(c, data, "--skip-broken", steps=25)  # a little more than an epoch
         c.wait_state("finished", 120)
