@@ -28,7 +28,7 @@ int sfc_glyph_pairs_write(const char *dir, const struct sfc_pair_set *set, uint3
 void sfc_glyph_feature_add(const uint8_t *pixels, float feature[SFC_GLYPH_FEATURE]);
 
 /* nearest[i * ranks + r]: the identity whose feature is r-th nearest to that of i (never i itself).
- * ranks < identities. */
+ * ranks < identities, at most 4. */
 void sfc_glyph_nearest(const float *features, uint32_t identities, uint32_t ranks,
                        uint32_t *nearest);
 
