@@ -9,29 +9,22 @@
 #define FILE_LIMIT (4ULL << 30)
 
 /* Every opcode that has a name: X(byte, name). Those without a case in step() are refused. */
-#define OPCODES(X)                                                                                 \
-    X('(', MARK)                                                                                   \
-    X('.', STOP)                                                                                   \
-    X('0', POP) X('1', POP_MARK) X('2', DUP) X('F', FLOAT) X('I', INT) X('J', BININT) X(           \
-        'K', BININT1) X('L', LONG) X('M', BININT2) X('N', NONE) X('P', PERSID) X('Q', BINPERSID)   \
-        X('R', REDUCE) X('S', STRING) X('T', BINSTRING) X('U', SHORT_BINSTRING) X('V', UNICODE)    \
-            X('X', BINUNICODE) X('a', APPEND) X('b', BUILD) X('c', GLOBAL) X('d', DICT)            \
-                X('}', EMPTY_DICT) X('e', APPENDS) X('g', GET) X('h', BINGET) X('i', INST)         \
-                    X('j', LONG_BINGET) X('l', LIST) X(']', EMPTY_LIST) X('o', OBJ) X('p', PUT)    \
-                        X('q', BINPUT) X('r', LONG_BINPUT) X('s', SETITEM) X('t', TUPLE)           \
-                            X(')', EMPTY_TUPLE) X('u', SETITEMS) X('G', BINFLOAT) X(0x80, PROTO)   \
-                                X(0x81, NEWOBJ) X(0x82, EXT1) X(0x83, EXT2) X(0x84, EXT4)          \
-                                    X(0x85, TUPLE1) X(0x86, TUPLE2) X(0x87, TUPLE3)                \
-                                        X(0x88, NEWTRUE) X(0x89, NEWFALSE) X(0x8a, LONG1)          \
-                                            X(0x8b, LONG4) X('B', BINBYTES) X('C', SHORT_BINBYTES) \
-                                                X(0x8c, SHORT_BINUNICODE) X(0x8d, BINUNICODE8)     \
-                                                    X(0x8e, BINBYTES8) X(0x8f, EMPTY_SET)          \
-                                                        X(0x90, ADDITEMS) X(0x91, FROZENSET) X(    \
-                                                            0x92, NEWOBJ_EX) X(0x93, STACK_GLOBAL) \
-                                                            X(0x94, MEMOIZE) X(0x95, FRAME)        \
-                                                                X(0x96, BYTEARRAY8)                \
-                                                                    X(0x97, NEXT_BUFFER)           \
-                                                                        X(0x98, READONLY_BUFFER)
+/* clang-format off */
+#define OPCODES(X) \
+    X('.', STOP) X('0', POP) X('1', POP_MARK) X('2', DUP) X('F', FLOAT) X('I', INT) \
+    X('J', BININT) X('K', BININT1) X('L', LONG) X('M', BININT2) X('N', NONE) X('P', PERSID) \
+    X('Q', BINPERSID) X('R', REDUCE) X('S', STRING) X('T', BINSTRING) X('U', SHORT_BINSTRING) \
+    X('V', UNICODE) X('X', BINUNICODE) X('a', APPEND) X('b', BUILD) X('c', GLOBAL) X('d', DICT) \
+    X('}', EMPTY_DICT) X('e', APPENDS) X('g', GET) X('h', BINGET) X('i', INST) \
+    X('j', LONG_BINGET) X('l', LIST) X(']', EMPTY_LIST) X('o', OBJ) X('p', PUT) X('q', BINPUT) \
+    X('r', LONG_BINPUT) X('s', SETITEM) X('t', TUPLE) X('u', SETITEMS) X('G', BINFLOAT) \
+    X(0x80, PROTO) X(0x81, NEWOBJ) X(0x82, EXT1) X(0x83, EXT2) X(0x84, EXT4) X(0x85, TUPLE1) \
+    X(0x86, TUPLE2) X(0x87, TUPLE3) X(0x88, NEWTRUE) X(0x89, NEWFALSE) X(0x8a, LONG1) \
+    X(0x8b, LONG4) X('B', BINBYTES) X('C', SHORT_BINBYTES) X(0x8c, SHORT_BINUNICODE) \
+    X(0x8d, BINUNICODE8) X(0x8e, BINBYTES8) X(0x8f, EMPTY_SET) X(0x90, ADDITEMS) \
+    X(0x91, FROZENSET) X(0x92, NEWOBJ_EX) X(0x93, STACK_GLOBAL) X(0x94, MEMOIZE) X(0x95, FRAME) \
+    X(0x96, BYTEARRAY8) X(0x97, NEXT_BUFFER) X(0x98, READONLY_BUFFER)
+/* clang-format on */
 
 enum opcode {
 #define X(byte, name) OP_##name = byte,
