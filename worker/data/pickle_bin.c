@@ -11,6 +11,7 @@
 /* Every opcode that has a name: X(byte, name). Those without a case in step() are refused. */
 /* clang-format off */
 #define OPCODES(X) \
+    X('(', MARK) X(')', EMPTY_TUPLE) \
     X('.', STOP) X('0', POP) X('1', POP_MARK) X('2', DUP) X('F', FLOAT) X('I', INT) \
     X('J', BININT) X('K', BININT1) X('L', LONG) X('M', BININT2) X('N', NONE) X('P', PERSID) \
     X('Q', BINPERSID) X('R', REDUCE) X('S', STRING) X('T', BINSTRING) X('U', SHORT_BINSTRING) \
