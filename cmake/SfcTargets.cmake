@@ -4,9 +4,6 @@ set(SFC_WARNINGS -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissi
     -Wformat=2 -Wvla -Wundef -Werror)
 
 function(sfc_settings target)
-  if(SFC_FUZZ) # coverage that guides the fuzzer, in libraries too
-    target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
-  endif()
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:C>:${SFC_WARNINGS}>)
   # The same source gives the same bits in every translation unit: no contraction by the compiler.
   target_compile_options(${target} PRIVATE -ffp-contract=off -fno-omit-frame-pointer)
@@ -57,15 +54,22 @@ function(sfc_test name)
   endif()
 endfunction()
 
-# sfc_fuzz(NAME SOURCES ... LINK ...): a libFuzzer program with a short run as a ctest entry. Needs clang.
+# sfc_fuzz(NAME CORPUS ... LINK ...): tests/fuzz/NAME.c as a libFuzzer program (needs clang), run for
+# SFC_FUZZ_SECONDS over the committed corpus (read only) and over what earlier runs found.
+set(SFC_FUZZ_SECONDS 20 CACHE STRING "seconds of each libFuzzer target in ctest")
 function(sfc_fuzz name)
-  cmake_parse_arguments(A "" "" "SOURCES;LINK" ${ARGN})
-  add_executable(${name} ${A_SOURCES})
+  cmake_parse_arguments(A "" "CORPUS" "LINK" ${ARGN})
+  add_executable(${name} fuzz/${name}.c)
   target_link_libraries(${name} PRIVATE ${A_LINK})
   sfc_settings(${name})
   target_compile_options(${name} PRIVATE -fsanitize=fuzzer)
   target_link_options(${name} PRIVATE -fsanitize=fuzzer)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
-  add_test(NAME ${name} COMMAND ${name} -max_total_time=20 -rss_limit_mb=1024 -seed=1)
-  set_tests_properties(${name} PROPERTIES LABELS fuzz TIMEOUT 120)
+  set(found ${CMAKE_BINARY_DIR}/fuzz/${A_CORPUS})
+  file(MAKE_DIRECTORY ${found})
+  math(EXPR limit "${SFC_FUZZ_SECONDS} + 60")
+  add_test(NAME ${name} COMMAND ${name} -max_total_time=${SFC_FUZZ_SECONDS} -timeout=10
+           -rss_limit_mb=1024 -artifact_prefix=${found}/ ${found}
+           ${CMAKE_SOURCE_DIR}/tests/fuzz/corpus/${A_CORPUS})
+  set_tests_properties(${name} PROPERTIES LABELS fuzz TIMEOUT ${limit})
 endfunction()
