@@ -46,7 +46,8 @@ int sfc_daemon_init(struct sfc_daemon *daemon, struct sfc_error *err)
     return SFC_OK;
 }
 
-void sfc_daemon_run(struct sfc_daemon *daemon, const char *address, void (*stop)(void *ctx), void *ctx)
+void sfc_daemon_run(struct sfc_daemon *daemon, const char *address, void (*stop)(void *ctx),
+                    void *ctx)
 {
     daemon->stop = stop;
     daemon->ctx = ctx;

@@ -1,5 +1,5 @@
-/* What both daemons do the same way: a libuv loop with an RPC loop on it, run until SIGTERM or SIGINT,
- * then shut down in order. */
+/* What both daemons do the same way: a libuv loop with an RPC loop on it, run until SIGTERM or
+ * SIGINT, then shut down in order. */
 #ifndef SFC_RUN_DAEMON_H
 #define SFC_RUN_DAEMON_H
 
@@ -15,10 +15,11 @@ struct sfc_daemon {
 };
 
 int sfc_daemon_init(struct sfc_daemon *daemon, struct sfc_error *err);
-/* Prints "listening ADDRESS" on stdout and runs until a signal. stop(ctx) is called once, on the loop;
- * it must close its handles; then the RPC loop is shut down. Returns when everything has ended.
- * address NULL: start failed, shut down at once. */
-void sfc_daemon_run(struct sfc_daemon *daemon, const char *address, void (*stop)(void *ctx), void *ctx);
+/* Prints "listening ADDRESS" on stdout and runs until a signal. stop(ctx) is called once, on the
+ * loop; it must close its handles; then the RPC loop is shut down. Returns when everything has
+ * ended. address NULL: start failed, shut down at once. */
+void sfc_daemon_run(struct sfc_daemon *daemon, const char *address, void (*stop)(void *ctx),
+                    void *ctx);
 /* From the loop thread: as if a signal had come. */
 void sfc_daemon_quit(struct sfc_daemon *daemon);
 

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/run_config.h"
+
 #define STATISTIC_MOMENTUM 0.1
 
 static uint64_t divide_up(uint64_t a, uint64_t b)
@@ -10,45 +12,34 @@ static uint64_t divide_up(uint64_t a, uint64_t b)
     return a / b + (a % b != 0);
 }
 
-static bool is(const char *text, const char *word)
+/* Index of a text among its choices (the order of the enums in kernels/backend.h). */
+static int choose(const char *field, const char *const *choices, const char *text, int *out,
+                  struct sfc_error *err)
 {
-    return text && strcmp(text, word) == 0;
+    *out = sfc_run_choice(choices, text ? text : "");
+    return *out >= 0 ? SFC_OK : sfc_fail(err, SFC_EINVAL, "%s: unknown value '%s'", field, text);
 }
 
 static int head_options(struct sfc_head_config *head, const Shardfc__V1__RunConfig *c,
                         struct sfc_error *err)
 {
-    if (is(c->margin_grad, "exact"))
-        head->margin_grad = SFC_MARGIN_GRAD_EXACT;
-    else if (is(c->margin_grad, "identity"))
-        head->margin_grad = SFC_MARGIN_GRAD_IDENTITY;
-    else
-        return sfc_fail(err, SFC_EINVAL, "margin_grad: '%s' is not exact or identity", c->margin_grad);
-    if (is(c->correction, "none"))
-        head->correction = SFC_CORRECTION_NONE;
-    else if (is(c->correction, "logq"))
-        head->correction = SFC_CORRECTION_LOGQ;
-    else
-        return sfc_fail(err, SFC_EINVAL, "correction: '%s' is not none or logq", c->correction);
-    if (is(c->dtype, "f32"))
-        head->dtype = SFC_DTYPE_F32;
-    else if (is(c->dtype, "bf16"))
-        head->dtype = SFC_DTYPE_BF16;
-    else
-        return sfc_fail(err, SFC_EINVAL, "dtype: '%s' is not f32 or bf16", c->dtype);
-    if (is(c->optimizer, "sgd"))
-        head->optimizer = SFC_OPTIMIZER_SGD;
-    else if (is(c->optimizer, "adamw"))
-        head->optimizer = SFC_OPTIMIZER_ADAMW;
-    else
-        return sfc_fail(err, SFC_EINVAL, "optimizer: '%s' is not sgd or adamw", c->optimizer);
-    if (is(c->momentum_mode, "sampled"))
-        head->momentum_mode = SFC_MOMENTUM_SAMPLED;
-    else if (is(c->momentum_mode, "dense"))
-        head->momentum_mode = SFC_MOMENTUM_DENSE;
-    else
-        return sfc_fail(err, SFC_EINVAL, "momentum_mode: '%s' is not sampled or dense",
-                        c->momentum_mode);
+    int grad = 0, correction = 0, dtype = 0, optimizer = 0, mode = 0;
+    int code = choose("margin_grad", sfc_run_margin_grads, c->margin_grad, &grad, err);
+    if (code == SFC_OK)
+        code = choose("correction", sfc_run_corrections, c->correction, &correction, err);
+    if (code == SFC_OK)
+        code = choose("dtype", sfc_run_dtypes, c->dtype, &dtype, err);
+    if (code == SFC_OK)
+        code = choose("optimizer", sfc_run_optimizers, c->optimizer, &optimizer, err);
+    if (code == SFC_OK)
+        code = choose("momentum_mode", sfc_run_momentum_modes, c->momentum_mode, &mode, err);
+    if (code != SFC_OK)
+        return code;
+    head->margin_grad = (enum sfc_margin_grad)grad;
+    head->correction = (enum sfc_correction)correction;
+    head->dtype = (enum sfc_dtype)dtype;
+    head->optimizer = (enum sfc_optimizer)optimizer;
+    head->momentum_mode = (enum sfc_momentum_mode)mode;
     return SFC_OK;
 }
 
@@ -174,7 +165,8 @@ uint64_t sfc_run_class_rows(const struct sfc_run_setup *setup, const uint64_t *b
     return rows;
 }
 
-uint64_t sfc_run_dense_floats(const struct sfc_run_setup *setup, const uint64_t *blocks, size_t count)
+uint64_t sfc_run_dense_floats(const struct sfc_run_setup *setup, const uint64_t *blocks,
+                              size_t count)
 {
     uint64_t floats = 0;
     for (size_t i = 0; i < count; i++)
@@ -201,7 +193,7 @@ int sfc_run_setup_memory(const struct sfc_run_setup *setup, const struct sfc_bac
     if (code != SFC_OK)
         return code;
     uint64_t rows = 2 * (uint64_t)setup->slots * setup->head.micro_batch; /* steps t and t + 1 */
-    uint64_t row_bytes = 32 + 4 + 1 + (uint64_t)setup->head.dim * 8; /* sum, logit, flag, dx */
+    uint64_t row_bytes = 32 + 4 + 1 + (uint64_t)setup->head.dim * 8;      /* sum, logit, flag, dx */
     m.answers = rows * row_bytes + (uint64_t)setup->head.batch * 8 +
                 2 * sfc_run_dense_floats(setup, dense_blocks, dense_count) * 4;
     m.total = memory_sum(&m.head) + memory_sum(&m.dense) + m.answers;

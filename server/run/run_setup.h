@@ -1,5 +1,5 @@
-/* From a run's configuration (a protocol message) to what the kernels take, with the memory of any set
- * of blocks. Scheduler (to place and refuse) and shard (to open) use the same numbers. */
+/* From a run's configuration (a protocol message) to what the kernels take, with the memory of any
+ * set of blocks. Scheduler (to place and refuse) and shard (to open) use the same numbers. */
 #ifndef SFC_RUN_SETUP_H
 #define SFC_RUN_SETUP_H
 
@@ -7,7 +7,8 @@
 #include "proto/base/status.h"
 #include "proto/shardfc.pb-c.h"
 
-/* Attempts that a shard keeps beyond one per micro-batch: a straggler and its replacement side by side. */
+/* Attempts that a shard keeps beyond one per micro-batch: a straggler and its replacement side by
+ * side. */
 #define SFC_RUN_SPARE_SLOTS 2u
 
 struct sfc_run_setup {
@@ -20,8 +21,8 @@ struct sfc_run_setup {
     uint32_t slots;
 };
 
-/* config: already validated by sfc_run_config_check (proto/run_config.h); checked again here as far as
- * memory safety needs it. Release with sfc_run_setup_close. */
+/* config: already validated by sfc_run_config_check (proto/run_config.h); checked again here as far
+ * as memory safety needs it. Release with sfc_run_setup_close. */
 int sfc_run_setup_init(struct sfc_run_setup *setup, const Shardfc__V1__RunConfig *config,
                        struct sfc_error *err);
 void sfc_run_setup_close(struct sfc_run_setup *setup); /* zeroed or closed is fine */
@@ -29,8 +30,10 @@ void sfc_run_setup_close(struct sfc_run_setup *setup); /* zeroed or closed is fi
 /* Floats of a dense block. */
 uint64_t sfc_run_dense_length(const struct sfc_run_setup *setup, uint64_t block);
 /* Rows of a list of class blocks; floats of a list of dense blocks. */
-uint64_t sfc_run_class_rows(const struct sfc_run_setup *setup, const uint64_t *blocks, size_t count);
-uint64_t sfc_run_dense_floats(const struct sfc_run_setup *setup, const uint64_t *blocks, size_t count);
+uint64_t sfc_run_class_rows(const struct sfc_run_setup *setup, const uint64_t *blocks,
+                            size_t count);
+uint64_t sfc_run_dense_floats(const struct sfc_run_setup *setup, const uint64_t *blocks,
+                              size_t count);
 
 struct sfc_run_memory {
     struct sfc_memory head;

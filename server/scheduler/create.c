@@ -1,5 +1,5 @@
-/* CreateRun: check the configuration, choose the shards, place the blocks within their memory, make the
- * run durable, open it on every shard. */
+/* CreateRun: check the configuration, choose the shards, place the blocks within their memory, make
+ * the run durable, open it on every shard. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,7 +36,8 @@ static int planning_backend(const char *name, struct sfc_backend **out, struct s
 }
 
 static int memory_of(const struct sfc_run_setup *setup, const struct sfc_backend *backend,
-                     uint64_t class_blocks, uint64_t dense_blocks, uint64_t *out, struct sfc_error *err)
+                     uint64_t class_blocks, uint64_t dense_blocks, uint64_t *out,
+                     struct sfc_error *err)
 {
     uint64_t n = class_blocks > dense_blocks ? class_blocks : dense_blocks;
     uint64_t *ids = malloc((n ? n : 1) * sizeof *ids);
@@ -88,17 +89,18 @@ static size_t ready_shards(struct sfc_scheduler *s, const struct sfc_shard_membe
     return n;
 }
 
-static int check_numerics(struct sfc_scheduler *s, const struct sfc_shard_member **members, size_t n,
-                          struct sfc_error *err)
+static int check_numerics(struct sfc_scheduler *s, const struct sfc_shard_member **members,
+                          size_t n, struct sfc_error *err)
 {
     const struct sfc_shard_info *first = sfc_sched_shard(s, members[0]->id);
     for (size_t i = 1; i < n; i++) {
         const struct sfc_shard_info *info = sfc_sched_shard(s, members[i]->id);
         if (strcmp(info->numerics, first->numerics) != 0)
-            return sfc_fail(err, SFC_EINVAL,
-                            "numerics: shard %s is '%s', shard %s is '%s'; results would depend on the "
-                            "placement (create the run with --mixed to allow it)",
-                            members[0]->address, first->numerics, members[i]->address, info->numerics);
+            return sfc_fail(
+                err, SFC_EINVAL,
+                "numerics: shard %s is '%s', shard %s is '%s'; results would depend on the "
+                "placement (create the run with --mixed to allow it)",
+                members[0]->address, first->numerics, members[i]->address, info->numerics);
     }
     return SFC_OK;
 }
@@ -106,9 +108,11 @@ static int check_numerics(struct sfc_scheduler *s, const struct sfc_shard_member
 /* The exact need of each shard against its limit. */
 static int check_shards(struct sfc_scheduler *s, const struct sfc_run_setup *setup,
                         const struct sfc_backend *backend, const struct sfc_block_map *placed,
-                        const struct sfc_shard_member **members, uint64_t *max, struct sfc_error *err)
+                        const struct sfc_shard_member **members, uint64_t *max,
+                        struct sfc_error *err)
 {
-    uint64_t n = setup->class_blocks > setup->dense_blocks ? setup->class_blocks : setup->dense_blocks;
+    uint64_t n =
+        setup->class_blocks > setup->dense_blocks ? setup->class_blocks : setup->dense_blocks;
     uint64_t *class_ids = malloc(n * sizeof *class_ids), *dense_ids = malloc(n * sizeof *dense_ids);
     int code = class_ids && dense_ids ? SFC_OK : sfc_fail(err, SFC_ENOMEM, "lists of blocks");
     *max = 0;
@@ -119,10 +123,10 @@ static int check_shards(struct sfc_scheduler *s, const struct sfc_run_setup *set
         uint64_t limit = sfc_sched_shard(s, members[k]->id)->memory_limit;
         code = sfc_run_setup_memory(setup, backend, class_ids, classes, dense_ids, dense, &m, err);
         if (code == SFC_OK && m.total > limit)
-            code = sfc_fail(err, SFC_ENOMEM,
-                            "shard %s would need %.1f MiB but may use %.1f MiB; add shards or memory",
-                            members[k]->address, (double)m.total / (1 << 20),
-                            (double)limit / (1 << 20));
+            code = sfc_fail(
+                err, SFC_ENOMEM,
+                "shard %s would need %.1f MiB but may use %.1f MiB; add shards or memory",
+                members[k]->address, (double)m.total / (1 << 20), (double)limit / (1 << 20));
         if (code == SFC_OK && m.total > *max)
             *max = m.total;
     }
@@ -193,7 +197,7 @@ static int place(struct sfc_scheduler *s, const struct sfc_run_setup *setup, boo
 static uint64_t wire_bytes(const struct sfc_run_setup *setup, uint64_t shards)
 {
     uint64_t rows = setup->head.batch, dim = setup->head.dim;
-    uint64_t head = rows * (dim * 4 + 8 + 37 + dim * 8) * shards; /* features, LSE, sums, dx */
+    uint64_t head = rows * (dim * 4 + 8 + 37 + dim * 8) * shards;      /* features, LSE, sums, dx */
     uint64_t dense = setup->dense.size * 4 * 2 * setup->micro_batches; /* push and pull */
     return head + dense + rows * 8 * shards;
 }
@@ -251,8 +255,8 @@ static void begin(struct create_task *t)
 {
     struct sfc_scheduler *s = t->scheduler;
     struct sfc_sched_run *run = NULL;
-    int code = sfc_sched_run_new(s, t->run_id, t->config, t->map, t->start_step, t->load, NULL, &run,
-                                 &t->task.error);
+    int code = sfc_sched_run_new(s, t->run_id, t->config, t->map, t->start_step, t->load, NULL,
+                                 &run, &t->task.error);
     if (code != SFC_OK) {
         sfc_sched_refuse(s, t->call, &t->task.error);
         return;
@@ -286,8 +290,8 @@ static void create_done(struct sfc_store_task *task)
     create_free(t);
 }
 
-static int create(struct sfc_scheduler *s, struct sfc_rpc_call *call, Shardfc__V1__CreateRunRequest *r,
-                  struct sfc_error *err)
+static int create(struct sfc_scheduler *s, struct sfc_rpc_call *call,
+                  Shardfc__V1__CreateRunRequest *r, struct sfc_error *err)
 {
     struct sfc_run_setup setup = {0};
     if (!r->config)

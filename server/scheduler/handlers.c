@@ -6,23 +6,27 @@
 #include "proto/limits.h"
 #include "server/scheduler/scheduler_internal.h"
 
-static int check_run(struct sfc_scheduler *s, uint64_t run_id, bool current_too, struct sfc_error *err)
+static int check_run(struct sfc_scheduler *s, uint64_t run_id, bool current_too,
+                     struct sfc_error *err)
 {
     if (!s->run)
         return sfc_fail(err, SFC_ESTALE, "run_id: there is no run");
     if (s->run->id == run_id || (current_too && run_id == 0))
         return SFC_OK;
-    return sfc_fail(err, SFC_ESTALE, "run_id: the run is %" PRIu64 ", not %" PRIu64, s->run->id, run_id);
+    return sfc_fail(err, SFC_ESTALE, "run_id: the run is %" PRIu64 ", not %" PRIu64, s->run->id,
+                    run_id);
 }
 
 static int check_micro_batch(struct sfc_scheduler *s, uint32_t j, struct sfc_error *err)
 {
     if (j < s->run->setup.micro_batches)
         return SFC_OK;
-    return sfc_fail(err, SFC_EINVAL, "micro_batch: %u, a step has %u", j, s->run->setup.micro_batches);
+    return sfc_fail(err, SFC_EINVAL, "micro_batch: %u, a step has %u", j,
+                    s->run->setup.micro_batches);
 }
 
-static int check_attempt(const Shardfc__V1__Attempt *a, struct sfc_attempt *out, struct sfc_error *err)
+static int check_attempt(const Shardfc__V1__Attempt *a, struct sfc_attempt *out,
+                         struct sfc_error *err)
 {
     if (!a)
         return sfc_fail(err, SFC_EINVAL, "attempt is missing");
@@ -56,7 +60,8 @@ static void give(struct sfc_scheduler *s, struct sfc_rpc_call *call, enum sfc_pa
 static void on_ticket(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_scheduler *s = ctx;
-    Shardfc__V1__TicketRequest *r = sfc_sched_unpack(s, call, &shardfc__v1__ticket_request__descriptor);
+    Shardfc__V1__TicketRequest *r =
+        sfc_sched_unpack(s, call, &shardfc__v1__ticket_request__descriptor);
     if (!r)
         return;
     struct sfc_error err = {0};
@@ -95,12 +100,14 @@ static void on_announce(struct sfc_rpc_call *call, void *ctx)
                         s->run->config->micro_batch);
     if (code == SFC_OK && r->n_broken_rows && !s->run->config->skip_broken)
         code = sfc_fail(&err, SFC_EINVAL,
-                        "broken_rows: row %u of step %" PRIu64 ", micro-batch %u: %.200s (create the run "
+                        "broken_rows: row %u of step %" PRIu64
+                        ", micro-batch %u: %.200s (create the run "
                         "with --skip-broken to go on without such rows)",
                         r->broken_rows[0], r->step, r->micro_batch, r->broken_reason);
     if (code == SFC_OK && r->n_broken_rows)
-        sfc_sched_event(s, "step %" PRIu64 ", micro-batch %u: %zu broken rows left out, first %u: %.200s",
-                        r->step, r->micro_batch, r->n_broken_rows, r->broken_rows[0], r->broken_reason);
+        sfc_sched_event(
+            s, "step %" PRIu64 ", micro-batch %u: %zu broken rows left out, first %u: %.200s",
+            r->step, r->micro_batch, r->n_broken_rows, r->broken_rows[0], r->broken_reason);
     if (code == SFC_OK) {
         struct sfc_run_event event = {.type = SFC_EV_ANNOUNCE,
                                       .worker = r->session ? 0 : r->worker,
@@ -116,8 +123,8 @@ static void on_announce(struct sfc_rpc_call *call, void *ctx)
     sfc_message_free(r);
 }
 
-static int check_done(struct sfc_scheduler *s, const Shardfc__V1__DoneRequest *r, struct sfc_done *done,
-                      struct sfc_error *err)
+static int check_done(struct sfc_scheduler *s, const Shardfc__V1__DoneRequest *r,
+                      struct sfc_done *done, struct sfc_error *err)
 {
     int code = check_run(s, r->run_id, false, err);
     if (code == SFC_OK)
@@ -192,7 +199,8 @@ static void on_give_up(struct sfc_rpc_call *call, void *ctx)
                                       .data = r->data,
                                       .code = r->code,
                                       .text = r->reason};
-        sfc_sched_event(s, "worker %" PRIu64 " gave up step %" PRIu64 ", micro-batch %u: %s: %.300s",
+        sfc_sched_event(s,
+                        "worker %" PRIu64 " gave up step %" PRIu64 ", micro-batch %u: %s: %.300s",
                         r->worker, r->step, r->micro_batch, sfc_status_name(r->code), r->reason);
         give(s, call, SFC_PARKED_EMPTY, r->worker, &event);
     } else {
@@ -214,7 +222,8 @@ static void on_open_session(struct sfc_rpc_call *call, void *ctx)
         code = sfc_fail(&err, SFC_EUNSUPPORTED, "protocol: version %u, this scheduler speaks %u",
                         r->protocol, SFC_PROTOCOL_VERSION);
     if (code == SFC_OK && !s->run->fsm.config.session)
-        code = sfc_fail(&err, SFC_EINVAL, "run %s has workers; sessions need a data set of kind SESSION",
+        code = sfc_fail(&err, SFC_EINVAL,
+                        "run %s has workers; sessions need a data set of kind SESSION",
                         s->run->config->name);
     if (code == SFC_OK) {
         struct sfc_run_event event = {.type = SFC_EV_OPEN_SESSION};
@@ -233,7 +242,8 @@ static void on_hold(struct sfc_rpc_call *call, void *ctx)
     if (!r)
         return;
     if (check_run(s, r->run_id, true, &err) == SFC_OK) {
-        struct sfc_run_event event = {.type = SFC_EV_HOLD, .hold_id = r->hold_id, .step = r->at_step};
+        struct sfc_run_event event = {
+            .type = SFC_EV_HOLD, .hold_id = r->hold_id, .step = r->at_step};
         give(s, call, SFC_PARKED_HOLD, 0, &event);
     } else {
         sfc_sched_refuse(s, call, &err);

@@ -118,7 +118,8 @@ static void act(struct sfc_scheduler *s, const Shardfc__V1__RegisterShardRequest
     }
 }
 
-static int member_step(struct sfc_scheduler *s, struct sfc_member_event *event, struct sfc_error *err)
+static int member_step(struct sfc_scheduler *s, struct sfc_member_event *event,
+                       struct sfc_error *err)
 {
     event->now_ms = sfc_sched_now(s);
     return sfc_membership_step(&s->members, event, &s->member_actions, err);
@@ -174,9 +175,8 @@ static int register_shard(struct sfc_scheduler *s, const Shardfc__V1__RegisterSh
     int code = check_register(r, err);
     if (code != SFC_OK)
         return code;
-    struct sfc_member_event event = {.type = SFC_MEMBER_SHARD_REGISTER,
-                                     .boot_id = r->boot_id,
-                                     .name = r->address};
+    struct sfc_member_event event = {
+        .type = SFC_MEMBER_SHARD_REGISTER, .boot_id = r->boot_id, .name = r->address};
     if ((code = member_step(s, &event, err)) != SFC_OK)
         return code;
     const struct sfc_shard_member *m = NULL;
@@ -277,16 +277,19 @@ static int check_join(const Shardfc__V1__JoinRequest *r, struct sfc_error *err)
         return sfc_fail(err, SFC_EUNSUPPORTED, "protocol: version %u, this scheduler speaks %u",
                         r->protocol, SFC_PROTOCOL_VERSION);
     if (!text_ok(r->name, 127) || !text_ok(r->numerics, 127))
-        return sfc_fail(err, SFC_EINVAL, "name, numerics: empty, too long or with control characters");
+        return sfc_fail(err, SFC_EINVAL,
+                        "name, numerics: empty, too long or with control characters");
     if (r->lanes == 0 || r->lanes > SFC_LIMIT_LANES)
-        return sfc_fail(err, SFC_EINVAL, "lanes: %u is not within 1..%u", r->lanes, SFC_LIMIT_LANES);
+        return sfc_fail(err, SFC_EINVAL, "lanes: %u is not within 1..%u", r->lanes,
+                        SFC_LIMIT_LANES);
     if (!r->data)
         return sfc_fail(err, SFC_EINVAL, "data is missing");
     return SFC_OK;
 }
 
 /* Does this worker fit the run? */
-static int check_fit(struct sfc_sched_run *run, const Shardfc__V1__JoinRequest *r, struct sfc_error *err)
+static int check_fit(struct sfc_sched_run *run, const Shardfc__V1__JoinRequest *r,
+                     struct sfc_error *err)
 {
     const Shardfc__V1__DataSet *want = run->config->data;
     if (want && want->kind == SHARDFC__V1__DATA_SET__KIND__SESSION)
@@ -294,10 +297,11 @@ static int check_fit(struct sfc_sched_run *run, const Shardfc__V1__JoinRequest *
                         "run %s is a session of a foreign framework and takes no workers",
                         run->config->name);
     if (want && (want->kind != r->data->kind || strcmp(want->digest, r->data->digest) != 0))
-        return sfc_fail(err, SFC_EINVAL,
-                        "data: this worker's data set (digest %.40s) is not that of run %s (digest %.40s)",
-                        r->data->digest[0] ? r->data->digest : "none", run->config->name,
-                        want->digest[0] ? want->digest : "none");
+        return sfc_fail(
+            err, SFC_EINVAL,
+            "data: this worker's data set (digest %.40s) is not that of run %s (digest %.40s)",
+            r->data->digest[0] ? r->data->digest : "none", run->config->name,
+            want->digest[0] ? want->digest : "none");
     if (!run->config->mixed && run->numerics[0] && strcmp(run->numerics, r->numerics) != 0)
         return sfc_fail(err, SFC_EINVAL,
                         "numerics: this worker is '%s', the run's workers are '%s'; results would "
@@ -306,8 +310,8 @@ static int check_fit(struct sfc_sched_run *run, const Shardfc__V1__JoinRequest *
     return SFC_OK;
 }
 
-static int join(struct sfc_scheduler *s, struct sfc_rpc_call *call, const Shardfc__V1__JoinRequest *r,
-                struct sfc_error *err)
+static int join(struct sfc_scheduler *s, struct sfc_rpc_call *call,
+                const Shardfc__V1__JoinRequest *r, struct sfc_error *err)
 {
     struct sfc_worker_info *info = NULL;
     int code = check_fit(s->run, r, err);
@@ -402,7 +406,8 @@ void sfc_sched_on_leave(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_scheduler *s = ctx;
     struct sfc_error err = {0};
-    Shardfc__V1__LeaveRequest *r = sfc_sched_unpack(s, call, &shardfc__v1__leave_request__descriptor);
+    Shardfc__V1__LeaveRequest *r =
+        sfc_sched_unpack(s, call, &shardfc__v1__leave_request__descriptor);
     if (!r)
         return;
     struct sfc_member_event event = {.type = SFC_MEMBER_WORKER_LEAVE, .id = r->worker};
@@ -476,7 +481,8 @@ int sfc_sched_restore_shards(struct sfc_scheduler *s, struct sfc_error *err)
         return sfc_fail(err, SFC_ENOMEM, "list of shards");
     int code = sfc_store_shards(s->store, shards, SFC_CORE_MAX_SHARDS, &count, err);
     for (size_t i = 0; i < count && code == SFC_OK; i++)
-        code = sfc_membership_restore_shard(&s->members, shards[i].shard, shards[i].address, 0, err);
+        code =
+            sfc_membership_restore_shard(&s->members, shards[i].shard, shards[i].address, 0, err);
     free(shards);
     return code;
 }

@@ -3,14 +3,27 @@
 #define AT(field) offsetof(struct sfc_scheduler_options, field)
 
 static const struct sfc_option table[] = {
-    {.name = "listen", .type = SFC_OPTION_STRING, .metavar = "ADDR", .max = 255,
-     .fallback = "127.0.0.1:0", .offset = AT(listen),
+    {.name = "listen",
+     .type = SFC_OPTION_STRING,
+     .metavar = "ADDR",
+     .max = 255,
+     .fallback = "127.0.0.1:0",
+     .offset = AT(listen),
      .help = "address to serve on; port 0 is chosen by the kernel and printed as 'listening ADDR'"},
-    {.name = "state", .type = SFC_OPTION_STRING, .metavar = "DIR", .max = 3000,
-     .flags = SFC_OPTION_REQUIRED, .offset = AT(state),
-     .help = "folder of the durable state (SQLite), made with mode 0700 and used by one scheduler at a "
-             "time"},
-    {.name = "lease", .type = SFC_OPTION_DURATION, .min = 1000, .max = 600000, .fallback = "10s",
+    {.name = "state",
+     .type = SFC_OPTION_STRING,
+     .metavar = "DIR",
+     .max = 3000,
+     .flags = SFC_OPTION_REQUIRED,
+     .offset = AT(state),
+     .help =
+         "folder of the durable state (SQLite), made with mode 0700 and used by one scheduler at a "
+         "time"},
+    {.name = "lease",
+     .type = SFC_OPTION_DURATION,
+     .min = 1000,
+     .max = 600000,
+     .fallback = "10s",
      .offset = AT(lease_ms),
      .help = "a worker or shard that was silent for this long counts as dead"},
 };

@@ -168,21 +168,22 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
     map = sfc_bytes_unpack((struct sfc_bytes){stored.map, stored.map_size},
                            &shardfc__v1__block_map__descriptor);
     if (!config || !map || map->n_shards == 0) {
-        code = sfc_fail(err, SFC_ECORRUPT, "the stored run %" PRIu64 " is malformed", stored.run_id);
+        code =
+            sfc_fail(err, SFC_ECORRUPT, "the stored run %" PRIu64 " is malformed", stored.run_id);
         goto done;
     }
     code = restore_record(s, stored.run_id, &restore, err);
     if (code == SFC_OK)
-        code = sfc_sched_run_new(s, stored.run_id, config, map, stored.start_step, stored.load, &restore,
-                                 &s->run, err);
+        code = sfc_sched_run_new(s, stored.run_id, config, map, stored.start_step, stored.load,
+                                 &restore, &s->run, err);
     if (code == SFC_OK) {
         config = NULL;
         map = NULL;
         s->run->loss = restore.has_record ? restore.record.loss : (double)NAN;
         s->run->lr = restore.record.lr;
         s->run->skipped_steps = restore.record.skipped_total;
-        sfc_info_log("run %" PRIu64 " (%s) goes on at step %" PRIu64, stored.run_id, s->run->config->name,
-                     sfc_run_committed(&s->run->fsm));
+        sfc_info_log("run %" PRIu64 " (%s) goes on at step %" PRIu64, stored.run_id,
+                     s->run->config->name, sfc_run_committed(&s->run->fsm));
     }
 done:
     sfc_message_free(config);
@@ -203,8 +204,9 @@ struct record_task {
 static void record_work(struct sfc_store_task *task, struct sfc_store *store)
 {
     struct record_task *t = (struct record_task *)task;
-    task->code = t->attempts ? sfc_store_put_commit(store, &t->commit, &task->error)
-                             : sfc_fail(&task->error, SFC_ENOMEM, "no memory for the commit record");
+    task->code = t->attempts
+                     ? sfc_store_put_commit(store, &t->commit, &task->error)
+                     : sfc_fail(&task->error, SFC_ENOMEM, "no memory for the commit record");
 }
 
 static void record_done(struct sfc_store_task *task)
@@ -228,8 +230,10 @@ static void write_record(struct sfc_sched_run *run, const struct sfc_run_action 
 {
     const struct sfc_commit_record *r = &a->record;
     struct record_task *t = calloc(1, sizeof *t);
-    if (!t)
-        abort(); /* as in sfc_sched_send */
+    if (!t) {
+        run->lost_record = r->step;
+        return;
+    }
     t->scheduler = run->scheduler;
     t->task.work = record_work;
     t->task.done = record_done;
@@ -321,7 +325,8 @@ static void set_attempt(Shardfc__V1__Attempt *out, struct sfc_attempt a)
     out->counter = a.counter;
 }
 
-static void reply_ticket(struct sfc_sched_run *run, struct sfc_parked *p, const struct sfc_run_action *a)
+static void reply_ticket(struct sfc_sched_run *run, struct sfc_parked *p,
+                         const struct sfc_run_action *a)
 {
     const Shardfc__V1__RunConfig *c = run->config;
     Shardfc__V1__TicketReply m = SHARDFC__V1__TICKET_REPLY__INIT;
@@ -350,7 +355,8 @@ static void reply_ticket(struct sfc_sched_run *run, struct sfc_parked *p, const 
     free(samples);
 }
 
-static void reply_session(struct sfc_sched_run *run, struct sfc_parked *p, const struct sfc_run_action *a)
+static void reply_session(struct sfc_sched_run *run, struct sfc_parked *p,
+                          const struct sfc_run_action *a)
 {
     Shardfc__V1__OpenSessionReply m = SHARDFC__V1__OPEN_SESSION_REPLY__INIT;
     Shardfc__V1__Attempt attempt;
@@ -364,7 +370,8 @@ static void reply_session(struct sfc_sched_run *run, struct sfc_parked *p, const
     sfc_call_reply(p->call, &m);
 }
 
-static void reply_hold(struct sfc_sched_run *run, struct sfc_parked *p, const struct sfc_run_action *a)
+static void reply_hold(struct sfc_sched_run *run, struct sfc_parked *p,
+                       const struct sfc_run_action *a)
 {
     Shardfc__V1__HoldReply m = SHARDFC__V1__HOLD_REPLY__INIT;
     m.hold_id = a->hold_id;
@@ -393,7 +400,8 @@ static void reply_plain(struct sfc_sched_run *run, struct sfc_parked *p)
     }
 }
 
-static void reply_done(struct sfc_sched_run *run, struct sfc_parked *p, const struct sfc_run_action *a)
+static void reply_done(struct sfc_sched_run *run, struct sfc_parked *p,
+                       const struct sfc_run_action *a)
 {
     struct sfc_worker_info *w = sfc_sched_worker(run->scheduler, p->member);
     Shardfc__V1__DoneReply m = SHARDFC__V1__DONE_REPLY__INIT;
@@ -460,6 +468,34 @@ void sfc_sched_run_event(struct sfc_sched_run *run, struct sfc_run_event *event)
     sfc_run_step(&run->fsm, event, &run->actions);
     perform(run);
     sfc_sched_create_progress(run);
+}
+
+void sfc_sched_run_tick(struct sfc_sched_run *run)
+{
+    struct sfc_lost_send lost[SFC_MAX_LOST];
+    uint32_t count = run->lost_count;
+    memcpy(lost, run->lost, count * sizeof *lost);
+    run->lost_count = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        struct sfc_run_event event = {.type = SFC_EV_SHARD_REPLY,
+                                      .shard = lost[i].shard,
+                                      .duty = lost[i].duty,
+                                      .step = lost[i].step,
+                                      .round = lost[i].round,
+                                      .code = SFC_EUNAVAILABLE,
+                                      .text = "no memory for the request"};
+        sfc_sched_run_event(run, &event);
+    }
+    if (run->lost_record) {
+        struct sfc_run_event event = {.type = SFC_EV_RECORD_FAILED,
+                                      .step = run->lost_record,
+                                      .code = SFC_ENOMEM,
+                                      .text = "no memory for the commit record"};
+        run->lost_record = 0;
+        sfc_sched_run_event(run, &event);
+    }
+    struct sfc_run_event event = {.type = SFC_EV_TICK};
+    sfc_sched_run_event(run, &event);
 }
 
 void sfc_sched_run_cancelled(struct sfc_parked *parked)

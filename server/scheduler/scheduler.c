@@ -14,7 +14,8 @@ uint64_t sfc_sched_now(const struct sfc_scheduler *s)
     return uv_now(s->uv);
 }
 
-void sfc_sched_refuse(struct sfc_scheduler *s, struct sfc_rpc_call *call, const struct sfc_error *err)
+void sfc_sched_refuse(struct sfc_scheduler *s, struct sfc_rpc_call *call,
+                      const struct sfc_error *err)
 {
     int code = err->code > 0 && err->code <= SFC_EINTERNAL ? err->code : SFC_EINTERNAL;
     s->refused[code]++;
@@ -123,10 +124,8 @@ static void on_tick(uv_timer_t *timer)
 {
     struct sfc_scheduler *s = timer->data;
     sfc_sched_members_tick(s);
-    if (s->run) {
-        struct sfc_run_event event = {.type = SFC_EV_TICK};
-        sfc_sched_run_event(s->run, &event);
-    }
+    if (s->run)
+        sfc_sched_run_tick(s->run);
 }
 
 static int members_start(struct sfc_scheduler *s, struct sfc_error *err)
@@ -169,11 +168,12 @@ int sfc_scheduler_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
         return code;
     sfc_store_queue_init(&s->queue, uv, s->store);
     uv_update_time(uv);
-    if ((code = members_start(s, err)) != SFC_OK || (code = sfc_sched_restore_run(s, err)) != SFC_OK)
+    if ((code = members_start(s, err)) != SFC_OK ||
+        (code = sfc_sched_restore_run(s, err)) != SFC_OK)
         return code;
     int port = 0;
-    code = sfc_rpc_server_start(rpc, options->listen, sfc_scheduler_methods, sfc_scheduler_method_count, s,
-                                &s->server, &port, err);
+    code = sfc_rpc_server_start(rpc, options->listen, sfc_scheduler_methods,
+                                sfc_scheduler_method_count, s, &s->server, &port, err);
     if (code != SFC_OK)
         return sfc_prefix(err, "--listen %s", options->listen), code;
     take_address(s, port);
@@ -182,7 +182,8 @@ int sfc_scheduler_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
     s->timer_open = true;
     uv_timer_start(&s->timer, on_tick, SFC_TICK_MS, SFC_TICK_MS);
     sfc_rpc_server_set_ready(s->server, true);
-    sfc_info_log("incarnation %llu, state in %s", (unsigned long long)s->incarnation, options->state);
+    sfc_info_log("incarnation %llu, state in %s", (unsigned long long)s->incarnation,
+                 options->state);
     *address = s->listening;
     return SFC_OK;
 }

@@ -1,6 +1,6 @@
-/* The scheduler: wires RPC calls and clocks to the pure machines of server/core (membership, run) and
- * carries out their actions: messages to shards, durable records, answers to waiting calls. Everything
- * runs on the loop thread except the store's work (store_queue.h). */
+/* The scheduler: wires RPC calls and clocks to the pure machines of server/core (membership, run)
+ * and carries out their actions: messages to shards, durable records, answers to waiting calls.
+ * Everything runs on the loop thread except the store's work (store_queue.h). */
 #ifndef SFC_SCHEDULER_SCHEDULER_H
 #define SFC_SCHEDULER_SCHEDULER_H
 
@@ -9,12 +9,14 @@
 
 struct sfc_scheduler;
 
-/* Opens the store, makes a new incarnation durable, takes up the run that the store holds, binds the
- * address. *out is set on failure, too: stop and free it. *address is owned by the scheduler. */
+/* Opens the store, makes a new incarnation durable, takes up the run that the store holds, binds
+ * the address. *out is set on failure, too: stop and free it. *address is owned by the scheduler.
+ */
 int sfc_scheduler_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
                         const struct sfc_scheduler_options *options, struct sfc_scheduler **out,
                         const char **address, struct sfc_error *err);
-/* Stops the timer and answers waiting calls; then stop the RPC loop, run the loop to its end, free. */
+/* Stops the timer and answers waiting calls; then stop the RPC loop, run the loop to its end, free.
+ */
 void sfc_scheduler_stop(struct sfc_scheduler *scheduler);
 void sfc_scheduler_free(struct sfc_scheduler *scheduler); /* NULL is fine */
 

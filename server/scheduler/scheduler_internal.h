@@ -13,6 +13,7 @@
 enum {
     SFC_MAX_WORKERS = 1024,
     SFC_MAX_COUNTERS = 64, /* of one member */
+    SFC_MAX_LOST = 64,     /* messages without memory between two ticks */
     SFC_TICK_MS = 100,
     SFC_HEARTBEAT_HOLD_MS = 1000,
     SFC_JOIN_HOLD_MS = 2000,
@@ -65,9 +66,9 @@ struct sfc_parked {
     struct sfc_scheduler *scheduler;
     struct sfc_rpc_call *call;
     enum sfc_parked_kind kind;
-    uint64_t member;  /* worker or shard id */
-    uint64_t boot_id; /* shard */
-    uint64_t due_ms;  /* JOIN and heartbeats: answer then */
+    uint64_t member;                      /* worker or shard id */
+    uint64_t boot_id;                     /* shard */
+    uint64_t due_ms;                      /* JOIN and heartbeats: answer then */
     uint64_t bytes_per_shard, wire_bytes; /* CREATE */
     Shardfc__V1__JoinRequest *join;       /* JOIN; owned */
 };
@@ -85,7 +86,15 @@ struct sfc_sched_run {
     uint64_t last_commit_ms;
     double rate, loss, lr;
     uint64_t skipped_steps;
-    bool acting; /* inside perform: no event may come in */
+    /* Messages and a record for which there was no memory: reported at the next tick. */
+    struct sfc_lost_send {
+        uint32_t shard;
+        enum sfc_duty duty;
+        uint64_t step;
+        struct sfc_attempt round;
+    } lost[SFC_MAX_LOST];
+    uint32_t lost_count;
+    uint64_t lost_record; /* step, 0: none */
 };
 
 struct sfc_scheduler {
@@ -113,7 +122,8 @@ struct sfc_scheduler {
 
 /* ---- scheduler.c */
 uint64_t sfc_sched_now(const struct sfc_scheduler *s);
-void sfc_sched_refuse(struct sfc_scheduler *s, struct sfc_rpc_call *call, const struct sfc_error *err);
+void sfc_sched_refuse(struct sfc_scheduler *s, struct sfc_rpc_call *call,
+                      const struct sfc_error *err);
 /* The request as a message, or NULL after the call was refused. */
 void *sfc_sched_unpack(struct sfc_scheduler *s, struct sfc_rpc_call *call,
                        const ProtobufCMessageDescriptor *type);
@@ -143,18 +153,20 @@ int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConf
                       Shardfc__V1__BlockMap *map, uint64_t start_step, bool load,
                       const struct sfc_run_restore *restore, struct sfc_sched_run **out,
                       struct sfc_error *err);
-void sfc_sched_run_free(struct sfc_sched_run *run); /* waiting calls of it are refused; NULL is fine */
+void sfc_sched_run_free(
+    struct sfc_sched_run *run); /* waiting calls of it are refused; NULL is fine */
 int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err);
 /* Fills in the time, steps the machine, carries out the actions. */
 void sfc_sched_run_event(struct sfc_sched_run *run, struct sfc_run_event *event);
+void sfc_sched_run_tick(struct sfc_sched_run *run);
 void sfc_sched_run_cancelled(struct sfc_parked *parked);
 /* Index of a shard in the run's map, or UINT32_MAX. */
 uint32_t sfc_sched_run_shard(const struct sfc_sched_run *run, uint64_t shard);
 
 /* ---- send.c */
 void sfc_sched_send(struct sfc_sched_run *run, const struct sfc_run_action *action);
-/* Packed attempts and digests of the open step: for the record (shard UINT32_MAX: every dense block) or
- * for one shard. NULL: no memory. */
+/* Packed attempts and digests of the open step: for the record (shard UINT32_MAX: every dense
+ * block) or for one shard. NULL: no memory. */
 uint8_t *sfc_sched_pack_prepare(const struct sfc_sched_run *run, uint32_t shard, uint64_t step,
                                 struct sfc_attempt round, size_t *size);
 

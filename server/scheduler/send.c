@@ -66,7 +66,8 @@ static uint8_t *pack_plan(struct sfc_sched_run *run, const struct sfc_run_action
     return sfc_message_pack(&m, size);
 }
 
-static uint8_t *pack_commit(const struct sfc_sched_run *run, const struct sfc_run_action *a, size_t *size)
+static uint8_t *pack_commit(const struct sfc_sched_run *run, const struct sfc_run_action *a,
+                            size_t *size)
 {
     Shardfc__V1__CommitRequest m = SHARDFC__V1__COMMIT_REQUEST__INIT;
     Shardfc__V1__Attempt round;
@@ -80,7 +81,8 @@ static uint8_t *pack_commit(const struct sfc_sched_run *run, const struct sfc_ru
     return sfc_message_pack(&m, size);
 }
 
-static uint8_t *pack_abort(const struct sfc_sched_run *run, const struct sfc_run_action *a, size_t *size)
+static uint8_t *pack_abort(const struct sfc_sched_run *run, const struct sfc_run_action *a,
+                           size_t *size)
 {
     Shardfc__V1__AbortRequest m = SHARDFC__V1__ABORT_REQUEST__INIT;
     Shardfc__V1__Attempt round;
@@ -129,9 +131,8 @@ static void fill_attempt(const struct sfc_sched_run *run, uint32_t shard, uint32
     if (!done)
         return;
     set_attempt(&p->attempts[j], done->attempt);
-    p->items[j].head_digest =
-        (ProtobufCBinaryData){sizeof done->head_digest.bytes,
-                              (uint8_t *)(uintptr_t)done->head_digest.bytes};
+    p->items[j].head_digest = (ProtobufCBinaryData){sizeof done->head_digest.bytes,
+                                                    (uint8_t *)(uintptr_t)done->head_digest.bytes};
     size_t n = 0;
     for (size_t b = 0; b < run->map->n_dense_owner; b++)
         if (shard == UINT32_MAX || run->map->dense_owner[b] == shard)
@@ -226,6 +227,24 @@ static void take_prepare(struct sfc_bytes head, struct sfc_run_event *event,
                                                     .missing_count = (uint32_t)m->n_missing};
 }
 
+/* What Status shows between two heartbeats. */
+static void note(struct sfc_sched_run *run, const struct send *send, struct sfc_bytes head)
+{
+    struct sfc_shard_info *info =
+        sfc_sched_shard(run->scheduler, run->map->shards[send->shard]->shard);
+    if (!info)
+        return;
+    if (send->duty == SFC_DUTY_COMMIT && info->step < send->step)
+        info->step = send->step;
+    if (send->duty != SFC_DUTY_OPEN)
+        return;
+    Shardfc__V1__OpenRunReply *m = sfc_bytes_unpack(head, &shardfc__v1__open_run_reply__descriptor);
+    if (m)
+        info->memory_bytes = m->memory_bytes;
+    info->step = run->fsm.config.start_step;
+    sfc_message_free(m);
+}
+
 static void report(struct send *send, int code, const char *text, struct sfc_bytes head)
 {
     struct sfc_sched_run *run = run_of(send);
@@ -239,6 +258,8 @@ static void report(struct send *send, int code, const char *text, struct sfc_byt
     struct sfc_dense_report *reports = NULL;
     Shardfc__V1__PrepareReply *prepare = NULL;
     if (run) {
+        if (code == SFC_OK)
+            note(run, send, head);
         if (send->duty == SFC_DUTY_PREPARE && code == SFC_OK)
             take_prepare(head, &event, &reports, &prepare);
         sfc_sched_run_event(run, &event);
@@ -264,10 +285,18 @@ void sfc_sched_send(struct sfc_sched_run *run, const struct sfc_run_action *a)
 {
     struct sfc_scheduler *s = run->scheduler;
     struct send *send = calloc(1, sizeof *send);
-    if (!send)
-        abort(); /* a few bytes: without them no message can be answered for */
-    *send = (struct send){.scheduler = s, .run_id = run->id, .shard = a->shard, .duty = a->duty,
-                          .step = a->step, .round = a->round};
+    if (!send) {
+        if (run->lost_count < SFC_MAX_LOST)
+            run->lost[run->lost_count++] =
+                (struct sfc_lost_send){a->shard, a->duty, a->step, a->round};
+        return;
+    }
+    *send = (struct send){.scheduler = s,
+                          .run_id = run->id,
+                          .shard = a->shard,
+                          .duty = a->duty,
+                          .step = a->step,
+                          .round = a->round};
     size_t size = 0;
     uint8_t *bytes = pack(run, a, &size);
     struct sfc_shard_info *shard = sfc_sched_shard(s, run->map->shards[a->shard]->shard);

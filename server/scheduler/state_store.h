@@ -1,9 +1,10 @@
-/* The scheduler's durable state: what must survive its death. The commit record of a step is the truth
- * about that step (docs/PROTOCOL.md, "Commit"); a step without one never happened.
+/* The scheduler's durable state: what must survive its death. The commit record of a step is the
+ * truth about that step (docs/PROTOCOL.md, "Commit"); a step without one never happened.
  *
- * A store is opened exclusively: a second scheduler on the same store is refused. Every function that
- * writes returns after the data is durable. One thread uses a store at a time; calls may come from
- * different threads one after another. Numbers are kept as 64-bit words, so the whole u64 range is fine. */
+ * A store is opened exclusively: a second scheduler on the same store is refused. Every function
+ * that writes returns after the data is durable. One thread uses a store at a time; calls may come
+ * from different threads one after another. Numbers are kept as 64-bit words, so the whole u64
+ * range is fine. */
 #ifndef SFC_SCHEDULER_STATE_STORE_H
 #define SFC_SCHEDULER_STATE_STORE_H
 
@@ -18,14 +19,14 @@ struct sfc_store;
 /* A run as it was created, plus where it stands. Blobs are packed protocol messages. */
 struct sfc_store_run {
     uint64_t run_id;
-    uint64_t start_step;   /* step of the checkpoint it began from, 0 = fresh */
-    bool load;             /* blocks come from outside before it starts */
+    uint64_t start_step; /* step of the checkpoint it began from, 0 = fresh */
+    bool load;           /* blocks come from outside before it starts */
     uint64_t map_version;
-    char state[16];        /* see sfc_store_set_run_state */
+    char state[16]; /* see sfc_store_set_run_state */
     char reason[256];
-    uint8_t *config;       /* RunConfig; owned by the struct, see sfc_store_run_close */
+    uint8_t *config; /* RunConfig; owned by the struct, see sfc_store_run_close */
     size_t config_size;
-    uint8_t *map;          /* BlockMap */
+    uint8_t *map; /* BlockMap */
     size_t map_size;
 };
 
@@ -34,19 +35,21 @@ struct sfc_store_commit {
     uint64_t run_id;
     uint64_t step;
     double clip_scale;
-    bool applied;          /* false: not finite, skipped everywhere */
+    bool applied; /* false: not finite, skipped everywhere */
     double loss;
     double lr;
     double images_per_s;
-    double norm;           /* of the dense gradient before clipping */
-    uint64_t round_incarnation, round_counter; /* of the Prepare that every shard answered with ready */
+    double norm; /* of the dense gradient before clipping */
+    uint64_t round_incarnation,
+        round_counter; /* of the Prepare that every shard answered with ready */
     uint32_t zero_features;
     uint32_t skipped_in_row;
     uint64_t skipped_total;
-    uint64_t classes;      /* C of this step */
+    uint64_t classes; /* C of this step */
     uint64_t map_version;
-    uint64_t position;     /* first position of the sample sequence after this step */
-    const uint8_t *attempts; /* packed PrepareRequest: attempts and digests; borrowed (NULL on read) */
+    uint64_t position; /* first position of the sample sequence after this step */
+    const uint8_t
+        *attempts; /* packed PrepareRequest: attempts and digests; borrowed (NULL on read) */
     size_t attempts_size;
 };
 
@@ -56,8 +59,8 @@ struct sfc_store_shard {
 };
 
 /* where: a folder, made with mode 0700 if it does not exist. SFC_EUNSUPPORTED: etcd://. SFC_ESTATE:
- * another scheduler has it open. SFC_ECORRUPT: the file is damaged, or not ours, or of a newer schema;
- * the message names the file and says what to do. */
+ * another scheduler has it open. SFC_ECORRUPT: the file is damaged, or not ours, or of a newer
+ * schema; the message names the file and says what to do. */
 int sfc_store_open(const char *where, struct sfc_store **out, struct sfc_error *err);
 void sfc_store_close(struct sfc_store *store); /* NULL is fine */
 
@@ -74,7 +77,8 @@ int sfc_store_set_run_state(struct sfc_store *store, uint64_t run_id, const char
 int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struct sfc_error *err);
 void sfc_store_run_close(struct sfc_store_run *run);
 
-/* SFC_ECONFLICT: a record of this (run, step) exists and says something else; the same again is fine. */
+/* SFC_ECONFLICT: a record of this (run, step) exists and says something else; the same again is
+ * fine. */
 int sfc_store_put_commit(struct sfc_store *store, const struct sfc_store_commit *commit,
                          struct sfc_error *err);
 /* The record of the highest step. SFC_ENOTFOUND: none yet. */
@@ -88,8 +92,8 @@ int sfc_store_history(struct sfc_store *store, uint64_t run_id, uint64_t after_s
 int sfc_store_put_shard(struct sfc_store *store, uint64_t shard, const char *address,
                         struct sfc_error *err);
 /* At most limit, by ascending id. */
-int sfc_store_shards(struct sfc_store *store, struct sfc_store_shard *out, size_t limit, size_t *count,
-                     struct sfc_error *err);
+int sfc_store_shards(struct sfc_store *store, struct sfc_store_shard *out, size_t limit,
+                     size_t *count, struct sfc_error *err);
 
 /* Appends a line to the log of events (kept: the newest 10,000). time_ms: since 1970. */
 int sfc_store_put_event(struct sfc_store *store, int64_t time_ms, uint64_t run_id, const char *text,

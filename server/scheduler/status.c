@@ -72,7 +72,8 @@ static void fill_counters(struct sfc_scheduler *s, struct status *st)
     st->m.counters = st->totals.list;
 }
 
-static void count_blocks(const struct sfc_sched_run *run, uint32_t index, Shardfc__V1__ShardStatus *out)
+static void count_blocks(const struct sfc_sched_run *run, uint32_t index,
+                         Shardfc__V1__ShardStatus *out)
 {
     for (size_t b = 0; b < run->map->n_class_owner; b++)
         if (run->map->class_owner[b] == index) {
@@ -243,7 +244,8 @@ void sfc_sched_on_history(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_scheduler *s = ctx;
     struct sfc_error err = {0};
-    Shardfc__V1__HistoryRequest *r = sfc_sched_unpack(s, call, &shardfc__v1__history_request__descriptor);
+    Shardfc__V1__HistoryRequest *r =
+        sfc_sched_unpack(s, call, &shardfc__v1__history_request__descriptor);
     if (!r)
         return;
     struct history_task *t = calloc(1, sizeof *t);

@@ -1,4 +1,5 @@
-/* Runs work on the durable store off the loop thread, one task at a time, in the order of submission. */
+/* Runs work on the durable store off the loop thread, one task at a time, in the order of
+ * submission. */
 #ifndef SFC_SCHEDULER_STORE_QUEUE_H
 #define SFC_SCHEDULER_STORE_QUEUE_H
 

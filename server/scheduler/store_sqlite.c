@@ -1,5 +1,5 @@
-/* The state store in an SQLite file: WAL, synchronous=FULL, so that a returned write is on the disk.
- * application_id tells our files from others, user_version is the schema's version. */
+/* The state store in an SQLite file: WAL, synchronous=FULL, so that a returned write is on the
+ * disk. application_id tells our files from others, user_version is the schema's version. */
 #include <errno.h>
 #include <fcntl.h>
 #include <sqlite3.h>
@@ -19,13 +19,15 @@ static const char SCHEMA[] =
     "CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;"
     "INSERT INTO meta VALUES('incarnation', 0);"
     "CREATE TABLE runs(run_id INTEGER PRIMARY KEY AUTOINCREMENT, start_step INTEGER NOT NULL,"
-    " load INTEGER NOT NULL, map_version INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL,"
+    " load INTEGER NOT NULL, map_version INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT NOT "
+    "NULL,"
     " config BLOB NOT NULL, map BLOB NOT NULL);"
     "CREATE TABLE commits(run_id INTEGER NOT NULL, step INTEGER NOT NULL, clip_scale REAL NOT NULL,"
     " applied INTEGER NOT NULL, loss BLOB NOT NULL, lr REAL NOT NULL, images_per_s REAL NOT NULL,"
     " classes INTEGER NOT NULL, map_version INTEGER NOT NULL, position INTEGER NOT NULL,"
     " norm BLOB NOT NULL, round_incarnation INTEGER NOT NULL, round_counter INTEGER NOT NULL,"
-    " zero_features INTEGER NOT NULL, skipped_in_row INTEGER NOT NULL, skipped_total INTEGER NOT NULL,"
+    " zero_features INTEGER NOT NULL, skipped_in_row INTEGER NOT NULL, skipped_total INTEGER NOT "
+    "NULL,"
     " attempts BLOB NOT NULL, PRIMARY KEY(run_id, step)) WITHOUT ROWID;"
     "CREATE TABLE shards(shard INTEGER PRIMARY KEY, address TEXT UNIQUE NOT NULL);"
     "CREATE TABLE events(id INTEGER PRIMARY KEY AUTOINCREMENT, time_ms INTEGER NOT NULL,"
@@ -48,10 +50,11 @@ static int db_fail(const struct sfc_store *store, struct sfc_error *err, const c
     switch (sqlite3_errcode(store->db) & 0xff) {
     case SQLITE_CORRUPT:
     case SQLITE_NOTADB:
-        return sfc_fail(err, SFC_ECORRUPT,
-                        "%s: %s is damaged or not an SQLite database (%s); move it away to begin with an "
-                        "empty state, or restore it from a backup",
-                        what, store->path, sqlite3_errmsg(store->db));
+        return sfc_fail(
+            err, SFC_ECORRUPT,
+            "%s: %s is damaged or not an SQLite database (%s); move it away to begin with an "
+            "empty state, or restore it from a backup",
+            what, store->path, sqlite3_errmsg(store->db));
     case SQLITE_NOMEM:
         code = SFC_ENOMEM;
         break;
@@ -91,8 +94,8 @@ static int db_finish(const struct sfc_store *store, sqlite3_stmt *s, const char 
     return code;
 }
 
-static int db_integer(const struct sfc_store *store, const char *sql, int64_t *out, const char *what,
-                      struct sfc_error *err)
+static int db_integer(const struct sfc_store *store, const char *sql, int64_t *out,
+                      const char *what, struct sfc_error *err)
 {
     sqlite3_stmt *s = NULL;
     int code = db_prepare(store, sql, &s, what, err);
@@ -182,13 +185,15 @@ static int check_schema(struct sfc_store *store, struct sfc_error *err)
     if (application == 0 && version == 0 && tables == 0)
         return db_exec(store, SCHEMA, "create state", err);
     if (application != APPLICATION_ID)
-        return sfc_fail(err, SFC_ECORRUPT,
-                        "%s is an SQLite database of another program; give --state a folder of its own",
-                        store->path);
+        return sfc_fail(
+            err, SFC_ECORRUPT,
+            "%s is an SQLite database of another program; give --state a folder of its own",
+            store->path);
     if (version != SCHEMA_VERSION)
-        return sfc_fail(err, SFC_ECORRUPT,
-                        "%s has schema version %lld, this program knows %d; use the program that wrote it",
-                        store->path, (long long)version, SCHEMA_VERSION);
+        return sfc_fail(
+            err, SFC_ECORRUPT,
+            "%s has schema version %lld, this program knows %d; use the program that wrote it",
+            store->path, (long long)version, SCHEMA_VERSION);
     return SFC_OK;
 }
 
@@ -203,10 +208,11 @@ static int check_pages(struct sfc_store *store, struct sfc_error *err)
     } else {
         const char *text = (const char *)sqlite3_column_text(s, 0);
         if (!text || strcmp(text, "ok") != 0)
-            code = sfc_fail(err, SFC_ECORRUPT,
-                            "%s is damaged (%s); restore it from a backup or move it away to begin with "
-                            "an empty state",
-                            store->path, text ? text : "no answer");
+            code = sfc_fail(
+                err, SFC_ECORRUPT,
+                "%s is damaged (%s); restore it from a backup or move it away to begin with "
+                "an empty state",
+                store->path, text ? text : "no answer");
     }
     sqlite3_finalize(s);
     return code;
@@ -215,8 +221,8 @@ static int check_pages(struct sfc_store *store, struct sfc_error *err)
 int sfc_store_open(const char *where, struct sfc_store **out, struct sfc_error *err)
 {
     if (strncmp(where, "etcd://", 7) == 0)
-        return sfc_fail(err, SFC_EUNSUPPORTED, "--state %s: etcd is not supported yet; give a folder",
-                        where);
+        return sfc_fail(err, SFC_EUNSUPPORTED,
+                        "--state %s: etcd is not supported yet; give a folder", where);
     struct sfc_store *store = calloc(1, sizeof *store);
     if (!store)
         return sfc_fail(err, SFC_ENOMEM, "open state");
@@ -267,9 +273,9 @@ void sfc_store_close(struct sfc_store *store)
 int sfc_store_next_incarnation(struct sfc_store *store, uint64_t *out, struct sfc_error *err)
 {
     int64_t value = 0;
-    int code = db_integer(store,
-                          "UPDATE meta SET value = value + 1 WHERE key = 'incarnation' RETURNING value",
-                          &value, "new incarnation", err);
+    int code = db_integer(
+        store, "UPDATE meta SET value = value + 1 WHERE key = 'incarnation' RETURNING value",
+        &value, "new incarnation", err);
     if (code == SFC_OK)
         *out = (uint64_t)value;
     return code;
@@ -279,10 +285,11 @@ int sfc_store_add_run(struct sfc_store *store, const struct sfc_store_run *run, 
                       struct sfc_error *err)
 {
     sqlite3_stmt *s = NULL;
-    int code = db_prepare(store,
-                          "INSERT INTO runs(start_step, load, map_version, state, reason, config, map)"
-                          " VALUES(?,?,?,?,?,?,?)",
-                          &s, "add run", err);
+    int code =
+        db_prepare(store,
+                   "INSERT INTO runs(start_step, load, map_version, state, reason, config, map)"
+                   " VALUES(?,?,?,?,?,?,?)",
+                   &s, "add run", err);
     if (code != SFC_OK)
         return code;
     bind_u64(s, 1, run->start_step);
@@ -360,7 +367,7 @@ void sfc_store_run_close(struct sfc_store_run *run)
 /* ---- commits */
 
 #define COMMIT_COLUMNS                                                                             \
-    "run_id, step, clip_scale, applied, loss, lr, images_per_s, classes, map_version, position,"    \
+    "run_id, step, clip_scale, applied, loss, lr, images_per_s, classes, map_version, position,"   \
     " norm, round_incarnation, round_counter, zero_features, skipped_in_row, skipped_total"
 
 static void read_commit(sqlite3_stmt *s, struct sfc_store_commit *out)
@@ -390,9 +397,9 @@ static int compare_commit(struct sfc_store *store, const struct sfc_store_commit
                           struct sfc_error *err)
 {
     sqlite3_stmt *s = NULL;
-    int code = db_prepare(store,
-                          "SELECT clip_scale, applied, attempts FROM commits WHERE run_id = ? AND step = ?",
-                          &s, "write commit record", err);
+    int code = db_prepare(
+        store, "SELECT clip_scale, applied, attempts FROM commits WHERE run_id = ? AND step = ?",
+        &s, "write commit record", err);
     if (code != SFC_OK)
         return code;
     bind_u64(s, 1, c->run_id);
@@ -512,12 +519,12 @@ int sfc_store_put_shard(struct sfc_store *store, uint64_t shard, const char *add
     return db_finish(store, s, "register shard", err);
 }
 
-int sfc_store_shards(struct sfc_store *store, struct sfc_store_shard *out, size_t limit, size_t *count,
-                     struct sfc_error *err)
+int sfc_store_shards(struct sfc_store *store, struct sfc_store_shard *out, size_t limit,
+                     size_t *count, struct sfc_error *err)
 {
     sqlite3_stmt *s = NULL;
-    int code = db_prepare(store, "SELECT shard, address FROM shards ORDER BY shard", &s, "read shards",
-                          err);
+    int code = db_prepare(store, "SELECT shard, address FROM shards ORDER BY shard", &s,
+                          "read shards", err);
     if (code != SFC_OK)
         return code;
     size_t n = 0;
@@ -539,8 +546,8 @@ int sfc_store_put_event(struct sfc_store *store, int64_t time_ms, uint64_t run_i
                         struct sfc_error *err)
 {
     sqlite3_stmt *s = NULL;
-    int code =
-        db_prepare(store, "INSERT INTO events(time_ms, run_id, text) VALUES(?,?,?)", &s, "log event", err);
+    int code = db_prepare(store, "INSERT INTO events(time_ms, run_id, text) VALUES(?,?,?)", &s,
+                          "log event", err);
     if (code != SFC_OK)
         return code;
     sqlite3_bind_int64(s, 1, time_ms);
@@ -551,7 +558,8 @@ int sfc_store_put_event(struct sfc_store *store, int64_t time_ms, uint64_t run_i
     int64_t last = sqlite3_last_insert_rowid(store->db);
     if (last % 100 != 0)
         return SFC_OK;
-    if ((code = db_prepare(store, "DELETE FROM events WHERE id <= ?", &s, "trim events", err)) != SFC_OK)
+    if ((code = db_prepare(store, "DELETE FROM events WHERE id <= ?", &s, "trim events", err)) !=
+        SFC_OK)
         return code;
     sqlite3_bind_int64(s, 1, last - EVENTS_KEPT);
     return db_finish(store, s, "trim events", err);

@@ -18,10 +18,10 @@ struct sfc_compute {
     pthread_t thread;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
-    bool stopping;          /* under mutex */
-    bool delivery_posted;   /* under mutex: a deliver call is on its way to the loop */
-    struct job_list queue;  /* under mutex */
-    struct job_list ready;  /* under mutex */
+    bool stopping;         /* under mutex */
+    bool delivery_posted;  /* under mutex: a deliver call is on its way to the loop */
+    struct job_list queue; /* under mutex */
+    struct job_list ready; /* under mutex */
     /* of the compute thread */
     struct sfc_head *head;
     struct sfc_dense *dense;
@@ -118,10 +118,10 @@ static int block_read(struct sfc_compute *c, struct sfc_compute_job *job)
                                          job->u.block.offset, job->u.block.count, job->u.block.out,
                                          &job->error)
                         : sfc_fail(&job->error, SFC_ENOTFOUND, "this shard owns no dense blocks");
-    return c->head ? sfc_head_read(c->head, job->u.block.block, job->u.block.part,
-                                   job->u.block.offset, job->u.block.count, job->u.block.out,
-                                   &job->error)
-                   : no_head(job);
+    return c->head
+               ? sfc_head_read(c->head, job->u.block.block, job->u.block.part, job->u.block.offset,
+                               job->u.block.count, job->u.block.out, &job->error)
+               : no_head(job);
 }
 
 static int block_write(struct sfc_compute *c, struct sfc_compute_job *job)
@@ -131,10 +131,10 @@ static int block_write(struct sfc_compute *c, struct sfc_compute_job *job)
                                           job->u.block.offset, job->u.block.count,
                                           job->u.block.values, &job->error)
                         : sfc_fail(&job->error, SFC_ENOTFOUND, "this shard owns no dense blocks");
-    return c->head ? sfc_head_write(c->head, job->u.block.block, job->u.block.part,
-                                    job->u.block.offset, job->u.block.count, job->u.block.values,
-                                    &job->error)
-                   : no_head(job);
+    return c->head
+               ? sfc_head_write(c->head, job->u.block.block, job->u.block.part, job->u.block.offset,
+                                job->u.block.count, job->u.block.values, &job->error)
+               : no_head(job);
 }
 
 static int run_one(struct sfc_compute *c, struct sfc_compute_job *job)
@@ -152,7 +152,8 @@ static int run_one(struct sfc_compute *c, struct sfc_compute_job *job)
     case SFC_COMPUTE_LOGITS:
         return c->head ? sfc_head_logits(c->head, &job->u.logits, 1, &job->error) : no_head(job);
     case SFC_COMPUTE_GRADIENT:
-        return c->head ? sfc_head_gradient(c->head, &job->u.gradient, 1, &job->error) : no_head(job);
+        return c->head ? sfc_head_gradient(c->head, &job->u.gradient, 1, &job->error)
+                       : no_head(job);
     case SFC_COMPUTE_PUSH:
         return c->dense ? sfc_dense_push(c->dense, job->u.push.slot, job->u.push.slice, &job->error)
                         : SFC_OK;
@@ -161,7 +162,8 @@ static int run_one(struct sfc_compute *c, struct sfc_compute_job *job)
     case SFC_COMPUTE_COMMIT:
         return commit(c, job);
     case SFC_COMPUTE_PULL:
-        return c->dense && job->u.pull.out ? sfc_dense_pull(c->dense, job->u.pull.out, &job->error) : SFC_OK;
+        return c->dense && job->u.pull.out ? sfc_dense_pull(c->dense, job->u.pull.out, &job->error)
+                                           : SFC_OK;
     case SFC_COMPUTE_READ:
         return block_read(c, job);
     case SFC_COMPUTE_WRITE:
@@ -170,8 +172,8 @@ static int run_one(struct sfc_compute *c, struct sfc_compute_job *job)
     return sfc_fail(&job->error, SFC_EINTERNAL, "unknown job");
 }
 
-/* One backend call for all of them; false: it refused, and each must be asked alone so that one peer's
- * bad rows fail only that peer's call. */
+/* One backend call for all of them; false: it refused, and each must be asked alone so that one
+ * peer's bad rows fail only that peer's call. */
 static bool run_joined(struct sfc_compute *c, struct sfc_compute_job **jobs, size_t n)
 {
     if (!c->head)

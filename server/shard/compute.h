@@ -1,9 +1,10 @@
-/* The shard's compute executor: one thread that owns the backend and the blocks of the run, and runs
- * jobs from a queue in order. Logits (and gradients) that wait side by side are joined into one
- * backend call, which changes no bit of any answer (kernels/backend.h, I8).
+/* The shard's compute executor: one thread that owns the backend and the blocks of the run, and
+ * runs jobs from a queue in order. Logits (and gradients) that wait side by side are joined into
+ * one backend call, which changes no bit of any answer (kernels/backend.h, I8).
  *
- * Threads: every function here is called from the loop thread. A job is owned by its submitter again when
- * its done callback runs, on the loop thread; buffers named by a job must stay valid until then. */
+ * Threads: every function here is called from the loop thread. A job is owned by its submitter
+ * again when its done callback runs, on the loop thread; buffers named by a job must stay valid
+ * until then. */
 #ifndef SFC_SHARD_COMPUTE_H
 #define SFC_SHARD_COMPUTE_H
 
@@ -13,8 +14,8 @@
 struct sfc_compute;
 
 enum sfc_compute_kind {
-    SFC_COMPUTE_OPEN,     /* allocate and initialise the blocks of a run (closes the one before) */
-    SFC_COMPUTE_CLOSE,    /* free them */
+    SFC_COMPUTE_OPEN,  /* allocate and initialise the blocks of a run (closes the one before) */
+    SFC_COMPUTE_CLOSE, /* free them */
     SFC_COMPUTE_PLAN,
     SFC_COMPUTE_LOGITS,
     SFC_COMPUTE_GRADIENT,
@@ -29,10 +30,10 @@ enum sfc_compute_kind {
 struct sfc_compute_job {
     enum sfc_compute_kind kind;
     void (*done)(struct sfc_compute_job *job); /* on the loop thread */
-    void *owner;                       /* for done */
-    int code;                          /* result */
+    void *owner;                               /* for done */
+    int code;                                  /* result */
     struct sfc_error error;
-    struct sfc_compute_job *next;              /* private */
+    struct sfc_compute_job *next; /* private */
     union {
         struct {
             const struct sfc_run_setup *setup;
@@ -71,7 +72,7 @@ struct sfc_compute_job {
             uint64_t block;
             enum sfc_block_part part;
             uint64_t offset, count;
-            float *out;         /* READ */
+            float *out;          /* READ */
             const float *values; /* WRITE */
         } block;
     } u;
@@ -80,11 +81,12 @@ struct sfc_compute_job {
 /* Runs fn(ctx) on the loop thread; from any thread. */
 typedef void (*sfc_compute_post)(void *post_ctx, void (*fn)(void *ctx), void *ctx);
 
-/* backend: as in sfc_backend_open. It is opened here, so that a missing device is found at start. */
+/* backend: as in sfc_backend_open. It is opened here, so that a missing device is found at start.
+ */
 int sfc_compute_start(const char *backend, unsigned threads, sfc_compute_post post, void *post_ctx,
                       struct sfc_compute **out, struct sfc_error *err);
-/* Finishes the jobs in the queue, joins the thread and frees the blocks. Done callbacks that are not yet
- * delivered are delivered from here. NULL is fine. */
+/* Finishes the jobs in the queue, joins the thread and frees the blocks. Done callbacks that are
+ * not yet delivered are delivered from here. NULL is fine. */
 void sfc_compute_stop(struct sfc_compute *compute);
 /* After stop, and after the loop has run what was posted to it. NULL is fine. */
 void sfc_compute_free(struct sfc_compute *compute);

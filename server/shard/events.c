@@ -90,8 +90,8 @@ static void job_report(struct sfc_run_job *job, struct sfc_step_event *event)
         break;
     case SFC_JOB_PREPARE:
         for (size_t i = 0; i < run->dense_count; i++)
-            run->own_sums[i] = (struct sfc_own_dense_sum){run->sums[i].sum_of_squares,
-                                                          run->sums[i].finite};
+            run->own_sums[i] =
+                (struct sfc_own_dense_sum){run->sums[i].sum_of_squares, run->sums[i].finite};
         event->sums = run->own_sums;
         event->head_finite = job->compute.u.prepare.head_finite;
         break;
@@ -318,7 +318,8 @@ static void reply_gradient(struct sfc_shard_run *run, struct sfc_rpc_call *call,
     struct sfc_tensor_type type;
     Shardfc__V1__GradientReply reply = SHARDFC__V1__GRADIENT_REPLY__INIT;
     reply.payload_type = sfc_tensor_type(&type, SHARDFC__V1__DTYPE__DTYPE_I64, shape, 2);
-    sfc_call_reply_tensor(call, &reply, sfc_shared_borrow(answer->dx), sfc_shared_release, answer->dx);
+    sfc_call_reply_tensor(call, &reply, sfc_shared_borrow(answer->dx), sfc_shared_release,
+                          answer->dx);
 }
 
 /* The waiting call's reference to the parameters goes to the reply. */

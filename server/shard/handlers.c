@@ -1,4 +1,5 @@
-/* RPC handlers of a shard: everything that a peer says is checked here, before it becomes an event. */
+/* RPC handlers of a shard: everything that a peer says is checked here, before it becomes an event.
+ */
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
@@ -12,11 +13,13 @@
 #define MAX_BLOCK_ELEMENTS (16u << 20)
 #define MAX_BLOCK_JOBS     16u
 
-void sfc_shard_refuse(struct sfc_shard *shard, struct sfc_rpc_call *call, int code, const char *text)
+void sfc_shard_refuse(struct sfc_shard *shard, struct sfc_rpc_call *call, int code,
+                      const char *text)
 {
     if (code > 0 && code < SFC_SHARD_COUNTERS)
         shard->refused[code]++;
-    sfc_debug_log("refused a call of %s: %s: %s", sfc_rpc_call_peer(call), sfc_status_name(code), text);
+    sfc_debug_log("refused a call of %s: %s: %s", sfc_rpc_call_peer(call), sfc_status_name(code),
+                  text);
     sfc_rpc_fail(call, code, text);
 }
 
@@ -80,8 +83,8 @@ static int newer(struct sfc_shard *shard, uint64_t incarnation, struct sfc_error
 {
     if (incarnation < shard->incarnation)
         return sfc_fail(err, SFC_ESTALE,
-                        "incarnation: %" PRIu64 " is older than the scheduler's %" PRIu64, incarnation,
-                        shard->incarnation);
+                        "incarnation: %" PRIu64 " is older than the scheduler's %" PRIu64,
+                        incarnation, shard->incarnation);
     shard->incarnation = incarnation;
     return SFC_OK;
 }
@@ -90,7 +93,8 @@ static void on_open_run(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_shard *shard = ctx;
     struct sfc_error err = {0};
-    Shardfc__V1__OpenRunRequest *r = unpack(shard, call, &shardfc__v1__open_run_request__descriptor);
+    Shardfc__V1__OpenRunRequest *r =
+        unpack(shard, call, &shardfc__v1__open_run_request__descriptor);
     if (!r)
         return;
     if (shard->stopping)
@@ -106,7 +110,8 @@ static void on_close_run(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_shard *shard = ctx;
     struct sfc_error err = {0};
-    Shardfc__V1__CloseRunRequest *r = unpack(shard, call, &shardfc__v1__close_run_request__descriptor);
+    Shardfc__V1__CloseRunRequest *r =
+        unpack(shard, call, &shardfc__v1__close_run_request__descriptor);
     if (!r)
         return;
     if (newer(shard, r->incarnation, &err) != SFC_OK) {
@@ -170,7 +175,8 @@ static int take_prepared(const struct sfc_shard_run *run, const Shardfc__V1__Pre
         if (code != SFC_OK)
             return code;
         if (a->micro_batch != i)
-            return sfc_fail(err, SFC_EINVAL, "attempts[%zu] is of micro-batch %u", i, a->micro_batch);
+            return sfc_fail(err, SFC_EINVAL, "attempts[%zu] is of micro-batch %u", i,
+                            a->micro_batch);
         if (a->head_digest.len != sizeof out[i].head_digest.bytes)
             return sfc_fail(err, SFC_EINVAL, "attempts[%zu].head_digest has %zu bytes, not 16", i,
                             a->head_digest.len);
@@ -256,10 +262,8 @@ static void on_abort(struct sfc_rpc_call *call, void *ctx)
     Shardfc__V1__AbortRequest *r = unpack(shard, call, &shardfc__v1__abort_request__descriptor);
     if (!r)
         return;
-    struct sfc_step_event event = {.type = SFC_SE_ABORT,
-                                   .run_id = r->run_id,
-                                   .incarnation = r->incarnation,
-                                   .step = r->step};
+    struct sfc_step_event event = {
+        .type = SFC_SE_ABORT, .run_id = r->run_id, .incarnation = r->incarnation, .step = r->step};
     struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
     if (run && newer(shard, r->incarnation, &err) == SFC_OK &&
         attempt_of(r->round, "round", &event.round, &err) == SFC_OK)
@@ -323,10 +327,12 @@ static void take_payload(struct sfc_shard *shard, struct sfc_rpc_call *call,
 }
 
 #define PAYLOAD_CALL(kind, r)                                                                      \
-    &(struct payload_call){.type = kind, .run_id = (r)->run_id, .step = (r)->step,                 \
-                           .map_version = (r)->map_version, .payload_digest = (r)->payload_digest, \
-                           .micro_batch = (r)->micro_batch, .attempt = (r)->attempt,               \
-                           .payload_type = (r)->payload_type}
+    &(struct payload_call)                                                                         \
+    {                                                                                              \
+        .type = kind, .run_id = (r)->run_id, .step = (r)->step, .map_version = (r)->map_version,   \
+        .payload_digest = (r)->payload_digest, .micro_batch = (r)->micro_batch,                    \
+        .attempt = (r)->attempt, .payload_type = (r)->payload_type                                 \
+    }
 
 static void on_logits(struct sfc_rpc_call *call, void *ctx)
 {
@@ -346,7 +352,8 @@ static void on_gradient(struct sfc_rpc_call *call, void *ctx)
 
 static void on_push_dense(struct sfc_rpc_call *call, void *ctx)
 {
-    Shardfc__V1__PushDenseRequest *r = unpack(ctx, call, &shardfc__v1__push_dense_request__descriptor);
+    Shardfc__V1__PushDenseRequest *r =
+        unpack(ctx, call, &shardfc__v1__push_dense_request__descriptor);
     if (r)
         take_payload(ctx, call, PAYLOAD_CALL(SFC_SE_DENSE, r));
     sfc_message_free(r);
@@ -356,13 +363,12 @@ static void on_pull_dense(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_shard *shard = ctx;
     struct sfc_error err = {0};
-    Shardfc__V1__PullDenseRequest *r = unpack(shard, call, &shardfc__v1__pull_dense_request__descriptor);
+    Shardfc__V1__PullDenseRequest *r =
+        unpack(shard, call, &shardfc__v1__pull_dense_request__descriptor);
     if (!r)
         return;
-    struct sfc_step_event event = {.type = SFC_SE_PULL,
-                                   .run_id = r->run_id,
-                                   .step = r->step,
-                                   .map_version = r->map_version};
+    struct sfc_step_event event = {
+        .type = SFC_SE_PULL, .run_id = r->run_id, .step = r->step, .map_version = r->map_version};
     struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
     if (run)
         sfc_shard_event(run, call, &event);
@@ -415,7 +421,8 @@ static int check_block(const struct sfc_shard_run *run, bool dense, uint64_t blo
                         " elements",
                         offset, count, block, elements);
     if (count > MAX_BLOCK_ELEMENTS)
-        return sfc_fail(err, SFC_ELIMIT, "count: %" PRIu64 " is over %u", count, MAX_BLOCK_ELEMENTS);
+        return sfc_fail(err, SFC_ELIMIT, "count: %" PRIu64 " is over %u", count,
+                        MAX_BLOCK_ELEMENTS);
     if (run->shard->blocks_in_flight >= MAX_BLOCK_JOBS)
         return sfc_fail(err, SFC_EUNAVAILABLE, "too many block transfers at a time; try again");
     return SFC_OK;
@@ -423,7 +430,8 @@ static int check_block(const struct sfc_shard_run *run, bool dense, uint64_t blo
 
 static int check_kind(int kind, int part, struct sfc_error *err)
 {
-    if (kind != SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK && kind != SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK)
+    if (kind != SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK &&
+        kind != SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK)
         return sfc_fail(err, SFC_EINVAL, "kind: %d", kind);
     if (part != SHARDFC__V1__BLOCK_PART__VALUES && part != SHARDFC__V1__BLOCK_PART__MOMENTUM)
         return sfc_fail(err, SFC_EINVAL, "part: %d", part);
@@ -479,7 +487,8 @@ static void on_read_block(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_shard *shard = ctx;
     struct sfc_error err = {0};
-    Shardfc__V1__ReadBlockRequest *r = unpack(shard, call, &shardfc__v1__read_block_request__descriptor);
+    Shardfc__V1__ReadBlockRequest *r =
+        unpack(shard, call, &shardfc__v1__read_block_request__descriptor);
     if (!r)
         return;
     struct sfc_shard_run *run = run_of(shard, r->run_id, &err);

@@ -1,5 +1,6 @@
-/* Keeps this shard known to the scheduler: registers, then holds one heartbeat open after the other. When
- * that breaks (the scheduler restarted, the network is cut) it registers again, with backoff. */
+/* Keeps this shard known to the scheduler: registers, then holds one heartbeat open after the
+ * other. When that breaks (the scheduler restarted, the network is cut) it registers again, with
+ * backoff. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,8 +35,8 @@ static void retry(struct sfc_shard *shard, const char *why)
     later(shard, ms < BACKOFF_MAX_MS ? ms : BACKOFF_MAX_MS);
 }
 
-static int call(struct sfc_shard *shard, const char *method, const void *message, unsigned deadline_ms,
-                sfc_rpc_done done, struct sfc_error *err)
+static int call(struct sfc_shard *shard, const char *method, const void *message,
+                unsigned deadline_ms, sfc_rpc_done done, struct sfc_error *err)
 {
     size_t size = 0;
     uint8_t *bytes = sfc_message_pack(message, &size);
@@ -91,8 +92,8 @@ static void register_now(struct sfc_shard *shard)
         r.prepared_step = sfc_step_prepared(&shard->run->fsm);
     }
     struct sfc_error err = {0};
-    if (call(shard, "/shardfc.v1.Scheduler/RegisterShard", &r, REGISTER_DEADLINE_MS, registered, &err) !=
-        SFC_OK)
+    if (call(shard, "/shardfc.v1.Scheduler/RegisterShard", &r, REGISTER_DEADLINE_MS, registered,
+             &err) != SFC_OK)
         retry(shard, err.text);
 }
 

@@ -135,7 +135,8 @@ static int jobs_new(struct sfc_shard_run *run)
 
 static int buffers_new(struct sfc_shard_run *run, struct sfc_error *err)
 {
-    size_t micro_batches = run->setup.micro_batches, dense = run->dense_count ? run->dense_count : 1;
+    size_t micro_batches = run->setup.micro_batches,
+           dense = run->dense_count ? run->dense_count : 1;
     run->prepare_slots = calloc(micro_batches, sizeof *run->prepare_slots);
     run->commit_slots = calloc(micro_batches, sizeof *run->commit_slots);
     run->sums = calloc(dense, sizeof *run->sums);
@@ -159,8 +160,8 @@ static int own_blocks(const uint32_t *owners, size_t count, uint32_t shards, uin
     size_t n = 0;
     for (size_t i = 0; i < count; i++) {
         if (owners[i] >= shards)
-            return sfc_fail(err, SFC_EINVAL, "map.%s[%zu] is %u, but the map has %u shards", what, i,
-                            owners[i], shards);
+            return sfc_fail(err, SFC_EINVAL, "map.%s[%zu] is %u, but the map has %u shards", what,
+                            i, owners[i], shards);
         n += owners[i] == self;
     }
     uint64_t *blocks = malloc((n ? n : 1) * sizeof *blocks);
@@ -181,7 +182,8 @@ static int take_map(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest
     if (r->self >= map->n_shards || map->n_shards > SFC_CORE_MAX_SHARDS)
         return sfc_fail(err, SFC_EINVAL, "self is %u, but the map has %zu shards", r->self,
                         map->n_shards);
-    if (map->n_class_owner != run->setup.class_blocks || map->n_dense_owner != run->setup.dense_blocks)
+    if (map->n_class_owner != run->setup.class_blocks ||
+        map->n_dense_owner != run->setup.dense_blocks)
         return sfc_fail(err, SFC_EINVAL,
                         "the map has %zu class and %zu dense blocks, the configuration %" PRIu64
                         " and %" PRIu64,
@@ -214,7 +216,8 @@ static int check_memory(struct sfc_shard_run *run, struct sfc_error *err)
                                     run->dense_blocks, run->dense_count, m, err);
     if (code != SFC_OK)
         return code;
-    sfc_info_log("run %" PRIu64 ": %zu class blocks (%" PRIu64 " classes) and %zu dense blocks need "
+    sfc_info_log("run %" PRIu64 ": %zu class blocks (%" PRIu64
+                 " classes) and %zu dense blocks need "
                  "%.1f MiB: head %.1f state + %.1f step + %.1f scratch, dense %.1f, answers %.1f; "
                  "limit %.1f MiB",
                  run->id, run->class_count,
@@ -224,10 +227,11 @@ static int check_memory(struct sfc_shard_run *run, struct sfc_error *err)
                  mib(m->dense.state_bytes + m->dense.step_bytes + m->dense.scratch_bytes),
                  mib(m->answers), mib(run->shard->memory_limit));
     if (m->total > run->shard->memory_limit)
-        return sfc_fail(err, SFC_ENOMEM,
-                        "shard %s needs %.1f MiB for its blocks of run %" PRIu64
-                        " but may use %.1f MiB; add shards, raise --memory, or make the run smaller",
-                        run->shard->advertised, mib(m->total), run->id, mib(run->shard->memory_limit));
+        return sfc_fail(
+            err, SFC_ENOMEM,
+            "shard %s needs %.1f MiB for its blocks of run %" PRIu64
+            " but may use %.1f MiB; add shards, raise --memory, or make the run smaller",
+            run->shard->advertised, mib(m->total), run->id, mib(run->shard->memory_limit));
     return SFC_OK;
 }
 
@@ -339,7 +343,8 @@ void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
     }
     shard->run = run;
     run->open_call = call;
-    run->open_job = (struct sfc_compute_job){.kind = SFC_COMPUTE_OPEN, .done = opened, .owner = run};
+    run->open_job =
+        (struct sfc_compute_job){.kind = SFC_COMPUTE_OPEN, .done = opened, .owner = run};
     run->open_job.u.open.setup = &run->setup;
     run->open_job.u.open.class_blocks = run->class_blocks;
     run->open_job.u.open.class_count = run->class_count;
@@ -372,6 +377,7 @@ void sfc_shard_close_run(struct sfc_shard *shard, struct sfc_rpc_call *call)
     shard->run = NULL;
     run->closed = true;
     run->close_call = call;
-    run->close_job = (struct sfc_compute_job){.kind = SFC_COMPUTE_CLOSE, .done = closed, .owner = run};
+    run->close_job =
+        (struct sfc_compute_job){.kind = SFC_COMPUTE_CLOSE, .done = closed, .owner = run};
     sfc_compute_submit(shard->compute, &run->close_job);
 }

@@ -66,7 +66,8 @@ static void take_addresses(struct sfc_shard *shard, int port)
     int host = colon ? (int)(colon - listen) : (int)strlen(listen);
     snprintf(shard->listening, sizeof shard->listening, "%.*s:%d", host, listen, port);
     if (shard->options->advertise)
-        snprintf(shard->advertised, sizeof shard->advertised, "%s:%d", shard->options->advertise, port);
+        snprintf(shard->advertised, sizeof shard->advertised, "%s:%d", shard->options->advertise,
+                 port);
     else
         snprintf(shard->advertised, sizeof shard->advertised, "%s", shard->listening);
 }
@@ -76,8 +77,9 @@ static void post(void *ctx, void (*fn)(void *), void *arg)
     sfc_rpc_loop_post(ctx, fn, arg);
 }
 
-int sfc_shard_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv, const struct sfc_shard_options *options,
-                    struct sfc_shard **out, const char **address, struct sfc_error *err)
+int sfc_shard_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
+                    const struct sfc_shard_options *options, struct sfc_shard **out,
+                    const char **address, struct sfc_error *err)
 {
     struct sfc_shard *shard = calloc(1, sizeof *shard);
     if (!shard)
@@ -95,19 +97,20 @@ int sfc_shard_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv, const struct sfc_sh
         (code = take_memory_limit(shard, err)) != SFC_OK)
         return code;
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
-    unsigned threads = options->threads ? (unsigned)options->threads
-                                        : (unsigned)(processors > 0 ? processors : 1);
+    unsigned threads =
+        options->threads ? (unsigned)options->threads : (unsigned)(processors > 0 ? processors : 1);
     code = sfc_compute_start(options->backend, threads, post, rpc, &shard->compute, err);
     if (code != SFC_OK)
         return sfc_prefix(err, "--backend %s", options->backend), code;
     int port = 0;
-    code = sfc_rpc_server_start(rpc, options->listen, sfc_shard_methods, sfc_shard_method_count, shard,
-                                &shard->server, &port, err);
+    code = sfc_rpc_server_start(rpc, options->listen, sfc_shard_methods, sfc_shard_method_count,
+                                shard, &shard->server, &port, err);
     if (code != SFC_OK)
         return sfc_prefix(err, "--listen %s", options->listen), code;
     take_addresses(shard, port);
-    sfc_info_log("%s, %u threads, up to %.1f MiB", sfc_backend_numerics(sfc_compute_backend(shard->compute)),
-                 threads, (double)shard->memory_limit / (1 << 20));
+    sfc_info_log("%s, %u threads, up to %.1f MiB",
+                 sfc_backend_numerics(sfc_compute_backend(shard->compute)), threads,
+                 (double)shard->memory_limit / (1 << 20));
     *address = shard->listening;
     return sfc_shard_register_start(shard, err);
 }

@@ -10,16 +10,16 @@
 
 /* Bytes that a reply borrows: freed when the last reply let go and its run no longer wants it. */
 struct sfc_shared {
-    unsigned refs;  /* replies on their way */
-    bool orphan;    /* its run is done with it */
-    uint64_t step;  /* parameters: 1 + the step whose state it holds, 0: none */
+    unsigned refs; /* replies on their way */
+    bool orphan;   /* its run is done with it */
+    uint64_t step; /* parameters: 1 + the step whose state it holds, 0: none */
     size_t size;
-    void *data;     /* 64-byte aligned */
+    void *data; /* 64-byte aligned */
 };
 struct sfc_shared *sfc_shared_new(size_t size);
-void sfc_shared_drop(struct sfc_shared *shared);       /* by its run; NULL is fine */
+void sfc_shared_drop(struct sfc_shared *shared);               /* by its run; NULL is fine */
 struct sfc_bytes sfc_shared_borrow(struct sfc_shared *shared); /* for a reply */
-void sfc_shared_release(void *shared);                 /* by the reply */
+void sfc_shared_release(void *shared);                         /* by the reply */
 
 /* The answers of one attempt. */
 struct sfc_answer {
@@ -60,9 +60,9 @@ struct sfc_run_job {
 struct sfc_shard_run {
     struct sfc_shard *shard;
     uint64_t id;
-    bool open;     /* blocks are allocated */
-    bool closed;   /* no further events */
-    bool load;     /* blocks may be written before the first plan */
+    bool open;   /* blocks are allocated */
+    bool closed; /* no further events */
+    bool load;   /* blocks may be written before the first plan */
     bool planned;
     uint64_t start_step;
     uint64_t map_version;
@@ -100,15 +100,15 @@ struct sfc_shard {
     char advertised[300];
     uint64_t memory_limit;
     uint64_t boot_id;
-    uint64_t id;           /* 0: not registered */
-    uint64_t incarnation;  /* greatest seen */
-    int lock;              /* of --state, -1: none */
-    uv_timer_t timer;      /* registration and heartbeats */
+    uint64_t id;          /* 0: not registered */
+    uint64_t incarnation; /* greatest seen */
+    int lock;             /* of --state, -1: none */
+    uv_timer_t timer;     /* registration and heartbeats */
     bool timer_open;
     bool stopping;
-    unsigned failures;     /* of registration in a row */
+    unsigned failures; /* of registration in a row */
     struct sfc_shard_run *run;
-    unsigned blocks_in_flight; /* ReadBlock and WriteBlock jobs */
+    unsigned blocks_in_flight;            /* ReadBlock and WriteBlock jobs */
     uint64_t refused[SFC_SHARD_COUNTERS]; /* calls that ended with each status */
     uint64_t zero_features;
 };
@@ -125,7 +125,8 @@ void sfc_shard_event(struct sfc_shard_run *run, struct sfc_rpc_call *call,
                      struct sfc_step_event *event);
 
 /* ---- handlers.c */
-void sfc_shard_refuse(struct sfc_shard *shard, struct sfc_rpc_call *call, int code, const char *text);
+void sfc_shard_refuse(struct sfc_shard *shard, struct sfc_rpc_call *call, int code,
+                      const char *text);
 extern const struct sfc_rpc_method sfc_shard_methods[];
 extern const size_t sfc_shard_method_count;
 

@@ -36,7 +36,8 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     struct place *p = *state;
-    static const char *const files[] = {"scheduler.db", "scheduler.db-wal", "scheduler.db-shm", "lock"};
+    static const char *const files[] = {"scheduler.db", "scheduler.db-wal", "scheduler.db-shm",
+                                        "lock"};
     char path[256];
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         snprintf(path, sizeof path, "%s/%s", p->dir, files[i]);
@@ -101,7 +102,8 @@ static void test_runs(void **state)
     assert_int_equal(sfc_store_add_run(store, &run, &first, NULL), SFC_OK);
     assert_int_equal(sfc_store_add_run(store, &run, &second, NULL), SFC_OK);
     assert_true(second > first);
-    assert_int_equal(sfc_store_set_run_state(store, second, "failed", "shard 1 lost", NULL), SFC_OK);
+    assert_int_equal(sfc_store_set_run_state(store, second, "failed", "shard 1 lost", NULL),
+                     SFC_OK);
     assert_int_equal(sfc_store_set_run_state(store, second + 9, "failed", "", NULL), SFC_ENOTFOUND);
     sfc_store_close(store);
     store = must_open(*state);
