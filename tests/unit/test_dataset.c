@@ -1,4 +1,4 @@
-/* Writer, reader, decoder and prefetcher on small sets, whole and broken. */
+/* Writer, reader and decoder on small sets, whole and broken. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,7 +15,6 @@
 #include "worker/data/file.h"
 #include "worker/data/jpeg.h"
 #include "worker/data/meta.h"
-#include "worker/data/prefetch.h"
 #include "worker/data/recordio.h"
 #include "worker/data/set_writer.h"
 
@@ -268,126 +267,6 @@ static void test_broken_jpeg(void **state)
     sfc_dataset_close(set);
 }
 
-static void count_ready(void *arg, uint64_t step, uint32_t micro)
-{
-    (void)step;
-    (void)micro;
-    __atomic_fetch_add((int *)arg, 1, __ATOMIC_SEQ_CST);
-}
-
-static void test_prefetch(void **state)
-{
-    (void)state;
-    struct sfc_error err = {0};
-    struct sfc_decoder *decoder = NULL;
-    struct sfc_prefetch *p = NULL;
-    int ready = 0;
-    write_set(SIDE);
-    struct sfc_dataset *set = open_set();
-    struct sfc_prefetch_options options = {.threads = 3,
-                                           .slots = 4,
-                                           .rows = 8,
-                                           .seed = 9,
-                                           .augment = {.affine = 0.1, .noise = 0.1},
-                                           .on_ready = count_ready,
-                                           .arg = &ready};
-    assert_int_equal(sfc_prefetch_new(set, &options, &p, &err), SFC_OK);
-    uint64_t samples[8], epochs[8];
-    for (uint64_t i = 0; i < 8; i++) {
-        samples[i] = (i * 7) % SAMPLES;
-        epochs[i] = i % 2;
-    }
-    for (uint32_t j = 0; j < 4; j++)
-        assert_int_equal(sfc_prefetch_submit(p, 5, j, samples, epochs, 8, &err), SFC_OK);
-    assert_int_equal(sfc_prefetch_submit(p, 5, 2, samples, epochs, 8, &err), SFC_EEXIST);
-    assert_int_equal(sfc_prefetch_submit(p, 6, 0, samples, epochs, 8, &err), SFC_ELIMIT);
-    assert_int_equal(sfc_decoder_new(set, &decoder, &err), SFC_OK);
-    float image[SIDE * SIDE];
-    for (uint32_t j = 0; j < 4; j++) {
-        const struct sfc_batch *batch = NULL;
-        assert_int_equal(sfc_prefetch_take(p, 5, j, 20000, &batch, &err), SFC_OK);
-        assert_int_equal(batch->error.code, SFC_OK);
-        assert_int_equal(batch->rows, 8);
-        for (int i = 0; i < 8; i++) {
-            assert_int_equal(batch->labels[i], samples[i] / PER_CLASS);
-            assert_int_equal(
-                sfc_decoder_read(decoder, samples[i], &options.augment, 9, epochs[i], image, &err),
-                SFC_OK);
-            assert_memory_equal(image, batch->images + i * SIDE * SIDE, sizeof image);
-        }
-    }
-    const struct sfc_batch *batch = NULL;
-    assert_int_equal(sfc_prefetch_take(p, 6, 0, 0, &batch, &err), SFC_ENOTFOUND);
-    sfc_prefetch_release(p, 5, 1);
-    assert_int_equal(sfc_prefetch_submit(p, 6, 0, samples, epochs, 3, &err), SFC_OK);
-    assert_int_equal(sfc_prefetch_take(p, 6, 0, 20000, &batch, &err), SFC_OK);
-    sfc_prefetch_release_before(p, 6);
-    struct sfc_prefetch_counters counters;
-    sfc_prefetch_counters(p, &counters);
-    assert_int_equal(counters.ready, 1);
-    assert_int_equal(counters.images, 35);
-    samples[2] = SAMPLES;
-    assert_int_equal(sfc_prefetch_submit(p, 7, 0, samples, epochs, 8, &err), SFC_EINVAL);
-    sfc_prefetch_free(p);
-    assert_int_equal(ready, 5);
-    sfc_decoder_free(decoder);
-    sfc_dataset_close(set);
-}
-
-static void test_prefetch_broken(void **state)
-{
-    (void)state;
-    struct sfc_error err = {0};
-    write_set(SIDE);
-    break_jpeg(3);
-    break_jpeg(6);
-    struct sfc_dataset *set = open_set();
-    const uint64_t samples[4] = {0, 5, 2, 7}, epochs[4] = {0};
-    for (int skip = 0; skip < 2; skip++) {
-        struct sfc_prefetch *p = NULL;
-        const struct sfc_batch *batch = NULL;
-        struct sfc_prefetch_options options = {
-            .threads = 2, .slots = 1, .rows = 4, .skip_broken = skip == 1};
-        assert_int_equal(sfc_prefetch_new(set, &options, &p, &err), SFC_OK);
-        assert_int_equal(sfc_prefetch_submit(p, 1, 0, samples, epochs, 4, &err), SFC_OK);
-        assert_int_equal(sfc_prefetch_take(p, 1, 0, 20000, &batch, &err), SFC_OK);
-        assert_int_equal(batch->error.code, skip ? SFC_OK : SFC_ECORRUPT);
-        assert_int_equal(batch->broken, 2);
-        assert_int_equal(batch->broken_row, 1);
-        assert_int_equal(batch->broken_sample, 5);
-        assert_non_null(strstr(batch->cause.text, "record 6"));
-        assert_true(batch->labels[1] == SFC_LABEL_NONE && batch->labels[2] == SFC_LABEL_NONE);
-        assert_int_equal(batch->labels[3], 1);
-        for (int i = 0; i < SIDE * SIDE; i++)
-            assert_true(batch->images[SIDE * SIDE + i] == 0.0F);
-        sfc_prefetch_free(p);
-    }
-    sfc_dataset_close(set);
-}
-
-/* Release at every moment: nothing leaks, no slot is lost. */
-static void test_prefetch_release(void **state)
-{
-    (void)state;
-    struct sfc_error err = {0};
-    struct sfc_prefetch *p = NULL;
-    const struct sfc_batch *batch = NULL;
-    write_set(SIDE);
-    struct sfc_dataset *set = open_set();
-    struct sfc_prefetch_options options = {.threads = 2, .slots = 2, .rows = 4};
-    const uint64_t samples[4] = {0, 1, 2, 3}, epochs[4] = {0};
-    assert_int_equal(sfc_prefetch_new(set, &options, &p, &err), SFC_OK);
-    for (uint32_t i = 0; i < 300; i++) {
-        int rc = sfc_prefetch_submit(p, i, 0, samples, epochs, 4, &err);
-        if (rc == SFC_OK && i % 3 != 0)
-            assert_int_equal(sfc_prefetch_take(p, i, 0, 20000, &batch, &err), SFC_OK);
-        sfc_prefetch_release(p, i, 0);
-        assert_int_equal(sfc_prefetch_take(p, i, 0, 0, &batch, &err), SFC_ENOTFOUND);
-    }
-    sfc_prefetch_free(p);
-    sfc_dataset_close(set);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -397,9 +276,6 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_broken_files, setup, teardown),
         cmocka_unit_test_setup_teardown(test_cut_in_mid_record, setup, teardown),
         cmocka_unit_test_setup_teardown(test_broken_jpeg, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_prefetch, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_prefetch_broken, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_prefetch_release, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
