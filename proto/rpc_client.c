@@ -380,16 +380,27 @@ static grpc_channel *make_channel(const char *address)
     return channel;
 }
 
+/* "HOST:PORT" with a port of 1..65535: gRPC would take a larger one modulo 65536. */
+static bool address_valid(const char *address)
+{
+    const char *colon = strrchr(address, ':');
+    if (colon == NULL || colon == address || strlen(address) > SFC_LIMIT_ADDRESS) {
+        return false;
+    }
+    size_t digits = strspn(colon + 1, "0123456789");
+    int port = digits > 0 && digits <= 5 ? atoi(colon + 1) : 0;
+    return colon[1 + digits] == '\0' && port >= 1 && port <= 65535;
+}
+
 int sfc_rpc_client_new(struct sfc_rpc_loop *loop, const char *address, struct sfc_rpc_client **out,
                        struct sfc_error *err)
 {
     if (loop->stopping) {
         return sfc_fail(err, SFC_ESTATE, "the RPC loop is stopping");
     }
-    const char *colon = strrchr(address, ':');
-    if (colon == NULL || colon == address || colon[1] == '\0' ||
-        strlen(address) > SFC_LIMIT_ADDRESS) {
-        return sfc_fail(err, SFC_EINVAL, "\"%.256s\" is not HOST:PORT", address);
+    if (!address_valid(address)) {
+        return sfc_fail(err, SFC_EINVAL, "\"%.256s\" is not HOST:PORT with a port of 1 to 65535",
+                        address);
     }
     struct sfc_rpc_client *client = calloc(1, sizeof *client);
     char *copy = strdup(address);

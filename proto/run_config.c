@@ -122,6 +122,10 @@ static int check_optimizer(const Shardfc__V1__RunConfig *c, struct sfc_error *er
     if (code != SFC_OK) {
         return code;
     }
+    if (strcmp(c->optimizer, "adamw") == 0 && strcmp(c->momentum_mode, "dense") == 0) {
+        return sfc_fail(err, SFC_EINVAL,
+                        "optimizer adamw does not go with momentum_mode dense: use sgd or sampled");
+    }
     if (c->global_batch % c->micro_batch != 0) {
         return sfc_fail(err, SFC_EINVAL, "global_batch %u is not a multiple of micro_batch %u",
                         c->global_batch, c->micro_batch);

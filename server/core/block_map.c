@@ -94,15 +94,16 @@ static int refuse(const struct sfc_placement *p, const struct sfc_placement_shar
     list[0] = '\0';
     for (uint32_t k = 0; k < shard_count && used < sizeof(list) - 1; k++) {
         int n =
-            snprintf(list + used, sizeof(list) - used, "%sshard %llu: %llu", k > 0 ? ", " : "",
-                     (unsigned long long)shards[k].id, (unsigned long long)shards[k].memory_limit);
+            snprintf(list + used, sizeof(list) - used, "%sshard %llu: %.1f MiB", k > 0 ? ", " : "",
+                     (unsigned long long)shards[k].id, (double)shards[k].memory_limit / (1 << 20));
         used += n > 0 ? (size_t)n : 0;
     }
     uint64_t blocks = p->classes * p->class_bytes + p->dense_size * p->dense_bytes;
-    return sfc_fail(err, SFC_ENOMEM,
-                    "the run needs %llu bytes of blocks plus %llu bytes on each shard; available: "
-                    "%s. Add shards or memory, or a smaller run",
-                    (unsigned long long)blocks, (unsigned long long)p->fixed_bytes, list);
+    return sfc_fail(
+        err, SFC_ENOMEM,
+        "the run needs %.1f MiB for its blocks plus %.1f MiB on each shard; available: "
+        "%s. Add shards, give them more (shardfc-shard --memory) or make the run smaller",
+        (double)blocks / (1 << 20), (double)p->fixed_bytes / (1 << 20), list);
 }
 
 int sfc_block_map_place(const struct sfc_placement *p, const struct sfc_placement_shard *shards,

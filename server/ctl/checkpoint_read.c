@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "proto/run_config.h"
 #include "server/ctl/checkpoint_common.h"
 
 #define MAX_SMALL_FILE (64u << 20) /* manifest.json or run.pb */
@@ -132,6 +133,8 @@ static int load_config(struct sfc_checkpoint *c, const char *expected, struct sf
         c->config = shardfc__v1__run_config__unpack(NULL, size, (const uint8_t *)packed);
         if (c->config == NULL || c->config->data == NULL) {
             code = sfc_fail(err, SFC_ECORRUPT, "%s/run.pb: not a run configuration", c->dir);
+        } else if (sfc_run_config_check(c->config, err) != SFC_OK) {
+            code = sfc_prefix(err, "%s/run.pb", c->dir);
         }
     }
     free(packed);

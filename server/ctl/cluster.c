@@ -27,6 +27,9 @@ int sfc_cluster_connect(const char *scheduler, struct sfc_cluster **out, struct 
     int code = sfc_rpc_runner_start(&cluster->runner, err);
     if (code == SFC_OK) {
         code = sfc_rpc_runner_connect(cluster->runner, scheduler, &cluster->scheduler, err);
+        if (code == SFC_EINVAL) {
+            sfc_prefix(err, "--scheduler");
+        }
     }
     if (code != SFC_OK) {
         sfc_cluster_close(cluster);

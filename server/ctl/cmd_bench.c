@@ -145,8 +145,15 @@ static int run(const struct bench_options *o, struct sfc_error *err)
 
 int sfc_cmd_bench(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "--version") == 0) {
+        puts("shardfc bench " SFC_VERSION);
+        return 0;
+    }
     if (argc < 2 || strcmp(argv[1], "head") != 0) {
         bool help = argc > 1 && strcmp(argv[1], "--help") == 0;
+        if (!help && argc > 1) {
+            fprintf(stderr, "shardfc bench: unknown command '%s'\n", argv[1]);
+        }
         fprintf(help ? stdout : stderr, "usage: shardfc bench head [OPTIONS]\n\n"
                                         "  head   the class layer's step, beside its floor\n");
         return help ? 0 : 2;

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/limits.h"
+#include "proto/run_config.h"
 #include "server/core/block_map.h"
 #include "server/ctl/command.h"
 #include "worker/data/dataset.h"
@@ -93,7 +95,7 @@ static const struct sfc_option table[] = {
      .type = SFC_OPTION_DOUBLE,
      .offset = AT(scale),
      .low = 0.001,
-     .high = 1000,
+     .high = SFC_LIMIT_SCALE,
      .fallback = "64",
      .help = "factor of the cosine"},
     {.name = "filter",
@@ -200,6 +202,7 @@ static const struct sfc_option table[] = {
     {.name = "block-size",
      .type = SFC_OPTION_U64,
      .offset = AT(block_size),
+     .max = SFC_LIMIT_BLOCK_SIZE,
      .metavar = "N",
      .help =
          "classes per block; default: the power of two at most classes/64, within 1024 and 8192"},
@@ -515,9 +518,11 @@ static int build(const struct create_options *o, struct built *b, struct sfc_err
     if (code == SFC_OK) {
         code = use_backbone(o, b, err);
     }
-    b->config.block_size = o->block_size > 0
-                               ? (uint32_t)(o->block_size < UINT32_MAX ? o->block_size : UINT32_MAX)
-                               : sfc_default_block_size(b->config.classes);
+    if (code == SFC_OK) {
+        b->config.block_size =
+            o->block_size > 0 ? (uint32_t)o->block_size : sfc_default_block_size(b->config.classes);
+        code = sfc_run_config_check(&b->config, err); /* as the scheduler will, but at once */
+    }
     return code;
 }
 

@@ -263,7 +263,14 @@ int sfc_cmd_data(int argc, char **argv)
             return run(kinds[i].program, argc - 1, argv + 1);
         }
     }
+    if (argc > 1 && strcmp(argv[1], "--version") == 0) {
+        puts("shardfc data " SFC_VERSION);
+        return 0;
+    }
     bool help = argc > 1 && strcmp(argv[1], "--help") == 0;
+    if (!help && argc > 1) {
+        fprintf(stderr, "shardfc data: unknown command '%s'\n", argv[1]);
+    }
     fprintf(help ? stdout : stderr, "usage: shardfc data glyphs|pack|info [OPTIONS]\n\n"
                                     "  glyphs   make a data set from installed fonts\n"
                                     "  pack     pack a folder of images\n"

@@ -9,7 +9,16 @@
 int sfc_command_failed(const char *command, const struct sfc_error *err)
 {
     fprintf(stderr, "shardfc %s: %s\n", command, err->text);
-    return err->code == SFC_EINVAL ? 2 : 1;
+    switch (err->code) {
+    case SFC_EINVAL:
+    case SFC_ENOTFOUND:
+    case SFC_EEXIST:
+    case SFC_ECORRUPT:
+    case SFC_EUNSUPPORTED:
+        return 2;
+    default:
+        return 1;
+    }
 }
 
 void sfc_command_json(json_t *object)

@@ -29,8 +29,8 @@ int sfc_cmd_eval(int argc, char **argv);
 int sfc_cmd_data(int argc, char **argv);
 int sfc_cmd_bench(int argc, char **argv);
 
-/* Prints "shardfc COMMAND: message" and returns the exit code of err->code: 2 for bad input
- * (SFC_EINVAL), else 1. */
+/* Prints "shardfc COMMAND: message" and returns the exit code of err->code: 2 for what the caller has
+ * to change (a value, a file that is missing, damaged, in the way or of an unknown kind), else 1. */
 int sfc_command_failed(const char *command, const struct sfc_error *err);
 /* Prints the object as one line on stdout and releases it. */
 void sfc_command_json(json_t *object);

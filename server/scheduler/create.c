@@ -125,7 +125,8 @@ static int check_shards(struct sfc_scheduler *s, const struct sfc_run_setup *set
         if (code == SFC_OK && m.total > limit)
             code = sfc_fail(
                 err, SFC_ENOMEM,
-                "shard %s would need %.1f MiB but may use %.1f MiB; add shards or memory",
+                "shard %s would need %.1f MiB but may use %.1f MiB; add shards, give this one more "
+                "(shardfc-shard --memory), or make the run smaller",
                 members[k]->address, (double)m.total / (1 << 20), (double)limit / (1 << 20));
         if (code == SFC_OK && m.total > *max)
             *max = m.total;

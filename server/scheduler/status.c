@@ -104,7 +104,8 @@ static void fill_shards(struct sfc_scheduler *s, struct status *st)
             out->backend = (char *)(uintptr_t)info->backend;
             out->numerics = (char *)(uintptr_t)info->numerics;
         }
-        uint32_t index = s->run ? sfc_sched_run_shard(s->run, member->id) : UINT32_MAX;
+        bool placed = s->run && s->run->fsm.state != SFC_RUN_IDLE; /* idle: blocks are freed */
+        uint32_t index = placed ? sfc_sched_run_shard(s->run, member->id) : UINT32_MAX;
         if (index != UINT32_MAX)
             count_blocks(s->run, index, out);
         st->shard_list[n++] = out;

@@ -81,9 +81,9 @@ static void test_refusal_has_the_numbers(void **state)
     struct sfc_block_map map;
     struct sfc_error err;
     assert_int_equal(sfc_block_map_place(&p, s, 2, &map, &err), SFC_ENOMEM);
-    assert_non_null(strstr(err.text, "41000000 bytes of blocks")); /* 10000*4096 + 5000*8 */
-    assert_non_null(strstr(err.text, "shard 7: 5000000"));
-    assert_non_null(strstr(err.text, "shard 9: 6000000"));
+    assert_non_null(strstr(err.text, "39.1 MiB for its blocks")); /* 10000*4096 + 5000*8 */
+    assert_non_null(strstr(err.text, "shard 7: 4.8 MiB"));
+    assert_non_null(strstr(err.text, "shard 9: 5.7 MiB"));
 }
 
 static void test_owner(void **state)
