@@ -1,6 +1,7 @@
 #include "server/run/messages.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 void *sfc_bytes_unpack(struct sfc_bytes bytes, const ProtobufCMessageDescriptor *type)
 {
@@ -8,15 +9,84 @@ void *sfc_bytes_unpack(struct sfc_bytes bytes, const ProtobufCMessageDescriptor 
     return protobuf_c_message_unpack(type, NULL, bytes.size, bytes.size ? bytes.data : nothing);
 }
 
+/* ---- text: protobuf-c does not check that strings are UTF-8, other implementations refuse a whole
+ * message for one that isn't */
+
+/* Bytes of the UTF-8 sequence at text (1..4), 0: malformed, overlong, a surrogate or too large. */
+static size_t utf8_length(const unsigned char *text)
+{
+    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+    size_t n = text[0] < 0x80             ? 1
+               : (text[0] & 0xe0) == 0xc0 ? 2
+               : (text[0] & 0xf0) == 0xe0 ? 3
+               : (text[0] & 0xf8) == 0xf0 ? 4
+                                          : 0;
+    uint32_t value = n > 1 ? text[0] & (0x7fu >> n) : text[0];
+    for (size_t i = 1; i < n; i++) {
+        if ((text[i] & 0xc0) != 0x80)
+            return 0;
+        value = value << 6 | (text[i] & 0x3f);
+    }
+    if (n == 0 || value < least[n] || value > 0x10ffff || (value >= 0xd800 && value < 0xe000))
+        return 0;
+    return n;
+}
+
+static bool utf8_ok(const char *text)
+{
+    const unsigned char *at = (const unsigned char *)text;
+    for (size_t n; at && *at; at += n)
+        if ((n = utf8_length(at)) == 0)
+            return false;
+    return true;
+}
+
+static const char *bad_text(const ProtobufCMessage *message);
+
+static const char *bad_value(const ProtobufCFieldDescriptor *field, const void *value)
+{
+    if (field->type == PROTOBUF_C_TYPE_STRING)
+        return utf8_ok(*(char *const *)value) ? NULL : field->name;
+    const ProtobufCMessage *inner = *(ProtobufCMessage *const *)value;
+    return inner ? bad_text(inner) : NULL;
+}
+
+/* Name of the first field with text that is not UTF-8; NULL: all is well. The schema has no message
+ * inside itself, so this ends. */
+static const char *bad_text(const ProtobufCMessage *message)
+{
+    const char *bad = NULL;
+    for (unsigned i = 0; !bad && i < message->descriptor->n_fields; i++) {
+        const ProtobufCFieldDescriptor *field = &message->descriptor->fields[i];
+        const uint8_t *at = (const uint8_t *)message + field->offset;
+        if (field->type != PROTOBUF_C_TYPE_STRING && field->type != PROTOBUF_C_TYPE_MESSAGE)
+            continue;
+        if (field->label != PROTOBUF_C_LABEL_REPEATED) {
+            bad = bad_value(field, at);
+            continue;
+        }
+        size_t count;
+        memcpy(&count, (const uint8_t *)message + field->quantifier_offset, sizeof count);
+        for (size_t k = 0; !bad && k < count; k++)
+            bad = bad_value(field, *(const uint8_t *const *)(const void *)at + k * sizeof(void *));
+    }
+    return bad;
+}
+
 void *sfc_call_unpack(struct sfc_rpc_call *call, const ProtobufCMessageDescriptor *type)
 {
     void *message = sfc_bytes_unpack(sfc_rpc_call_head(call), type);
-    if (!message) {
-        struct sfc_error err;
+    const char *bad = message ? bad_text(message) : NULL;
+    struct sfc_error err;
+    if (message && !bad)
+        return message;
+    if (bad)
+        sfc_fail(&err, SFC_EINVAL, "%s: not UTF-8", bad);
+    else
         sfc_fail(&err, SFC_EINVAL, "the request is not a %s", type->name);
-        sfc_call_fail(call, &err);
-    }
-    return message;
+    sfc_message_free(message);
+    sfc_call_fail(call, &err);
+    return NULL;
 }
 
 void sfc_message_free(void *message)

@@ -7,7 +7,8 @@
 #include "proto/rpc.h"
 #include "proto/shardfc.pb-c.h"
 
-/* The request of a call as a message of `type`, or NULL after the call was ended with SFC_EINVAL.
+/* The request of a call as a message of `type`, or NULL after the call was ended with SFC_EINVAL:
+ * malformed, or a text in it is not UTF-8.
  * Release with protobuf_c_message_free_unpacked(message, NULL). */
 void *sfc_call_unpack(struct sfc_rpc_call *call, const ProtobufCMessageDescriptor *type);
 /* The message in bytes; NULL: malformed. */

@@ -262,6 +262,11 @@ class HeadSession(unittest.TestCase):
                 c.create_run(**session_config(dim=0))
             self.assertIn("dim", e.exception.details())
             c.create_run(**session_config())
+            join = pb.JoinRequest(protocol=1, name="host:1", lanes=1, numerics="n", data=pb.DataSet())
+            for text in (b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe2\x82"):
+                raw = join.SerializeToString().replace(b"host:1", (text + b"......")[:6])
+                self.refused(lambda r=raw: c.channel(c.address).unary_unary(
+                    "/shardfc.v1.Scheduler/Join")(r, timeout=20), "name: not UTF-8")
             s = Session(c)
             x, y = batch(np.random.default_rng(1), s.config)
             bad = y.copy()
