@@ -79,8 +79,11 @@ void sfc_sched_unpark(struct sfc_parked *p)
 
 /* ---- events of the cluster */
 
+enum { EVENTS_WAITING = 64 }; /* more are only logged: peers cause events, commits come first */
+
 struct event_task {
     struct sfc_store_task task;
+    struct sfc_scheduler *scheduler;
     int64_t time_ms;
     uint64_t run_id;
     char text[512];
@@ -94,6 +97,7 @@ static void event_work(struct sfc_store_task *task, struct sfc_store *store)
 
 static void event_done(struct sfc_store_task *task)
 {
+    ((struct event_task *)task)->scheduler->events_waiting--;
     if (task->code != SFC_OK)
         sfc_error_log("%s", task->error.text);
     free(task);
@@ -101,14 +105,20 @@ static void event_done(struct sfc_store_task *task)
 
 void sfc_sched_event(struct sfc_scheduler *s, const char *format, ...)
 {
-    struct event_task *t = calloc(1, sizeof *t);
-    if (!t)
-        return;
+    char text[sizeof((struct event_task *)0)->text];
     va_list args;
     va_start(args, format);
-    vsnprintf(t->text, sizeof t->text, format, args);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    sfc_info_log("%s", t->text);
+    sfc_info_log("%s", text);
+    struct event_task *t = s->events_waiting < EVENTS_WAITING ? calloc(1, sizeof *t) : NULL;
+    if (!t) {
+        s->events_lost++;
+        return;
+    }
+    s->events_waiting++;
+    t->scheduler = s;
+    memcpy(t->text, text, sizeof text);
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     t->time_ms = (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;

@@ -118,6 +118,8 @@ struct sfc_scheduler {
     bool timer_open;
     bool stopping;
     uint64_t refused[SFC_EINTERNAL + 1];
+    unsigned events_waiting; /* on their way to the store */
+    uint64_t events_lost;    /* logged, but not stored: too many at a time */
 };
 
 /* ---- scheduler.c */

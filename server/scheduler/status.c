@@ -62,6 +62,8 @@ static void fill_counters(struct sfc_scheduler *s, struct status *st)
             snprintf(name, sizeof name, "scheduler_refused_%s", sfc_status_name((int)code) + 4);
             add_total(&st->totals, name, s->refused[code]);
         }
+    if (s->events_lost)
+        add_total(&st->totals, "scheduler_events_not_stored", s->events_lost);
     for (size_t i = 0; i < SFC_CORE_MAX_SHARDS; i++)
         if (s->shards[i].id)
             add_set(&st->totals, &s->shards[i].counters, "shard");
