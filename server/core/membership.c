@@ -30,7 +30,7 @@ void sfc_membership_free(struct sfc_membership *m)
 int sfc_member_actions_init(struct sfc_member_actions *actions, const struct sfc_membership *m,
                             struct sfc_error *err)
 {
-    size_t capacity = (size_t)m->config.max_workers + m->config.max_shards + 1;
+    size_t capacity = (size_t)m->config.max_workers + m->config.max_shards + 2;
     struct sfc_member_action *items = calloc(capacity, sizeof(*items));
     if (!items)
         return sfc_fail(err, SFC_ENOMEM, "membership actions");
@@ -117,6 +117,40 @@ static int worker_event(struct sfc_membership *m, const struct sfc_member_event 
     return SFC_OK;
 }
 
+/* The gone shard that was silent for longest. */
+static struct sfc_shard_member *forgettable(struct sfc_membership *m)
+{
+    struct sfc_shard_member *oldest = NULL;
+    for (uint32_t i = 0; i < m->shard_count; i++) {
+        struct sfc_shard_member *s = &m->shards[i];
+        if (!s->ready && !s->kept && (!oldest || s->seen_ms < oldest->seen_ms))
+            oldest = s;
+    }
+    return oldest;
+}
+
+static struct sfc_shard_member *new_shard(struct sfc_membership *m,
+                                          struct sfc_member_actions *actions)
+{
+    struct sfc_shard_member *s = NULL;
+    if (m->shard_count < m->config.max_shards)
+        s = &m->shards[m->shard_count++];
+    else if ((s = forgettable(m)))
+        emit(actions, SFC_MEMBER_SHARD_FORGOTTEN, s->id);
+    if (s)
+        *s = (struct sfc_shard_member){.id = ++m->last_shard};
+    return s;
+}
+
+void sfc_membership_keep_shards(struct sfc_membership *m, const uint64_t *ids, size_t count)
+{
+    for (uint32_t i = 0; i < m->shard_count; i++) {
+        m->shards[i].kept = false;
+        for (size_t k = 0; k < count; k++)
+            m->shards[i].kept = m->shards[i].kept || m->shards[i].id == ids[k];
+    }
+}
+
 static int register_shard(struct sfc_membership *m, const struct sfc_member_event *e,
                           struct sfc_member_actions *actions, struct sfc_error *err)
 {
@@ -129,13 +163,9 @@ static int register_shard(struct sfc_membership *m, const struct sfc_member_even
             s = &m->shards[i];
     enum sfc_member_action_type type = SFC_MEMBER_SHARD_REJOINED;
     if (!s) {
-        uint64_t id = 0;
-        if (m->shard_count == m->config.max_shards)
-            return sfc_fail(err, SFC_ELIMIT, "%u shards are known already", m->config.max_shards);
-        for (uint32_t i = 0; i < m->shard_count; i++)
-            id = m->shards[i].id > id ? m->shards[i].id : id;
-        s = &m->shards[m->shard_count++];
-        *s = (struct sfc_shard_member){.id = id + 1};
+        s = new_shard(m, actions);
+        if (!s)
+            return sfc_fail(err, SFC_ELIMIT, "%u shards are here already", m->config.max_shards);
         memcpy(s->address, e->name, strlen(e->name) + 1);
         type = SFC_MEMBER_SHARD_JOINED;
     } else if (s->boot_id != 0 && s->boot_id != e->boot_id) {
@@ -202,6 +232,7 @@ int sfc_membership_restore_shard(struct sfc_membership *m, uint64_t id, const ch
         return sfc_fail(err, SFC_ELIMIT, "more than %u shards", m->config.max_shards);
     struct sfc_shard_member *s = &m->shards[m->shard_count++];
     *s = (struct sfc_shard_member){.id = id, .boot_id = boot_id};
+    m->last_shard = id > m->last_shard ? id : m->last_shard;
     memcpy(s->address, address, strlen(address) + 1);
     return SFC_OK;
 }

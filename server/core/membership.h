@@ -4,8 +4,10 @@
  *   shard:   (unknown) --REGISTER--> ready <--SEEN-- gone
  *                                      '---LOST, lease over--> gone --REGISTER--> ready
  *
- * A shard is known by its address and keeps its id for ever. A REGISTER with another boot id is a
- * restart: its memory is lost. */
+ * A shard is known by its address and keeps its id. A REGISTER with another boot id is a restart:
+ * its memory is lost. When max_shards are known, a new address takes the place of the gone shard
+ * that was silent for longest, unless that one is kept: every restart on a port that the kernel
+ * chooses is a new address. */
 #ifndef SFC_CORE_MEMBERSHIP_H
 #define SFC_CORE_MEMBERSHIP_H
 
@@ -32,6 +34,7 @@ struct sfc_shard_member {
     uint64_t boot_id;
     bool registered; /* since our start: the scheduler knows what it holds */
     bool ready;
+    bool kept; /* blocks of the present run are there: not to be forgotten */
     uint64_t seen_ms;
 };
 
@@ -42,6 +45,7 @@ struct sfc_membership {
     uint32_t worker_count;
     uint32_t shard_count;
     uint64_t next_worker;
+    uint64_t last_shard; /* greatest id ever given: none is given twice */
 };
 
 enum sfc_member_event_type {
@@ -71,6 +75,7 @@ enum sfc_member_action_type {
     SFC_MEMBER_SHARD_REJOINED,  /* known address, same boot id: its memory is intact */
     SFC_MEMBER_SHARD_RESTARTED, /* known address, other boot id: its memory is lost */
     SFC_MEMBER_SHARD_GONE,      /* silent for its lease */
+    SFC_MEMBER_SHARD_FORGOTTEN, /* a new one takes its place: its id is void */
 };
 
 struct sfc_member_action {
@@ -97,6 +102,9 @@ void sfc_member_actions_free(struct sfc_member_actions *actions);
  * about its run decide). */
 int sfc_membership_restore_shard(struct sfc_membership *m, uint64_t id, const char *address,
                                  uint64_t boot_id, struct sfc_error *err);
+
+/* Shards that hold blocks of the present run; ids of others are ignored. */
+void sfc_membership_keep_shards(struct sfc_membership *m, const uint64_t *ids, size_t count);
 
 /* Fills actions (emptied first). SFC_ENOTFOUND: unknown id, or a shard's boot id that isn't the
  * registered one: the member must join or register again. SFC_ELIMIT: too many members. SFC_EINVAL:

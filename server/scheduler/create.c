@@ -323,6 +323,7 @@ static int create(struct sfc_scheduler *s, struct sfc_rpc_call *call,
         t->task.done = create_done;
         r->config = NULL;
         s->creating = true;
+        sfc_sched_keep_shards(s, t->map);
         sfc_store_queue_submit(&s->queue, &t->task);
     } else if (t) {
         create_free(t);

@@ -114,6 +114,9 @@ static void act(struct sfc_scheduler *s, const Shardfc__V1__RegisterShardRequest
             snprintf(text, sizeof text, "shard %s does not answer", address);
             shard_event(s, a.id, SFC_EV_SHARD_GONE, NULL, text);
             break;
+        case SFC_MEMBER_SHARD_FORGOTTEN:
+            sfc_sched_event(s, "shard %" PRIu64 " is forgotten: another takes its place", a.id);
+            break;
         }
     }
 }
@@ -132,13 +135,17 @@ struct register_task {
     struct sfc_scheduler *scheduler;
     struct sfc_rpc_call *call;
     uint64_t shard;
+    uint64_t forgotten; /* 0: none */
     char address[256];
 };
 
 static void register_work(struct sfc_store_task *task, struct sfc_store *store)
 {
     struct register_task *t = (struct register_task *)task;
-    task->code = sfc_store_put_shard(store, t->shard, t->address, &task->error);
+    if (t->forgotten)
+        task->code = sfc_store_drop_shard(store, t->forgotten, &task->error);
+    if (task->code == SFC_OK)
+        task->code = sfc_store_put_shard(store, t->shard, t->address, &task->error);
 }
 
 static void register_done(struct sfc_store_task *task)
@@ -169,8 +176,22 @@ static int check_register(const Shardfc__V1__RegisterShardRequest *r, struct sfc
     return SFC_OK;
 }
 
+/* The id that the last membership event made void, 0: none. */
+static uint64_t forget_shard(struct sfc_scheduler *s)
+{
+    const struct sfc_member_action *a = s->member_actions.items;
+    if (s->member_actions.count == 0 || a->type != SFC_MEMBER_SHARD_FORGOTTEN)
+        return 0;
+    struct sfc_shard_info *info = sfc_sched_shard(s, a->id);
+    if (info && info->client)
+        sfc_rpc_client_free(info->client);
+    if (info)
+        memset(info, 0, sizeof *info);
+    return a->id;
+}
+
 static int register_shard(struct sfc_scheduler *s, const Shardfc__V1__RegisterShardRequest *r,
-                          uint64_t *id, struct sfc_error *err)
+                          uint64_t *id, uint64_t *forgotten, struct sfc_error *err)
 {
     int code = check_register(r, err);
     if (code != SFC_OK)
@@ -179,6 +200,7 @@ static int register_shard(struct sfc_scheduler *s, const Shardfc__V1__RegisterSh
         .type = SFC_MEMBER_SHARD_REGISTER, .boot_id = r->boot_id, .name = r->address};
     if ((code = member_step(s, &event, err)) != SFC_OK)
         return code;
+    *forgotten = forget_shard(s);
     const struct sfc_shard_member *m = NULL;
     for (uint32_t i = 0; i < s->members.config.max_shards && !m; i++)
         if (s->members.shards[i].id && strcmp(s->members.shards[i].address, r->address) == 0)
@@ -202,17 +224,19 @@ void sfc_sched_on_register_shard(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_scheduler *s = ctx;
     struct sfc_error err = {0};
-    uint64_t id = 0;
+    uint64_t id = 0, forgotten = 0;
     Shardfc__V1__RegisterShardRequest *r =
         sfc_sched_unpack(s, call, &shardfc__v1__register_shard_request__descriptor);
     if (!r)
         return;
     struct register_task *t = calloc(1, sizeof *t);
-    int code = t ? register_shard(s, r, &id, &err) : sfc_fail(&err, SFC_ENOMEM, "register shard");
+    int code = t ? register_shard(s, r, &id, &forgotten, &err)
+                 : sfc_fail(&err, SFC_ENOMEM, "register shard");
     if (code == SFC_OK) {
         t->scheduler = s;
         t->call = call;
         t->shard = id;
+        t->forgotten = forgotten;
         t->task.work = register_work;
         t->task.done = register_done;
         snprintf(t->address, sizeof t->address, "%s", r->address);
@@ -471,6 +495,15 @@ void sfc_sched_members_tick(struct sfc_scheduler *s)
     }
     if (member_step(s, &event, &err) == SFC_OK)
         act(s, NULL);
+}
+
+void sfc_sched_keep_shards(struct sfc_scheduler *s, const Shardfc__V1__BlockMap *map)
+{
+    uint64_t ids[SFC_CORE_MAX_SHARDS];
+    size_t count = 0;
+    for (; count < map->n_shards && count < SFC_CORE_MAX_SHARDS; count++)
+        ids[count] = map->shards[count]->shard;
+    sfc_membership_keep_shards(&s->members, ids, count);
 }
 
 int sfc_sched_restore_shards(struct sfc_scheduler *s, struct sfc_error *err)

@@ -179,6 +179,7 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
     if (code == SFC_OK) {
         config = NULL;
         map = NULL;
+        sfc_sched_keep_shards(s, s->run->map);
         s->run->loss = restore.has_record ? restore.record.loss : (double)NAN;
         s->run->lr = restore.record.lr;
         s->run->skipped_steps = restore.record.skipped_total;

@@ -146,6 +146,8 @@ void sfc_sched_members_tick(struct sfc_scheduler *s);
 void sfc_sched_member_cancelled(struct sfc_parked *parked); /* a heartbeat's peer is gone */
 struct sfc_shard_info *sfc_sched_shard(struct sfc_scheduler *s, uint64_t id);
 struct sfc_worker_info *sfc_sched_worker(struct sfc_scheduler *s, uint64_t id);
+/* The shards of the present run's map are not forgotten while they are gone. */
+void sfc_sched_keep_shards(struct sfc_scheduler *s, const Shardfc__V1__BlockMap *map);
 int sfc_sched_restore_shards(struct sfc_scheduler *s, struct sfc_error *err);
 
 /* ---- run.c */

@@ -88,10 +88,12 @@ int sfc_store_last_commit(struct sfc_store *store, uint64_t run_id, struct sfc_s
 int sfc_store_history(struct sfc_store *store, uint64_t run_id, uint64_t after_step, size_t limit,
                       struct sfc_store_commit *out, size_t *count, struct sfc_error *err);
 
-/* The shards that ever registered. The id of an address never changes; putting it again is fine. */
+/* The shards that are known. An address has one id; putting it again, or dropping what is not
+ * there, is fine. */
 int sfc_store_put_shard(struct sfc_store *store, uint64_t shard, const char *address,
                         struct sfc_error *err);
 /* At most limit, by ascending id. */
+int sfc_store_drop_shard(struct sfc_store *store, uint64_t shard, struct sfc_error *err);
 int sfc_store_shards(struct sfc_store *store, struct sfc_store_shard *out, size_t limit,
                      size_t *count, struct sfc_error *err);
 

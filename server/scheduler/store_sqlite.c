@@ -519,6 +519,16 @@ int sfc_store_put_shard(struct sfc_store *store, uint64_t shard, const char *add
     return db_finish(store, s, "register shard", err);
 }
 
+int sfc_store_drop_shard(struct sfc_store *store, uint64_t shard, struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store, "DELETE FROM shards WHERE shard = ?", &s, "forget shard", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, shard);
+    return db_finish(store, s, "forget shard", err);
+}
+
 int sfc_store_shards(struct sfc_store *store, struct sfc_store_shard *out, size_t limit,
                      size_t *count, struct sfc_error *err)
 {

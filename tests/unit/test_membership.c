@@ -129,6 +129,30 @@ static void test_restored_shard_must_register(void **state)
     expect(f, SFC_MEMBER_SHARD_JOINED, 5);
 }
 
+/* A full table forgets who is gone for longest, but nobody that a run needs; ids never return. */
+static void test_gone_shard_is_forgotten(void **state)
+{
+    struct fixture *f = *state;
+    step(f, shard("a:1", 11, 0));
+    step(f, shard("b:1", 12, 500));
+    step(f, (struct sfc_member_event){.type = SFC_MEMBER_TICK, .now_ms = 9000});
+    assert_int_equal(f->a.count, 2);
+    sfc_membership_keep_shards(&f->m, (uint64_t[]){1, 7}, 2);
+    step(f, shard("c:1", 13, 9100));
+    assert_int_equal(f->a.count, 2);
+    assert_int_equal(f->a.items[0].type, SFC_MEMBER_SHARD_FORGOTTEN);
+    assert_int_equal(f->a.items[0].id, 2);
+    assert_int_equal(f->a.items[1].type, SFC_MEMBER_SHARD_JOINED);
+    assert_int_equal(f->a.items[1].id, 3);
+    assert_null(sfc_membership_shard(&f->m, 2));
+    assert_int_equal(step(f, shard("d:1", 14, 9200)), SFC_ELIMIT);
+    sfc_membership_keep_shards(&f->m, NULL, 0);
+    step(f, shard("d:1", 14, 9300));
+    assert_int_equal(f->a.items[0].id, 1);
+    assert_int_equal(f->a.items[1].id, 4);
+    assert_int_equal(step(f, shard("b:1", 12, 9400)), SFC_ELIMIT);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -136,6 +160,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_worker_limits, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_shard_life, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_restored_shard_must_register, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_gone_shard_is_forgotten, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

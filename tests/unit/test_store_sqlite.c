@@ -190,6 +190,12 @@ static void test_shards_and_events(void **state)
     assert_int_equal(n, 2);
     assert_int_equal(shards[0].shard, 1);
     assert_string_equal(shards[1].address, "127.0.0.1:2");
+    assert_int_equal(sfc_store_drop_shard(store, 2, NULL), SFC_OK);
+    assert_int_equal(sfc_store_drop_shard(store, 2, NULL), SFC_OK);
+    assert_int_equal(sfc_store_put_shard(store, 3, "127.0.0.1:2", NULL), SFC_OK);
+    assert_int_equal(sfc_store_shards(store, shards, 4, &n, NULL), SFC_OK);
+    assert_int_equal(n, 2);
+    assert_int_equal(shards[1].shard, 3);
     assert_int_equal(sfc_store_put_event(store, 1, 0, "x", NULL), SFC_OK);
     sfc_store_close(store);
 }
