@@ -11,6 +11,7 @@
 
 #define STATUS_DEADLINE_MS 10000
 #define HISTORY_CHUNK      1000
+#define POLL_MS            500 /* notices the first commit and the end between two lines */
 
 struct status_options {
     const char *scheduler, *trace;
@@ -138,19 +139,43 @@ static void format_duration(double seconds, char *out, size_t size)
     }
 }
 
-static void print_run(const Shardfc__V1__StatusReply *s)
+static bool is_over(const char *state)
+{
+    return strcmp(state, "finished") == 0 || strcmp(state, "failed") == 0 ||
+           strcmp(state, "blocked") == 0;
+}
+
+/* How far the run is, without what nobody knows yet. */
+static void format_progress(const Shardfc__V1__StatusReply *s, char *out, size_t size)
 {
     char eta[32];
-    format_duration(s->eta_s, eta, sizeof eta);
+    char rate[80] = "";
+    if (s->images_per_s > 0 && is_over(s->state)) {
+        snprintf(rate, sizeof rate, ", %.0f images/s on average", s->images_per_s);
+    } else if (s->images_per_s > 0) {
+        format_duration(s->eta_s, eta, sizeof eta);
+        snprintf(rate, sizeof rate, ", %.0f images/s, %s left", s->images_per_s, eta);
+    }
+    if (isfinite(s->loss) || s->lr > 0) {
+        snprintf(out, size, "step %" PRIu64 "/%" PRIu64 " (epoch %.2f), loss %.4f, lr %.4g%s",
+                 s->step, s->steps, s->epoch, s->loss, s->lr, rate);
+    } else {
+        snprintf(out, size, "step %" PRIu64 "/%" PRIu64 ", waiting for the first commit", s->step,
+                 s->steps);
+    }
+}
+
+static void print_run(const Shardfc__V1__StatusReply *s)
+{
+    char progress[256];
+    format_progress(s, progress, sizeof progress);
     if (s->run_id == 0) {
         printf("no run (%s)%s%s\n", s->state, s->reason[0] != '\0' ? ": " : "", s->reason);
         return;
     }
     printf("run %s (%" PRIu64 "): %s%s%s\n", s->run, s->run_id, s->state,
            s->reason[0] != '\0' ? ": " : "", s->reason);
-    printf("step %" PRIu64 " of %" PRIu64
-           " (epoch %.2f), loss %.4f, lr %.4g, %.0f images/s, %s left\n",
-           s->step, s->steps, s->epoch, s->loss, s->lr, s->images_per_s, eta);
+    printf("%s\n", progress);
 }
 
 static void print_status(const Shardfc__V1__StatusReply *s)
@@ -241,31 +266,25 @@ static int trace_more(struct sfc_cluster *cluster, FILE *file, uint64_t run_id, 
     return fflush(file) == 0 ? SFC_OK : sfc_fail_errno(err, "write the trace");
 }
 
-static void print_line(const Shardfc__V1__StatusReply *s)
+/* stuck: nothing was committed since the line before, so say what it waits for. */
+static void print_line(const Shardfc__V1__StatusReply *s, bool stuck)
 {
-    char eta[32];
-    format_duration(s->eta_s, eta, sizeof eta);
+    char progress[256];
+    format_progress(s, progress, sizeof progress);
     bool terminal = isatty(STDOUT_FILENO) != 0;
     if (s->run_id == 0) {
         printf("%sno run, %zu shards, %zu workers", terminal ? "\r\033[K" : "", s->n_shards,
                s->n_workers);
     } else {
-        printf("%s%s: step %" PRIu64 "/%" PRIu64
-               " loss %.4f lr %.4g %.0f images/s %s left, %zu shards, %zu workers",
-               terminal ? "\r\033[K" : "", strcmp(s->state, "running") == 0 ? s->run : s->state,
-               s->step, s->steps, s->loss, s->lr, s->images_per_s, eta, s->n_shards, s->n_workers);
-        if (s->reason[0] != '\0') {
+        printf("%s%s: %s, %zu shards, %zu workers", terminal ? "\r\033[K" : "",
+               strcmp(s->state, "running") == 0 ? s->run : s->state, progress, s->n_shards,
+               s->n_workers);
+        if (s->reason[0] != '\0' && (stuck || strcmp(s->state, "running") != 0)) {
             printf(" (%s)", s->reason);
         }
     }
     printf("%s", terminal ? "" : "\n");
     fflush(stdout);
-}
-
-static bool is_over(const char *state)
-{
-    return strcmp(state, "finished") == 0 || strcmp(state, "failed") == 0 ||
-           strcmp(state, "blocked") == 0;
 }
 
 static void wait_ms(uint64_t ms)
@@ -274,11 +293,35 @@ static void wait_ms(uint64_t ms)
     nanosleep(&pause, NULL);
 }
 
+/* What has been shown and traced. */
+struct watch {
+    uint64_t run_id, traced_step, shown_step;
+    bool shown;
+    double due; /* of the next line */
+};
+
+/* Prints a line when it is due, when the first rate is known and when the run is over. */
+static void show(struct watch *w, const struct status_options *o, const Shardfc__V1__StatusReply *s,
+                 bool over)
+{
+    double now = sfc_command_clock();
+    if (s->run_id != w->run_id) {
+        *w = (struct watch){.run_id = s->run_id};
+    }
+    bool first_rate = w->shown_step == 0 && s->images_per_s > 0;
+    if (w->shown && !over && !first_rate && now < w->due) {
+        return;
+    }
+    print_line(s, w->shown && s->step == w->shown_step);
+    w->shown = true;
+    w->shown_step = s->step;
+    w->due = now + (double)o->interval_ms / 1e3;
+}
+
 static int follow(const struct status_options *o, struct sfc_cluster *cluster, FILE *trace,
                   struct sfc_error *err)
 {
-    uint64_t last_step = 0;
-    uint64_t run_id = 0;
+    struct watch w = {0};
     for (;;) {
         struct sfc_answer answer = {0};
         int code = get_status(cluster, &answer, err);
@@ -286,15 +329,11 @@ static int follow(const struct status_options *o, struct sfc_cluster *cluster, F
             return code;
         }
         const Shardfc__V1__StatusReply *s = (const Shardfc__V1__StatusReply *)answer.message;
-        print_line(s);
-        if (s->run_id != run_id) {
-            run_id = s->run_id;
-            last_step = 0;
-        }
-        if (trace != NULL && run_id != 0) {
-            code = trace_more(cluster, trace, run_id, &last_step, err);
-        }
         bool over = o->until_done && is_over(s->state);
+        show(&w, o, s, over);
+        if (trace != NULL && w.run_id != 0) {
+            code = trace_more(cluster, trace, w.run_id, &w.traced_step, err);
+        }
         if (code == SFC_OK && over && strcmp(s->state, "finished") != 0) {
             code = sfc_fail(err, SFC_ESTATE, "run %s is %s: %s", s->run, s->state, s->reason);
         }
@@ -302,7 +341,7 @@ static int follow(const struct status_options *o, struct sfc_cluster *cluster, F
         if (code != SFC_OK || over) {
             return code;
         }
-        wait_ms(o->interval_ms);
+        wait_ms(o->interval_ms < POLL_MS ? o->interval_ms : POLL_MS);
     }
 }
 

@@ -42,12 +42,12 @@ void sfc_command_progress(struct sfc_command_progress *p, uint64_t done, uint64_
 {
     double now = sfc_command_clock();
     if (p->started == 0) {
-        p->started = now;
+        p->started = p->last = now;
         p->last_percent = -1;
     }
     bool terminal = isatty(STDERR_FILENO) != 0;
     int percent = total == 0 ? 100 : (int)(100 * done / total);
-    bool due = terminal ? now - p->last >= 0.2 : percent / 10 != p->last_percent / 10;
+    bool due = now - p->last >= (terminal ? 0.2 : 2.0) && (terminal || percent != p->last_percent);
     if (!due && done < total) {
         return;
     }

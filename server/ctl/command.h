@@ -34,7 +34,8 @@ int sfc_cmd_bench(int argc, char **argv);
 int sfc_command_failed(const char *command, const struct sfc_error *err);
 /* Prints the object as one line on stdout and releases it. */
 void sfc_command_json(json_t *object);
-/* A progress line on stderr, rewritten in place on a terminal, once per 10 % elsewhere. */
+/* A progress line on stderr: rewritten in place on a terminal, a new one every two seconds
+ * elsewhere. */
 struct sfc_command_progress {
     const char *what, *unit;
     double started; /* seconds, monotonic; 0 = not started */

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "kernels/rng/permutation.h"
 #include "proto/base/log.h"
@@ -27,6 +28,13 @@ uint32_t sfc_sched_run_shard(const struct sfc_sched_run *run, uint64_t shard)
         if (run->map->shards[i]->shard == shard)
             return (uint32_t)i;
     return UINT32_MAX;
+}
+
+double sfc_sched_run_average(const struct sfc_sched_run *run)
+{
+    return run->timed_us
+               ? 1e6 * (double)run->timed_steps * run->config->global_batch / (double)run->timed_us
+               : 0;
 }
 
 /* ---- life */
@@ -149,6 +157,23 @@ static int restore_record(struct sfc_scheduler *s, uint64_t run_id, struct sfc_r
     return SFC_OK;
 }
 
+/* The average rate of what was done before our restart, from the first and the last record. */
+static int restore_average(struct sfc_scheduler *s, struct sfc_error *err)
+{
+    struct sfc_store_commit first, last;
+    size_t count = 0;
+    int code = sfc_store_last_commit(s->store, s->run->id, &last, err);
+    if (code == SFC_ENOTFOUND)
+        return SFC_OK;
+    if (code == SFC_OK)
+        code = sfc_store_history(s->store, s->run->id, 0, 1, &first, &count, err);
+    if (code == SFC_OK && count == 1 && last.time_us > first.time_us) {
+        s->run->timed_steps = last.step - first.step;
+        s->run->timed_us = last.time_us - first.time_us;
+    }
+    return code;
+}
+
 int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
 {
     struct sfc_store_run stored = {0};
@@ -180,6 +205,9 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
         config = NULL;
         map = NULL;
         sfc_sched_keep_shards(s, s->run->map);
+        code = restore_average(s, err);
+    }
+    if (code == SFC_OK) {
         s->run->loss = restore.has_record ? restore.record.loss : (double)NAN;
         s->run->lr = restore.record.lr;
         s->run->skipped_steps = restore.record.skipped_total;
@@ -194,6 +222,13 @@ done:
 }
 
 /* ---- durable records */
+
+static uint64_t time_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
 
 struct record_task {
     struct sfc_store_task task;
@@ -248,6 +283,7 @@ static void write_record(struct sfc_sched_run *run, const struct sfc_run_action 
         .loss = r->loss,
         .lr = r->lr,
         .images_per_s = run->rate,
+        .time_us = time_us(),
         .norm = r->norm,
         .round_incarnation = r->round.incarnation,
         .round_counter = r->round.counter,
@@ -290,7 +326,7 @@ static void write_state(struct sfc_sched_run *run, const struct sfc_run_action *
                     run->config->name, name, sfc_run_committed(&run->fsm),
                     a->text && *a->text ? ": " : "", a->text ? a->text : "");
     if (a->state != SFC_RUN_RUNNING)
-        run->last_commit_ms = 0; /* standing still does not count as slow steps */
+        run->last_commit_us = 0; /* standing still does not count as slow steps */
     struct state_task *t = calloc(1, sizeof *t);
     if (!t) {
         sfc_error_log("no memory to store the state of run %" PRIu64, run->id);
@@ -306,12 +342,15 @@ static void write_state(struct sfc_sched_run *run, const struct sfc_run_action *
 
 static void committed(struct sfc_sched_run *run, const struct sfc_run_action *a)
 {
-    uint64_t now = sfc_sched_now(run->scheduler);
-    if (run->last_commit_ms && now > run->last_commit_ms) {
-        double rate = 1000.0 * run->config->global_batch / (double)(now - run->last_commit_ms);
+    uint64_t now = uv_hrtime() / 1000;
+    if (run->last_commit_us && now > run->last_commit_us) {
+        uint64_t took = now - run->last_commit_us;
+        double rate = 1e6 * run->config->global_batch / (double)took;
         run->rate = run->rate > 0 ? run->rate + RATE_WEIGHT * (rate - run->rate) : rate;
+        run->timed_steps++;
+        run->timed_us += took;
     }
-    run->last_commit_ms = now;
+    run->last_commit_us = now;
     run->loss = a->record.loss;
     run->lr = a->record.lr;
     run->skipped_steps = a->record.skipped_total;

@@ -82,9 +82,10 @@ struct sfc_sched_run {
     struct sfc_run_fsm fsm;
     struct sfc_run_actions actions;
     bool load;
-    char numerics[128]; /* of its workers; "": none joined yet */
-    uint64_t last_commit_ms;
-    double rate, loss, lr;
+    char numerics[128];      /* of its workers; "": none joined yet */
+    uint64_t last_commit_us; /* 0: the next step does not count for the rates */
+    uint64_t timed_steps, timed_us;
+    double rate, loss, lr; /* rate: images per second, smoothed over the last steps */
     uint64_t skipped_steps;
     /* Messages and a record for which there was no memory: reported at the next tick. */
     struct sfc_lost_send {
@@ -166,6 +167,8 @@ void sfc_sched_run_tick(struct sfc_sched_run *run);
 void sfc_sched_run_cancelled(struct sfc_parked *parked);
 /* Index of a shard in the run's map, or UINT32_MAX. */
 uint32_t sfc_sched_run_shard(const struct sfc_sched_run *run, uint64_t shard);
+/* Images per second over all steps, without the time in which the run stood still; 0: not known. */
+double sfc_sched_run_average(const struct sfc_sched_run *run);
 
 /* ---- send.c */
 void sfc_sched_send(struct sfc_sched_run *run, const struct sfc_run_action *action);

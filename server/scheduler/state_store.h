@@ -47,6 +47,7 @@ struct sfc_store_commit {
     uint64_t skipped_total;
     uint64_t classes; /* C of this step */
     uint64_t map_version;
+    uint64_t time_us;  /* when it was decided, since 1970 */
     uint64_t position; /* first position of the sample sequence after this step */
     const uint8_t
         *attempts; /* packed PrepareRequest: attempts and digests; borrowed (NULL on read) */

@@ -153,8 +153,11 @@ static void fill_run(struct sfc_sched_run *run, struct status *st)
     m->run = c->name;
     m->step = sfc_run_committed(&run->fsm);
     m->steps = c->steps;
-    m->loss = isnan(run->loss) && m->step == 0 ? 0 : run->loss;
-    m->images_per_s = running ? run->rate : 0;
+    m->loss = run->loss;
+    if (running)
+        m->images_per_s = run->rate;
+    else if (run->fsm.state == SFC_RUN_FINISHED || run->fsm.state == SFC_RUN_FAILED)
+        m->images_per_s = sfc_sched_run_average(run);
     m->lr = run->lr;
     if (running && run->rate > 0 && m->steps > m->step)
         m->eta_s = (double)(m->steps - m->step) * c->global_batch / run->rate;
@@ -218,6 +221,7 @@ static int history_reply(struct history_task *t)
         points[i].images_per_s = c->images_per_s;
         points[i].clip_scale = c->clip_scale;
         points[i].applied = c->applied;
+        points[i].time_us = c->time_us;
         list[i] = &points[i];
     }
     if (code == SFC_OK) {

@@ -12,7 +12,7 @@
 
 #include "server/scheduler/state_store.h"
 
-enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 1, EVENTS_KEPT = 10000 };
+enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 2, EVENTS_KEPT = 10000 };
 
 static const char SCHEMA[] =
     "BEGIN IMMEDIATE;"
@@ -28,12 +28,12 @@ static const char SCHEMA[] =
     " norm BLOB NOT NULL, round_incarnation INTEGER NOT NULL, round_counter INTEGER NOT NULL,"
     " zero_features INTEGER NOT NULL, skipped_in_row INTEGER NOT NULL, skipped_total INTEGER NOT "
     "NULL,"
-    " attempts BLOB NOT NULL, PRIMARY KEY(run_id, step)) WITHOUT ROWID;"
+    " time_us INTEGER NOT NULL, attempts BLOB NOT NULL, PRIMARY KEY(run_id, step)) WITHOUT ROWID;"
     "CREATE TABLE shards(shard INTEGER PRIMARY KEY, address TEXT UNIQUE NOT NULL);"
     "CREATE TABLE events(id INTEGER PRIMARY KEY AUTOINCREMENT, time_ms INTEGER NOT NULL,"
     " run_id INTEGER NOT NULL, text TEXT NOT NULL);"
     "PRAGMA application_id=1397113683;"
-    "PRAGMA user_version=1;"
+    "PRAGMA user_version=2;"
     "COMMIT;";
 
 struct sfc_store {
@@ -368,7 +368,8 @@ void sfc_store_run_close(struct sfc_store_run *run)
 
 #define COMMIT_COLUMNS                                                                             \
     "run_id, step, clip_scale, applied, loss, lr, images_per_s, classes, map_version, position,"   \
-    " norm, round_incarnation, round_counter, zero_features, skipped_in_row, skipped_total"
+    " norm, round_incarnation, round_counter, zero_features, skipped_in_row, skipped_total,"       \
+    " time_us"
 
 static void read_commit(sqlite3_stmt *s, struct sfc_store_commit *out)
 {
@@ -389,6 +390,7 @@ static void read_commit(sqlite3_stmt *s, struct sfc_store_commit *out)
         .zero_features = (uint32_t)sqlite3_column_int64(s, 13),
         .skipped_in_row = (uint32_t)sqlite3_column_int64(s, 14),
         .skipped_total = column_u64(s, 15),
+        .time_us = column_u64(s, 16),
     };
 }
 
@@ -433,7 +435,7 @@ int sfc_store_put_commit(struct sfc_store *store, const struct sfc_store_commit 
     sqlite3_stmt *s = NULL;
     code = db_prepare(store,
                       "INSERT INTO commits(" COMMIT_COLUMNS ", attempts)"
-                      " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                      " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                       &s, "write commit record", err);
     if (code != SFC_OK)
         return code;
@@ -453,7 +455,8 @@ int sfc_store_put_commit(struct sfc_store *store, const struct sfc_store_commit 
     bind_u64(s, 14, c->zero_features);
     bind_u64(s, 15, c->skipped_in_row);
     bind_u64(s, 16, c->skipped_total);
-    sqlite3_bind_blob64(s, 17, c->attempts ? (const void *)c->attempts : "", c->attempts_size,
+    bind_u64(s, 17, c->time_us);
+    sqlite3_bind_blob64(s, 18, c->attempts ? (const void *)c->attempts : "", c->attempts_size,
                         SQLITE_STATIC);
     return db_finish(store, s, "write commit record", err);
 }

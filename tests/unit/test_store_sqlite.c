@@ -129,6 +129,7 @@ static void test_commits(void **state)
                                  .applied = true,
                                  .lr = 0.1,
                                  .images_per_s = 700,
+                                 .time_us = UINT64_C(1700000000123456),
                                  .norm = 3,
                                  .round_incarnation = 4,
                                  .round_counter = 1ull << 63,
@@ -154,6 +155,7 @@ static void test_commits(void **state)
     assert_int_equal(sfc_store_last_commit(store, 2, &got, NULL), SFC_OK);
     assert_int_equal(got.step, 5);
     assert_int_equal(got.position, 640);
+    assert_int_equal(got.time_us, UINT64_C(1700000000123456));
     assert_int_equal(got.round_incarnation, 4);
     assert_int_equal(got.round_counter, 1ull << 63);
     assert_int_equal(got.skipped_total, 6);
