@@ -394,9 +394,15 @@ uint32_t sfc_run_held(const struct sfc_run_fsm *run, uint64_t worker)
 static bool waits_for_shard(const struct sfc_run_fsm *run, char *out, size_t size)
 {
     for (uint32_t k = 0; k < run->config.shards; k++) {
-        if (run->shard_gone[k] || (run->restoring && !run->shard_known[k])) {
-            snprintf(out, size, "shard %u of the map, which is %s", k,
-                     run->shard_gone[k] ? "gone" : "not registered since the restart");
+        if (run->shard_gone[k]) {
+            snprintf(out, size,
+                     "shard %u of the map, which does not answer; if its process has ended its "
+                     "blocks are lost: stop the run and restore it from a checkpoint",
+                     k);
+            return true;
+        }
+        if (run->restoring && !run->shard_known[k]) {
+            snprintf(out, size, "shard %u of the map, which is not registered since the restart", k);
             return true;
         }
     }
