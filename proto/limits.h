@@ -23,7 +23,6 @@
 /* text, in bytes */
 #define SFC_LIMIT_NAME           128u         /* names of runs, workers, counters, segments */
 #define SFC_LIMIT_ADDRESS        256u
-#define SFC_LIMIT_TEXT           1024u        /* reasons and other sentences */
 #define SFC_LIMIT_ERROR_TEXT     512u         /* message of a failed call */
 
 /* tensors */
@@ -38,7 +37,7 @@
 #define SFC_LIMIT_DENSE_SIZE     (1ull << 32) /* floats of a backbone */
 #define SFC_LIMIT_SEGMENTS       16384u
 #define SFC_LIMIT_BATCH          (1u << 20)   /* rows of the global batch */
-#define SFC_LIMIT_MICRO_BATCHES  65536u       /* per step */
+#define SFC_LIMIT_MICRO_BATCHES  4096u        /* per step */
 #define SFC_LIMIT_STEPS          (1ull << 40)
 #define SFC_LIMIT_SAMPLES        (1ull << 48)
 #define SFC_LIMIT_SIDE           4096u        /* width and height of an image */
@@ -46,10 +45,10 @@
 #define SFC_LIMIT_SCALE          80.0         /* the 256-bit sums of exponentials hold up to here */
 
 /* members */
-#define SFC_LIMIT_SHARDS         4096u
-#define SFC_LIMIT_WORKERS        65536u
+#define SFC_LIMIT_SHARDS         256u         /* known to a scheduler */
+#define SFC_LIMIT_WORKERS        1024u
 #define SFC_LIMIT_LANES          4096u        /* of one worker */
-#define SFC_LIMIT_COUNTERS       256u         /* in one heartbeat */
+#define SFC_LIMIT_COUNTERS       64u          /* in one heartbeat; more are ignored */
 #define SFC_LIMIT_HISTORY        100000u      /* points in one reply */
 
 #endif

@@ -2,6 +2,7 @@
 #ifndef SFC_SCHEDULER_INTERNAL_H
 #define SFC_SCHEDULER_INTERNAL_H
 
+#include "proto/limits.h"
 #include "server/core/block_map.h"
 #include "server/core/membership.h"
 #include "server/core/run_fsm.h"
@@ -11,14 +12,17 @@
 #include "server/scheduler/store_queue.h"
 
 enum {
-    SFC_MAX_WORKERS = 1024,
-    SFC_MAX_COUNTERS = 64, /* of one member */
+    SFC_MAX_WORKERS = SFC_LIMIT_WORKERS,
+    SFC_MAX_COUNTERS = SFC_LIMIT_COUNTERS, /* of one member */
     SFC_MAX_LOST = 64,     /* messages without memory between two ticks */
     SFC_TICK_MS = 100,
     SFC_HEARTBEAT_HOLD_MS = 1000,
     SFC_JOIN_HOLD_MS = 2000,
     SFC_HOLD_LEASE_MS = 10000
 };
+
+_Static_assert(SFC_CORE_MAX_SHARDS == SFC_LIMIT_SHARDS, "docs/PROTOCOL.md names one number");
+_Static_assert(SFC_CORE_MAX_MICRO_BATCHES == SFC_LIMIT_MICRO_BATCHES, "the same");
 
 struct sfc_counter_set {
     uint32_t count;
