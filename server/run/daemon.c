@@ -16,16 +16,16 @@ void sfc_daemon_quit(struct sfc_daemon *daemon)
     if (daemon->stopping)
         return;
     daemon->stopping = true;
-    for (int i = 0; i < 2; i++)
-        uv_close((uv_handle_t *)&daemon->signals[i], NULL);
     daemon->stop(daemon->ctx);
     sfc_rpc_loop_stop(daemon->rpc, rpc_stopped, NULL);
 }
 
 static void on_signal(uv_signal_t *handle, int number)
 {
-    sfc_info_log("%s: shutting down", number == SIGTERM ? "SIGTERM" : "SIGINT");
-    sfc_daemon_quit(handle->data);
+    struct sfc_daemon *daemon = handle->data;
+    if (!daemon->stopping)
+        sfc_info_log("%s: shutting down", number == SIGTERM ? "SIGTERM" : "SIGINT");
+    sfc_daemon_quit(daemon);
 }
 
 int sfc_daemon_init(struct sfc_daemon *daemon, struct sfc_error *err)
@@ -42,6 +42,7 @@ int sfc_daemon_init(struct sfc_daemon *daemon, struct sfc_error *err)
         uv_signal_init(&daemon->uv, &daemon->signals[i]);
         daemon->signals[i].data = daemon;
         uv_signal_start(&daemon->signals[i], on_signal, i ? SIGINT : SIGTERM);
+        uv_unref((uv_handle_t *)&daemon->signals[i]); /* they watch to the very end */
     }
     return SFC_OK;
 }
@@ -56,6 +57,12 @@ void sfc_daemon_run(struct sfc_daemon *daemon, const char *address, void (*stop)
         fflush(stdout);
     } else {
         sfc_daemon_quit(daemon);
+    }
+    uv_run(&daemon->uv, UV_RUN_DEFAULT);
+    /* A second signal must not kill a process that is ending well. */
+    for (int i = 0; i < 2; i++) {
+        uv_close((uv_handle_t *)&daemon->signals[i], NULL);
+        signal(i ? SIGINT : SIGTERM, SIG_IGN);
     }
     uv_run(&daemon->uv, UV_RUN_DEFAULT);
     if (uv_loop_close(&daemon->uv) != 0)

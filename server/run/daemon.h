@@ -17,7 +17,7 @@ struct sfc_daemon {
 int sfc_daemon_init(struct sfc_daemon *daemon, struct sfc_error *err);
 /* Prints "listening ADDRESS" on stdout and runs until a signal. stop(ctx) is called once, on the
  * loop; it must close its handles; then the RPC loop is shut down. Returns when everything has
- * ended. address NULL: start failed, shut down at once. */
+ * ended; further signals change nothing. address NULL: start failed, shut down at once. */
 void sfc_daemon_run(struct sfc_daemon *daemon, const char *address, void (*stop)(void *ctx),
                     void *ctx);
 /* From the loop thread: as if a signal had come. */

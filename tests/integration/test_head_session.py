@@ -8,6 +8,7 @@ and the class centres and their momentum after each update, read back with ReadB
 `Session` below is all that a client needs; read it as an example.
 """
 import ctypes
+import signal
 import struct
 import unittest
 
@@ -347,6 +348,8 @@ class HeadSession(unittest.TestCase):
             waiting = [shard.PullDense.future(pb.PullDenseRequest(
                 run_id=s.reply.run_id, step=2, map_version=s.reply.map.version)) for shard in s.shards]
             for p in c.processes:
+                p.signal(signal.SIGTERM)
+                p.signal(signal.SIGTERM)  # again while it shuts down: only the first counts
                 self.assertEqual(p.terminate(), 0, p.tail())
             for call in waiting:
                 self.assertIsNotNone(call.exception(timeout=10))
