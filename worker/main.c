@@ -131,5 +131,7 @@ int main(int argc, char **argv)
     if (rc)
         sfc_error_log("%s", err.text);
     sfc_options_free(parsed);
-    return rc == SFC_OK ? 0 : rc == SFC_EINVAL || rc == SFC_ENOTFOUND || rc == SFC_ECORRUPT ? 2 : 1;
+    bool bad_input =
+        rc == SFC_EINVAL || rc == SFC_ENOTFOUND || rc == SFC_ECORRUPT || rc == SFC_EUNSUPPORTED;
+    return rc == SFC_OK ? 0 : bad_input ? 2 : 1;
 }

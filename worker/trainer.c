@@ -15,6 +15,7 @@
 #define PROGRESS_MS      5000u
 #define BACKOFF_FIRST_MS 100u
 #define BACKOFF_LAST_MS  5000u
+#define UNFIT_PAUSE_MS   2000u
 #define HISTORY_POINTS   512u
 #define MODEL_NUMERICS   1 /* raise it when the bits of a backbone or of the head exchange change */
 
@@ -34,6 +35,8 @@ struct sfc_trainer {
     struct sfc_history_point last;
     uint64_t progress_ms, progress_step;
     uint64_t finished_run;
+    uint64_t unfit_run;               /* this worker can't compute it, 0 = none */
+    struct sfc_error unfit;           /* why the last try did not fit, told once */
     struct sfc_history_point *points; /* [HISTORY_POINTS] */
 };
 
@@ -278,6 +281,20 @@ static bool waiting_helps(int rc)
            rc == SFC_ELIMIT || rc == SFC_ESTALE || rc == SFC_ESTATE;
 }
 
+/* The run is not for this worker (other data, backbone, arithmetic): another one may be. */
+static bool does_not_fit(const struct sfc_trainer *t, int rc)
+{
+    return !t->options.exit_when_done && (rc == SFC_EINVAL || rc == SFC_EUNSUPPORTED);
+}
+
+static void wait_for_another(struct sfc_trainer *t, const struct sfc_error *err)
+{
+    if (strcmp(err->text, t->unfit.text) != 0)
+        sfc_error_log("%s; waiting for a run that fits", err->text);
+    t->unfit = *err;
+    pause_ms(t, UNFIT_PAUSE_MS);
+}
+
 /* One try. *member NULL: none this time. */
 static int try_join(struct sfc_trainer *t, unsigned *backoff, struct sfc_member **member,
                     struct sfc_error *err)
@@ -286,6 +303,10 @@ static int try_join(struct sfc_trainer *t, unsigned *backoff, struct sfc_member 
     uint64_t before = now_ms();
     *member = NULL;
     int rc = sfc_client_join(t->client, &join, member, err);
+    if (rc && does_not_fit(t, rc)) {
+        wait_for_another(t, err);
+        return SFC_OK;
+    }
     if (rc && !waiting_helps(rc))
         return rc;
     if (rc) {
@@ -301,6 +322,15 @@ static int try_join(struct sfc_trainer *t, unsigned *backoff, struct sfc_member 
     return SFC_OK;
 }
 
+/* Is the run that this worker can't compute still the present one? Asked without joining it. */
+static bool still_unfit(struct sfc_trainer *t)
+{
+    struct sfc_client_state state;
+    struct sfc_error unseen = {0};
+    return t->unfit_run && (sfc_client_status(t->client, &state, &unseen) != SFC_OK ||
+                            state.run_id == t->unfit_run);
+}
+
 /* The next run to work on; *out NULL: told to stop, or done. */
 static int next_run(struct sfc_trainer *t, struct sfc_member **out, struct sfc_error *err)
 {
@@ -314,6 +344,10 @@ static int next_run(struct sfc_trainer *t, struct sfc_member **out, struct sfc_e
             return rc;
         if (over)
             break;
+        if (still_unfit(t)) {
+            pause_ms(t, UNFIT_PAUSE_MS);
+            continue;
+        }
         rc = try_join(t, &backoff, &member, err);
         if (rc)
             return rc;
@@ -321,6 +355,7 @@ static int next_run(struct sfc_trainer *t, struct sfc_member **out, struct sfc_e
             continue;
         sfc_member_info(member, &run);
         if (run.run_id != t->finished_run) {
+            t->unfit.text[0] = '\0';
             *out = member;
             return SFC_OK;
         }
@@ -340,9 +375,15 @@ int sfc_trainer_run(struct sfc_trainer *t, struct sfc_error *err)
         int rc = next_run(t, &member, err);
         if (rc || !member)
             return rc;
+        struct sfc_run_info run;
+        sfc_member_info(member, &run);
+        uint64_t run_id = run.run_id;
         enum sfc_crew_end end = work(t, member, &cause);
         sfc_member_free(member);
-        if (end == SFC_CREW_FATAL) {
+        if (end == SFC_CREW_FATAL && does_not_fit(t, cause.code)) {
+            t->unfit_run = run_id;
+            wait_for_another(t, &cause);
+        } else if (end == SFC_CREW_FATAL) {
             if (err)
                 *err = cause;
             return cause.code ? cause.code : SFC_EINTERNAL;

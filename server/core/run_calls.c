@@ -132,7 +132,7 @@ static void on_done(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     reply_done(actions, e->token, taken);
 }
 
-static void block(struct sfc_run_fsm *run, uint64_t step, uint32_t j, const char *cause)
+static void block(struct sfc_run_fsm *run, uint64_t step, uint32_t j, int code, const char *cause)
 {
     if (run->blocked)
         return;
@@ -141,8 +141,10 @@ static void block(struct sfc_run_fsm *run, uint64_t step, uint32_t j, const char
     run->blocked_j = j;
     snprintf(run->reason, sizeof(run->reason),
              "step %llu micro-batch %u failed %u times, the last time with: %.300s. Resume tries "
-             "again; resume --drop %llu,%u goes on without it",
-             (ull)step, j, SFC_ATTEMPT_LIMIT, cause ? cause : "no reason given", (ull)step, j);
+             "again; resume --drop %llu,%u goes on without it%s",
+             (ull)step, j, SFC_ATTEMPT_LIMIT, cause ? cause : "no reason given", (ull)step, j,
+             code == SFC_ECORRUPT ? "; a run created with --skip-broken leaves such samples out"
+                                  : "");
 }
 
 static void on_give_up(struct sfc_run_fsm *run, const struct sfc_run_event *e,
@@ -154,7 +156,7 @@ static void on_give_up(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     else if (!ended(run))
         limit = sfc_tickets_return_grant(&run->tickets, e->step, e->j, e->attempt, counts);
     if (limit)
-        block(run, e->step, e->j, e->text);
+        block(run, e->step, e->j, e->code, e->text);
     sfc_run_reply(actions, e->token, SFC_OK, "");
 }
 
@@ -259,7 +261,7 @@ static void on_prepare_reply(struct sfc_run_fsm *run, const struct sfc_run_event
     if (!e->prepare.ready) {
         for (uint32_t i = 0; i < e->prepare.missing_count; i++)
             if (sfc_tickets_failed(&run->tickets, e->prepare.missing[i]))
-                block(run, e->step, e->prepare.missing[i],
+                block(run, e->step, e->prepare.missing[i], SFC_EINTERNAL,
                       "a shard does not have what the worker said it sent");
         sfc_run_new_round(run);
         return;

@@ -98,16 +98,21 @@ static void on_announce(struct sfc_rpc_call *call, void *ctx)
     if (code == SFC_OK && r->n_labels != s->run->config->micro_batch)
         code = sfc_fail(&err, SFC_EINVAL, "labels: %zu, a micro-batch has %u rows", r->n_labels,
                         s->run->config->micro_batch);
+    if (code == SFC_OK && r->n_broken_rows > s->run->config->micro_batch)
+        code = sfc_fail(&err, SFC_EINVAL, "broken_rows: %zu of %u rows", r->n_broken_rows,
+                        s->run->config->micro_batch);
     if (code == SFC_OK && r->n_broken_rows && !s->run->config->skip_broken)
         code = sfc_fail(&err, SFC_EINVAL,
                         "broken_rows: row %u of step %" PRIu64
                         ", micro-batch %u: %.200s (create the run "
                         "with --skip-broken to go on without such rows)",
                         r->broken_rows[0], r->step, r->micro_batch, r->broken_reason);
-    if (code == SFC_OK && r->n_broken_rows)
+    if (code == SFC_OK && r->n_broken_rows) {
+        s->broken_rows += r->n_broken_rows;
         sfc_sched_event(
             s, "step %" PRIu64 ", micro-batch %u: %zu broken rows left out, first %u: %.200s",
             r->step, r->micro_batch, r->n_broken_rows, r->broken_rows[0], r->broken_reason);
+    }
     if (code == SFC_OK) {
         struct sfc_run_event event = {.type = SFC_EV_ANNOUNCE,
                                       .worker = r->session ? 0 : r->worker,
@@ -143,6 +148,8 @@ static int check_done(struct sfc_scheduler *s, const Shardfc__V1__DoneRequest *r
     if (r->zero_features > s->run->config->micro_batch)
         return sfc_fail(err, SFC_EINVAL, "zero_features: %u of %u rows", r->zero_features,
                         s->run->config->micro_batch);
+    if (!isfinite(r->loss_sum)) /* features and log-sum-exps are finite, so this is no loss */
+        return sfc_fail(err, SFC_EINVAL, "loss_sum: %g is not finite", r->loss_sum);
     memcpy(done->head_digest.bytes, r->head_digest.data, sizeof done->head_digest.bytes);
     done->filled = true;
     done->dense_digests = r->dense_digests;
@@ -199,6 +206,7 @@ static void on_give_up(struct sfc_rpc_call *call, void *ctx)
                                       .data = r->data,
                                       .code = r->code,
                                       .text = r->reason};
+        s->gave_up++;
         sfc_sched_event(s,
                         "worker %" PRIu64 " gave up step %" PRIu64 ", micro-batch %u: %s: %.300s",
                         r->worker, r->step, r->micro_batch, sfc_status_name(r->code), r->reason);

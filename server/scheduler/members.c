@@ -311,6 +311,13 @@ static int check_join(const Shardfc__V1__JoinRequest *r, struct sfc_error *err)
     return SFC_OK;
 }
 
+static const char *name_data(const Shardfc__V1__DataSet *data)
+{
+    if (data->kind == SHARDFC__V1__DATA_SET__KIND__SYNTHETIC)
+        return "synthetic";
+    return data->digest[0] ? data->digest : "images without a digest";
+}
+
 /* Does this worker fit the run? */
 static int check_fit(struct sfc_sched_run *run, const Shardfc__V1__JoinRequest *r,
                      struct sfc_error *err)
@@ -321,11 +328,10 @@ static int check_fit(struct sfc_sched_run *run, const Shardfc__V1__JoinRequest *
                         "run %s is a session of a foreign framework and takes no workers",
                         run->config->name);
     if (want && (want->kind != r->data->kind || strcmp(want->digest, r->data->digest) != 0))
-        return sfc_fail(
-            err, SFC_EINVAL,
-            "data: this worker's data set (digest %.40s) is not that of run %s (digest %.40s)",
-            r->data->digest[0] ? r->data->digest : "none", run->config->name,
-            want->digest[0] ? want->digest : "none");
+        return sfc_fail(err, SFC_EINVAL,
+                        "data: this worker's data set (%s) is not that of run %s (%s); start the "
+                        "worker with --data of the set that the run was created with",
+                        name_data(r->data), run->config->name, name_data(want));
     if (!run->config->mixed && run->numerics[0] && strcmp(run->numerics, r->numerics) != 0)
         return sfc_fail(err, SFC_EINVAL,
                         "numerics: this worker is '%s', the run's workers are '%s'; results would "

@@ -123,6 +123,8 @@ struct sfc_scheduler {
     bool timer_open;
     bool stopping;
     uint64_t refused[SFC_EINTERNAL + 1];
+    uint64_t broken_rows; /* announced with weight 0 because their sample can't be read */
+    uint64_t gave_up;     /* attempts and data tickets that workers gave back with a reason */
     unsigned events_waiting; /* on their way to the store */
     uint64_t events_lost;    /* logged, but not stored: too many at a time */
 };

@@ -64,6 +64,10 @@ static void fill_counters(struct sfc_scheduler *s, struct status *st)
         }
     if (s->events_lost)
         add_total(&st->totals, "scheduler_events_not_stored", s->events_lost);
+    if (s->broken_rows)
+        add_total(&st->totals, "broken_rows", s->broken_rows);
+    if (s->gave_up)
+        add_total(&st->totals, "gave_up", s->gave_up);
     for (size_t i = 0; i < SFC_CORE_MAX_SHARDS; i++)
         if (s->shards[i].id)
             add_set(&st->totals, &s->shards[i].counters, "shard");

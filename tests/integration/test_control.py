@@ -55,9 +55,10 @@ def test_usage():
            "--threads")
     expect(tool("shardfc-worker", "--scheduler", "127.0.0.1:1", "--data", "synthetic", "--device", "tpu"), 2,
            "--device", "tpu")
-    for bad in ("", "nonsense", "127.0.0.1", "127.0.0.1:999999", "host:port"):
-        expect(tool("shardfc-scheduler", "--listen", bad, "--state", "/tmp/never"), 2, "--listen")
-        expect(tool("shardfc", "status", "--scheduler", bad), 2, "--scheduler")
+    with Cluster() as c:
+        for bad in ("", "nonsense", "127.0.0.1", "127.0.0.1:999999", "host:port"):
+            expect(tool("shardfc-scheduler", "--listen", bad, "--state", c.folder / "s"), 2, "--listen")
+            expect(tool("shardfc", "status", "--scheduler", bad), 2, "--scheduler")
     started = time.monotonic()
     expect(tool("shardfc", "status", "--scheduler", "127.0.0.1:1"), 1, "127.0.0.1:1")
     check(time.monotonic() - started < 30 * cluster.TIME_SCALE, "status without a scheduler takes too long")
@@ -92,9 +93,9 @@ def impossible_flags():
     expect(tool("shardfc", "create", "--scheduler", "127.0.0.1:1", "--run", "r", "--steps", "5"), 2, "--classes")
     expect(tool("shardfc", "create", "--scheduler", "127.0.0.1:1", "--run", "r", "--classes", "5"), 2, "--steps")
     expect(tool("shardfc", "resume", "--scheduler", "127.0.0.1:1", "--drop", "soon"), 2, "--drop")
-    expect(tool("shardfc", "export", "--checkpoint", "/no/such", "--out", "/tmp/never", "--format", "onnx"), 2,
+    expect(tool("shardfc", "export", "--checkpoint", "/no/such", "--out", "/no/such/out", "--format", "onnx"), 2,
            "--format", "onnx")
-    expect(tool("shardfc", "export", "--checkpoint", "/no/such", "--out", "/tmp/never"), 2, "/no/such")
+    expect(tool("shardfc", "export", "--checkpoint", "/no/such", "--out", "/no/such/out"), 2, "/no/such")
     expect(tool("shardfc", "verify", "/no/such"), 2, "/no/such")
     expect(tool("shardfc", "verify"), 2, "DIR")
     expect(tool("shardfc", "eval", "--checkpoint", "/no/such"), 2, "--pairs")
