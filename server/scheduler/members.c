@@ -340,6 +340,43 @@ static int check_fit(struct sfc_sched_run *run, const Shardfc__V1__JoinRequest *
     return SFC_OK;
 }
 
+struct numerics_task {
+    struct sfc_store_task task;
+    uint64_t run_id;
+    char numerics[128];
+};
+
+static void numerics_work(struct sfc_store_task *task, struct sfc_store *store)
+{
+    struct numerics_task *t = (struct numerics_task *)task;
+    task->code = sfc_store_set_run_numerics(store, t->run_id, t->numerics, &task->error);
+}
+
+static void numerics_done(struct sfc_store_task *task)
+{
+    if (task->code != SFC_OK)
+        sfc_error_log("%s", task->error.text);
+    free(task);
+}
+
+/* The first worker's class is the run's, also after a restart of the scheduler. It is durable
+ * before the first commit record: the store works in order. */
+static int take_numerics(struct sfc_sched_run *run, const char *numerics, struct sfc_error *err)
+{
+    if (run->numerics[0])
+        return SFC_OK;
+    struct numerics_task *t = calloc(1, sizeof *t);
+    if (!t)
+        return sfc_fail(err, SFC_ENOMEM, "join");
+    snprintf(run->numerics, sizeof run->numerics, "%s", numerics);
+    memcpy(t->numerics, run->numerics, sizeof t->numerics);
+    t->run_id = run->id;
+    t->task.work = numerics_work;
+    t->task.done = numerics_done;
+    sfc_store_queue_submit(&run->scheduler->queue, &t->task);
+    return SFC_OK;
+}
+
 static int join(struct sfc_scheduler *s, struct sfc_rpc_call *call,
                 const Shardfc__V1__JoinRequest *r, struct sfc_error *err)
 {
@@ -353,13 +390,14 @@ static int join(struct sfc_scheduler *s, struct sfc_rpc_call *call,
     struct sfc_member_event event = {
         .type = SFC_MEMBER_WORKER_JOIN, .name = r->name, .lanes = r->lanes};
     if (code == SFC_OK)
+        code = take_numerics(s->run, r->numerics, err);
+    if (code == SFC_OK)
         code = member_step(s, &event, err);
     if (code != SFC_OK)
         return code;
     if (s->member_actions.count == 0 || s->member_actions.items[0].type != SFC_MEMBER_WORKER_JOINED)
         return sfc_fail(err, SFC_EINTERNAL, "a join without a new member");
     info->id = s->member_actions.items[0].id;
-    snprintf(s->run->numerics, sizeof s->run->numerics, "%s", r->numerics);
     sfc_info_log("worker %" PRIu64 " joined: %s, %u lanes", info->id, r->name, r->lanes);
     Shardfc__V1__JoinReply m = SHARDFC__V1__JOIN_REPLY__INIT;
     m.joined = true;

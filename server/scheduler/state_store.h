@@ -24,6 +24,7 @@ struct sfc_store_run {
     uint64_t map_version;
     char state[16]; /* see sfc_store_set_run_state */
     char reason[256];
+    char numerics[128]; /* class of its workers; "" until the first one joined */
     uint8_t *config; /* RunConfig; owned by the struct, see sfc_store_run_close */
     size_t config_size;
     uint8_t *map; /* BlockMap */
@@ -74,6 +75,8 @@ int sfc_store_add_run(struct sfc_store *store, const struct sfc_store_run *run, 
 /* state: loading | running | paused | blocked | finished | failed | stopped. */
 int sfc_store_set_run_state(struct sfc_store *store, uint64_t run_id, const char *state,
                             const char *reason, struct sfc_error *err);
+int sfc_store_set_run_numerics(struct sfc_store *store, uint64_t run_id, const char *numerics,
+                               struct sfc_error *err);
 /* The newest run. SFC_ENOTFOUND: there is none. Release with sfc_store_run_close. */
 int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struct sfc_error *err);
 void sfc_store_run_close(struct sfc_store_run *run);

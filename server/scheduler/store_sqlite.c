@@ -12,7 +12,7 @@
 
 #include "server/scheduler/state_store.h"
 
-enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 2, EVENTS_KEPT = 10000 };
+enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 3, EVENTS_KEPT = 10000 };
 
 static const char SCHEMA[] =
     "BEGIN IMMEDIATE;"
@@ -21,7 +21,7 @@ static const char SCHEMA[] =
     "CREATE TABLE runs(run_id INTEGER PRIMARY KEY AUTOINCREMENT, start_step INTEGER NOT NULL,"
     " load INTEGER NOT NULL, map_version INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT NOT "
     "NULL,"
-    " config BLOB NOT NULL, map BLOB NOT NULL);"
+    " config BLOB NOT NULL, map BLOB NOT NULL, numerics TEXT NOT NULL DEFAULT '');"
     "CREATE TABLE commits(run_id INTEGER NOT NULL, step INTEGER NOT NULL, clip_scale REAL NOT NULL,"
     " applied INTEGER NOT NULL, loss BLOB NOT NULL, lr REAL NOT NULL, images_per_s REAL NOT NULL,"
     " classes INTEGER NOT NULL, map_version INTEGER NOT NULL, position INTEGER NOT NULL,"
@@ -33,7 +33,7 @@ static const char SCHEMA[] =
     "CREATE TABLE events(id INTEGER PRIMARY KEY AUTOINCREMENT, time_ms INTEGER NOT NULL,"
     " run_id INTEGER NOT NULL, text TEXT NOT NULL);"
     "PRAGMA application_id=1397113683;"
-    "PRAGMA user_version=2;"
+    "PRAGMA user_version=3;"
     "COMMIT;";
 
 struct sfc_store {
@@ -324,13 +324,27 @@ int sfc_store_set_run_state(struct sfc_store *store, uint64_t run_id, const char
     return code;
 }
 
+int sfc_store_set_run_numerics(struct sfc_store *store, uint64_t run_id, const char *numerics,
+                               struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store, "UPDATE runs SET numerics = ? WHERE run_id = ?", &s,
+                          "set the run's numerics", err);
+    if (code != SFC_OK)
+        return code;
+    sqlite3_bind_text(s, 1, numerics, -1, SQLITE_TRANSIENT);
+    bind_u64(s, 2, run_id);
+    return db_finish(store, s, "set the run's numerics", err);
+}
+
 int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struct sfc_error *err)
 {
     sqlite3_stmt *s = NULL;
-    int code = db_prepare(store,
-                          "SELECT run_id, start_step, load, map_version, state, reason, config, map"
-                          " FROM runs ORDER BY run_id DESC LIMIT 1",
-                          &s, "read run", err);
+    int code = db_prepare(
+        store,
+        "SELECT run_id, start_step, load, map_version, state, reason, config, map, numerics"
+        " FROM runs ORDER BY run_id DESC LIMIT 1",
+        &s, "read run", err);
     if (code != SFC_OK)
         return code;
     struct sfc_store_run run = {0};
@@ -342,6 +356,7 @@ int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struc
         run.map_version = column_u64(s, 3);
         column_text(s, 4, run.state, sizeof run.state);
         column_text(s, 5, run.reason, sizeof run.reason);
+        column_text(s, 8, run.numerics, sizeof run.numerics);
         code = column_copy(s, 6, &run.config, &run.config_size, err);
         if (code == SFC_OK)
             code = column_copy(s, 7, &run.map, &run.map_size, err);

@@ -372,6 +372,23 @@ class HeadSession(unittest.TestCase):
             s.train_step(*batch(np.random.default_rng(2), s.config))
             c.wait_step(1)
 
+    def test_the_run_remembers_the_numerics_of_its_workers(self):
+        with Cluster() as c:
+            c.start_scheduler()
+            c.start_shards(1)
+            c.create_run()
+
+            def join(numerics):
+                return c.stub.Join(pb.JoinRequest(
+                    protocol=1, name="host:1", lanes=1, numerics=numerics,
+                    data=pb.DataSet(kind=pb.DataSet.SYNTHETIC)), timeout=20)
+            self.assertTrue(join("one").joined)
+            self.refused(lambda: join("two"), "numerics")
+            self.assertEqual(c.scheduler.terminate(), 0)
+            c.start_scheduler()
+            self.refused(lambda: join("two"), "numerics")
+            self.assertTrue(join("one").joined)
+
     def test_too_little_memory_is_refused(self):
         with Cluster() as c:
             c.start_scheduler()

@@ -105,6 +105,10 @@ static void test_runs(void **state)
     assert_int_equal(sfc_store_set_run_state(store, second, "failed", "shard 1 lost", NULL),
                      SFC_OK);
     assert_int_equal(sfc_store_set_run_state(store, second + 9, "failed", "", NULL), SFC_ENOTFOUND);
+    assert_int_equal(sfc_store_last_run(store, &got, NULL), SFC_OK);
+    assert_string_equal(got.numerics, "");
+    sfc_store_run_close(&got);
+    assert_int_equal(sfc_store_set_run_numerics(store, second, "cpu avx2", NULL), SFC_OK);
     sfc_store_close(store);
     store = must_open(*state);
     assert_int_equal(sfc_store_last_run(store, &got, NULL), SFC_OK);
@@ -113,6 +117,7 @@ static void test_runs(void **state)
     assert_true(got.load);
     assert_string_equal(got.state, "failed");
     assert_string_equal(got.reason, "shard 1 lost");
+    assert_string_equal(got.numerics, "cpu avx2");
     assert_int_equal(got.config_size, sizeof config);
     assert_memory_equal(got.config, config, sizeof config);
     assert_memory_equal(got.map, map, sizeof map);
