@@ -21,7 +21,11 @@
  *   correction logq: z += -log(inclusion probability of the class) for sampled negatives
  *
  * Sample: see kernels/rng/sample.h. Update (SGD, sampled rows): g = dw + weight_decay * w;
- * m = momentum * m + g; w = w - lr * m; rows not sampled are untouched.
+ * m = momentum * m + g; w = w - lr * m. Mode sampled: rows not sampled are untouched. Mode dense:
+ * rows not sampled take the same step with dw = 0; the blocks hold such rows as they were after the
+ * last step that had them in its sample, with the number of that step, and the missed steps are one
+ * linear map (kernels/lag.h) applied wherever the row is used. Only a commit writes the result
+ * back.
  *
  * Invariants every backend keeps:
  * - I8: a block's new state and its contributions are a bitwise function of (its state, the step's
@@ -31,7 +35,8 @@
  * - Nothing in W or momentum changes before sfc_head_commit.
  *
  * Threads: objects of one backend are used by one thread at a time; a backend runs its own threads
- * inside. Errors are status codes (proto/base/status.h); out parameters are written on success only. */
+ * inside. Errors are status codes (proto/base/status.h); out parameters are written on success
+ * only. */
 #ifndef SFC_KERNELS_BACKEND_H
 #define SFC_KERNELS_BACKEND_H
 
@@ -48,7 +53,9 @@ enum sfc_correction { SFC_CORRECTION_NONE, SFC_CORRECTION_LOGQ };
 enum sfc_optimizer { SFC_OPTIMIZER_SGD, SFC_OPTIMIZER_ADAMW };
 enum sfc_momentum_mode { SFC_MOMENTUM_SAMPLED, SFC_MOMENTUM_DENSE };
 enum sfc_dtype { SFC_DTYPE_F32, SFC_DTYPE_BF16 };
-enum sfc_block_part { SFC_PART_VALUES, SFC_PART_MOMENTUM };
+/* LAST_STEP (mode dense): per row the step after which its values and momentum are stored, as a
+ * number in f32. */
+enum sfc_block_part { SFC_PART_VALUES, SFC_PART_MOMENTUM, SFC_PART_LAST_STEP };
 
 struct sfc_head_config {
     uint64_t seed;
@@ -69,8 +76,9 @@ struct sfc_head_config {
     enum sfc_momentum_mode momentum_mode;
     double momentum;
     double weight_decay;
-    double init_std;      /* W ~ N(0, init_std), keyed by (seed, class, column) */
+    double init_std; /* W ~ N(0, init_std), keyed by (seed, class, column) */
     enum sfc_dtype dtype;
+    uint64_t steps; /* mode dense: last step of the run, 1..2^24 (room for its history) */
 };
 
 #define SFC_MAX_DIM 8192u
@@ -87,9 +95,9 @@ struct sfc_dense;
 
 /* ---- backend */
 
-/* name: "cpu" or "reference" (double precision, slow, for tests) or "cuda[:N]". threads: >= 1, compute
- * threads of the backend; never changes a bit of any result. SFC_EUNSUPPORTED: not built in or no such
- * device, with the cause in err. */
+/* name: "cpu" or "reference" (double precision, slow, for tests) or "cuda[:N]". threads: >= 1,
+ * compute threads of the backend; never changes a bit of any result. SFC_EUNSUPPORTED: not built in
+ * or no such device, with the cause in err. */
 int sfc_backend_open(const char *name, unsigned threads, struct sfc_backend **out,
                      struct sfc_error *err);
 void sfc_backend_close(struct sfc_backend *backend); /* NULL is fine */
@@ -100,8 +108,8 @@ const char *sfc_backend_numerics(const struct sfc_backend *backend);
 
 /* ---- head: class blocks */
 
-/* Checks every field; SFC_EINVAL names the field and its bounds, SFC_EUNSUPPORTED an option that this
- * backend does not have (yet). */
+/* Checks every field; SFC_EINVAL names the field and its bounds, SFC_EUNSUPPORTED an option that
+ * this backend does not have (yet). */
 int sfc_head_check(const struct sfc_backend *backend, const struct sfc_head_config *config,
                    struct sfc_error *err);
 uint64_t sfc_head_block_count(const struct sfc_head_config *config);
@@ -117,53 +125,69 @@ int sfc_head_new(struct sfc_backend *backend, const struct sfc_head_config *conf
                  struct sfc_error *err);
 void sfc_head_free(struct sfc_head *head); /* NULL is fine */
 
-/* Raw state of a block as f32 (elements row-major [rows, dim]); offset and count in elements.
- * SFC_ENOTFOUND: not one of this head's blocks; SFC_EINVAL: range outside the block. */
+/* Raw state of a block as f32 (elements row-major [rows, dim]; LAST_STEP: [rows]); offset and count
+ * in elements of the part. SFC_ENOTFOUND: not one of this head's blocks; SFC_EINVAL: range outside
+ * the block, or a part that this configuration does not have. Reading changes nothing: a run that
+ * is read has the bits of one that isn't. */
 int sfc_head_read(struct sfc_head *head, uint64_t block, enum sfc_block_part part, uint64_t offset,
                   uint64_t count, float *out, struct sfc_error *err);
 int sfc_head_write(struct sfc_head *head, uint64_t block, enum sfc_block_part part, uint64_t offset,
                    uint64_t count, const float *values, struct sfc_error *err);
 
-/* Begins step `step`: draws the sample of every block from (seed, step, block, positives in the block)
- * and forgets the slots of the step before. labels: [batch], < classes or SFC_LABEL_NONE. May be called
- * again for the same step (after an abort) with the same or other labels. *sampled: classes sampled in
- * all blocks of this head. */
+/* Mode dense: the history of the run, rates[s - 1] = learning rate of step s or negative (skipped).
+ * It belongs to the state like the blocks: what reads them must read it, what writes them must
+ * write it, from step 1 on in order. It is the same on every shard. SFC_EINVAL: not mode dense, a
+ * range that leaves a gap or ends after the last step. */
+int sfc_head_read_rates(struct sfc_head *head, uint64_t offset, uint64_t count, float *out,
+                        struct sfc_error *err);
+int sfc_head_write_rates(struct sfc_head *head, uint64_t offset, uint64_t count, const float *rates,
+                         struct sfc_error *err);
+
+/* Begins step `step`: draws the sample of every block from (seed, step, block, positives in the
+ * block) and forgets the slots of the step before. labels: [batch], < classes or SFC_LABEL_NONE.
+ * May be called again for the same step (after an abort) with the same or other labels. *sampled:
+ * classes sampled in all blocks of this head. Mode dense: the step must be the one after the
+ * history (SFC_ESTATE). */
 int sfc_head_plan(struct sfc_head *head, uint64_t step, const uint64_t *labels, uint64_t *sampled,
                   struct sfc_error *err);
-/* The sample of the present plan: ascending row numbers inside the block. Valid until the next plan. */
+/* The sample of the present plan: ascending row numbers inside the block. Valid until the next
+ * plan. */
 int sfc_head_sample(const struct sfc_head *head, uint64_t block, const uint32_t **rows,
                     uint32_t *count, struct sfc_error *err);
 
-/* Pass 1 for n micro-batches in one product. Slot numbers are < config.slots; a slot keeps its logits
- * until the next plan or until it is used again. SFC_ESTATE: no plan, or class centres that are not
- * finite (the message names the block). After an error the named slots are empty. */
+/* Pass 1 for n micro-batches in one product. Slot numbers are < config.slots; a slot keeps its
+ * logits until the next plan or until it is used again. SFC_ESTATE: no plan, or class centres that
+ * are not finite (the message names the block). After an error the named slots are empty. */
 struct sfc_head_logits_item {
     uint32_t slot;
-    uint32_t micro_batch;     /* j: its rows are j * micro_batch ... of the plan's labels */
-    const float *features;    /* [micro_batch, dim] raw; must be finite (SFC_EINVAL otherwise) */
-    uint64_t *exp_sum;        /* out [micro_batch, 4]: kernels/exact_sum.h */
-    float *target_logit;      /* out [micro_batch]: z of the target where owned, else 0 */
-    uint8_t *has_target;      /* out [micro_batch]: 1 where this head owns the target's block */
-    uint32_t zero_features;   /* out: rows with |x| < 1e-12 */
+    uint32_t micro_batch;   /* j: its rows are j * micro_batch ... of the plan's labels */
+    const float *features;  /* [micro_batch, dim] raw; must be finite (SFC_EINVAL otherwise) */
+    uint64_t *exp_sum;      /* out [micro_batch, 4]: kernels/exact_sum.h */
+    float *target_logit;    /* out [micro_batch]: z of the target where owned, else 0 */
+    uint8_t *has_target;    /* out [micro_batch]: 1 where this head owns the target's block */
+    uint32_t zero_features; /* out: rows with |x| < 1e-12 */
 };
 int sfc_head_logits(struct sfc_head *head, struct sfc_head_logits_item *items, size_t n,
                     struct sfc_error *err);
 
-/* Pass 2 for n micro-batches whose slots went through pass 1 in this plan. lse must be finite and at
- * least the local log-sum-exp - 1e-3 (SFC_EINVAL names the row). p replaces z in the slot. */
+/* Pass 2 for n micro-batches whose slots went through pass 1 in this plan. lse must be finite and
+ * at least the local log-sum-exp - 1e-3 (SFC_EINVAL names the row). p replaces z in the slot. */
 struct sfc_head_gradient_item {
     uint32_t slot;
-    const double *lse;        /* [micro_batch]: over all shards; ignored for rows of weight 0 */
-    int64_t *dx;              /* out [micro_batch, dim]: unit 2^-44 (kernels/exact_sum.h) */
+    const double *lse; /* [micro_batch]: over all shards; ignored for rows of weight 0 */
+    int64_t *dx;       /* out [micro_batch, dim]: unit 2^-44 (kernels/exact_sum.h) */
 };
 int sfc_head_gradient(struct sfc_head *head, struct sfc_head_gradient_item *items, size_t n,
                       struct sfc_error *err);
 
-/* Pass 3: slots[j] is the slot that counts for micro-batch j (batch / micro_batch of them), all through
- * pass 2. dW of a block is one product over the whole batch, rows in order of j, then back through the
- * normalisation and the optimiser, straight into the block store. It ends the plan. SFC_EDEVICE leaves
- * the state undefined: it has to be read or written anew; every other error leaves it untouched. */
+/* Pass 3: slots[j] is the slot that counts for micro-batch j (batch / micro_batch of them), all
+ * through pass 2. dW of a block is one product over the whole batch, rows in order of j, then back
+ * through the normalisation and the optimiser, straight into the block store. It ends the plan.
+ * SFC_EDEVICE leaves the state undefined: it has to be read or written anew; every other error
+ * leaves it untouched. */
 int sfc_head_commit(struct sfc_head *head, const uint32_t *slots, double lr, struct sfc_error *err);
+/* Ends step `step` without an update (a step that was not finite): the identity for every row. */
+int sfc_head_skip(struct sfc_head *head, uint64_t step, struct sfc_error *err);
 /* True when every p of these slots is finite. */
 bool sfc_head_finite(const struct sfc_head *head, const uint32_t *slots);
 
@@ -179,10 +203,10 @@ struct sfc_dense_segment {
 
 struct sfc_dense_config {
     uint64_t seed;
-    uint64_t size;            /* floats of the whole vector */
-    uint32_t block_size;      /* floats per block; the last may be shorter */
-    uint32_t slots;           /* attempts kept side by side */
-    uint32_t micro_batches;   /* per step */
+    uint64_t size;                            /* floats of the whole vector */
+    uint32_t block_size;                      /* floats per block; the last may be shorter */
+    uint32_t slots;                           /* attempts kept side by side */
+    uint32_t micro_batches;                   /* per step */
     const struct sfc_dense_segment *segments; /* borrowed during sfc_dense_new only */
     size_t segment_count;
     double momentum;

@@ -2,7 +2,9 @@
  * argument, keep the protocol state of the slots and then call these functions, so a backend
  * computes only: it may rely on
  * - a configuration that passed sfc_head_check, block ids that are ascending and in range;
- * - blocks addressed by their index in head->blocks, ranges inside the block;
+ * - blocks addressed by their index in head->blocks, parts that the configuration has, ranges
+ *   inside the block, last steps that are integers 0..config.steps;
+ * - mode dense: head->done is the planned step - 1 in every pass;
  * - labels in range or SFC_LABEL_NONE; finite features; slots and micro-batches in range, each slot
  *   at most once per call, passes in order; lse finite for every row with a label;
  * - commit slots that are distinct, in order of their micro-batches and through pass 2.
@@ -84,6 +86,8 @@ struct sfc_head {
     bool planned;
     uint64_t step;
     uint64_t *labels;                /* [batch] of the present plan */
+    float *rates;                    /* mode dense: [config.steps], kernels/lag.h; else NULL */
+    uint64_t done;                   /* mode dense: steps in the history */
     enum sfc_slot_state *slot_state; /* [slots] */
     uint32_t *slot_micro;            /* [slots] micro-batch that the slot holds */
     double *slot_lse;                /* [slots, micro_batch] local log-sum-exp after pass 1 */

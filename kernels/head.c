@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/lag.h"
+
 #define MAX_CLASSES    ((uint64_t)1 << 40)
 #define MAX_BLOCK_SIZE (1u << 20)
 #define MAX_BATCH      (1u << 20)
@@ -85,6 +87,8 @@ static int check_choices(const struct sfc_head_config *c, struct sfc_error *err)
         rc = check_integer("dtype", (uint64_t)c->dtype, 0, SFC_DTYPE_BF16, err);
     if (!rc && c->optimizer == SFC_OPTIMIZER_ADAMW && c->momentum_mode == SFC_MOMENTUM_DENSE)
         rc = sfc_fail(err, SFC_EINVAL, "head: AdamW has no dense momentum mode");
+    if (!rc && c->momentum_mode == SFC_MOMENTUM_DENSE)
+        rc = check_integer("steps (of momentum mode dense)", c->steps, 1, SFC_LAG_MAX_STEPS, err);
     return rc;
 }
 
@@ -115,9 +119,15 @@ uint64_t sfc_head_block_rows(const struct sfc_head_config *config, uint64_t bloc
     return rest < config->block_size ? rest : config->block_size;
 }
 
+static bool is_dense(const struct sfc_head_config *c)
+{
+    return c->momentum_mode == SFC_MOMENTUM_DENSE;
+}
+
 static uint64_t base_bytes(const struct sfc_head_config *c, size_t count)
 {
-    return (uint64_t)count * sizeof(uint64_t) + (uint64_t)c->batch * sizeof(uint64_t) +
+    return (is_dense(c) ? c->steps * sizeof(float) : 0) + (uint64_t)count * sizeof(uint64_t) +
+           (uint64_t)c->batch * sizeof(uint64_t) +
            (uint64_t)c->slots * (sizeof(enum sfc_slot_state) + sizeof(uint32_t)) +
            (uint64_t)c->slots * c->micro_batch * sizeof(double);
 }
@@ -152,7 +162,10 @@ static int base_init(struct sfc_head *head, struct sfc_backend *backend,
     head->slot_state = calloc(config->slots, sizeof *head->slot_state);
     head->slot_micro = calloc(config->slots, sizeof *head->slot_micro);
     head->slot_lse = malloc((size_t)config->slots * config->micro_batch * sizeof *head->slot_lse);
-    if (!head->blocks || !head->labels || !head->slot_state || !head->slot_micro || !head->slot_lse)
+    if (is_dense(config))
+        head->rates = calloc(config->steps, sizeof *head->rates);
+    if ((is_dense(config) && !head->rates) || !head->blocks || !head->labels || !head->slot_state ||
+        !head->slot_micro || !head->slot_lse)
         return sfc_fail(err, SFC_ENOMEM, "head: out of memory for %zu blocks and %u slots", count,
                         config->slots);
     memcpy(head->blocks, blocks, count * sizeof *blocks);
@@ -188,6 +201,7 @@ void sfc_head_free(struct sfc_head *head)
     free(head->slot_state);
     free(head->slot_micro);
     free(head->slot_lse);
+    free(head->rates);
     head->backend->ops->head_free(head);
 }
 
@@ -199,10 +213,12 @@ static int find_range(const struct sfc_head *head, uint64_t block, enum sfc_bloc
     if (at == head->block_count)
         return sfc_fail(err, SFC_ENOTFOUND, "head: block %llu is not held here",
                         (unsigned long long)block);
-    if (part != SFC_PART_VALUES && part != SFC_PART_MOMENTUM)
+    if (part != SFC_PART_VALUES && part != SFC_PART_MOMENTUM &&
+        !(part == SFC_PART_LAST_STEP && is_dense(&head->config)))
         return sfc_fail(err, SFC_EINVAL, "head: block %llu has no part %d",
                         (unsigned long long)block, (int)part);
-    uint64_t size = sfc_head_block_rows(&head->config, block) * head->config.dim;
+    uint64_t size = sfc_head_block_rows(&head->config, block);
+    size *= part == SFC_PART_LAST_STEP ? 1 : head->config.dim;
     if (offset > size || count > size - offset)
         return sfc_fail(err, SFC_EINVAL,
                         "head: elements %llu + %llu are outside block %llu of %llu elements",
@@ -232,7 +248,80 @@ int sfc_head_write(struct sfc_head *head, uint64_t block, enum sfc_block_part pa
             return sfc_fail(err, SFC_EINVAL,
                             "head: element %llu written to block %llu is not finite",
                             (unsigned long long)(offset + i), (unsigned long long)block);
+    for (uint64_t i = 0; part == SFC_PART_LAST_STEP && i < count; i++)
+        if (values[i] < 0 || values[i] > (float)head->config.steps ||
+            values[i] != floorf(values[i]))
+            return sfc_fail(err, SFC_EINVAL,
+                            "head: last step %g of row %llu of block %llu is not a "
+                            "step of the run",
+                            (double)values[i], (unsigned long long)(offset + i),
+                            (unsigned long long)block);
     return head->backend->ops->head_write(head, index, part, offset, count, values, err);
+}
+
+/* ---- the history of mode dense */
+
+int sfc_head_read_rates(struct sfc_head *head, uint64_t offset, uint64_t count, float *out,
+                        struct sfc_error *err)
+{
+    if (!head->rates)
+        return sfc_fail(err, SFC_EINVAL, "head: momentum mode sampled keeps no history");
+    if (offset > head->done || count > head->done - offset)
+        return sfc_fail(err, SFC_EINVAL, "head: steps %llu + %llu are outside the history of %llu",
+                        (unsigned long long)offset, (unsigned long long)count,
+                        (unsigned long long)head->done);
+    if (count)
+        memcpy(out, head->rates + offset, count * sizeof *out);
+    return SFC_OK;
+}
+
+int sfc_head_write_rates(struct sfc_head *head, uint64_t offset, uint64_t count, const float *rates,
+                         struct sfc_error *err)
+{
+    if (!head->rates)
+        return sfc_fail(err, SFC_EINVAL, "head: momentum mode sampled keeps no history");
+    if (offset > head->done || count > head->config.steps - offset)
+        return sfc_fail(err, SFC_EINVAL,
+                        "head: steps %llu + %llu do not follow the history of %llu of %llu steps",
+                        (unsigned long long)offset, (unsigned long long)count,
+                        (unsigned long long)head->done, (unsigned long long)head->config.steps);
+    for (uint64_t i = 0; i < count; i++)
+        if (!isfinite(rates[i]))
+            return sfc_fail(err, SFC_EINVAL, "head: the learning rate of step %llu is not finite",
+                            (unsigned long long)(offset + i + 1));
+    if (count)
+        memcpy(head->rates + offset, rates, count * sizeof *rates);
+    head->done = offset + count > head->done ? offset + count : head->done;
+    head->planned = false;
+    return SFC_OK;
+}
+
+static int check_next_step(const struct sfc_head *head, uint64_t step, struct sfc_error *err)
+{
+    if (!head->rates || (step == head->done + 1 && step <= head->config.steps))
+        return SFC_OK;
+    return sfc_fail(err, SFC_ESTATE,
+                    "head: step %llu does not follow the history of %llu of %llu steps",
+                    (unsigned long long)step, (unsigned long long)head->done,
+                    (unsigned long long)head->config.steps);
+}
+
+/* The step is over: what the slots keep belongs to the past. */
+static void end_step(struct sfc_head *head, float rate)
+{
+    memset(head->slot_state, 0, head->config.slots * sizeof *head->slot_state);
+    head->planned = false;
+    if (head->rates)
+        head->rates[head->done++] = rate;
+}
+
+int sfc_head_skip(struct sfc_head *head, uint64_t step, struct sfc_error *err)
+{
+    int rc = check_next_step(head, step, err);
+    if (rc)
+        return rc;
+    end_step(head, SFC_RATE_SKIPPED);
+    return SFC_OK;
 }
 
 int sfc_head_plan(struct sfc_head *head, uint64_t step, const uint64_t *labels, uint64_t *sampled,
@@ -243,11 +332,14 @@ int sfc_head_plan(struct sfc_head *head, uint64_t step, const uint64_t *labels, 
         if (labels[i] >= c->classes && labels[i] != SFC_LABEL_NONE)
             return sfc_fail(err, SFC_EINVAL, "head: label %llu of row %u is not below %llu classes",
                             (unsigned long long)labels[i], i, (unsigned long long)c->classes);
+    int rc = check_next_step(head, step, err);
+    if (rc)
+        return rc;
     memcpy(head->labels, labels, c->batch * sizeof *labels);
     memset(head->slot_state, 0, c->slots * sizeof *head->slot_state);
     head->planned = false;
     uint64_t total = 0;
-    int rc = head->backend->ops->head_plan(head, step, head->labels, &total, err);
+    rc = head->backend->ops->head_plan(head, step, head->labels, &total, err);
     if (rc)
         return rc;
     head->step = step;
@@ -382,7 +474,7 @@ int sfc_head_commit(struct sfc_head *head, const uint32_t *slots, double lr, str
     const struct sfc_head_config *c = &head->config;
     if (!head->planned)
         return sfc_fail(err, SFC_ESTATE, "commit: no step is planned");
-    if (!isfinite(lr) || lr < 0)
+    if (!isfinite((float)lr) || lr < 0)
         return sfc_fail(err, SFC_EINVAL, "commit: learning rate %g is not a number >= 0", lr);
     for (uint32_t j = 0; j < c->batch / c->micro_batch; j++) {
         if (slots[j] >= c->slots)
@@ -397,9 +489,7 @@ int sfc_head_commit(struct sfc_head *head, const uint32_t *slots, double lr, str
     int rc = head->backend->ops->head_commit(head, slots, lr, err);
     if (rc)
         return rc;
-    /* W has changed: what the slots keep belongs to the past. */
-    memset(head->slot_state, 0, c->slots * sizeof *head->slot_state);
-    head->planned = false;
+    end_step(head, (float)lr);
     return SFC_OK;
 }
 

@@ -37,6 +37,7 @@ struct sfc_cpu_block {
     size_t store;                 /* first row in w and m */
     size_t sample;                /* first entry in rows, inverse_norm, add and the slots */
     uint32_t count;               /* sampled rows of the present plan */
+    uint32_t oldest, newest;      /* mode dense: of the last steps of the sampled rows */
     uint32_t target, targets;     /* range in target_row, target_at */
     uint32_t positive, positives; /* range in positive */
 };
@@ -78,7 +79,9 @@ struct sfc_cpu_head {
     size_t block_count;
     struct sfc_cpu_worker *workers;
     struct sfc_cpu_mapping state, step;
-    float *w, *m; /* [store_rows, dim] */
+    float *w, *m;        /* [store_rows, dim] */
+    uint32_t *last;      /* mode dense: [store_rows] the step that w and m are of; else NULL */
+    struct sfc_lag *lag; /* mode dense: [steps + 1] from after that step to the plan's */
     /* the plan */
     uint32_t *rows;      /* [sample_rows] */
     float *inverse_norm; /* [sample_rows] of W, written by pass 1 */
@@ -106,6 +109,19 @@ static inline float *sfc_cpu_slot_z(const struct sfc_cpu_head *head, uint32_t sl
 static inline float *sfc_cpu_slot_x(const struct sfc_cpu_head *head, uint32_t slot)
 {
     return head->x + (size_t)slot * head->config.micro_batch * head->sizes.pitch;
+}
+
+static inline struct sfc_store sfc_cpu_store(const struct sfc_cpu_head *head,
+                                             const struct sfc_cpu_block *block)
+{
+    size_t first = block->store * head->config.dim;
+    return (struct sfc_store){
+        .w = head->w + first,
+        .m = head->m + first,
+        .last = head->last ? head->last + block->store : NULL,
+        .lag = head->lag,
+        .now = (uint32_t)head->base.step,
+    };
 }
 
 /* The shapes of the products; they depend on the configuration alone, never on which blocks are

@@ -30,7 +30,7 @@ static void commit_block(void *arg, size_t index, unsigned worker_index)
     struct sfc_cpu_worker *worker = &head->workers[worker_index];
     const struct sfc_cpu_block *block = &head->blocks[index];
     const struct sfc_cpu_sizes *s = &head->sizes;
-    size_t dim = head->config.dim, store = block->store * dim;
+    const struct sfc_store store = sfc_cpu_store(head, block);
     for (size_t first = 0; first < block->count && !worker->error.code; first += s->tile) {
         size_t at = block->sample + first;
         size_t n = block->count - first < s->tile ? block->count - first : s->tile;
@@ -38,8 +38,8 @@ static void commit_block(void *arg, size_t index, unsigned worker_index)
         if (sfc_gemm_run(&worker->commit, worker->stream, worker->product, head->call_x,
                          worker->result, worker->gemm, &worker->error))
             return;
-        head->simd->update(head->w + store, head->m + store, head->rows + at, n, dim, s->pitch,
-                           worker->result, head->inverse_norm + at, &call->update);
+        head->simd->update(&store, head->rows + at, n, head->config.dim, s->pitch, worker->result,
+                           head->inverse_norm + at, &call->update);
     }
 }
 

@@ -27,11 +27,14 @@ int sfc_cpu_head_check(const struct sfc_backend *backend, const struct sfc_head_
     (void)backend;
     if (config->optimizer != SFC_OPTIMIZER_SGD)
         return sfc_fail(err, SFC_EUNSUPPORTED, "cpu backend: the optimizer must be sgd");
-    if (config->momentum_mode != SFC_MOMENTUM_SAMPLED)
-        return sfc_fail(err, SFC_EUNSUPPORTED, "cpu backend: momentum-mode must be sampled");
     if (config->dtype != SFC_DTYPE_F32)
         return sfc_fail(err, SFC_EUNSUPPORTED, "cpu backend: dtype must be f32");
     return SFC_OK;
+}
+
+static bool is_dense(const struct sfc_head_config *config)
+{
+    return config->momentum_mode == SFC_MOMENTUM_DENSE;
 }
 
 /* ---- sizes and the layout of the memory */
@@ -114,6 +117,8 @@ static void lay_out_step(struct sfc_cpu_head *head, struct carver *carver)
     head->call_x = carve(carver, s->call_rows * s->pitch, sizeof(float));
     head->high = carve(carver, s->call_rows, sizeof(float));
     head->low = carve(carver, s->call_rows, sizeof(float));
+    if (is_dense(c))
+        head->lag = carve(carver, c->steps + 1, sizeof *head->lag);
 }
 
 /* The largest products of sizes, in doubles, so that size_t can't overflow below. */
@@ -200,7 +205,9 @@ static int measure(struct sfc_cpu_head *head, const struct sfc_cpu *cpu, const u
     s->scratch_bytes = mapped_bytes(carver.used);
     carver = (struct carver){0};
     lay_out_step(head, &carver);
-    head->memory.state_bytes = mapped_bytes(2 * s->store_rows * head->config.dim * sizeof(float));
+    head->memory.state_bytes =
+        mapped_bytes(s->store_rows * (2 * head->config.dim * sizeof(float) +
+                                      (is_dense(&head->config) ? sizeof(uint32_t) : 0)));
     head->memory.step_bytes = mapped_bytes(carver.used) + count * sizeof(struct sfc_cpu_block);
     head->memory.scratch_bytes =
         cpu->threads * (s->scratch_bytes + sizeof(struct sfc_cpu_worker)) + sizeof *head;
@@ -309,7 +316,10 @@ static void init_block(void *arg, size_t item, unsigned worker)
         for (size_t k = 0; k < dim; k++)
             row[k] *= std;
     }
-    memset(head->m + first, 0, block->rows * dim * sizeof(float)); /* touched now, not in a step */
+    /* touched now, not in a step */
+    memset(head->m + first, 0, block->rows * dim * sizeof(float));
+    if (head->last)
+        memset(head->last + block->store, 0, block->rows * sizeof *head->last);
 }
 
 static int allocate(struct sfc_cpu_head *head, const uint64_t *blocks, size_t count,
@@ -333,6 +343,8 @@ static int allocate(struct sfc_cpu_head *head, const uint64_t *blocks, size_t co
         return rc;
     head->w = head->state.data;
     head->m = head->w + store * dim;
+    if (is_dense(&head->config))
+        head->last = (uint32_t *)(head->m + store * dim);
     lay_out_step(head, &carver);
     rc = map(&head->step, carver.used, "kept logits", err);
     if (rc)
@@ -386,6 +398,18 @@ void sfc_cpu_head_free(struct sfc_head *base)
     free(head);
 }
 
+static void read_last(const uint32_t *last, uint64_t count, float *out)
+{
+    for (uint64_t i = 0; i < count; i++)
+        out[i] = (float)last[i];
+}
+
+static void write_last(uint32_t *last, uint64_t count, const float *values)
+{
+    for (uint64_t i = 0; i < count; i++)
+        last[i] = (uint32_t)values[i];
+}
+
 static float *part_of(struct sfc_cpu_head *head, size_t index, enum sfc_block_part part,
                       uint64_t offset)
 {
@@ -396,18 +420,23 @@ static float *part_of(struct sfc_cpu_head *head, size_t index, enum sfc_block_pa
 int sfc_cpu_head_read(struct sfc_head *base, size_t index, enum sfc_block_part part,
                       uint64_t offset, uint64_t count, float *out, struct sfc_error *err)
 {
+    struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
     (void)err;
-    if (count)
-        memcpy(out, part_of((struct sfc_cpu_head *)base, index, part, offset), count * sizeof *out);
+    if (part == SFC_PART_LAST_STEP)
+        read_last(head->last + head->blocks[index].store + offset, count, out);
+    else if (count)
+        memcpy(out, part_of(head, index, part, offset), count * sizeof *out);
     return SFC_OK;
 }
 
 int sfc_cpu_head_write(struct sfc_head *base, size_t index, enum sfc_block_part part,
                        uint64_t offset, uint64_t count, const float *values, struct sfc_error *err)
 {
+    struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
     (void)err;
-    if (count)
-        memcpy(part_of((struct sfc_cpu_head *)base, index, part, offset), values,
-               count * sizeof *values);
+    if (part == SFC_PART_LAST_STEP)
+        write_last(head->last + head->blocks[index].store + offset, count, values);
+    else if (count)
+        memcpy(part_of(head, index, part, offset), values, count * sizeof *values);
     return SFC_OK;
 }

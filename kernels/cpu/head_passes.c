@@ -29,8 +29,9 @@ void sfc_cpu_gather(struct sfc_cpu_head *head, struct sfc_cpu_worker *worker,
                     const struct sfc_cpu_block *block, size_t first, size_t n)
 {
     size_t pitch = head->sizes.pitch, at = block->sample + first;
-    head->simd->gather(head->w + block->store * head->config.dim, head->rows + at, n,
-                       head->config.dim, pitch, worker->tile, head->inverse_norm + at);
+    const struct sfc_store store = sfc_cpu_store(head, block);
+    head->simd->gather(&store, head->rows + at, n, head->config.dim, pitch, worker->tile,
+                       head->inverse_norm + at);
     memset(worker->tile + n * pitch, 0, (head->sizes.tile - n) * pitch * sizeof(float));
 }
 

@@ -66,6 +66,36 @@ static void block_add(struct sfc_cpu_head *head, const struct sfc_cpu_block *blo
     }
 }
 
+/* How far back the sampled rows of the block reach. */
+static void block_ages(const struct sfc_cpu_head *head, struct sfc_cpu_block *block)
+{
+    const uint32_t *rows = head->rows + block->sample, *last = head->last + block->store;
+    block->oldest = UINT32_MAX;
+    block->newest = 0;
+    for (uint32_t i = 0; i < block->count; i++) {
+        uint32_t step = last[rows[i]];
+        block->oldest = step < block->oldest ? step : block->oldest;
+        block->newest = step > block->newest ? step : block->newest;
+    }
+}
+
+/* The way from the state of every sampled row to the state before this step. */
+static int fill_lag(struct sfc_cpu_head *head, struct sfc_error *err)
+{
+    uint64_t before = head->base.step - 1, oldest = before;
+    for (size_t i = 0; i < head->block_count; i++) {
+        const struct sfc_cpu_block *block = &head->blocks[i];
+        if (block->newest > before)
+            return sfc_fail(
+                err, SFC_ESTATE, "head: block %llu has rows of step %u, the run is at step %llu",
+                (unsigned long long)block->id, block->newest, (unsigned long long)before);
+        oldest = block->oldest < oldest ? block->oldest : oldest;
+    }
+    sfc_lag_table(head->base.rates, head->config.momentum, head->config.weight_decay, oldest,
+                  before, head->lag);
+    return SFC_OK;
+}
+
 static uint32_t find_row(const uint32_t *rows, uint32_t count, uint32_t row)
 {
     uint32_t low = 0, high = count;
@@ -88,6 +118,8 @@ static void sample_block(void *arg, size_t item, unsigned worker)
                      head->config.sample_ppm, head->positive + block->positive, block->positives,
                      rows, head->workers[worker].sample);
     block_add(head, block);
+    if (head->last)
+        block_ages(head, block);
     for (uint32_t t = block->target; t < block->target + block->targets; t++) {
         uint64_t first = block->id * head->config.block_size;
         head->target_at[t] =
@@ -98,7 +130,6 @@ static void sample_block(void *arg, size_t item, unsigned worker)
 int sfc_cpu_head_plan(struct sfc_head *base, uint64_t step, const uint64_t *labels,
                       uint64_t *sampled, struct sfc_error *err)
 {
-    (void)err;
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
     for (uint32_t i = 0; i < head->config.batch; i++)
         head->labels[i] = (struct sfc_cpu_label){labels[i], i};
@@ -110,7 +141,7 @@ int sfc_cpu_head_plan(struct sfc_head *base, uint64_t step, const uint64_t *labe
     head->base.step = step;
     sfc_cpu_pool_run(head->cpu->pool, sample_block, head, head->block_count);
     *sampled = head->sampled;
-    return SFC_OK;
+    return head->last ? fill_lag(head, err) : SFC_OK;
 }
 
 void sfc_cpu_head_sample(const struct sfc_head *base, size_t index, const uint32_t **rows,

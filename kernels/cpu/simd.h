@@ -11,6 +11,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/lag.h"
+
+/* The rows of a block. Mode dense: row r is as it was after step last[r], and lag[last[r]] is the
+ * way from there to the state before the step in work; else last is NULL. */
+struct sfc_store {
+    float *w, *m; /* [*, dim] */
+    uint32_t *last;
+    const struct sfc_lag *lag;
+    uint32_t now; /* the step in work */
+};
+
 struct sfc_update {
     float gradient_scale; /* scale / batch */
     float lr, momentum, weight_decay;
@@ -19,10 +30,11 @@ struct sfc_update {
 struct sfc_simd {
     const char *name;
 
-    /* Copies rows[0..n) of block [*, dim] to tile [n, pitch] with zero padding, in this order, and
-     * writes 1 / norm of each (0 for a norm below 1e-12, NaN for one above 1.8e19). */
-    void (*gather)(const float *block, const uint32_t *rows, size_t n, size_t dim, size_t pitch,
-                   float *tile, float *inverse_norm);
+    /* Copies rows[0..n) of w, caught up, to tile [n, pitch] with zero padding, in this order, and
+     * writes 1 / norm of each (0 for a norm below 1e-12, NaN for one above 1.8e19). Changes nothing
+     * in the store. */
+    void (*gather)(const struct sfc_store *store, const uint32_t *rows, size_t n, size_t dim,
+                   size_t pitch, float *tile, float *inverse_norm);
     /* out [pitch] = in [dim] / |in| with zero padding; false (and zeros) for a norm below 1e-12. */
     bool (*unit_row)(const float *in, size_t dim, size_t pitch, float *out);
     /* z = scale * clamp(cos * inverse_norm[row]) for n rows of `width` columns taken from products
@@ -40,9 +52,10 @@ struct sfc_simd {
                        float factor, float *out, size_t stride);
     /* sum[row, dim] += fixed point (kernels/exact_sum.h) of dx[row, pitch]; saturates at 2^18. */
     void (*add_fixed)(const float *dx, size_t n, size_t dim, size_t pitch, int64_t *sum);
-    /* SGD on rows[0..n) of w and m [*, dim] from dw^ [n, pitch], through the normalisation. */
-    void (*update)(float *w, float *m, const uint32_t *rows, size_t n, size_t dim, size_t pitch,
-                   const float *dw, const float *inverse_norm, const struct sfc_update *u);
+    /* Catches rows[0..n) up, then SGD from dw^ [n, pitch], through the normalisation. */
+    void (*update)(const struct sfc_store *store, const uint32_t *rows, size_t n, size_t dim,
+                   size_t pitch, const float *dw, const float *inverse_norm,
+                   const struct sfc_update *u);
 };
 
 /* The best level that this CPU has; level "avx512", "avx2" or "base" through SFC_CPU_LEVEL (for

@@ -100,27 +100,66 @@ INLINE vec exp_vec(vec x)
     return select_lanes(low, splat(0.0f), p * two_k);
 }
 
-static void gather(const float *block, const uint32_t *rows, size_t n, size_t dim, size_t pitch,
-                   float *tile, float *inverse_norm)
+INLINE float gather_row(const float *row, const float *next, size_t dim, float *out)
 {
     size_t whole = dim / LANES * LANES;
+    vec square[2] = {{0}, {0}};
+    for (size_t k = 0; k < whole; k += LANES) {
+        vec v = load(row + k);
+        __builtin_prefetch(next + k);
+        square[k / LANES % 2] += v * v;
+        store(out + k, v);
+    }
+    if (whole < dim) {
+        vec v = load_part(row + whole, dim - whole);
+        square[0] += v * v;
+        store(out + whole, v);
+    }
+    return inverse(total(square[0] + square[1]));
+}
+
+/* The same from a row that has missed steps. */
+INLINE float gather_lagging(const float *row, const float *moment, const float *next,
+                            const float *next_moment, const struct sfc_lag *lag, size_t dim,
+                            float *out)
+{
+    size_t whole = dim / LANES * LANES;
+    vec square[2] = {{0}, {0}}, ww = splat(lag->ww), wm = splat(lag->wm);
+    for (size_t k = 0; k < whole; k += LANES) {
+        vec v = ww * load(row + k) + wm * load(moment + k);
+        __builtin_prefetch(next + k);
+        __builtin_prefetch(next_moment + k);
+        square[k / LANES % 2] += v * v;
+        store(out + k, v);
+    }
+    if (whole < dim) {
+        size_t rest = dim - whole;
+        vec v = ww * load_part(row + whole, rest) + wm * load_part(moment + whole, rest);
+        square[0] += v * v;
+        store(out + whole, v);
+    }
+    return inverse(total(square[0] + square[1]));
+}
+
+/* What row r is behind; NULL: it is up to date. */
+INLINE const struct sfc_lag *lag_of(const struct sfc_store *store, uint32_t r)
+{
+    return store->last && store->last[r] + 1 != store->now ? &store->lag[store->last[r]] : NULL;
+}
+
+static void gather(const struct sfc_store *block, const uint32_t *rows, size_t n, size_t dim,
+                   size_t pitch, float *tile, float *inverse_norm)
+{
     for (size_t i = 0; i < n; i++) {
-        const float *row = block + (size_t)rows[i] * dim;
-        const float *next = block + (size_t)rows[i + AHEAD < n ? i + AHEAD : n - 1] * dim;
+        size_t at = (size_t)rows[i] * dim;
+        size_t next = (size_t)rows[i + AHEAD < n ? i + AHEAD : n - 1] * dim;
+        const struct sfc_lag *lag = lag_of(block, rows[i]);
         float *out = tile + i * pitch;
-        vec square[2] = {{0}, {0}};
-        for (size_t k = 0; k < whole; k += LANES) {
-            vec v = load(row + k);
-            __builtin_prefetch(next + k);
-            square[k / LANES % 2] += v * v;
-            store(out + k, v);
-        }
-        if (whole < dim) {
-            vec v = load_part(row + whole, dim - whole);
-            square[0] += v * v;
-            store(out + whole, v);
-        }
-        inverse_norm[i] = inverse(total(square[0] + square[1]));
+        if (lag)
+            inverse_norm[i] = gather_lagging(block->w + at, block->m + at, block->w + next,
+                                             block->m + next, lag, dim, out);
+        else
+            inverse_norm[i] = gather_row(block->w + at, block->w + next, dim, out);
     }
 }
 
@@ -275,12 +314,36 @@ INLINE void update_row(float *row, float *moment, const float *next, const float
     }
 }
 
-static void update(float *w, float *m, const uint32_t *rows, size_t n, size_t dim, size_t pitch,
-                   const float *dw, const float *inverse_norm, const struct sfc_update *u)
+INLINE void catch_up(float *row, float *moment, const struct sfc_lag *lag, size_t dim)
 {
+    size_t whole = dim / LANES * LANES;
+    vec ww = splat(lag->ww), wm = splat(lag->wm), mw = splat(lag->mw), mm = splat(lag->mm);
+    for (size_t k = 0; k < whole; k += LANES) {
+        vec w = load(row + k), m = load(moment + k);
+        store(row + k, ww * w + wm * m);
+        store(moment + k, mw * w + mm * m);
+    }
+    if (whole < dim) {
+        size_t rest = dim - whole;
+        vec w = load_part(row + whole, rest), m = load_part(moment + whole, rest);
+        store_part(row + whole, ww * w + wm * m, rest);
+        store_part(moment + whole, mw * w + mm * m, rest);
+    }
+}
+
+static void update(const struct sfc_store *block, const uint32_t *rows, size_t n, size_t dim,
+                   size_t pitch, const float *dw, const float *inverse_norm,
+                   const struct sfc_update *u)
+{
+    float *w = block->w, *m = block->m;
     for (size_t i = 0; i < n; i++) {
         size_t at = (size_t)rows[i] * dim;
         size_t next = (size_t)rows[i + AHEAD / 2 < n ? i + AHEAD / 2 : n - 1] * dim;
+        const struct sfc_lag *lag = lag_of(block, rows[i]);
+        if (lag)
+            catch_up(w + at, m + at, lag, dim);
+        if (block->last)
+            block->last[rows[i]] = block->now;
         update_row(w + at, m + at, w + next, m + next, dim, dw + i * pitch, inverse_norm[i], u);
     }
 }

@@ -52,9 +52,6 @@ int sfc_ref_head_check(const struct sfc_backend *backend, const struct sfc_head_
     if (config->optimizer != SFC_OPTIMIZER_SGD) {
         return sfc_fail(err, SFC_EUNSUPPORTED, "the reference backend has SGD only");
     }
-    if (config->momentum_mode != SFC_MOMENTUM_SAMPLED) {
-        return sfc_fail(err, SFC_EUNSUPPORTED, "the reference backend has sampled momentum only");
-    }
     return SFC_OK;
 }
 
@@ -183,6 +180,14 @@ void sfc_ref_head_free(struct sfc_head *head)
     free_all((struct ref_head *)head);
 }
 
+/* Mode dense is computed as it is defined, every row in every step, so all rows are up to date. */
+static void read_last_step(const struct sfc_head *head, uint64_t count, float *out)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        out[i] = (float)head->done;
+    }
+}
+
 static double *part_of(struct sfc_head *head, size_t index, enum sfc_block_part part)
 {
     struct ref_head *h = (struct ref_head *)head;
@@ -193,6 +198,10 @@ int sfc_ref_head_read(struct sfc_head *head, size_t index, enum sfc_block_part p
                       uint64_t offset, uint64_t count, float *out, struct sfc_error *err)
 {
     (void)err;
+    if (part == SFC_PART_LAST_STEP) {
+        read_last_step(head, count, out);
+        return SFC_OK;
+    }
     const double *from = part_of(head, index, part) + offset;
     for (uint64_t k = 0; k < count; k++) {
         out[k] = (float)from[k];
@@ -203,7 +212,15 @@ int sfc_ref_head_read(struct sfc_head *head, size_t index, enum sfc_block_part p
 int sfc_ref_head_write(struct sfc_head *head, size_t index, enum sfc_block_part part,
                        uint64_t offset, uint64_t count, const float *values, struct sfc_error *err)
 {
-    (void)err;
+    if (part == SFC_PART_LAST_STEP) {
+        for (uint64_t i = 0; i < count; i++) {
+            if (values[i] != (float)head->done) {
+                return sfc_fail(err, SFC_EUNSUPPORTED,
+                                "the reference backend keeps no rows of an older step");
+            }
+        }
+        return SFC_OK;
+    }
     double *to = part_of(head, index, part) + offset;
     for (uint64_t k = 0; k < count; k++) {
         to[k] = values[k];
@@ -464,14 +481,41 @@ static void update_class(struct ref_head *h, const struct ref_block *b, uint32_t
     }
 }
 
+/* A row without a gradient. */
+static void coast(const struct ref_head *h, uint64_t row, double lr)
+{
+    const struct sfc_head_config *c = &h->base.config;
+    double *w = h->w + row * c->dim, *m = h->m + row * c->dim;
+    for (uint32_t k = 0; k < c->dim; k++) {
+        m[k] = c->momentum * m[k] + c->weight_decay * w[k];
+        w[k] -= lr * m[k];
+    }
+}
+
+static void coast_unsampled(const struct ref_head *h, const struct ref_block *b, double lr)
+{
+    const uint32_t *sample = h->sample + b->sample_at;
+    for (uint32_t row = 0, s = 0; row < b->rows; row++) {
+        if (s < b->sampled && sample[s] == row) {
+            s++;
+        } else {
+            coast(h, b->row_at + row, lr);
+        }
+    }
+}
+
 int sfc_ref_head_commit(struct sfc_head *head, const uint32_t *slots, double lr,
                         struct sfc_error *err)
 {
     (void)err;
     struct ref_head *h = (struct ref_head *)head;
+    const struct sfc_head_config *c = &head->config;
     for (size_t b = 0; b < h->block_count; b++) {
         for (uint32_t s = 0; s < h->blocks[b].sampled; s++) {
             update_class(h, &h->blocks[b], s, slots, lr);
+        }
+        if (c->momentum_mode == SFC_MOMENTUM_DENSE) {
+            coast_unsampled(h, &h->blocks[b], lr);
         }
     }
     return SFC_OK;

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "kernels/exact_sum.h"
+#include "kernels/lag.h"
 #include "kernels/rng/philox.h"
 
 static void must(int rc, const struct sfc_error *err, const char *what)
@@ -45,6 +46,7 @@ struct sfc_head_config rig_config(uint64_t classes, uint32_t dim, uint32_t block
         .momentum = 0.9,
         .weight_decay = 5e-4,
         .init_std = 0.1,
+        .steps = 1000,
     };
 }
 
@@ -235,13 +237,27 @@ void rig_commit(struct rig *rig, double lr)
     free(slots);
 }
 
+void rig_skip(struct rig *rig, uint64_t number)
+{
+    struct sfc_error err = {0};
+    for (size_t h = 0; h < rig->setup.heads; h++) {
+        must(sfc_head_skip(rig->head[h], number, &err), &err, "skip");
+    }
+}
+
+static size_t width_of(const struct rig *rig, enum sfc_block_part part)
+{
+    return part == SFC_PART_LAST_STEP ? 1 : rig->config.dim;
+}
+
 void rig_read(struct rig *rig, enum sfc_block_part part, float *out)
 {
     struct sfc_error err = {0};
     const struct sfc_head_config *c = &rig->config;
+    size_t width = width_of(rig, part);
     for (uint64_t b = 0; b < sfc_head_block_count(c); b++) {
         must(sfc_head_read(rig->head[b % rig->setup.heads], b, part, 0,
-                           sfc_head_block_rows(c, b) * c->dim, out + b * c->block_size * c->dim,
+                           sfc_head_block_rows(c, b) * width, out + b * c->block_size * width,
                            &err),
              &err, "read");
     }
@@ -251,12 +267,49 @@ void rig_write(struct rig *rig, enum sfc_block_part part, const float *values)
 {
     struct sfc_error err = {0};
     const struct sfc_head_config *c = &rig->config;
+    size_t width = width_of(rig, part);
     for (uint64_t b = 0; b < sfc_head_block_count(c); b++) {
         must(sfc_head_write(rig->head[b % rig->setup.heads], b, part, 0,
-                            sfc_head_block_rows(c, b) * c->dim, values + b * c->block_size * c->dim,
+                            sfc_head_block_rows(c, b) * width, values + b * c->block_size * width,
                             &err),
              &err, "write");
     }
+}
+
+void rig_read_rates(struct rig *rig, uint64_t steps, float *out)
+{
+    struct sfc_error err = {0};
+    float *other = zeroed(steps + 1, sizeof *other);
+    must(sfc_head_read_rates(rig->head[0], 0, steps, out, &err), &err, "read rates");
+    for (size_t h = 1; h < rig->setup.heads; h++) {
+        must(sfc_head_read_rates(rig->head[h], 0, steps, other, &err), &err, "read rates");
+        assert_memory_equal(out, other, steps * sizeof *out);
+    }
+    free(other);
+}
+
+void rig_write_rates(struct rig *rig, uint64_t steps, const float *rates)
+{
+    struct sfc_error err = {0};
+    for (size_t h = 0; h < rig->setup.heads; h++) {
+        must(sfc_head_write_rates(rig->head[h], 0, steps, rates, &err), &err, "write rates");
+    }
+}
+
+void rig_read_now(struct rig *rig, uint64_t steps, float *w, float *m)
+{
+    const struct sfc_head_config *c = &rig->config;
+    float *rates = zeroed(steps + 1, sizeof *rates), *last = zeroed(c->classes, sizeof *last);
+    struct sfc_lag *lag = zeroed(steps + 1, sizeof *lag);
+    rig_read(rig, SFC_PART_VALUES, w);
+    rig_read(rig, SFC_PART_MOMENTUM, m);
+    rig_read(rig, SFC_PART_LAST_STEP, last);
+    rig_read_rates(rig, steps, rates);
+    sfc_lag_table(rates, c->momentum, c->weight_decay, 0, steps, lag);
+    for (uint64_t i = 0; i < c->classes; i++) {
+        sfc_lag_apply(&lag[(size_t)last[i]], w + i * c->dim, m + i * c->dim, c->dim);
+    }
+    free(rates), free(last), free(lag);
 }
 
 uint64_t rig_sample(struct rig *rig, uint8_t *in)

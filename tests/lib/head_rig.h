@@ -44,11 +44,17 @@ void rig_step_free(struct rig_step *step);
 void rig_forward(struct rig *rig, uint64_t number, const uint64_t *labels, const float *features,
                  struct rig_step *out);
 void rig_commit(struct rig *rig, double lr);
+void rig_skip(struct rig *rig, uint64_t number);
 /* Slot of micro-batch j. */
 uint32_t rig_slot(const struct rig *rig, uint32_t j);
-/* All classes, [classes, dim]. */
+/* All classes, [classes, dim]; the last steps: [classes]. */
 void rig_read(struct rig *rig, enum sfc_block_part part, float *out);
 void rig_write(struct rig *rig, enum sfc_block_part part, const float *values);
+/* Mode dense: the first `steps` rates, which all heads must have alike; values and momentum of all
+ * classes as a dense optimiser would have them after them. */
+void rig_read_rates(struct rig *rig, uint64_t steps, float *out);
+void rig_write_rates(struct rig *rig, uint64_t steps, const float *rates);
+void rig_read_now(struct rig *rig, uint64_t steps, float *w, float *m);
 /* Marks sampled classes, [classes]; returns how many. */
 uint64_t rig_sample(struct rig *rig, uint8_t *in);
 

@@ -476,9 +476,15 @@ static void bad_configurations_are_refused(void **state)
     c = standard;
     c.optimizer = SFC_OPTIMIZER_ADAMW;
     assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EUNSUPPORTED);
-    c = standard;
     c.momentum_mode = SFC_MOMENTUM_DENSE;
-    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EUNSUPPORTED);
+    c.steps = 10;
+    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL); /* AdamW is never dense */
+    c.optimizer = SFC_OPTIMIZER_SGD;
+    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_OK);
+    c.steps = 0;
+    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL);
+    c.steps = ((uint64_t)1 << 24) + 1;
+    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL);
     struct sfc_backend *none = NULL;
     assert_int_equal(sfc_backend_open("cpu", 0, &none, &err), SFC_EINVAL);
     assert_int_equal(sfc_backend_open("abacus", 1, &none, &err), SFC_EUNSUPPORTED);

@@ -147,7 +147,8 @@ static void gather_pads_and_normalises(void **state)
                 block[i] = i / dim == 3 ? 1e-14f : noise(&seed) + 2;
             for (size_t i = 0; i < 5 * pitch; i++)
                 tile[i] = 9;
-            level(l)->gather(block, rows, 5, dim, pitch, tile, inverse);
+            const struct sfc_store store = {.w = block};
+            level(l)->gather(&store, rows, 5, dim, pitch, tile, inverse);
             for (size_t i = 0; i < 5; i++) {
                 double square = 0;
                 for (size_t k = 0; k < pitch; k++) {
@@ -188,7 +189,8 @@ static void update_is_sgd_through_the_normalisation(void **state)
                     square += (double)w[rows[i] * dim + k] * w[rows[i] * dim + k];
                 inverse[i] = (float)(1 / sqrt(square));
             }
-            level(l)->update(w, m, rows, 3, dim, pitch, dw, inverse, &u);
+            const struct sfc_store store = {.w = w, .m = m};
+            level(l)->update(&store, rows, 3, dim, pitch, dw, inverse, &u);
             for (size_t r = 0, i = 0; r < 5; r++) {
                 bool touched = i < 3 && rows[i] == r;
                 double along = 0, inv = touched ? inverse[i] : 0;
@@ -214,6 +216,53 @@ static void update_is_sgd_through_the_normalisation(void **state)
         }
 }
 
+/* Rows that lag are caught up in the tile, and in the store before their update. */
+static void missed_steps_are_caught_up(void **state)
+{
+    (void)state;
+    const size_t dims[] = {1, 16, 37};
+    const uint32_t rows[] = {0, 2};
+    const struct sfc_update u = {0, 0.1f, 0.9f, 5e-4f}; /* no gradient */
+    const float rates[] = {0.1f, 0.2f, SFC_RATE_SKIPPED, 0.05f, 0.3f};
+    struct sfc_lag lag[6];
+    sfc_lag_table(rates, 0.9, 5e-4, 0, 5, lag);
+    for (size_t l = 0; l < LEVELS; l++)
+        for (size_t d = 0; d < sizeof dims / sizeof *dims; d++) {
+            size_t dim = dims[d], pitch = (dim + 15) / 16 * 16;
+            float w[3 * 37], m[3 * 37], tile[2 * 48], dw[2 * 48] = {0}, inverse[2];
+            double v[3 * 37], q[3 * 37];
+            uint32_t last[3] = {1, 0, 5}, seed = 77;
+            for (size_t i = 0; i < 3 * dim; i++) {
+                v[i] = w[i] = noise(&seed);
+                q[i] = m[i] = noise(&seed);
+            }
+            const struct sfc_store store = {w, m, last, lag, 6};
+            for (uint32_t s = 1; s <= 5; s++)
+                for (size_t k = 0; s > last[0] && k < dim; k++) {
+                    if (rates[s - 1] >= 0) {
+                        q[k] = 0.9 * q[k] + 5e-4 * v[k];
+                        v[k] -= rates[s - 1] * q[k];
+                    }
+                }
+            float w1 = w[0], m1 = m[0];
+            level(l)->gather(&store, rows, 2, dim, pitch, tile, inverse);
+            assert_true(w[0] == w1 && m[0] == m1 && last[0] == 1);
+            for (size_t k = 0; k < dim; k++) {
+                assert_true(fabs(tile[k] - v[k]) < 1e-6);
+                assert_true(tile[pitch + k] == w[2 * dim + k]);
+            }
+            level(l)->update(&store, rows, 2, dim, pitch, dw, inverse, &u);
+            assert_true(last[0] == 6 && last[1] == 0 && last[2] == 6);
+            for (size_t i = 0; i < 3 * dim; i++) {
+                if (i / dim != 1) {
+                    q[i] = (double)u.momentum * q[i] + (double)u.weight_decay * v[i];
+                    v[i] -= (double)u.lr * q[i];
+                }
+                assert_true(fabs(m[i] - q[i]) < 1e-6 && fabs(w[i] - v[i]) < 1e-6);
+            }
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -225,6 +274,7 @@ int main(void)
         cmocka_unit_test(fixed_point_is_the_one_of_exact_sum),
         cmocka_unit_test(gather_pads_and_normalises),
         cmocka_unit_test(update_is_sgd_through_the_normalisation),
+        cmocka_unit_test(missed_steps_are_caught_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
