@@ -8,6 +8,10 @@
 #include "kernels/cpu/floor.h"
 #include "kernels/exact_sum.h"
 
+#define WARM_UP 2
+
+static const char *const momentum_modes[] = {"sampled", "dense"};
+
 enum phase { PLAN, LOGITS, GRADIENT, COMMIT, STEP, PHASES };
 
 /* Inputs, outputs and times of the steps. */
@@ -52,6 +56,8 @@ static struct sfc_head_config config_of(const struct sfc_bench_head_options *o)
         .momentum = 0.9,
         .weight_decay = 5e-4,
         .init_std = 0.01,
+        .momentum_mode = o->momentum_mode,
+        .steps = (uint64_t)o->steps + WARM_UP,
     };
 }
 
@@ -231,8 +237,8 @@ int sfc_bench_head(const struct sfc_bench_head_options *options,
     double start = now_ms();
     int rc = bench_open(&b, options, err);
     r.init_ms = now_ms() - start;
-    for (int64_t i = -2; !rc && i < (int64_t)options->steps; i++)
-        rc = bench_step(&b, (uint64_t)(i + 3), i, err);
+    for (int64_t i = -WARM_UP; !rc && i < (int64_t)options->steps; i++)
+        rc = bench_step(&b, (uint64_t)(i + WARM_UP + 1), i, err);
     if (!rc)
         rc = collect(&b, options, &r, err);
     bench_close(&b);
@@ -252,23 +258,25 @@ void sfc_bench_head_json(FILE *out, const struct sfc_bench_head_options *o,
             r->step_ms, r->best_ms, r->plan_ms, r->logits_ms, r->gradient_ms, r->commit_ms,
             r->floor_ms, r->gemm_ms, r->bytes_ms, r->gflops, r->read_gb_s, r->update_gb_s,
             r->exact_ms, r->init_ms);
-    fprintf(out,
-            "\"classes\": %llu, \"sampled\": %llu, \"batch\": %u, \"micro_batch\": %u, "
-            "\"dim\": %u, \"block_size\": %u, \"dtype\": \"f32\", \"gemm\": \"f32\", "
-            "\"backend\": \"%s\", \"threads\": %u, \"numerics\": \"%s\", "
-            "\"peak_rss_bytes\": %llu, \"state_bytes\": %llu}\n",
-            (unsigned long long)o->classes, (unsigned long long)r->sampled, o->batch,
-            o->micro_batch, o->dim, r->block_size, o->backend, o->threads, r->numerics,
-            (unsigned long long)r->peak_rss_bytes, (unsigned long long)r->state_bytes);
+    fprintf(
+        out,
+        "\"classes\": %llu, \"sampled\": %llu, \"batch\": %u, \"micro_batch\": %u, "
+        "\"dim\": %u, \"block_size\": %u, \"dtype\": \"f32\", \"gemm\": \"f32\", "
+        "\"momentum_mode\": \"%s\", \"backend\": \"%s\", \"threads\": %u, \"numerics\": \"%s\", "
+        "\"peak_rss_bytes\": %llu, \"state_bytes\": %llu}\n",
+        (unsigned long long)o->classes, (unsigned long long)r->sampled, o->batch, o->micro_batch,
+        o->dim, r->block_size, momentum_modes[o->momentum_mode], o->backend, o->threads,
+        r->numerics, (unsigned long long)r->peak_rss_bytes, (unsigned long long)r->state_bytes);
 }
 
 void sfc_bench_head_table(FILE *out, const struct sfc_bench_head_options *o,
                           const struct sfc_bench_head_result *r)
 {
     fprintf(out,
-            "%llu classes x %u f32, %llu sampled, batch %u in micro-batches of %u, %u threads\n",
+            "%llu classes x %u f32, %llu sampled, batch %u in micro-batches of %u, momentum %s, "
+            "%u threads\n",
             (unsigned long long)o->classes, o->dim, (unsigned long long)r->sampled, o->batch,
-            o->micro_batch, o->threads);
+            o->micro_batch, momentum_modes[o->momentum_mode], o->threads);
     fprintf(out, "numerics  %s\n", r->numerics);
     fprintf(out, "step      %8.2f ms (median; best %.2f)\n", r->step_ms, r->best_ms);
     fprintf(out, "  plan    %8.2f\n  logits  %8.2f\n  gradient%8.2f\n  commit  %8.2f\n", r->plan_ms,

@@ -12,7 +12,8 @@ struct sfc_bench_head_options {
     uint64_t classes;
     uint32_t sample_ppm, batch, micro_batch, dim, block_size;
     uint32_t steps; /* timed, after two that warm up; at least 1 */
-    bool exact;     /* time the exact sums alone as well (cpu) */
+    enum sfc_momentum_mode momentum_mode;
+    bool exact; /* time the exact sums alone as well (cpu) */
 };
 
 /* Milliseconds are medians over the steps. */

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "kernels/bench_head.h"
+#include "proto/run_config.h"
 #include "server/core/block_map.h"
 #include "server/ctl/command.h"
 
@@ -13,7 +14,7 @@ struct bench_options {
     bool json, exact;
     uint64_t classes, batch, micro_batch, dim, block_size, steps, threads;
     double sample_rate;
-    int dtype, gemm;
+    int dtype, gemm, momentum_mode;
 };
 
 static const char *const number_formats[] = {"f32", "bf16", NULL};
@@ -91,6 +92,12 @@ static const struct sfc_option table[] = {
      .choices = number_formats,
      .fallback = "f32",
      .help = "number format of the products"},
+    {.name = "momentum-mode",
+     .type = SFC_OPTION_ENUM,
+     .offset = AT(momentum_mode),
+     .choices = sfc_run_momentum_modes,
+     .fallback = "sampled",
+     .help = "rows that a step does not sample stand still (sampled) or coast (dense)"},
     {.name = "exact",
      .type = SFC_OPTION_BOOL,
      .offset = AT(exact),
@@ -133,6 +140,7 @@ static int run(const struct bench_options *o, struct sfc_error *err)
         .block_size =
             o->block_size > 0 ? (uint32_t)o->block_size : sfc_default_block_size(o->classes),
         .steps = (uint32_t)o->steps,
+        .momentum_mode = (enum sfc_momentum_mode)o->momentum_mode,
         .exact = o->exact,
     };
     struct sfc_bench_head_result result;
