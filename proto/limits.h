@@ -39,6 +39,7 @@
 #define SFC_LIMIT_BATCH          (1u << 20)   /* rows of the global batch */
 #define SFC_LIMIT_MICRO_BATCHES  4096u        /* per step */
 #define SFC_LIMIT_STEPS          (1ull << 40)
+#define SFC_LIMIT_DENSE_STEPS    (1u << 24) /* of momentum mode dense: kernels/lag.h */
 #define SFC_LIMIT_SAMPLES        (1ull << 48)
 #define SFC_LIMIT_SIDE           4096u        /* width and height of an image */
 #define SFC_LIMIT_CHANNELS       4u

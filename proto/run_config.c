@@ -126,6 +126,17 @@ static int check_optimizer(const Shardfc__V1__RunConfig *c, struct sfc_error *er
         return sfc_fail(err, SFC_EINVAL,
                         "optimizer adamw does not go with momentum_mode dense: use sgd or sampled");
     }
+    if (strcmp(c->momentum_mode, "dense") == 0) {
+        if (strcmp(c->optimizer, "adamw") == 0) {
+            return sfc_fail(err, SFC_EINVAL,
+                            "momentum_mode dense needs optimizer sgd: AdamW has no closed form for "
+                            "rows without a gradient");
+        }
+        if (c->steps > SFC_LIMIT_DENSE_STEPS) {
+            return sfc_fail(err, SFC_EINVAL, "steps is %" PRIu64 ", momentum_mode dense allows %u",
+                            c->steps, SFC_LIMIT_DENSE_STEPS);
+        }
+    }
     if (c->global_batch % c->micro_batch != 0) {
         return sfc_fail(err, SFC_EINVAL, "global_batch %u is not a multiple of micro_batch %u",
                         c->global_batch, c->micro_batch);

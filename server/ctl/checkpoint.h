@@ -1,8 +1,10 @@
 /* Checkpoint directories: a whole run state at one step, written and read by the command-line tool.
  *
  *   DIR/run.pb              the packed RunConfig
- *   DIR/class-NNNNNN.f32    block N of W: values [rows, dim], then momentum, little-endian f32
+ *   DIR/class-NNNNNN.f32    block N of W: values [rows, dim], then momentum, little-endian f32; in
+ *                           momentum mode dense then the last step of each row [rows]
  *   DIR/dense-NNNNNN.f32    block N of the backbone's parameter vector: values, then momentum
+ *   DIR/history-000000.f32  momentum mode dense: the learning rate of each step, negative: skipped
  *   DIR/manifest.json       step, digests and lengths of all files, the state digest
  *   DIR/manifest.xxh3       XXH3-128 of manifest.json in hex
  *
@@ -13,6 +15,7 @@
 #ifndef SFC_CTL_CHECKPOINT_H
 #define SFC_CTL_CHECKPOINT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -24,7 +27,10 @@
 struct sfc_checkpoint_writer;
 struct sfc_checkpoint;
 
-/* ---- writing: blocks in any order, each: begin, append values, append momentum, end. */
+#define SFC_CHECKPOINT_KINDS 3 /* values of BlockKind */
+#define SFC_CHECKPOINT_PARTS 3 /* values of BlockPart */
+
+/* ---- writing: blocks in any order, each: begin, append every part in order, end. */
 
 /* SFC_EEXIST when dir is already there. config is copied. */
 int sfc_checkpoint_create(const char *dir, const Shardfc__V1__RunConfig *config, uint64_t step,
@@ -50,18 +56,28 @@ void sfc_checkpoint_close(struct sfc_checkpoint *checkpoint); /* NULL is fine */
 const Shardfc__V1__RunConfig *sfc_checkpoint_config(const struct sfc_checkpoint *checkpoint);
 uint64_t sfc_checkpoint_step(const struct sfc_checkpoint *checkpoint);
 const char *sfc_checkpoint_digest(const struct sfc_checkpoint *checkpoint);
-/* Values of a block are elements [0, n), momentum [n, 2n) of its file. */
+/* n: values of a block. They are elements [0, n) of its file, momentum [n, 2n), last steps the
+ * rest.
+ */
 uint64_t sfc_checkpoint_block_elements(const struct sfc_checkpoint *checkpoint,
                                        Shardfc__V1__BlockKind kind, uint64_t block);
 uint64_t sfc_checkpoint_block_count(const struct sfc_checkpoint *checkpoint,
                                     Shardfc__V1__BlockKind kind);
-/* Reads a whole block file, values and momentum (2n floats), and checks its digest. */
+/* Floats of the block's file: of all its parts. */
+uint64_t sfc_checkpoint_block_floats(const struct sfc_checkpoint *checkpoint,
+                                     Shardfc__V1__BlockKind kind, uint64_t block);
+/* Reads a whole block file (sfc_checkpoint_block_floats) and checks its digest. */
 int sfc_checkpoint_read(const struct sfc_checkpoint *checkpoint, Shardfc__V1__BlockKind kind,
                         uint64_t block, float *out, struct sfc_error *err);
 /* Reads every block and recomputes the state digest. */
 int sfc_checkpoint_verify(const struct sfc_checkpoint *checkpoint, struct sfc_error *err);
 
-/* Numbers of blocks and their lengths follow from the configuration. */
+/* Numbers of blocks and their lengths follow from the configuration (and the step, for the
+ * history). Elements of a part; 0: there is no such part. */
+uint64_t sfc_config_part_elements(const Shardfc__V1__RunConfig *config, uint64_t step,
+                                  Shardfc__V1__BlockKind kind, uint64_t block,
+                                  Shardfc__V1__BlockPart part);
+bool sfc_config_is_dense(const Shardfc__V1__RunConfig *config); /* momentum mode */
 uint64_t sfc_config_block_count(const Shardfc__V1__RunConfig *config, Shardfc__V1__BlockKind kind);
 uint64_t sfc_config_block_elements(const Shardfc__V1__RunConfig *config,
                                    Shardfc__V1__BlockKind kind, uint64_t block);

@@ -18,6 +18,11 @@ uint64_t sfc_config_dense_size(const Shardfc__V1__RunConfig *config)
     return size;
 }
 
+bool sfc_config_is_dense(const Shardfc__V1__RunConfig *config)
+{
+    return config->momentum_mode != NULL && strcmp(config->momentum_mode, "dense") == 0;
+}
+
 static uint64_t units_of(const Shardfc__V1__RunConfig *config, Shardfc__V1__BlockKind kind)
 {
     return kind == SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK ? config->classes
@@ -32,51 +37,89 @@ static uint64_t units_per_block(const Shardfc__V1__RunConfig *config, Shardfc__V
 
 uint64_t sfc_config_block_count(const Shardfc__V1__RunConfig *config, Shardfc__V1__BlockKind kind)
 {
+    if (kind == SHARDFC__V1__BLOCK_KIND__HISTORY) {
+        return sfc_config_is_dense(config);
+    }
     uint64_t per_block = units_per_block(config, kind);
     return per_block == 0 ? 0 : (units_of(config, kind) + per_block - 1) / per_block;
+}
+
+/* Rows of a class block, floats of a dense block. */
+static uint64_t block_units(const Shardfc__V1__RunConfig *config, Shardfc__V1__BlockKind kind,
+                            uint64_t block)
+{
+    uint64_t per_block = units_per_block(config, kind);
+    uint64_t left = units_of(config, kind) - block * per_block;
+    return left < per_block ? left : per_block;
+}
+
+uint64_t sfc_config_part_elements(const Shardfc__V1__RunConfig *config, uint64_t step,
+                                  Shardfc__V1__BlockKind kind, uint64_t block,
+                                  Shardfc__V1__BlockPart part)
+{
+    bool is_class = kind == SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK;
+    if (kind == SHARDFC__V1__BLOCK_KIND__HISTORY) {
+        return part == SHARDFC__V1__BLOCK_PART__VALUES ? step : 0;
+    }
+    if (part == SHARDFC__V1__BLOCK_PART__LAST_STEP) {
+        return is_class && sfc_config_is_dense(config) ? block_units(config, kind, block) : 0;
+    }
+    return block_units(config, kind, block) * (is_class ? config->dim : 1);
 }
 
 uint64_t sfc_config_block_elements(const Shardfc__V1__RunConfig *config,
                                    Shardfc__V1__BlockKind kind, uint64_t block)
 {
-    uint64_t per_block = units_per_block(config, kind);
-    uint64_t left = units_of(config, kind) - block * per_block;
-    uint64_t units = left < per_block ? left : per_block;
-    return kind == SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK ? units * config->dim : units;
+    return sfc_config_part_elements(config, 0, kind, block, SHARDFC__V1__BLOCK_PART__VALUES);
 }
 
 int sfc_block_table_init(struct sfc_block_table *table, const Shardfc__V1__RunConfig *config,
-                         struct sfc_error *err)
+                         uint64_t step, struct sfc_error *err)
 {
     memset(table, 0, sizeof *table);
-    for (int kind = 0; kind < 2; kind++) {
-        uint64_t count = sfc_config_block_count(config, (Shardfc__V1__BlockKind)kind);
-        table->count[kind] = count;
-        table->entry[kind] = calloc(count + 1, sizeof *table->entry[kind]);
-        if (table->entry[kind] == NULL) {
+    for (int k = 0; k < SFC_CHECKPOINT_KINDS; k++) {
+        Shardfc__V1__BlockKind kind = (Shardfc__V1__BlockKind)k;
+        uint64_t count = sfc_config_block_count(config, kind);
+        table->count[k] = count;
+        table->entry[k] = calloc(count + 1, sizeof *table->entry[k]);
+        if (table->entry[k] == NULL) {
             sfc_block_table_free(table);
             return sfc_fail(err, SFC_ENOMEM, "out of memory for %" PRIu64 " blocks", count);
         }
         for (uint64_t b = 0; b < count; b++) {
-            table->entry[kind][b].elements =
-                sfc_config_block_elements(config, (Shardfc__V1__BlockKind)kind, b);
+            struct sfc_block_entry *entry = &table->entry[k][b];
+            entry->elements =
+                sfc_config_part_elements(config, step, kind, b, SHARDFC__V1__BLOCK_PART__VALUES);
+            for (int part = 0; part < SFC_CHECKPOINT_PARTS; part++) {
+                entry->floats +=
+                    sfc_config_part_elements(config, step, kind, b, (Shardfc__V1__BlockPart)part);
+            }
         }
     }
     return SFC_OK;
 }
 
+uint64_t sfc_block_table_files(const struct sfc_block_table *table)
+{
+    uint64_t files = 0;
+    for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
+        files += table->count[kind];
+    }
+    return files;
+}
+
 void sfc_block_table_free(struct sfc_block_table *table)
 {
-    free(table->entry[0]);
-    free(table->entry[1]);
-    table->entry[0] = NULL;
-    table->entry[1] = NULL;
+    for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
+        free(table->entry[kind]);
+        table->entry[kind] = NULL;
+    }
 }
 
 void sfc_block_file_name(Shardfc__V1__BlockKind kind, uint64_t block, char out[32])
 {
-    const char *what = kind == SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK ? "class" : "dense";
-    snprintf(out, 32, "%s-%06" PRIu64 ".f32", what, block % 1000000000000);
+    static const char *const names[SFC_CHECKPOINT_KINDS] = {"class", "dense", "history"};
+    snprintf(out, 32, "%s-%06" PRIu64 ".f32", names[kind], block % 1000000000000);
 }
 
 void sfc_digest_hex(XXH128_hash_t digest, char out[SFC_DIGEST_HEX])
@@ -134,11 +177,11 @@ int sfc_state_digest(const struct sfc_block_table *table, const Shardfc__V1__Run
         return sfc_fail(err, SFC_ENOMEM, "out of memory for a digest");
     }
     XXH3_128bits_reset(state);
-    static const char tag[] = "shardfc state 1";
+    static const char tag[] = "shardfc state 2";
     XXH3_128bits_update(state, tag, sizeof tag);
     update_u64(state, step);
     int code = update_config(state, config, err);
-    for (int kind = 0; kind < 2 && code == SFC_OK; kind++) {
+    for (int kind = 0; kind < SFC_CHECKPOINT_KINDS && code == SFC_OK; kind++) {
         update_u64(state, table->count[kind]);
         for (uint64_t b = 0; b < table->count[kind]; b++) {
             update_u64(state, table->entry[kind][b].digest.low64);

@@ -9,22 +9,24 @@
 #include "server/ctl/checkpoint.h"
 
 #define SFC_CHECKPOINT_FORMAT  "shardfc-checkpoint"
-#define SFC_CHECKPOINT_VERSION 1
+#define SFC_CHECKPOINT_VERSION 2
 
 struct sfc_block_entry {
-    uint64_t elements; /* of values; the file holds twice as many */
+    uint64_t elements; /* of values */
+    uint64_t floats;   /* of all parts: the file */
     XXH128_hash_t digest;
     int present;
 };
 
-/* The blocks of a run: class blocks, then dense blocks. */
+/* The blocks of a run: class blocks, dense blocks, history. */
 struct sfc_block_table {
-    uint64_t count[2];
-    struct sfc_block_entry *entry[2];
+    uint64_t count[SFC_CHECKPOINT_KINDS];
+    struct sfc_block_entry *entry[SFC_CHECKPOINT_KINDS];
 };
 
 int sfc_block_table_init(struct sfc_block_table *table, const Shardfc__V1__RunConfig *config,
-                         struct sfc_error *err);
+                         uint64_t step, struct sfc_error *err);
+uint64_t sfc_block_table_files(const struct sfc_block_table *table);
 void sfc_block_table_free(struct sfc_block_table *table);
 
 void sfc_block_file_name(Shardfc__V1__BlockKind kind, uint64_t block, char out[32]);

@@ -148,7 +148,7 @@ static int check_file(struct sfc_checkpoint *c, json_t *item, const char *name,
     const char *hex;
     json_int_t bytes;
     if (json_unpack(item, "{s:s, s:I, s:s}", "file", &file, "bytes", &bytes, "xxh3", &hex) != 0 ||
-        strcmp(file, name) != 0 || (uint64_t)bytes != entry->elements * 8 ||
+        strcmp(file, name) != 0 || (uint64_t)bytes != entry->floats * 4 ||
         sfc_digest_parse(hex, &entry->digest) != SFC_OK) {
         return sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: entry of %s does not fit the run",
                         c->dir, name);
@@ -159,9 +159,9 @@ static int check_file(struct sfc_checkpoint *c, json_t *item, const char *name,
     if (stat(path, &info) != 0) {
         return sfc_fail_errno(err, "%s", path);
     }
-    if (info.st_size != (off_t)(entry->elements * 8)) {
+    if (info.st_size != (off_t)(entry->floats * 4)) {
         return sfc_fail(err, SFC_ECORRUPT, "%s: %lld bytes, expected %" PRIu64, path,
-                        (long long)info.st_size, entry->elements * 8);
+                        (long long)info.st_size, entry->floats * 4);
     }
     entry->present = 1;
     return SFC_OK;
@@ -170,13 +170,13 @@ static int check_file(struct sfc_checkpoint *c, json_t *item, const char *name,
 static int check_files(struct sfc_checkpoint *c, json_t *root, struct sfc_error *err)
 {
     json_t *files = json_object_get(root, "files");
-    if (json_array_size(files) != c->table.count[0] + c->table.count[1]) {
+    if (json_array_size(files) != sfc_block_table_files(&c->table)) {
         return sfc_fail(err, SFC_ECORRUPT,
                         "%s/manifest.json: %zu files listed, the run has %" PRIu64, c->dir,
-                        json_array_size(files), c->table.count[0] + c->table.count[1]);
+                        json_array_size(files), sfc_block_table_files(&c->table));
     }
     size_t index = 0;
-    for (int kind = 0; kind < 2; kind++) {
+    for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
         for (uint64_t b = 0; b < c->table.count[kind]; b++, index++) {
             char name[32];
             sfc_block_file_name((Shardfc__V1__BlockKind)kind, b, name);
@@ -223,7 +223,7 @@ int sfc_checkpoint_open(const char *dir, struct sfc_checkpoint **out, struct sfc
         code = load_config(c, config_hex, err);
     }
     if (code == SFC_OK) {
-        code = sfc_block_table_init(&c->table, c->config, err);
+        code = sfc_block_table_init(&c->table, c->config, c->step, err);
     }
     if (code == SFC_OK) {
         code = check_files(c, root, err);
@@ -278,6 +278,12 @@ uint64_t sfc_checkpoint_block_elements(const struct sfc_checkpoint *c, Shardfc__
     return c->table.entry[kind][block].elements;
 }
 
+uint64_t sfc_checkpoint_block_floats(const struct sfc_checkpoint *c, Shardfc__V1__BlockKind kind,
+                                     uint64_t block)
+{
+    return c->table.entry[kind][block].floats;
+}
+
 int sfc_checkpoint_read(const struct sfc_checkpoint *c, Shardfc__V1__BlockKind kind, uint64_t block,
                         float *out, struct sfc_error *err)
 {
@@ -290,7 +296,7 @@ int sfc_checkpoint_read(const struct sfc_checkpoint *c, Shardfc__V1__BlockKind k
     if (file == NULL) {
         return sfc_fail_errno(err, "open %s", path);
     }
-    size_t count = (size_t)(2 * entry->elements);
+    size_t count = (size_t)entry->floats;
     size_t got = fread(out, sizeof *out, count, file);
     fclose(file);
     if (got != count) {
@@ -306,19 +312,19 @@ int sfc_checkpoint_read(const struct sfc_checkpoint *c, Shardfc__V1__BlockKind k
 int sfc_checkpoint_verify(const struct sfc_checkpoint *c, struct sfc_error *err)
 {
     uint64_t largest = 0;
-    for (int kind = 0; kind < 2; kind++) {
+    for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
         for (uint64_t b = 0; b < c->table.count[kind]; b++) {
-            uint64_t elements = c->table.entry[kind][b].elements;
-            largest = elements > largest ? elements : largest;
+            uint64_t floats = c->table.entry[kind][b].floats;
+            largest = floats > largest ? floats : largest;
         }
     }
-    float *block = malloc((size_t)(2 * largest + 1) * sizeof *block);
+    float *block = malloc((size_t)(largest + 1) * sizeof *block);
     if (block == NULL) {
         return sfc_fail(err, SFC_ENOMEM, "out of memory for a block of %" PRIu64 " values",
                         largest);
     }
     int code = SFC_OK;
-    for (int kind = 0; kind < 2 && code == SFC_OK; kind++) {
+    for (int kind = 0; kind < SFC_CHECKPOINT_KINDS && code == SFC_OK; kind++) {
         for (uint64_t b = 0; b < c->table.count[kind] && code == SFC_OK; b++) {
             code = sfc_checkpoint_read(c, (Shardfc__V1__BlockKind)kind, b, block, err);
         }

@@ -111,7 +111,7 @@ int sfc_checkpoint_create(const char *dir, const Shardfc__V1__RunConfig *config,
         code = sfc_fail(err, SFC_ENOMEM, "out of memory for a checkpoint");
     }
     if (code == SFC_OK) {
-        code = sfc_block_table_init(&w->table, config, err);
+        code = sfc_block_table_init(&w->table, config, step, err);
     }
     if (code == SFC_OK) {
         code = make_partial(w, dir, err);
@@ -162,9 +162,9 @@ int sfc_checkpoint_end(struct sfc_checkpoint_writer *w, struct sfc_error *err)
     char name[32];
     sfc_block_file_name(w->kind, w->block, name);
     int code = SFC_OK;
-    if (w->written != 2 * entry->elements) {
+    if (w->written != entry->floats) {
         code = sfc_fail(err, SFC_EINTERNAL, "%s: %" PRIu64 " of %" PRIu64 " values", name,
-                        w->written, 2 * entry->elements);
+                        w->written, entry->floats);
     } else if (fsync(w->file) != 0) {
         code = sfc_fail_errno(err, "fsync %s", name);
     }
@@ -178,7 +178,7 @@ int sfc_checkpoint_end(struct sfc_checkpoint_writer *w, struct sfc_error *err)
 static json_t *describe_blocks(const struct sfc_checkpoint_writer *w, struct sfc_error *err)
 {
     json_t *files = json_array();
-    for (int kind = 0; kind < 2; kind++) {
+    for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
         for (uint64_t b = 0; b < w->table.count[kind]; b++) {
             const struct sfc_block_entry *entry = &w->table.entry[kind][b];
             char name[32];
@@ -191,7 +191,7 @@ static json_t *describe_blocks(const struct sfc_checkpoint_writer *w, struct sfc
             }
             sfc_digest_hex(entry->digest, hex);
             json_array_append_new(files, json_pack("{s:s, s:I, s:s}", "file", name, "bytes",
-                                                   (json_int_t)(entry->elements * 8), "xxh3", hex));
+                                                   (json_int_t)(entry->floats * 4), "xxh3", hex));
         }
     }
     return files;
@@ -306,7 +306,7 @@ void sfc_checkpoint_discard(struct sfc_checkpoint_writer *w)
         return;
     }
     if (w->dir >= 0) {
-        for (int kind = 0; kind < 2; kind++) {
+        for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
             for (uint64_t b = 0; b < w->table.count[kind]; b++) {
                 char name[32];
                 sfc_block_file_name((Shardfc__V1__BlockKind)kind, b, name);

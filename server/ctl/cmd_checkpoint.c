@@ -125,6 +125,10 @@ static int owner_address(const Shardfc__V1__BlockMap *map, Shardfc__V1__BlockKin
                          uint64_t block, const char **out, struct sfc_error *err)
 {
     bool is_class = kind == SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK;
+    if (kind == SHARDFC__V1__BLOCK_KIND__HISTORY && map != NULL && map->n_shards > 0) {
+        *out = map->shards[0]->address; /* all have the same */
+        return SFC_OK;
+    }
     size_t count = map == NULL ? 0 : is_class ? map->n_class_owner : map->n_dense_owner;
     if (block >= count) {
         return sfc_fail(err, SFC_ECORRUPT, "block map has %zu blocks, block %" PRIu64 " is missing",
@@ -179,15 +183,16 @@ static int copy_part(struct hold *hold, struct sfc_checkpoint_writer *writer,
 static int copy_block(struct hold *hold, struct sfc_checkpoint_writer *writer,
                       Shardfc__V1__BlockKind kind, uint64_t block, struct sfc_error *err)
 {
-    uint64_t elements = sfc_config_block_elements(hold_reply(hold)->config, kind, block);
     int code = sfc_checkpoint_begin(writer, kind, block, err);
-    for (int part = 0; part < 2 && code == SFC_OK; part++) {
+    for (int part = 0; part < SFC_CHECKPOINT_PARTS && code == SFC_OK; part++) {
         Shardfc__V1__ReadBlockRequest request = SHARDFC__V1__READ_BLOCK_REQUEST__INIT;
         request.run_id = hold->run_id;
         request.step = hold_reply(hold)->step;
         request.kind = kind;
         request.block = block;
         request.part = (Shardfc__V1__BlockPart)part;
+        uint64_t elements = sfc_config_part_elements(hold_reply(hold)->config, request.step, kind,
+                                                     block, request.part);
         code = copy_part(hold, writer, &request, elements, err);
     }
     return code == SFC_OK ? sfc_checkpoint_end(writer, err) : code;
@@ -198,10 +203,10 @@ static int copy_all(struct hold *hold, struct sfc_checkpoint_writer *writer, str
     struct sfc_command_progress progress = {.what = "checkpoint", .unit = "blocks"};
     uint64_t total = 0;
     uint64_t done = 0;
-    for (int kind = 0; kind < 2; kind++) {
+    for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
         total += sfc_config_block_count(hold_reply(hold)->config, (Shardfc__V1__BlockKind)kind);
     }
-    for (int kind = 0; kind < 2; kind++) {
+    for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
         uint64_t count =
             sfc_config_block_count(hold_reply(hold)->config, (Shardfc__V1__BlockKind)kind);
         for (uint64_t b = 0; b < count; b++) {

@@ -78,7 +78,7 @@ static int load_params(struct backbone *b, struct sfc_error *err)
                         config->backbone, sfc_model_size(b->model));
     }
     b->params = malloc((size_t)size * sizeof *b->params);
-    float *block = malloc((size_t)(2 * per_block) * sizeof *block);
+    float *block = malloc((size_t)(2 * per_block) * sizeof *block); /* values, momentum */
     int code = SFC_OK;
     if (b->params == NULL || block == NULL) {
         code = sfc_fail(err, SFC_ENOMEM, "out of memory for %" PRIu64 " parameters", size);

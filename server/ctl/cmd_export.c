@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "kernels/lag.h"
 #include "server/ctl/checkpoint.h"
 #include "server/ctl/command.h"
 
@@ -115,29 +116,83 @@ static int put(FILE *file, const void *data, size_t size, struct sfc_error *err)
     return fwrite(data, 1, size, file) == size ? SFC_OK : sfc_fail_errno(err, "write");
 }
 
+/* The way from every step to the checkpoint's (kernels/lag.h); NULL where rows never lag. */
+static int read_lag(const struct sfc_checkpoint *checkpoint, struct sfc_lag **out,
+                    struct sfc_error *err)
+{
+    const Shardfc__V1__RunConfig *config = sfc_checkpoint_config(checkpoint);
+    uint64_t step = sfc_checkpoint_step(checkpoint);
+    *out = NULL;
+    if (!sfc_config_is_dense(config)) {
+        return SFC_OK;
+    }
+    float *rates = malloc((size_t)(step + 1) * sizeof *rates);
+    struct sfc_lag *lag = malloc((size_t)(step + 1) * sizeof *lag);
+    int code =
+        rates == NULL || lag == NULL
+            ? sfc_fail(err, SFC_ENOMEM, "out of memory for the history of %" PRIu64 " steps", step)
+            : sfc_checkpoint_read(checkpoint, SHARDFC__V1__BLOCK_KIND__HISTORY, 0, rates, err);
+    if (code == SFC_OK) {
+        sfc_lag_table(rates, config->momentum, config->weight_decay, 0, step, lag);
+        *out = lag;
+        lag = NULL;
+    }
+    free(rates);
+    free(lag);
+    return code;
+}
+
+/* Brings the values of a class block to the checkpoint's step. */
+static int catch_up(const struct sfc_checkpoint *checkpoint, const struct sfc_lag *lag,
+                    float *block, uint64_t elements, struct sfc_error *err)
+{
+    uint64_t dim = sfc_checkpoint_config(checkpoint)->dim;
+    const float *last = block + 2 * elements;
+    for (uint64_t row = 0; row < elements / dim; row++) {
+        if (!(last[row] >= 0 && last[row] <= (float)sfc_checkpoint_step(checkpoint))) {
+            return sfc_fail(err, SFC_ECORRUPT, "a class centre is of step %g", (double)last[row]);
+        }
+        sfc_lag_apply(&lag[(uint64_t)last[row]], block + row * dim, block + elements + row * dim,
+                      dim);
+    }
+    return SFC_OK;
+}
+
+static int put_block(const struct sfc_checkpoint *checkpoint, Shardfc__V1__BlockKind kind,
+                     uint64_t b, const struct sfc_lag *lag, FILE *file, struct sfc_error *err)
+{
+    uint64_t n = sfc_checkpoint_block_elements(checkpoint, kind, b);
+    float *block = malloc((size_t)sfc_checkpoint_block_floats(checkpoint, kind, b) * sizeof *block);
+    if (block == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for a block");
+    }
+    int code = sfc_checkpoint_read(checkpoint, kind, b, block, err);
+    if (code == SFC_OK && lag != NULL && kind == SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK) {
+        code = catch_up(checkpoint, lag, block, n, err);
+    }
+    if (code == SFC_OK) {
+        code = put(file, block, (size_t)n * sizeof *block, err);
+    }
+    free(block);
+    return code;
+}
+
 /* Dense blocks tile the parameter vector as the segments do, so the values of all blocks in order
  * are the data in order. */
 static int put_values(const struct sfc_checkpoint *checkpoint, FILE *file, struct sfc_error *err)
 {
-    for (int kind = 0; kind < 2; kind++) {
-        Shardfc__V1__BlockKind k = (Shardfc__V1__BlockKind)kind;
-        for (uint64_t b = 0; b < sfc_checkpoint_block_count(checkpoint, k); b++) {
-            size_t n = (size_t)sfc_checkpoint_block_elements(checkpoint, k, b);
-            float *block = malloc(2 * n * sizeof *block);
-            if (block == NULL) {
-                return sfc_fail(err, SFC_ENOMEM, "out of memory for a block");
-            }
-            int code = sfc_checkpoint_read(checkpoint, k, b, block, err);
-            if (code == SFC_OK) {
-                code = put(file, block, n * sizeof *block, err);
-            }
-            free(block);
-            if (code != SFC_OK) {
-                return code;
-            }
+    static const Shardfc__V1__BlockKind kinds[] = {SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK,
+                                                   SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK};
+    struct sfc_lag *lag;
+    int code = read_lag(checkpoint, &lag, err);
+    for (size_t k = 0; k < 2 && code == SFC_OK; k++) {
+        uint64_t count = sfc_checkpoint_block_count(checkpoint, kinds[k]);
+        for (uint64_t b = 0; b < count && code == SFC_OK; b++) {
+            code = put_block(checkpoint, kinds[k], b, lag, file, err);
         }
     }
-    return SFC_OK;
+    free(lag);
+    return code;
 }
 
 static int write_safetensors(const struct sfc_checkpoint *checkpoint, FILE *file,

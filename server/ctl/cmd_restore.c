@@ -61,11 +61,11 @@ struct loading {
 static uint64_t largest_block(const struct sfc_checkpoint *checkpoint)
 {
     uint64_t largest = 0;
-    for (int kind = 0; kind < 2; kind++) {
+    for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
         Shardfc__V1__BlockKind k = (Shardfc__V1__BlockKind)kind;
         for (uint64_t b = 0; b < sfc_checkpoint_block_count(checkpoint, k); b++) {
-            uint64_t elements = sfc_checkpoint_block_elements(checkpoint, k, b);
-            largest = elements > largest ? elements : largest;
+            uint64_t floats = sfc_checkpoint_block_floats(checkpoint, k, b);
+            largest = floats > largest ? floats : largest;
         }
     }
     return largest;
@@ -88,26 +88,58 @@ static int send_piece(struct loading *l, const char *address,
     return code;
 }
 
+/* One part, whose values lie at `values`. */
+static int send_part(struct loading *l, const char *address, Shardfc__V1__BlockKind kind,
+                     uint64_t block, Shardfc__V1__BlockPart part, const float *values,
+                     uint64_t elements, struct sfc_error *err)
+{
+    int code = SFC_OK;
+    for (uint64_t at = 0; at < elements && code == SFC_OK; at += PIECE_ELEMENTS) {
+        uint64_t count = elements - at < PIECE_ELEMENTS ? elements - at : PIECE_ELEMENTS;
+        Shardfc__V1__WriteBlockRequest request = SHARDFC__V1__WRITE_BLOCK_REQUEST__INIT;
+        request.run_id = l->run_id;
+        request.kind = kind;
+        request.block = block;
+        request.part = part;
+        request.offset = at;
+        code = send_piece(l, address, &request, values + at, count, err);
+    }
+    return code;
+}
+
+/* The block that was read, to one shard. */
+static int send_to(struct loading *l, const char *address, Shardfc__V1__BlockKind kind,
+                   uint64_t block, struct sfc_error *err)
+{
+    const float *values = l->block;
+    int code = SFC_OK;
+    for (int part = 0; part < SFC_CHECKPOINT_PARTS && code == SFC_OK; part++) {
+        uint64_t elements = sfc_config_part_elements(sfc_checkpoint_config(l->checkpoint),
+                                                     sfc_checkpoint_step(l->checkpoint), kind,
+                                                     block, (Shardfc__V1__BlockPart)part);
+        code =
+            send_part(l, address, kind, block, (Shardfc__V1__BlockPart)part, values, elements, err);
+        values += elements;
+    }
+    return code;
+}
+
+/* A block goes to its owner, the history to every shard. */
 static int send_block(struct loading *l, Shardfc__V1__BlockKind kind, uint64_t block,
                       struct sfc_error *err)
 {
-    const uint32_t *owner =
-        kind == SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK ? l->map->class_owner : l->map->dense_owner;
-    const char *address = l->map->shards[owner[block]]->address;
-    uint64_t elements = sfc_checkpoint_block_elements(l->checkpoint, kind, block);
+    const Shardfc__V1__BlockMap *map = l->map;
     int code = sfc_checkpoint_read(l->checkpoint, kind, block, l->block, err);
-    for (int part = 0; part < 2 && code == SFC_OK; part++) {
-        for (uint64_t at = 0; at < elements && code == SFC_OK; at += PIECE_ELEMENTS) {
-            uint64_t count = elements - at < PIECE_ELEMENTS ? elements - at : PIECE_ELEMENTS;
-            Shardfc__V1__WriteBlockRequest request = SHARDFC__V1__WRITE_BLOCK_REQUEST__INIT;
-            request.run_id = l->run_id;
-            request.kind = kind;
-            request.block = block;
-            request.part = (Shardfc__V1__BlockPart)part;
-            request.offset = at;
-            code = send_piece(l, address, &request, l->block + (uint64_t)part * elements + at,
-                              count, err);
-        }
+    if (code != SFC_OK) {
+        return code;
+    }
+    if (kind != SHARDFC__V1__BLOCK_KIND__HISTORY) {
+        const uint32_t *owner =
+            kind == SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK ? map->class_owner : map->dense_owner;
+        return send_to(l, map->shards[owner[block]]->address, kind, block, err);
+    }
+    for (size_t i = 0; i < map->n_shards && code == SFC_OK; i++) {
+        code = send_to(l, map->shards[i]->address, kind, block, err);
     }
     return code;
 }
@@ -134,10 +166,12 @@ static int check_map(const struct loading *l, struct sfc_error *err)
 static int send_all(struct loading *l, struct sfc_error *err)
 {
     struct sfc_command_progress progress = {.what = "restore", .unit = "blocks"};
-    uint64_t total =
-        sfc_checkpoint_block_count(l->checkpoint, 0) + sfc_checkpoint_block_count(l->checkpoint, 1);
+    uint64_t total = 0;
     uint64_t done = 0;
-    for (int kind = 0; kind < 2; kind++) {
+    for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
+        total += sfc_checkpoint_block_count(l->checkpoint, (Shardfc__V1__BlockKind)kind);
+    }
+    for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
         Shardfc__V1__BlockKind k = (Shardfc__V1__BlockKind)kind;
         for (uint64_t b = 0; b < sfc_checkpoint_block_count(l->checkpoint, k); b++) {
             int code = send_block(l, k, b, err);
@@ -168,7 +202,7 @@ static int load(struct loading *l, struct sfc_error *err)
 {
     int code = check_map(l, err);
     if (code == SFC_OK) {
-        l->block = malloc((size_t)(2 * largest_block(l->checkpoint) + 1) * sizeof *l->block);
+        l->block = malloc((size_t)(largest_block(l->checkpoint) + 1) * sizeof *l->block);
         code = l->block == NULL ? sfc_fail(err, SFC_ENOMEM, "out of memory for a block") : SFC_OK;
     }
     if (code == SFC_OK) {

@@ -71,6 +71,7 @@ static int head_setup(struct sfc_run_setup *setup, const Shardfc__V1__RunConfig 
         .momentum = c->momentum,
         .weight_decay = c->weight_decay,
         .init_std = c->init_std,
+        .steps = c->steps,
     };
     setup->class_blocks = divide_up(c->classes, c->block_size);
     return head_options(&setup->head, c, err);

@@ -101,40 +101,57 @@ static int prepare(struct sfc_compute *c, struct sfc_compute_job *job)
 
 static int commit(struct sfc_compute *c, struct sfc_compute_job *job)
 {
-    if (!job->u.commit.apply)
-        return SFC_OK;
     if (!c->head)
         return no_head(job);
+    if (!job->u.commit.apply)
+        return sfc_head_skip(c->head, job->u.commit.step, &job->error);
     int code = sfc_head_commit(c->head, job->u.commit.slots, job->u.commit.lr, &job->error);
     if (code == SFC_OK && c->dense)
         code = sfc_dense_commit(c->dense, job->u.commit.clip_scale, job->u.commit.lr, &job->error);
     return code;
 }
 
+static int no_block(const struct sfc_compute *c, struct sfc_compute_job *job)
+{
+    if (job->u.block.kind != SFC_COMPUTE_DENSE)
+        return c->head ? SFC_OK : no_head(job);
+    return c->dense ? SFC_OK
+                    : sfc_fail(&job->error, SFC_ENOTFOUND, "this shard owns no dense blocks");
+}
+
 static int block_read(struct sfc_compute *c, struct sfc_compute_job *job)
 {
-    if (job->u.block.dense)
-        return c->dense ? sfc_dense_read(c->dense, job->u.block.block, job->u.block.part,
-                                         job->u.block.offset, job->u.block.count, job->u.block.out,
-                                         &job->error)
-                        : sfc_fail(&job->error, SFC_ENOTFOUND, "this shard owns no dense blocks");
-    return c->head
-               ? sfc_head_read(c->head, job->u.block.block, job->u.block.part, job->u.block.offset,
-                               job->u.block.count, job->u.block.out, &job->error)
-               : no_head(job);
+    uint64_t block = job->u.block.block, offset = job->u.block.offset, count = job->u.block.count;
+    enum sfc_block_part part = job->u.block.part;
+    int code = no_block(c, job);
+    if (code != SFC_OK)
+        return code;
+    switch (job->u.block.kind) {
+    case SFC_COMPUTE_DENSE:
+        return sfc_dense_read(c->dense, block, part, offset, count, job->u.block.out, &job->error);
+    case SFC_COMPUTE_HISTORY:
+        return sfc_head_read_rates(c->head, offset, count, job->u.block.out, &job->error);
+    default:
+        return sfc_head_read(c->head, block, part, offset, count, job->u.block.out, &job->error);
+    }
 }
 
 static int block_write(struct sfc_compute *c, struct sfc_compute_job *job)
 {
-    if (job->u.block.dense)
-        return c->dense ? sfc_dense_write(c->dense, job->u.block.block, job->u.block.part,
-                                          job->u.block.offset, job->u.block.count,
-                                          job->u.block.values, &job->error)
-                        : sfc_fail(&job->error, SFC_ENOTFOUND, "this shard owns no dense blocks");
-    return c->head
-               ? sfc_head_write(c->head, job->u.block.block, job->u.block.part, job->u.block.offset,
-                                job->u.block.count, job->u.block.values, &job->error)
-               : no_head(job);
+    uint64_t block = job->u.block.block, offset = job->u.block.offset, count = job->u.block.count;
+    enum sfc_block_part part = job->u.block.part;
+    const float *values = job->u.block.values;
+    int code = no_block(c, job);
+    if (code != SFC_OK)
+        return code;
+    switch (job->u.block.kind) {
+    case SFC_COMPUTE_DENSE:
+        return sfc_dense_write(c->dense, block, part, offset, count, values, &job->error);
+    case SFC_COMPUTE_HISTORY:
+        return sfc_head_write_rates(c->head, offset, count, values, &job->error);
+    default:
+        return sfc_head_write(c->head, block, part, offset, count, values, &job->error);
+    }
 }
 
 static int run_one(struct sfc_compute *c, struct sfc_compute_job *job)

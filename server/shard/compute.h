@@ -27,6 +27,9 @@ enum sfc_compute_kind {
     SFC_COMPUTE_WRITE
 };
 
+/* HISTORY: the learning rates of the run (momentum mode dense). */
+enum sfc_compute_block { SFC_COMPUTE_CLASS, SFC_COMPUTE_DENSE, SFC_COMPUTE_HISTORY };
+
 struct sfc_compute_job {
     enum sfc_compute_kind kind;
     void (*done)(struct sfc_compute_job *job); /* on the loop thread */
@@ -62,13 +65,14 @@ struct sfc_compute_job {
             const uint32_t *slots;
             double clip_scale;
             double lr;
-            bool apply; /* false: touch nothing */
+            uint64_t step;
+            bool apply; /* false: the step is over, and nothing changes */
         } commit;
         struct {
             float *out; /* NULL: nothing to do, only keeps its place in the queue */
         } pull;
         struct {
-            bool dense;
+            enum sfc_compute_block kind;
             uint64_t block;
             enum sfc_block_part part;
             uint64_t offset, count;

@@ -252,6 +252,7 @@ static void start_commit(struct sfc_run_job *job, const struct sfc_step_action *
     job->compute.u.commit.slots = run->commit_slots;
     job->compute.u.commit.clip_scale = a->clip_scale;
     job->compute.u.commit.lr = a->lr;
+    job->compute.u.commit.step = a->step;
     job->compute.u.commit.apply = a->apply;
 }
 

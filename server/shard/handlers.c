@@ -407,34 +407,54 @@ static void block_done(struct sfc_compute_job *compute)
     free(job);
 }
 
-static int check_block(const struct sfc_shard_run *run, bool dense, uint64_t block, uint64_t offset,
-                       uint64_t count, struct sfc_error *err)
+static bool keeps_history(const struct sfc_shard_run *run)
 {
-    uint64_t blocks = dense ? run->setup.dense_blocks : run->setup.class_blocks;
+    return run->setup.head.momentum_mode == SFC_MOMENTUM_DENSE;
+}
+
+/* Elements of a part of a block whose kind and part are known; 0: this run has no such thing. */
+static uint64_t part_elements(const struct sfc_shard_run *run, int kind, uint64_t block, int part)
+{
+    bool values = part == SHARDFC__V1__BLOCK_PART__VALUES;
+    switch (kind) {
+    case SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK:
+        return part == SHARDFC__V1__BLOCK_PART__LAST_STEP
+                   ? 0
+                   : sfc_run_dense_length(&run->setup, block);
+    case SHARDFC__V1__BLOCK_KIND__HISTORY:
+        return keeps_history(run) && values && block == 0 ? sfc_step_applied(&run->fsm) : 0;
+    default: {
+        uint64_t rows = sfc_head_block_rows(&run->setup.head, block);
+        if (part == SHARDFC__V1__BLOCK_PART__LAST_STEP)
+            return keeps_history(run) ? rows : 0;
+        return rows * run->setup.head.dim;
+    }
+    }
+}
+
+static int check_block(const struct sfc_shard_run *run, int kind, uint64_t block, int part,
+                       uint64_t offset, uint64_t count, struct sfc_error *err)
+{
+    if (kind < SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK || kind > SHARDFC__V1__BLOCK_KIND__HISTORY)
+        return sfc_fail(err, SFC_EINVAL, "kind: %d", kind);
+    if (part < SHARDFC__V1__BLOCK_PART__VALUES || part > SHARDFC__V1__BLOCK_PART__LAST_STEP)
+        return sfc_fail(err, SFC_EINVAL, "part: %d", part);
+    uint64_t blocks = kind == SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK   ? run->setup.dense_blocks
+                      : kind == SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK ? run->setup.class_blocks
+                                                                     : keeps_history(run);
     if (block >= blocks)
         return sfc_fail(err, SFC_EINVAL, "block: %" PRIu64 ", the run has %" PRIu64, block, blocks);
-    uint64_t elements = dense ? sfc_run_dense_length(&run->setup, block)
-                              : sfc_head_block_rows(&run->setup.head, block) * run->setup.head.dim;
+    uint64_t elements = part_elements(run, kind, block, part);
     if (count == 0 || offset > elements || count > elements - offset)
         return sfc_fail(err, SFC_EINVAL,
-                        "offset %" PRIu64 ", count %" PRIu64 ": block %" PRIu64 " has %" PRIu64
-                        " elements",
-                        offset, count, block, elements);
+                        "offset %" PRIu64 ", count %" PRIu64 ": part %d of block %" PRIu64
+                        " has %" PRIu64 " elements",
+                        offset, count, part, block, elements);
     if (count > MAX_BLOCK_ELEMENTS)
         return sfc_fail(err, SFC_ELIMIT, "count: %" PRIu64 " is over %u", count,
                         MAX_BLOCK_ELEMENTS);
     if (run->shard->blocks_in_flight >= MAX_BLOCK_JOBS)
         return sfc_fail(err, SFC_EUNAVAILABLE, "too many block transfers at a time; try again");
-    return SFC_OK;
-}
-
-static int check_kind(int kind, int part, struct sfc_error *err)
-{
-    if (kind != SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK &&
-        kind != SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK)
-        return sfc_fail(err, SFC_EINVAL, "kind: %d", kind);
-    if (part != SHARDFC__V1__BLOCK_PART__VALUES && part != SHARDFC__V1__BLOCK_PART__MOMENTUM)
-        return sfc_fail(err, SFC_EINVAL, "part: %d", part);
     return SFC_OK;
 }
 
@@ -455,10 +475,7 @@ static struct block_job *block_job_new(struct sfc_shard *shard, struct sfc_rpc_c
 static int start_read(struct sfc_shard_run *run, struct sfc_rpc_call *call,
                       const Shardfc__V1__ReadBlockRequest *r, struct sfc_error *err)
 {
-    bool dense = r->kind == SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK;
-    int code = check_kind((int)r->kind, (int)r->part, err);
-    if (code == SFC_OK)
-        code = check_block(run, dense, r->block, r->offset, r->count, err);
+    int code = check_block(run, (int)r->kind, r->block, (int)r->part, r->offset, r->count, err);
     if (code != SFC_OK)
         return code;
     if (run->fsm.phase == SFC_STEP_COMMITTING || sfc_step_applied(&run->fsm) != r->step)
@@ -472,7 +489,7 @@ static int start_read(struct sfc_shard_run *run, struct sfc_rpc_call *call,
         free(job);
         return sfc_fail(err, SFC_ENOMEM, "no memory for the answer");
     }
-    job->compute.u.block.dense = dense;
+    job->compute.u.block.kind = (enum sfc_compute_block)r->kind; /* the same numbers */
     job->compute.u.block.block = r->block;
     job->compute.u.block.part = (enum sfc_block_part)r->part;
     job->compute.u.block.offset = r->offset;
@@ -509,15 +526,12 @@ static int start_write(struct sfc_shard_run *run, struct sfc_rpc_call *call,
                        const Shardfc__V1__WriteBlockRequest *r, struct sfc_error *err)
 {
     struct sfc_bytes payload = sfc_rpc_call_tensor(call);
-    bool dense = r->kind == SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK;
     uint64_t count = 0;
     const float *values = (const float *)(const void *)payload.data;
-    int code = check_kind((int)r->kind, (int)r->part, err);
-    if (code == SFC_OK)
-        code = sfc_tensor_check_vector(r->payload_type, payload, SHARDFC__V1__DTYPE__DTYPE_F32,
+    int code = sfc_tensor_check_vector(r->payload_type, payload, SHARDFC__V1__DTYPE__DTYPE_F32,
                                        MAX_BLOCK_ELEMENTS, &count, "payload", err);
     if (code == SFC_OK)
-        code = check_block(run, dense, r->block, r->offset, count, err);
+        code = check_block(run, (int)r->kind, r->block, (int)r->part, r->offset, count, err);
     if (code == SFC_OK)
         code = check_values(values, count, err);
     if (code != SFC_OK)
@@ -527,7 +541,7 @@ static int start_write(struct sfc_shard_run *run, struct sfc_rpc_call *call,
     struct block_job *job = block_job_new(run->shard, call, SFC_COMPUTE_WRITE);
     if (!job)
         return sfc_fail(err, SFC_ENOMEM, "no memory for the call");
-    job->compute.u.block.dense = dense;
+    job->compute.u.block.kind = (enum sfc_compute_block)r->kind; /* the same numbers */
     job->compute.u.block.block = r->block;
     job->compute.u.block.part = (enum sfc_block_part)r->part;
     job->compute.u.block.offset = r->offset;

@@ -39,7 +39,16 @@ static uint32_t rate(const char *text)
 
 int main(int argc, char **argv)
 {
-    struct sfc_bench_head_options o = {"cpu", 2, 1000000, 100000, 128, 0, 512, 8192, 15, false};
+    struct sfc_bench_head_options o = {
+        .backend = "cpu",
+        .threads = 2,
+        .classes = 1000000,
+        .sample_ppm = 100000,
+        .batch = 128,
+        .dim = 512,
+        .block_size = 8192,
+        .steps = 15,
+    };
     struct sfc_bench_head_result result;
     struct sfc_error err = {0};
     bool json = false;

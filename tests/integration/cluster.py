@@ -327,36 +327,48 @@ class Cluster:
         self.stub.Release(pb.ReleaseRequest(hold_id=held.hold_id), timeout=10 * TIME_SCALE)
 
     def read_state(self, held):
-        """Yields (name, bytes) of values and momentum of every block, in a fixed order."""
+        """Yields (name, bytes) of every part of every block, in a fixed order; then, in momentum mode
+        dense, "history" as each shard has it."""
         config, owners = held.config, held.map
+        dense_mode = config.momentum_mode == "dense"
         jobs = []
         for block, owner in enumerate(owners.class_owner):
             rows = min(config.block_size, config.classes - block * config.block_size)
-            jobs.append((pb.CLASS_BLOCK, "class", block, owner, rows * config.dim))
+            for part, name in ((pb.VALUES, "values"), (pb.MOMENTUM, "momentum")):
+                jobs.append((f"class {block} {name}", pb.CLASS_BLOCK, block, owner, part, rows * config.dim))
+            if dense_mode:
+                jobs.append((f"class {block} last", pb.CLASS_BLOCK, block, owner, pb.LAST_STEP, rows))
         size = dense_size(config)
         for block, owner in enumerate(owners.dense_owner):
-            first = block * config.dense_block_size
-            jobs.append((pb.DENSE_BLOCK, "dense", block, owner, min(config.dense_block_size, size - first)))
-        for kind, name, block, owner, count in jobs:
+            count = min(config.dense_block_size, size - block * config.dense_block_size)
+            for part, name in ((pb.VALUES, "values"), (pb.MOMENTUM, "momentum")):
+                jobs.append((f"dense {block} {name}", pb.DENSE_BLOCK, block, owner, part, count))
+        for owner in range(len(owners.shards) if dense_mode else 0):
+            jobs.append(("history", pb.HISTORY, 0, owner, pb.VALUES, held.step))
+        for name, kind, block, owner, part, count in jobs:
             stub = self.shard_stub(owners.shards[owner].address)
-            for part, part_name in ((pb.VALUES, "values"), (pb.MOMENTUM, "momentum")):
-                data = b""
-                while len(data) < 4 * count:
-                    at = len(data) // 4
-                    reply = stub.ReadBlock(pb.ReadBlockRequest(
-                        run_id=held.run_id, step=held.step, kind=kind, block=block, part=part,
-                        offset=at, count=min(count - at, 1 << 18)), timeout=30 * TIME_SCALE)
-                    if not reply.payload:
-                        raise Failure(f"ReadBlock gave nothing for {name} block {block} at {at}")
-                    data += reply.payload
-                yield f"{name} {block} {part_name}", data
+            data = b""
+            while len(data) < 4 * count:
+                at = len(data) // 4
+                reply = stub.ReadBlock(pb.ReadBlockRequest(
+                    run_id=held.run_id, step=held.step, kind=kind, block=block, part=part,
+                    offset=at, count=min(count - at, 1 << 18)), timeout=30 * TIME_SCALE)
+                if not reply.payload:
+                    raise Failure(f"ReadBlock gave nothing for {name} at {at}")
+                data += reply.payload
+            yield name, data
 
     def state_digest(self):
         """(step, SHA-256 over all blocks): equal for equal training states, wherever blocks are."""
         held = self.hold()
         try:
-            digest = hashlib.sha256()
+            digest, history = hashlib.sha256(), None
             for name, data in self.read_state(held):
+                if name == "history" and history is not None:
+                    if data != history:
+                        raise Failure("two shards have different histories")
+                    continue
+                history = data if name == "history" else None
                 digest.update(name.encode() + b"\0" + data)
             return held.step, digest.hexdigest()
         finally:

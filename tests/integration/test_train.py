@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Training through real daemons: the same bits for every topology (I2), and whatever dies (I3, I4).
 
-    test_train.py [synthetic|images|kill|scheduler|broken ...]     default: all
+    test_train.py [synthetic|dense|images|kill|scheduler|broken ...]     default: all
 Seeds come from SFC_SEED (default 1) and are printed on failure.
 """
 import math
@@ -67,14 +67,15 @@ def check_records(c, run_id, steps, batch, micro):
             counters.add(key)
 
 
-def synthetic_run(shards, workers, threads):
+def synthetic_run(shards, workers, threads, **fields):
     with Cluster() as c:
         c.start_scheduler()
         c.start_shards(shards)
         c.start_workers(workers, "--exit-when-done", threads=threads)
         trace = c.folder / "trace.csv"
         c.start_worker("--exit-when-done", "--trace", trace)
-        c.create_run(classes=3000, samples=5000, steps=40, dim=32, seed=SEED, lr=0.5, lr_end=0.1)
+        c.create_run(classes=3000, samples=5000, steps=40, dim=32, seed=SEED, lr=0.5, lr_end=0.1,
+                     **fields)
         c.wait_state("finished")
         for w in c.workers:
             check(w.wait() == 0, f"a worker failed\n{w.tail()}")
@@ -86,12 +87,17 @@ def synthetic_run(shards, workers, threads):
         return c.state_digest(), [p.loss for p in points]
 
 
-def test_synthetic():
-    digest, losses = synthetic_run(1, 1, 1)
+def test_dense():
+    """I2 with momentum mode dense."""
+    test_synthetic(momentum_mode="dense", block_size=512)
+
+
+def test_synthetic(**fields):
+    digest, losses = synthetic_run(1, 1, 1, **fields)
     check(digest[0] == 40, f"state of step {digest[0]}")
     check(sum(losses[-5:]) < sum(losses[:5]), f"the loss does not fall: {losses}")
     for topology in ((3, 1, 2), (2, 3, 1)):
-        other, other_losses = synthetic_run(*topology)
+        other, other_losses = synthetic_run(*topology, **fields)
         check(other == digest, f"shards, workers, threads {topology}: state {other}, expected {digest}")
         check(other_losses == losses, f"{topology}: other losses")
 
@@ -203,7 +209,7 @@ def test_broken():
 
 
 def main():
-    names = sys.argv[1:] or ["synthetic", "images", "kill", "scheduler", "broken"]
+    names = sys.argv[1:] or ["synthetic", "dense", "images", "kill", "scheduler", "broken"]
     for name in names:
         begin = time.monotonic()
         try:

@@ -13,7 +13,7 @@
 
 #include "server/ctl/checkpoint.h"
 
-enum { CLASSES = 25, BLOCK = 10, DIM = 3, DENSE = 70, DENSE_BLOCK = 32 };
+enum { STEP = 7, CLASSES = 25, BLOCK = 10, DIM = 3, DENSE = 70, DENSE_BLOCK = 32 };
 
 struct fixture {
     char root[64];
@@ -82,8 +82,12 @@ static float value_at(int kind, uint64_t block, uint64_t i, float tweak)
 static void write_block(struct sfc_checkpoint_writer *writer, const struct fixture *f, int kind,
                         uint64_t block, float tweak)
 {
-    uint64_t n = 2 * sfc_config_block_elements(&f->config, (Shardfc__V1__BlockKind)kind, block);
+    uint64_t n = 0;
     struct sfc_error err;
+    for (int part = 0; part < SFC_CHECKPOINT_PARTS; part++) {
+        n += sfc_config_part_elements(&f->config, STEP, (Shardfc__V1__BlockKind)kind, block,
+                                      (Shardfc__V1__BlockPart)part);
+    }
     assert_int_equal(sfc_checkpoint_begin(writer, (Shardfc__V1__BlockKind)kind, block, &err),
                      SFC_OK);
     for (uint64_t i = 0; i < n; i++) {
@@ -99,7 +103,7 @@ static void write_all(const struct fixture *f, const char *dir, uint64_t step, f
     struct sfc_checkpoint_writer *writer;
     struct sfc_error err;
     assert_int_equal(sfc_checkpoint_create(dir, &f->config, step, &writer, &err), SFC_OK);
-    for (int kind = 1; kind >= 0; kind--) { /* any order */
+    for (int kind = SFC_CHECKPOINT_KINDS - 1; kind >= 0; kind--) { /* any order */
         uint64_t count = sfc_config_block_count(&f->config, (Shardfc__V1__BlockKind)kind);
         for (uint64_t b = count; b-- > 0;) {
             write_block(writer, f, kind, b, kind == 0 && b == 1 ? tweak : 0);
@@ -128,6 +132,31 @@ static void round_trip(void **state)
         assert_true(values[i] == value_at(0, 2, i, 0));
     }
     sfc_checkpoint_close(c);
+}
+
+static void dense_mode_keeps_last_steps_and_history(void **state)
+{
+    struct fixture *f = *state;
+    char digest[SFC_DIGEST_HEX], other[SFC_DIGEST_HEX], path[160];
+    float values[2 * BLOCK * DIM + BLOCK];
+    struct sfc_checkpoint *c;
+    f->config.momentum_mode = "dense";
+    write_all(f, f->dir, STEP, 0, digest);
+    assert_int_equal(sfc_checkpoint_open(f->dir, &c, NULL), SFC_OK);
+    assert_int_equal(sfc_checkpoint_verify(c, NULL), SFC_OK);
+    assert_int_equal(sfc_checkpoint_block_floats(c, 0, 2), 2 * 5 * DIM + 5);
+    assert_int_equal(sfc_checkpoint_block_floats(c, 1, 2), 2 * 6);
+    assert_int_equal(sfc_checkpoint_block_count(c, 2), 1);
+    assert_int_equal(sfc_checkpoint_block_floats(c, 2, 0), STEP);
+    assert_int_equal(sfc_checkpoint_read(c, 0, 2, values, NULL), SFC_OK);
+    assert_true(values[2 * 5 * DIM + 4] == value_at(0, 2, 2 * 5 * DIM + 4, 0));
+    assert_int_equal(sfc_checkpoint_read(c, 2, 0, values, NULL), SFC_OK);
+    assert_true(values[STEP - 1] == value_at(2, 0, STEP - 1, 0));
+    sfc_checkpoint_close(c);
+    f->config.momentum_mode = "sampled";
+    snprintf(path, sizeof path, "%s/sampled", f->root);
+    write_all(f, path, STEP, 0, other);
+    assert_string_not_equal(digest, other);
 }
 
 static void digest_tells_states_apart(void **state)
@@ -243,6 +272,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(round_trip, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(dense_mode_keeps_last_steps_and_history, set_up, tear_down),
         cmocka_unit_test_setup_teardown(digest_tells_states_apart, set_up, tear_down),
         cmocka_unit_test_setup_teardown(existing_directory_is_kept, set_up, tear_down),
         cmocka_unit_test_setup_teardown(missing_block_leaves_nothing, set_up, tear_down),

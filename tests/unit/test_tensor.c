@@ -161,6 +161,8 @@ static void test_run_config(void **state)
     REFUSED(c.momentum = 1, "momentum");
     REFUSED(c.margin_grad = "none", "margin_grad");
     REFUSED(c.dtype = "f16", "dtype");
+    REFUSED((c.momentum_mode = "dense", c.optimizer = "adamw"), "momentum_mode dense");
+    REFUSED((c.momentum_mode = "dense", c.steps = (1u << 24) + 1), "steps");
     REFUSED(c.optimizer = "", "optimizer");
     REFUSED(c.steps = 0, "steps");
     REFUSED(c.micro_batch = 0, "micro_batch");
