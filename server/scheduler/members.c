@@ -248,6 +248,13 @@ void sfc_sched_on_register_shard(struct sfc_rpc_call *call, void *ctx)
     sfc_message_free(r);
 }
 
+/* A quarter of the lease at most: a member is only seen when its next heartbeat comes. */
+static uint64_t heartbeat_hold(const struct sfc_scheduler *s)
+{
+    uint64_t quarter = s->options->lease_ms / 4;
+    return quarter < SFC_HEARTBEAT_HOLD_MS ? quarter : SFC_HEARTBEAT_HOLD_MS;
+}
+
 static void reply_shard_heartbeat(struct sfc_scheduler *s, struct sfc_rpc_call *call, bool known)
 {
     Shardfc__V1__ShardHeartbeatReply m = SHARDFC__V1__SHARD_HEARTBEAT_REPLY__INIT;
@@ -277,7 +284,7 @@ void sfc_sched_on_shard_heartbeat(struct sfc_rpc_call *call, void *ctx)
         if (p) {
             p->member = r->shard;
             p->boot_id = r->boot_id;
-            p->due_ms = sfc_sched_now(s) + SFC_HEARTBEAT_HOLD_MS;
+            p->due_ms = sfc_sched_now(s) + heartbeat_hold(s);
         }
         act(s, NULL);
     }
@@ -464,7 +471,7 @@ void sfc_sched_on_heartbeat(struct sfc_rpc_call *call, void *ctx)
         struct sfc_parked *p = sfc_sched_park(s, call, SFC_PARKED_WORKER_HEARTBEAT);
         if (p) {
             p->member = r->worker;
-            p->due_ms = sfc_sched_now(s) + SFC_HEARTBEAT_HOLD_MS;
+            p->due_ms = sfc_sched_now(s) + heartbeat_hold(s);
         }
     }
     sfc_message_free(r);

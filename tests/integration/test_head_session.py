@@ -10,6 +10,7 @@ and the class centres and their momentum after each update, read back with ReadB
 import ctypes
 import signal
 import struct
+import time
 import unittest
 
 import grpc
@@ -388,6 +389,18 @@ class HeadSession(unittest.TestCase):
             c.start_scheduler()
             self.refused(lambda: join("two"), "numerics")
             self.assertTrue(join("one").joined)
+
+    def test_members_outlive_the_shortest_lease(self):
+        with Cluster() as c:
+            c.start_scheduler("--lease", "1s")
+            c.start_shards(1)
+            c.create_run(steps=10**6)
+            c.start_worker()
+            worker = wait_until("a worker", lambda: c.status().workers, 30)[0].id
+            for _ in range(30):
+                time.sleep(0.1)
+                self.assertEqual([w.id for w in c.status().workers], [worker])
+                self.assertEqual([s.state for s in c.status().shards], ["ready"])
 
     def test_too_little_memory_is_refused(self):
         with Cluster() as c:
