@@ -284,7 +284,8 @@ static bool waiting_helps(int rc)
 /* The run is not for this worker (other data, backbone, arithmetic): another one may be. */
 static bool does_not_fit(const struct sfc_trainer *t, int rc)
 {
-    return !t->options.exit_when_done && (rc == SFC_EINVAL || rc == SFC_EUNSUPPORTED);
+    return !t->options.exit_when_done && 
+           (rc == SFC_EINVAL || rc == SFC_ENOTFOUND || rc == SFC_EUNSUPPORTED);
 }
 
 static void wait_for_another(struct sfc_trainer *t, const struct sfc_error *err)

@@ -93,6 +93,9 @@ void sfc_run_hold(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     int rc = SFC_OK;
     if (run->failed || run->stopped)
         rc = sfc_fail(&run->error, SFC_ESTATE, "the run is %s", sfc_run_state_name(run->state));
+    else if (run->config.load && !run->start_wanted)
+        rc = sfc_fail(&run->error, SFC_ESTATE,
+                      "the run is loading: wait for `shardfc restore` to end, or stop the run");
     else if (e->hold_id == 0)
         rc = new_hold(run, e, &h);
     else if (!(h = find_hold(run, e->hold_id)))

@@ -36,7 +36,7 @@ enum { WITHOUT_DROP = 2, WITH_DROP = 3 };
 static int run_control(const struct sfc_program *program,
                        Shardfc__V1__ControlRequest__Action action, int argc, char **argv)
 {
-    struct control_options o;
+    struct control_options o = {0}; /* the table of pause and stop has no drop */
     struct sfc_options *parsed;
     int exit_code = sfc_options_main(program, argc, argv, &o, &parsed);
     if (exit_code >= 0) {

@@ -233,7 +233,7 @@ static int info(const struct data_options *o, const char *path, struct sfc_error
 
 static int run(const struct sfc_program *program, int argc, char **argv)
 {
-    struct data_options o;
+    struct data_options o = {0};
     struct sfc_options *parsed;
     int exit_code = sfc_options_main(program, argc, argv, &o, &parsed);
     if (exit_code >= 0) {

@@ -267,7 +267,7 @@ static void print_state(const struct sfc_checkpoint *checkpoint, bool json, uint
 
 int sfc_cmd_restore(int argc, char **argv)
 {
-    struct restore_options o;
+    struct restore_options o = {0};
     struct sfc_options *parsed;
     int exit_code = sfc_options_main(&restore_program, argc, argv, &o, &parsed);
     if (exit_code >= 0) {
@@ -309,7 +309,7 @@ static const struct sfc_program verify_program = {
 
 int sfc_cmd_verify(int argc, char **argv)
 {
-    struct restore_options o;
+    struct restore_options o = {0};
     struct sfc_options *parsed;
     int exit_code = sfc_options_main(&verify_program, argc, argv, &o, &parsed);
     if (exit_code >= 0) {

@@ -206,7 +206,7 @@ static void print_status(const Shardfc__V1__StatusReply *s)
 
 int sfc_cmd_status(int argc, char **argv)
 {
-    struct status_options o;
+    struct status_options o = {0};
     struct sfc_options *parsed;
     int exit_code = sfc_options_main(&status_program, argc, argv, &o, &parsed);
     if (exit_code >= 0) {
@@ -347,7 +347,7 @@ static int follow(const struct status_options *o, struct sfc_cluster *cluster, F
 
 int sfc_cmd_watch(int argc, char **argv)
 {
-    struct status_options o;
+    struct status_options o = {0};
     struct sfc_options *parsed;
     int exit_code = sfc_options_main(&watch_program, argc, argv, &o, &parsed);
     if (exit_code >= 0) {
