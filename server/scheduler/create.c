@@ -345,12 +345,35 @@ void sfc_sched_on_create_run(struct sfc_rpc_call *call, void *ctx)
     sfc_message_free(r);
 }
 
-void sfc_sched_create_progress(struct sfc_sched_run *run)
+static struct sfc_parked *parked_create(struct sfc_scheduler *s)
 {
-    struct sfc_scheduler *s = run->scheduler;
     struct sfc_parked *p = s->parked;
     while (p && p->kind != SFC_PARKED_CREATE)
         p = p->next;
+    return p;
+}
+
+void sfc_sched_create_shard_gone(struct sfc_scheduler *s, uint64_t shard, const char *address)
+{
+    struct sfc_error err;
+    struct sfc_run_event event = {.type = SFC_EV_STOP};
+    struct sfc_parked *p = parked_create(s);
+    if (!p || !s->run || sfc_sched_run_shard(s->run, shard) == UINT32_MAX)
+        return;
+    sfc_fail(&err, SFC_ESTATE,
+             "the run could not be opened: shard %" PRIu64
+             " at %s does not answer; start it again or see that the scheduler reaches this "
+             "address, then create the run again",
+             shard, address);
+    sfc_sched_refuse(s, p->call, &err);
+    sfc_sched_unpark(p);
+    sfc_sched_run_event(s->run, &event);
+}
+
+void sfc_sched_create_progress(struct sfc_sched_run *run)
+{
+    struct sfc_scheduler *s = run->scheduler;
+    struct sfc_parked *p = parked_create(s);
     if (!p)
         return;
     if (run->fsm.state == SFC_RUN_FAILED || run->fsm.state == SFC_RUN_IDLE) {

@@ -113,6 +113,7 @@ static void act(struct sfc_scheduler *s, const Shardfc__V1__RegisterShardRequest
             sfc_sched_event(s, "shard %" PRIu64 " at %s does not answer", a.id, address);
             snprintf(text, sizeof text, "shard %s does not answer", address);
             shard_event(s, a.id, SFC_EV_SHARD_GONE, NULL, text);
+            sfc_sched_create_shard_gone(s, a.id, address);
             break;
         case SFC_MEMBER_SHARD_FORGOTTEN:
             sfc_sched_event(s, "shard %" PRIu64 " is forgotten: another takes its place", a.id);

@@ -455,6 +455,8 @@ static void reply_done(struct sfc_sched_run *run, struct sfc_parked *p,
 static void reply(struct sfc_sched_run *run, const struct sfc_run_action *a)
 {
     struct sfc_parked *p = (struct sfc_parked *)(uintptr_t)a->token;
+    if (!p)
+        return; /* the scheduler itself asked */
     if (a->type == SFC_ACT_REPLY && a->code != SFC_OK) {
         struct sfc_error err;
         sfc_fail(&err, a->code, "%s", a->text ? a->text : sfc_status_text(a->code));

@@ -186,6 +186,8 @@ uint8_t *sfc_sched_pack_prepare(const struct sfc_sched_run *run, uint32_t shard,
 /* ---- create.c */
 void sfc_sched_on_create_run(struct sfc_rpc_call *call, void *ctx);
 void sfc_sched_create_progress(struct sfc_sched_run *run); /* answers CreateRun when all is open */
+/* A shard is gone: a CreateRun that waits for it is refused and its run stopped. */
+void sfc_sched_create_shard_gone(struct sfc_scheduler *s, uint64_t shard, const char *address);
 
 /* ---- handlers.c */
 extern const struct sfc_rpc_method sfc_scheduler_methods[];

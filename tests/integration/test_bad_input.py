@@ -445,6 +445,11 @@ def test_runs():
         refused("classes beyond all memory", lambda: c.create_run(classes=2**39, block_size=2**20), "memory")
         refused("a batch beyond all memory", lambda: c.create_run(global_batch=2**20, micro_batch=2**20, dim=8192),
                 "memory")
+        stub = c.status().shards[0]
+        c.stub.RegisterShard(pb.RegisterShardRequest(
+            protocol=1, boot_id=7, address="127.0.0.1:1", backend="cpu", numerics=stub.numerics,
+            memory_limit=2**30), timeout=20)  # an address where nobody listens
+        refused("a shard that can't be reached", lambda: c.create_run(classes=3000), "127.0.0.1:1", "create")
         refused("no configuration", lambda: c.stub.CreateRun(pb.CreateRunRequest(), timeout=20), "config")
         refused("a start beyond the end", lambda: c.stub.CreateRun(pb.CreateRunRequest(
             config=run_config(), load=True, start_step=10**6), timeout=20), "start_step")
@@ -601,6 +606,8 @@ def test_data():
         mine = c.start_worker(data=good)
         c.wait_state("finished", 60)
         check(mine.running() and c.scheduler.running(), c.tails())
+        c.ctl("create", *small_run(other, 5))
+        c.wait_state("finished", 60)  # the stranger's turn; mine waits
         for worker in strangers:
             check(worker.running(), f"a stranger ended instead of waiting for its run\n{worker.tail()}")
             check(worker.terminate() == 0, worker.tail())

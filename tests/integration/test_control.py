@@ -238,7 +238,12 @@ def test_lifecycle():
         check(stopped["state"] in ("idle", "finished", "stopped"), f"stop: {stopped}")
         wait_until("blocks to be freed", lambda: all(s["blocks"] == 0 for s in status(c)["shards"]), 20,
                    context=lambda: str(status(c)))
-        for run in (2, 3):
+        c.stub.CreateRun(pb.CreateRunRequest(config=cluster.run_config(), load=True, start_step=5), timeout=30)
+        check(status(c)["state"] == "loading", "a run that waits for its blocks")
+        expect(c.ctl("checkpoint", "--out", c.folder / "never", check=False), 1, "loading")
+        expect(c.ctl("create", *synthetic(10), check=False), 1, "stop")
+        expect(c.ctl("stop", check=False), 0)  # what a restore that died leaves behind
+        for run in (3, 4):
             one_json(c.ctl("create", *synthetic(20), "--seed", run, "--json", check=False))
             trace = c.folder / "trace.csv"
             done = expect(c.ctl("watch", "--until-done", "--interval", "200ms", "--trace", trace, check=False), 0)
