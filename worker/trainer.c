@@ -223,10 +223,10 @@ static enum sfc_crew_end work(struct sfc_trainer *t, struct sfc_member *member,
     struct sfc_crew_counters counters;
     sfc_crew_counters(crew, &counters);
     sfc_crew_free(crew);
-    if (end != SFC_CREW_RUN_OVER)
-        sfc_member_leave(member,
-                         NULL); /* grants go on at once; if it fails the scheduler notices */
-    else
+    /* Grants go on at once, and nobody counts this member beside its next self. If it fails the
+     * scheduler notices. */
+    sfc_member_leave(member, NULL);
+    if (end == SFC_CREW_RUN_OVER)
         t->finished_run = run.run_id;
     report(t, &run, end == SFC_CREW_RUN_OVER ? "over" : "left", true);
     sfc_info_log("left run %s: %llu micro-batches done, %llu given up, %llu read", run.name,
@@ -284,7 +284,7 @@ static bool waiting_helps(int rc)
 /* The run is not for this worker (other data, backbone, arithmetic): another one may be. */
 static bool does_not_fit(const struct sfc_trainer *t, int rc)
 {
-    return !t->options.exit_when_done && 
+    return !t->options.exit_when_done &&
            (rc == SFC_EINVAL || rc == SFC_ENOTFOUND || rc == SFC_EUNSUPPORTED);
 }
 

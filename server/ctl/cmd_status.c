@@ -276,9 +276,11 @@ static void print_line(const Shardfc__V1__StatusReply *s, bool stuck)
         printf("%sno run, %zu shards, %zu workers", terminal ? "\r\033[K" : "", s->n_shards,
                s->n_workers);
     } else {
-        printf("%s%s: %s, %zu shards, %zu workers", terminal ? "\r\033[K" : "",
-               strcmp(s->state, "running") == 0 ? s->run : s->state, progress, s->n_shards,
-               s->n_workers);
+        printf("%s%s: %s", terminal ? "\r\033[K" : "",
+               strcmp(s->state, "running") == 0 ? s->run : s->state, progress);
+        if (!is_over(s->state)) {
+            printf(", %zu shards, %zu workers", s->n_shards, s->n_workers);
+        }
         if (s->reason[0] != '\0' && (stuck || strcmp(s->state, "running") != 0)) {
             printf(" (%s)", s->reason);
         }
