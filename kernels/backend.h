@@ -76,9 +76,11 @@ struct sfc_head_config {
     enum sfc_momentum_mode momentum_mode;
     double momentum;
     double weight_decay;
-    double init_std; /* W ~ N(0, init_std), keyed by (seed, class, column) */
-    enum sfc_dtype dtype;
-    uint64_t steps; /* mode dense: last step of the run, 1..2^24 (room for its history) */
+    double init_std;      /* W ~ N(0, init_std), keyed by (seed, class, column) */
+    enum sfc_dtype dtype; /* of W and momentum; bf16 is rounded stochastically by the update */
+    enum sfc_dtype gemm;  /* of the products' operands; sums are f32. A backend that has no bf16
+                             products  computes in f32 and says so in its numerics class. */
+    uint64_t steps;       /* mode dense: last step of the run, 1..2^24 (room for its history) */
 };
 
 #define SFC_MAX_DIM 8192u
@@ -125,10 +127,11 @@ int sfc_head_new(struct sfc_backend *backend, const struct sfc_head_config *conf
                  struct sfc_error *err);
 void sfc_head_free(struct sfc_head *head); /* NULL is fine */
 
-/* Raw state of a block as f32 (elements row-major [rows, dim]; LAST_STEP: [rows]); offset and count
- * in elements of the part. SFC_ENOTFOUND: not one of this head's blocks; SFC_EINVAL: range outside
- * the block, or a part that this configuration does not have. Reading changes nothing: a run that
- * is read has the bits of one that isn't. */
+/* Raw state of a block as f32, exact for every dtype (written values are rounded to it) (elements
+ * row-major [rows, dim]; LAST_STEP: [rows]); offset and count in elements of the part.
+ * SFC_ENOTFOUND: not one of this head's blocks; SFC_EINVAL: range outside the block, or a part that
+ * this configuration does not have. Reading changes nothing: a run that is read has the bits of one
+ * that isn't. */
 int sfc_head_read(struct sfc_head *head, uint64_t block, enum sfc_block_part part, uint64_t offset,
                   uint64_t count, float *out, struct sfc_error *err);
 int sfc_head_write(struct sfc_head *head, uint64_t block, enum sfc_block_part part, uint64_t offset,

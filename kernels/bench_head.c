@@ -10,6 +10,7 @@
 
 #define WARM_UP 2
 
+static const char *const number_formats[] = {"f32", "bf16"};
 static const char *const momentum_modes[] = {"sampled", "dense"};
 
 enum phase { PLAN, LOGITS, GRADIENT, COMMIT, STEP, PHASES };
@@ -56,6 +57,8 @@ static struct sfc_head_config config_of(const struct sfc_bench_head_options *o)
         .momentum = 0.9,
         .weight_decay = 5e-4,
         .init_std = 0.01,
+        .dtype = o->dtype,
+        .gemm = o->gemm,
         .momentum_mode = o->momentum_mode,
         .steps = (uint64_t)o->steps + WARM_UP,
     };
@@ -184,8 +187,8 @@ static double median(double *ms, uint32_t n)
     return n % 2 ? ms[n / 2] : (ms[n / 2 - 1] + ms[n / 2]) / 2;
 }
 
-/* Bytes of a step: rows of W for the first two passes and z as it is written, replaced and read; w
- * and m read and written by the third. */
+/* Bytes of a step: rows of W, in the format that products read, for the first two passes, and z as
+ * it is written, replaced and read; w and m read and written by the third. */
 static int add_floor(struct bench *b, bool exact, struct sfc_bench_head_result *r,
                      struct sfc_error *err)
 {
@@ -194,7 +197,11 @@ static int add_floor(struct bench *b, bool exact, struct sfc_bench_head_result *
     if (rc)
         return rc;
     double rows = (double)b->sampled, dim = b->config.dim, batch = b->config.batch;
-    double read = 2 * rows * dim * 4 + 4 * rows * batch * 4, update = 4 * rows * dim * 4;
+    double operand = floor.half ? 2 : 4, stored = b->config.dtype == SFC_DTYPE_BF16 ? 2 : 4;
+    double row = operand < stored ? operand : stored;
+    double read = 2 * rows * dim * row + 4 * rows * batch * operand;
+    double update = 4 * rows * dim * stored;
+    r->half_products = floor.half;
     r->gflops = floor.gflops;
     r->read_gb_s = floor.read_gb_s;
     r->update_gb_s = floor.update_gb_s;
@@ -261,21 +268,24 @@ void sfc_bench_head_json(FILE *out, const struct sfc_bench_head_options *o,
     fprintf(
         out,
         "\"classes\": %llu, \"sampled\": %llu, \"batch\": %u, \"micro_batch\": %u, "
-        "\"dim\": %u, \"block_size\": %u, \"dtype\": \"f32\", \"gemm\": \"f32\", "
+        "\"dim\": %u, \"block_size\": %u, \"dtype\": \"%s\", \"gemm\": \"%s\", "
         "\"momentum_mode\": \"%s\", \"backend\": \"%s\", \"threads\": %u, \"numerics\": \"%s\", "
         "\"peak_rss_bytes\": %llu, \"state_bytes\": %llu}\n",
         (unsigned long long)o->classes, (unsigned long long)r->sampled, o->batch, o->micro_batch,
-        o->dim, r->block_size, momentum_modes[o->momentum_mode], o->backend, o->threads,
-        r->numerics, (unsigned long long)r->peak_rss_bytes, (unsigned long long)r->state_bytes);
+        o->dim, r->block_size, number_formats[o->dtype], number_formats[r->half_products],
+        momentum_modes[o->momentum_mode], o->backend, o->threads, r->numerics,
+        (unsigned long long)r->peak_rss_bytes, (unsigned long long)r->state_bytes);
 }
 
 void sfc_bench_head_table(FILE *out, const struct sfc_bench_head_options *o,
                           const struct sfc_bench_head_result *r)
 {
     fprintf(out,
-            "%llu classes x %u f32, %llu sampled, batch %u in micro-batches of %u, momentum %s, "
+            "%llu classes x %u %s, products of %s, %llu sampled, batch %u in micro-batches of %u, "
+            "momentum %s, "
             "%u threads\n",
-            (unsigned long long)o->classes, o->dim, (unsigned long long)r->sampled, o->batch,
+            (unsigned long long)o->classes, o->dim, number_formats[o->dtype],
+            number_formats[r->half_products], (unsigned long long)r->sampled, o->batch,
             o->micro_batch, momentum_modes[o->momentum_mode], o->threads);
     fprintf(out, "numerics  %s\n", r->numerics);
     fprintf(out, "step      %8.2f ms (median; best %.2f)\n", r->step_ms, r->best_ms);

@@ -12,6 +12,7 @@ struct sfc_bench_head_options {
     uint64_t classes;
     uint32_t sample_ppm, batch, micro_batch, dim, block_size;
     uint32_t steps; /* timed, after two that warm up; at least 1 */
+    enum sfc_dtype dtype, gemm;
     enum sfc_momentum_mode momentum_mode;
     bool exact; /* time the exact sums alone as well (cpu) */
 };
@@ -28,6 +29,7 @@ struct sfc_bench_head_result {
     double exact_ms; /* all fixed-point additions of one step (0 unless asked for) */
     uint64_t sampled, state_bytes, peak_rss_bytes;
     uint32_t block_size;
+    bool half_products; /* cpu: the products are of bf16 */
     char numerics[128];
 };
 

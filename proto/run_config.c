@@ -94,7 +94,8 @@ static int check_class_layer(const Shardfc__V1__RunConfig *c, struct sfc_error *
     code = check_choice("margin_grad", c->margin_grad, sfc_run_margin_grads, err);
     code =
         code != SFC_OK ? code : check_choice("correction", c->correction, sfc_run_corrections, err);
-    return code != SFC_OK ? code : check_choice("dtype", c->dtype, sfc_run_dtypes, err);
+    code = code != SFC_OK ? code : check_choice("dtype", c->dtype, sfc_run_dtypes, err);
+    return code != SFC_OK ? code : check_choice("gemm", c->gemm, sfc_run_dtypes, err);
 }
 
 static int check_optimizer(const Shardfc__V1__RunConfig *c, struct sfc_error *err)

@@ -6,7 +6,7 @@
 #include "kernels/cpu/pool.h"
 
 /* Changes whenever the same inputs give other bits: order of sums, tiles, formulas. */
-#define NUMERICS_VERSION 1
+#define NUMERICS_VERSION 2
 
 static void cpu_close(struct sfc_backend *backend)
 {
@@ -81,9 +81,12 @@ int sfc_backend_cpu_open(unsigned threads, struct sfc_backend **out, struct sfc_
     const dnnl_version_t *version = dnnl_version();
     cpu->base.ops = &cpu_ops;
     cpu->threads = threads;
-    snprintf(cpu->numerics, sizeof cpu->numerics, "cpu %s %s onednn-%d.%d.%d n%d",
-             isa_name(dnnl_get_effective_cpu_isa()), sfc_simd_select()->name, version->major,
-             version->minor, version->patch, NUMERICS_VERSION);
+    dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
+    cpu->half_products =
+        ((int)isa & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
+    snprintf(cpu->numerics, sizeof cpu->numerics, "cpu %s %s %s onednn-%d.%d.%d n%d", isa_name(isa),
+             sfc_simd_select()->name, cpu->half_products ? "gemm-bf16" : "gemm-f32-only",
+             version->major, version->minor, version->patch, NUMERICS_VERSION);
     int rc = SFC_OK;
     if (dnnl_engine_create(&cpu->engine, dnnl_cpu, 0))
         rc = sfc_fail(err, SFC_EDEVICE, "cpu backend: oneDNN has no CPU engine");

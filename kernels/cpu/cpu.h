@@ -12,6 +12,7 @@ struct sfc_cpu_pool;
 struct sfc_cpu {
     struct sfc_backend base;
     unsigned threads;
+    bool half_products; /* oneDNN multiplies bf16 natively on this CPU */
     dnnl_engine_t engine;
     struct sfc_cpu_pool *pool; /* kernels/cpu/pool.h */
     char numerics[128];

@@ -26,6 +26,7 @@ struct floor_call {
     struct lane *lanes;
     size_t tile, pitch, batch, dim, products;
     uint64_t blocks;
+    bool half;
     volatile float sink;
 };
 
@@ -50,7 +51,10 @@ static void lane_open(void *arg, size_t item, unsigned index)
     struct lane *lane = &call->lanes[index];
     int64_t t = (int64_t)call->tile, p = (int64_t)call->pitch, b = (int64_t)call->batch;
     const struct sfc_gemm_shape shapes[3] = {
-        {t, b, p, false, true}, {b, p, t, true, false}, {t, p, b, false, false}};
+        {t, b, p, false, true, call->half},
+        {b, p, t, true, false, call->half},
+        {t, p, b, false, false, call->half},
+    };
     size_t widest = call->pitch > call->batch ? call->pitch : call->batch;
     size_t scratch = 64, most = (call->tile > call->batch ? call->tile : call->batch) * widest;
     (void)item;
@@ -70,6 +74,10 @@ static void lane_open(void *arg, size_t item, unsigned index)
         sfc_fail(&lane->error, SFC_ENOMEM, "bench: out of memory");
     else if (dnnl_stream_create(&lane->stream, call->cpu->engine, dnnl_stream_default_flags))
         sfc_fail(&lane->error, SFC_EDEVICE, "bench: oneDNN can't make a stream");
+    if (call->half && !lane->error.code) { /* in place: the result is behind what is read */
+        call->simd->half->pack(lane->a, most, SFC_STORE_BF16, (uint16_t *)lane->a, NULL);
+        call->simd->half->pack(lane->b, most, SFC_STORE_BF16, (uint16_t *)lane->b, NULL);
+    }
 }
 
 static void lane_close(struct lane *lane)
@@ -167,6 +175,7 @@ int sfc_cpu_floor(struct sfc_backend *backend, const struct sfc_head_config *con
         .dim = config->dim,
         .products = (size_t)(sampled / sizes.tile + 1),
         .blocks = sfc_head_block_count(config),
+        .half = config->gemm == SFC_DTYPE_BF16 && cpu->half_products,
     };
     int rc = SFC_OK;
     if (!call.lanes)
@@ -178,6 +187,7 @@ int sfc_cpu_floor(struct sfc_backend *backend, const struct sfc_head_config *con
     if (!rc) {
         double flops = 6.0 * (double)sizes.tile * (double)sizes.pitch * (double)sizes.bp;
         double bytes = (double)STREAM_FLOATS * sizeof(float) * cpu->threads;
+        out->half = call.half;
         out->exact_ms = best_ms(&call, add_exact, (size_t)call.blocks);
         out->gflops =
             flops * (double)call.products / best_ms(&call, multiply, call.products) * 1e-6;

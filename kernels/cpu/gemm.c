@@ -13,11 +13,12 @@ static int describe(const struct sfc_gemm_shape *shape, dnnl_memory_desc_t md[3]
 {
     dnnl_matmul_desc_t desc;
     dnnl_primitive_attr_t attr = NULL;
+    dnnl_data_type_t type = shape->half ? dnnl_bf16 : dnnl_f32;
     dnnl_dims_t a = {shape->m, shape->k}, b = {shape->k, shape->n}, c = {shape->m, shape->n};
-    dnnl_status_t status = dnnl_memory_desc_init_by_tag(&md[0], 2, a, dnnl_f32,
-                                                        shape->a_transposed ? dnnl_ba : dnnl_ab);
+    dnnl_status_t status =
+        dnnl_memory_desc_init_by_tag(&md[0], 2, a, type, shape->a_transposed ? dnnl_ba : dnnl_ab);
     if (!status)
-        status = dnnl_memory_desc_init_by_tag(&md[1], 2, b, dnnl_f32,
+        status = dnnl_memory_desc_init_by_tag(&md[1], 2, b, type,
                                               shape->b_transposed ? dnnl_ba : dnnl_ab);
     if (!status)
         status = dnnl_memory_desc_init_by_tag(&md[2], 2, c, dnnl_f32, dnnl_ab);
@@ -105,7 +106,7 @@ void sfc_gemm_close(struct sfc_gemm *gemm)
     memset(gemm, 0, sizeof *gemm);
 }
 
-int sfc_gemm_run(struct sfc_gemm *gemm, dnnl_stream_t stream, const float *a, const float *b,
+int sfc_gemm_run(struct sfc_gemm *gemm, dnnl_stream_t stream, const void *a, const void *b,
                  float *c, void *scratch, struct sfc_error *err)
 {
     dnnl_exec_arg_t args[] = {

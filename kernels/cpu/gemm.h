@@ -15,6 +15,7 @@ struct sfc_gemm_shape {
     int64_t m, n, k;
     bool a_transposed; /* A is stored as [k, m] instead of [m, k] */
     bool b_transposed; /* B is stored as [n, k] instead of [k, n] */
+    bool half;         /* A and B are bf16; C and all sums are f32 */
 };
 
 /* Belongs to the thread that made it. */
@@ -34,7 +35,7 @@ int sfc_gemm_init(struct sfc_gemm *gemm, dnnl_engine_t engine, const struct sfc_
                   struct sfc_error *err);
 void sfc_gemm_close(struct sfc_gemm *gemm);
 /* c[m, n] = A B. scratch: scratch_bytes, 64-byte aligned. SFC_EDEVICE when oneDNN refuses. */
-int sfc_gemm_run(struct sfc_gemm *gemm, dnnl_stream_t stream, const float *a, const float *b,
+int sfc_gemm_run(struct sfc_gemm *gemm, dnnl_stream_t stream, const void *a, const void *b,
                  float *c, void *scratch, struct sfc_error *err);
 
 #endif

@@ -7,7 +7,11 @@
  * of W commit    [tile, bp] x [bp, pitch]              p of the whole batch times unit features mp,
  * bp, pitch: micro_batch, batch, dim rounded up to 16, filled with zeros. g: micro-batches in one
  * product, a power of two. A call for n micro-batches is cut into products of such sizes; where
- * oneDNN's kernel does not keep the bits of one micro-batch for every g, g is 1 (head->joint). */
+ * oneDNN's kernel does not keep the bits of one micro-batch for every g, g is 1 (head->joint).
+ *
+ * "operand" is the number format of what products multiply: bf16 where the configuration asks for
+ * it and the CPU has it (head->half), else f32. z, p and x of the slots are kept in it too, z
+ * beside bf16 as fixed-point cosines (kernels/cpu/simd.h). */
 #ifndef SFC_KERNELS_CPU_HEAD_H
 #define SFC_KERNELS_CPU_HEAD_H
 
@@ -51,10 +55,11 @@ struct sfc_cpu_worker {
     dnnl_stream_t stream;
     struct sfc_gemm logits[SFC_CPU_MAX_GROUPS], gradient[SFC_CPU_MAX_GROUPS], commit;
     struct sfc_cpu_mapping arena;
-    float *tile;             /* [tile, pitch] */
-    float *product;          /* [tile, max(group columns, bp)]: cosines, then p */
-    float *result;           /* [max(tile, group columns), pitch]: dx or dw */
-    double *exps;            /* [call_rows] sums of exponentials of one block */
+    void *tile;    /* [tile, pitch] operand */
+    void *product; /* [tile, max(group columns, bp)]: cosines in f32, then p, an operand */
+    float *row;    /* [2, pitch] of the update */
+    float *result; /* [max(tile, group columns), pitch]: dx or dw */
+    double *exps;  /* [call_rows] sums of exponentials of one block */
     struct sfc_sum256 *sums; /* [call_rows] */
     int64_t *dx;             /* [slots * micro_batch, dim] */
     void *sample;            /* sfc_sample_scratch */
@@ -75,11 +80,15 @@ struct sfc_cpu_head {
     struct sfc_cpu_sizes sizes;
     struct sfc_memory memory;
     bool joint;
+    bool half;      /* products of bf16 */
+    size_t operand; /* bytes of one number */
+    enum sfc_store_format format;
     struct sfc_cpu_block *blocks;
     size_t block_count;
     struct sfc_cpu_worker *workers;
     struct sfc_cpu_mapping state, step;
-    float *w, *m;        /* [store_rows, dim] */
+    float *w, *m; /* [store_rows, dim]; those that the store's format has */
+    uint16_t *w_high, *w_low, *half_m;
     uint32_t *last;      /* mode dense: [store_rows] the step that w and m are of; else NULL */
     struct sfc_lag *lag; /* mode dense: [steps + 1] from after that step to the plan's */
     /* the plan */
@@ -91,38 +100,38 @@ struct sfc_cpu_head {
     struct sfc_cpu_label *labels;                /* [batch] sorted */
     uint32_t *target_row, *target_at, *positive; /* [batch] */
     /* the slots */
-    float *z;            /* [slots, sample_rows, mp] */
-    float *x;            /* [slots, micro_batch, pitch] unit features */
+    void *z;             /* [slots, sample_rows, mp] operands */
+    void *x;             /* [slots, micro_batch, pitch] unit features, operands */
+    float *target_z;     /* [slots, micro_batch] logits of the targets held here */
     float *slope;        /* [slots, micro_batch] f' of the target */
     bool *zero;          /* [slots, micro_batch] the feature has no direction: gradient 0 */
     atomic_bool *finite; /* [slots] */
     /* the call */
-    float *call_x;     /* [call_rows, pitch] */
+    void *call_x;      /* [call_rows, pitch] operands */
+    float *unit;       /* [pitch] one unit feature */
     float *high, *low; /* [call_rows] log-sum-exp */
 };
 
-static inline float *sfc_cpu_slot_z(const struct sfc_cpu_head *head, uint32_t slot, size_t row)
+/* Operand number `index` of an array of them. */
+static inline void *sfc_cpu_at(const struct sfc_cpu_head *head, void *array, size_t index)
 {
-    return head->z + ((size_t)slot * head->sizes.sample_rows + row) * head->sizes.mp;
+    return (char *)array + index * head->operand;
 }
 
-static inline float *sfc_cpu_slot_x(const struct sfc_cpu_head *head, uint32_t slot)
+static inline void *sfc_cpu_slot_z(const struct sfc_cpu_head *head, uint32_t slot, size_t row)
 {
-    return head->x + (size_t)slot * head->config.micro_batch * head->sizes.pitch;
+    return sfc_cpu_at(head, head->z,
+                      ((size_t)slot * head->sizes.sample_rows + row) * head->sizes.mp);
 }
 
-static inline struct sfc_store sfc_cpu_store(const struct sfc_cpu_head *head,
-                                             const struct sfc_cpu_block *block)
+static inline void *sfc_cpu_slot_x(const struct sfc_cpu_head *head, uint32_t slot)
 {
-    size_t first = block->store * head->config.dim;
-    return (struct sfc_store){
-        .w = head->w + first,
-        .m = head->m + first,
-        .last = head->last ? head->last + block->store : NULL,
-        .lag = head->lag,
-        .now = (uint32_t)head->base.step,
-    };
+    return sfc_cpu_at(head, head->x, (size_t)slot * head->config.micro_batch * head->sizes.pitch);
 }
+
+/* The block's part of the store; worker: whose scratch an update may use. */
+struct sfc_store sfc_cpu_store(const struct sfc_cpu_head *head, const struct sfc_cpu_block *block,
+                               const struct sfc_cpu_worker *worker);
 
 /* The shapes of the products; they depend on the configuration alone, never on which blocks are
  * held (I8). */

@@ -10,17 +10,18 @@ struct commit_call {
 };
 
 /* p of n sampled rows over the whole batch, columns in order of the micro-batches: [tile, bp]. */
-static void assemble(const struct commit_call *call, size_t at, size_t n, float *out)
+static void assemble(const struct commit_call *call, size_t at, size_t n, char *out)
 {
     const struct sfc_cpu_head *head = call->head;
     const struct sfc_cpu_sizes *s = &head->sizes;
-    size_t m = head->config.micro_batch, batch = head->config.batch;
-    for (size_t i = 0; i < n; i++, out += s->bp) {
+    size_t m = head->config.micro_batch * head->operand, row = s->bp * head->operand;
+    size_t batch = head->config.batch * head->operand;
+    for (size_t i = 0; i < n; i++, out += row) {
         for (size_t j = 0; j < s->micro_batches; j++)
-            memcpy(out + j * m, sfc_cpu_slot_z(head, call->slots[j], at + i), m * sizeof *out);
-        memset(out + batch, 0, (s->bp - batch) * sizeof *out);
+            memcpy(out + j * m, sfc_cpu_slot_z(head, call->slots[j], at + i), m);
+        memset(out + batch, 0, row - batch);
     }
-    memset(out, 0, (s->tile - n) * s->bp * sizeof *out);
+    memset(out, 0, (s->tile - n) * row);
 }
 
 static void commit_block(void *arg, size_t index, unsigned worker_index)
@@ -30,7 +31,7 @@ static void commit_block(void *arg, size_t index, unsigned worker_index)
     struct sfc_cpu_worker *worker = &head->workers[worker_index];
     const struct sfc_cpu_block *block = &head->blocks[index];
     const struct sfc_cpu_sizes *s = &head->sizes;
-    const struct sfc_store store = sfc_cpu_store(head, block);
+    const struct sfc_store store = sfc_cpu_store(head, block, worker);
     for (size_t first = 0; first < block->count && !worker->error.code; first += s->tile) {
         size_t at = block->sample + first;
         size_t n = block->count - first < s->tile ? block->count - first : s->tile;
@@ -38,8 +39,9 @@ static void commit_block(void *arg, size_t index, unsigned worker_index)
         if (sfc_gemm_run(&worker->commit, worker->stream, worker->product, head->call_x,
                          worker->result, worker->gemm, &worker->error))
             return;
-        head->simd->update(&store, head->rows + at, n, head->config.dim, s->pitch, worker->result,
-                           head->inverse_norm + at, &call->update);
+        (head->format == SFC_STORE_F32 ? head->simd->update : head->simd->half->update)(
+            &store, head->rows + at, n, head->config.dim, s->pitch, worker->result,
+            head->inverse_norm + at, &call->update);
     }
 }
 
@@ -48,16 +50,16 @@ int sfc_cpu_head_commit(struct sfc_head *base, const uint32_t *slots, double lr,
 {
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
     const struct sfc_head_config *c = &head->config;
-    size_t rows = (size_t)c->micro_batch * head->sizes.pitch;
+    size_t bytes = (size_t)c->micro_batch * head->sizes.pitch * head->operand;
     struct commit_call call = {
         .head = head,
         .slots = slots,
         .update = {(float)(c->scale / c->batch), (float)lr, (float)c->momentum,
                    (float)c->weight_decay},
     };
-    memset(head->call_x, 0, head->sizes.bp * head->sizes.pitch * sizeof(float));
+    memset(head->call_x, 0, head->sizes.bp * head->sizes.pitch * head->operand);
     for (size_t j = 0; j < head->sizes.micro_batches; j++)
-        memcpy(head->call_x + j * rows, sfc_cpu_slot_x(head, slots[j]), rows * sizeof(float));
+        memcpy((char *)head->call_x + j * bytes, sfc_cpu_slot_x(head, slots[j]), bytes);
     sfc_cpu_pool_run(head->cpu->pool, commit_block, &call, head->block_count);
     return sfc_cpu_head_error(head, err);
 }

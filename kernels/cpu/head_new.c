@@ -27,8 +27,6 @@ int sfc_cpu_head_check(const struct sfc_backend *backend, const struct sfc_head_
     (void)backend;
     if (config->optimizer != SFC_OPTIMIZER_SGD)
         return sfc_fail(err, SFC_EUNSUPPORTED, "cpu backend: the optimizer must be sgd");
-    if (config->dtype != SFC_DTYPE_F32)
-        return sfc_fail(err, SFC_EUNSUPPORTED, "cpu backend: dtype must be f32");
     return SFC_OK;
 }
 
@@ -85,17 +83,51 @@ static void block_sizes(const struct sfc_head_config *c, const uint64_t *blocks,
     s->sample_rows = bound < s->store_rows ? bound : s->store_rows;
 }
 
-static void lay_out_worker(const struct sfc_head_config *c, const struct sfc_cpu_sizes *s,
-                           struct sfc_cpu_worker *worker, struct carver *carver)
+static void lay_out_worker(const struct sfc_cpu_head *head, struct sfc_cpu_worker *worker,
+                           struct carver *carver)
 {
+    const struct sfc_head_config *c = &head->config;
+    const struct sfc_cpu_sizes *s = &head->sizes;
     size_t columns = s->mp << (s->groups - 1);
-    worker->tile = carve(carver, s->tile * s->pitch, sizeof(float));
+    worker->tile = carve(carver, s->tile * s->pitch, head->operand);
+    worker->row = carve(carver, 2 * s->pitch, sizeof(float));
     worker->product = carve(carver, s->tile * larger(columns, s->bp), sizeof(float));
     worker->result = carve(carver, larger(s->tile, columns) * s->pitch, sizeof(float));
     worker->exps = carve(carver, s->call_rows, sizeof(double));
     worker->sums = carve(carver, s->call_rows, sizeof(struct sfc_sum256));
     worker->dx = carve(carver, (size_t)c->slots * c->micro_batch * c->dim, sizeof(int64_t));
     worker->sample = carve(carver, sfc_sample_scratch((uint32_t)s->max_block), 1);
+}
+
+/* Each array of the store on lines of its own. */
+static void lay_out_state(struct sfc_cpu_head *head, struct carver *carver)
+{
+    size_t rows = head->sizes.store_rows, n = rows * head->config.dim;
+    head->w = head->m = NULL;
+    head->w_high = head->w_low = head->half_m = NULL;
+    head->last = NULL;
+    if (head->format == SFC_STORE_F32)
+        head->w = carve(carver, n, sizeof *head->w);
+    else
+        head->w_high = carve(carver, n, sizeof *head->w_high);
+    if (head->format == SFC_STORE_SPLIT)
+        head->w_low = carve(carver, n, sizeof *head->w_low);
+    if (head->format == SFC_STORE_BF16)
+        head->half_m = carve(carver, n, sizeof *head->half_m);
+    else
+        head->m = carve(carver, n, sizeof *head->m);
+    if (is_dense(&head->config))
+        head->last = carve(carver, rows, sizeof *head->last);
+}
+
+/* The formats that follow from the configuration and the CPU. */
+static void choose_formats(struct sfc_cpu_head *head, const struct sfc_cpu *cpu)
+{
+    head->half = head->config.gemm == SFC_DTYPE_BF16 && cpu->half_products;
+    head->operand = head->half ? sizeof(uint16_t) : sizeof(float);
+    head->format = head->config.dtype == SFC_DTYPE_BF16 ? SFC_STORE_BF16
+                   : head->half                         ? SFC_STORE_SPLIT
+                                                        : SFC_STORE_F32;
 }
 
 static void lay_out_step(struct sfc_cpu_head *head, struct carver *carver)
@@ -109,12 +141,14 @@ static void lay_out_step(struct sfc_cpu_head *head, struct carver *carver)
     head->target_row = carve(carver, c->batch, sizeof(uint32_t));
     head->target_at = carve(carver, c->batch, sizeof(uint32_t));
     head->positive = carve(carver, c->batch, sizeof(uint32_t));
-    head->z = carve(carver, (size_t)c->slots * s->sample_rows * s->mp, sizeof(float));
-    head->x = carve(carver, (size_t)c->slots * c->micro_batch * s->pitch, sizeof(float));
+    head->z = carve(carver, (size_t)c->slots * s->sample_rows * s->mp, head->operand);
+    head->x = carve(carver, (size_t)c->slots * c->micro_batch * s->pitch, head->operand);
+    head->target_z = carve(carver, (size_t)c->slots * c->micro_batch, sizeof(float));
     head->slope = carve(carver, (size_t)c->slots * c->micro_batch, sizeof(float));
     head->zero = carve(carver, (size_t)c->slots * c->micro_batch, sizeof(bool));
     head->finite = carve(carver, c->slots, sizeof *head->finite);
-    head->call_x = carve(carver, s->call_rows * s->pitch, sizeof(float));
+    head->call_x = carve(carver, s->call_rows * s->pitch, head->operand);
+    head->unit = carve(carver, s->pitch, sizeof(float));
     head->high = carve(carver, s->call_rows, sizeof(float));
     head->low = carve(carver, s->call_rows, sizeof(float));
     if (is_dense(c))
@@ -135,27 +169,30 @@ static int check_size(const struct sfc_head_config *c, const struct sfc_cpu_size
     return SFC_OK;
 }
 
-static struct sfc_gemm_shape logits_shape(const struct sfc_cpu_sizes *s, size_t g)
+static struct sfc_gemm_shape logits_shape(const struct sfc_cpu_head *head, size_t g)
 {
-    return (struct sfc_gemm_shape){(int64_t)s->tile, (int64_t)(s->mp << g), (int64_t)s->pitch,
-                                   false, true};
+    const struct sfc_cpu_sizes *s = &head->sizes;
+    return (struct sfc_gemm_shape){
+        (int64_t)s->tile, (int64_t)(s->mp << g), (int64_t)s->pitch, false, true, head->half};
 }
 
-static struct sfc_gemm_shape gradient_shape(const struct sfc_cpu_sizes *s, size_t g)
+static struct sfc_gemm_shape gradient_shape(const struct sfc_cpu_head *head, size_t g)
 {
-    return (struct sfc_gemm_shape){(int64_t)(s->mp << g), (int64_t)s->pitch, (int64_t)s->tile, true,
-                                   false};
+    const struct sfc_cpu_sizes *s = &head->sizes;
+    return (struct sfc_gemm_shape){
+        (int64_t)(s->mp << g), (int64_t)s->pitch, (int64_t)s->tile, true, false, head->half};
 }
 
-static struct sfc_gemm_shape commit_shape(const struct sfc_cpu_sizes *s)
+static struct sfc_gemm_shape commit_shape(const struct sfc_cpu_head *head)
 {
-    return (struct sfc_gemm_shape){(int64_t)s->tile, (int64_t)s->pitch, (int64_t)s->bp, false,
-                                   false};
+    const struct sfc_cpu_sizes *s = &head->sizes;
+    return (struct sfc_gemm_shape){
+        (int64_t)s->tile, (int64_t)s->pitch, (int64_t)s->bp, false, false, head->half};
 }
 
 struct scratch_call {
     const struct sfc_cpu *cpu;
-    const struct sfc_cpu_sizes *sizes;
+    const struct sfc_cpu_head *head;
     size_t bytes;
     struct sfc_error error;
 };
@@ -167,11 +204,12 @@ static void measure_scratch(void *arg, size_t item, unsigned worker)
     struct scratch_call *call = arg;
     (void)item;
     (void)worker;
-    for (size_t i = 0; i < 2 * call->sizes->groups + 1; i++) {
+    size_t groups = call->head->sizes.groups;
+    for (size_t i = 0; i < 2 * groups + 1; i++) {
         size_t g = i / 2, bytes = 0;
-        struct sfc_gemm_shape shape = g == call->sizes->groups ? commit_shape(call->sizes)
-                                      : i % 2                  ? gradient_shape(call->sizes, g)
-                                                               : logits_shape(call->sizes, g);
+        struct sfc_gemm_shape shape = g == groups ? commit_shape(call->head)
+                                      : i % 2     ? gradient_shape(call->head, g)
+                                                  : logits_shape(call->head, g);
         if (sfc_gemm_scratch(call->cpu->engine, &shape, &bytes, &call->error))
             return;
         call->bytes = larger(call->bytes, bytes);
@@ -191,23 +229,24 @@ static int measure(struct sfc_cpu_head *head, const struct sfc_cpu *cpu, const u
     struct sfc_cpu_sizes *s = &head->sizes;
     struct sfc_cpu_worker worker = {0};
     struct carver carver = {0};
+    choose_formats(head, cpu);
     sfc_cpu_product_sizes(&head->config, s);
     block_sizes(&head->config, blocks, count, s);
     int rc = check_size(&head->config, s, err);
     if (rc)
         return rc;
-    struct scratch_call call = {.cpu = cpu, .sizes = s};
+    struct scratch_call call = {.cpu = cpu, .head = head};
     sfc_cpu_pool_run(cpu->pool, measure_scratch, &call, 1);
     if (call.error.code)
         return sfc_fail(err, call.error.code, "%s", call.error.text);
-    lay_out_worker(&head->config, s, &worker, &carver);
+    lay_out_worker(head, &worker, &carver);
     carve(&carver, call.bytes, 1);
     s->scratch_bytes = mapped_bytes(carver.used);
     carver = (struct carver){0};
+    lay_out_state(head, &carver);
+    head->memory.state_bytes = mapped_bytes(carver.used);
+    carver = (struct carver){0};
     lay_out_step(head, &carver);
-    head->memory.state_bytes =
-        mapped_bytes(s->store_rows * (2 * head->config.dim * sizeof(float) +
-                                      (is_dense(&head->config) ? sizeof(uint32_t) : 0)));
     head->memory.step_bytes = mapped_bytes(carver.used) + count * sizeof(struct sfc_cpu_block);
     head->memory.scratch_bytes =
         cpu->threads * (s->scratch_bytes + sizeof(struct sfc_cpu_worker)) + sizeof *head;
@@ -259,14 +298,13 @@ static void unmap(struct sfc_cpu_mapping *mapping)
 
 static int make_products(struct sfc_cpu_head *head, struct sfc_cpu_worker *worker)
 {
-    const struct sfc_cpu_sizes *s = &head->sizes;
     dnnl_engine_t engine = head->cpu->engine;
-    struct sfc_gemm_shape shape = commit_shape(s);
+    struct sfc_gemm_shape shape = commit_shape(head);
     int rc = sfc_gemm_init(&worker->commit, engine, &shape, &worker->error);
-    for (size_t g = 0; !rc && g < s->groups; g++) {
-        shape = logits_shape(s, g);
+    for (size_t g = 0; !rc && g < head->sizes.groups; g++) {
+        shape = logits_shape(head, g);
         rc = sfc_gemm_init(&worker->logits[g], engine, &shape, &worker->error);
-        shape = gradient_shape(s, g);
+        shape = gradient_shape(head, g);
         if (!rc)
             rc = sfc_gemm_init(&worker->gradient[g], engine, &shape, &worker->error);
     }
@@ -282,7 +320,7 @@ static void worker_init(void *arg, size_t item, unsigned index)
         return;
     memset(worker->arena.data, 0, head->sizes.scratch_bytes);
     struct carver carver = {worker->arena.data, 0};
-    lay_out_worker(&head->config, &head->sizes, worker, &carver);
+    lay_out_worker(head, worker, &carver);
     worker->gemm = carve(&carver, 0, 1);
     if (dnnl_stream_create(&worker->stream, head->cpu->engine, dnnl_stream_default_flags))
         sfc_fail(&worker->error, SFC_EDEVICE, "oneDNN can't make a stream");
@@ -306,26 +344,32 @@ static void init_block(void *arg, size_t item, unsigned worker)
 {
     struct sfc_cpu_head *head = arg;
     const struct sfc_cpu_block *block = &head->blocks[item];
-    size_t dim = head->config.dim, first = block->store * dim;
+    const struct sfc_store store = sfc_cpu_store(head, block, &head->workers[worker]);
+    size_t dim = head->config.dim;
     float std = (float)head->config.init_std;
-    (void)worker;
-    for (uint32_t i = 0; i < block->rows; i++) {
-        float *row = head->w + first + i * dim;
+    for (size_t i = 0; i < block->rows; i++) {
+        float *row = store.w ? store.w + i * dim : store.scratch;
         sfc_random_normals(head->config.seed, SFC_STREAM_CLASS_INIT,
                            block->id * head->config.block_size + i, 0, dim, row);
         for (size_t k = 0; k < dim; k++)
             row[k] *= std;
+        if (!store.w)
+            head->simd->half->pack(row, dim, head->format, store.high + i * dim,
+                                   store.low ? store.low + i * dim : NULL);
     }
     /* touched now, not in a step */
-    memset(head->m + first, 0, block->rows * dim * sizeof(float));
-    if (head->last)
-        memset(head->last + block->store, 0, block->rows * sizeof *head->last);
+    if (store.m)
+        memset(store.m, 0, block->rows * dim * sizeof *store.m);
+    else
+        memset(store.half_m, 0, block->rows * dim * sizeof *store.half_m);
+    if (store.last)
+        memset(store.last, 0, block->rows * sizeof *store.last);
 }
 
 static int allocate(struct sfc_cpu_head *head, const uint64_t *blocks, size_t count,
                     struct sfc_error *err)
 {
-    size_t dim = head->config.dim, store = 0;
+    size_t store = 0;
     struct carver carver = {0};
     head->blocks = calloc(count, sizeof *head->blocks);
     head->workers = calloc(head->cpu->threads, sizeof *head->workers);
@@ -341,10 +385,9 @@ static int allocate(struct sfc_cpu_head *head, const uint64_t *blocks, size_t co
     int rc = map(&head->state, head->memory.state_bytes, "class centres", err);
     if (rc)
         return rc;
-    head->w = head->state.data;
-    head->m = head->w + store * dim;
-    if (is_dense(&head->config))
-        head->last = (uint32_t *)(head->m + store * dim);
+    carver.base = head->state.data;
+    lay_out_state(head, &carver);
+    carver = (struct carver){0};
     lay_out_step(head, &carver);
     rc = map(&head->step, carver.used, "kept logits", err);
     if (rc)
@@ -398,6 +441,28 @@ void sfc_cpu_head_free(struct sfc_head *base)
     free(head);
 }
 
+/* ---- reading and writing the store */
+
+struct sfc_store sfc_cpu_store(const struct sfc_cpu_head *head, const struct sfc_cpu_block *block,
+                               const struct sfc_cpu_worker *worker)
+{
+    size_t first = block->store * head->config.dim;
+    return (struct sfc_store){
+        .format = head->format,
+        .w = head->w ? head->w + first : NULL,
+        .m = head->m ? head->m + first : NULL,
+        .high = head->w_high ? head->w_high + first : NULL,
+        .low = head->w_low ? head->w_low + first : NULL,
+        .half_m = head->half_m ? head->half_m + first : NULL,
+        .last = head->last ? head->last + block->store : NULL,
+        .lag = head->lag,
+        .now = (uint32_t)head->base.step,
+        .seed = head->config.seed,
+        .first_class = block->id * head->config.block_size,
+        .scratch = worker->row,
+    };
+}
+
 static void read_last(const uint32_t *last, uint64_t count, float *out)
 {
     for (uint64_t i = 0; i < count; i++)
@@ -410,22 +475,22 @@ static void write_last(uint32_t *last, uint64_t count, const float *values)
         last[i] = (uint32_t)values[i];
 }
 
-static float *part_of(struct sfc_cpu_head *head, size_t index, enum sfc_block_part part,
-                      uint64_t offset)
-{
-    float *base = part == SFC_PART_VALUES ? head->w : head->m;
-    return base + head->blocks[index].store * head->config.dim + offset;
-}
-
 int sfc_cpu_head_read(struct sfc_head *base, size_t index, enum sfc_block_part part,
                       uint64_t offset, uint64_t count, float *out, struct sfc_error *err)
 {
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
+    const struct sfc_store s = sfc_cpu_store(head, &head->blocks[index], &head->workers[0]);
+    const float *floats = part == SFC_PART_VALUES ? s.w : s.m;
     (void)err;
     if (part == SFC_PART_LAST_STEP)
-        read_last(head->last + head->blocks[index].store + offset, count, out);
-    else if (count)
-        memcpy(out, part_of(head, index, part, offset), count * sizeof *out);
+        read_last(s.last + offset, count, out);
+    else if (floats && count)
+        memcpy(out, floats + offset, count * sizeof *out);
+    else if (part == SFC_PART_VALUES && s.high)
+        head->simd->half->unpack(s.high + offset, s.low ? s.low + offset : NULL, count, s.format,
+                                 out);
+    else if (s.half_m)
+        head->simd->half->unpack(s.half_m + offset, NULL, count, SFC_STORE_BF16, out);
     return SFC_OK;
 }
 
@@ -433,10 +498,17 @@ int sfc_cpu_head_write(struct sfc_head *base, size_t index, enum sfc_block_part 
                        uint64_t offset, uint64_t count, const float *values, struct sfc_error *err)
 {
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
+    const struct sfc_store s = sfc_cpu_store(head, &head->blocks[index], &head->workers[0]);
+    float *floats = part == SFC_PART_VALUES ? s.w : s.m;
     (void)err;
     if (part == SFC_PART_LAST_STEP)
-        write_last(head->last + head->blocks[index].store + offset, count, values);
-    else if (count)
-        memcpy(part_of(head, index, part, offset), values, count * sizeof *values);
+        write_last(s.last + offset, count, values);
+    else if (floats && count)
+        memcpy(floats + offset, values, count * sizeof *values);
+    else if (part == SFC_PART_VALUES && s.high)
+        head->simd->half->pack(values, count, s.format, s.high + offset,
+                               s.low ? s.low + offset : NULL);
+    else if (s.half_m)
+        head->simd->half->pack(values, count, SFC_STORE_BF16, s.half_m + offset, NULL);
     return SFC_OK;
 }

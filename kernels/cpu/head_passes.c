@@ -29,10 +29,15 @@ void sfc_cpu_gather(struct sfc_cpu_head *head, struct sfc_cpu_worker *worker,
                     const struct sfc_cpu_block *block, size_t first, size_t n)
 {
     size_t pitch = head->sizes.pitch, at = block->sample + first;
-    const struct sfc_store store = sfc_cpu_store(head, block);
-    head->simd->gather(&store, head->rows + at, n, head->config.dim, pitch, worker->tile,
-                       head->inverse_norm + at);
-    memset(worker->tile + n * pitch, 0, (head->sizes.tile - n) * pitch * sizeof(float));
+    const struct sfc_store store = sfc_cpu_store(head, block, worker);
+    if (head->format == SFC_STORE_F32)
+        head->simd->gather(&store, head->rows + at, n, head->config.dim, pitch, worker->tile,
+                           head->inverse_norm + at);
+    else
+        head->simd->half->gather(&store, head->half, head->rows + at, n, head->config.dim, pitch,
+                                 worker->tile, head->inverse_norm + at);
+    memset(sfc_cpu_at(head, worker->tile, n * pitch), 0,
+           (head->sizes.tile - n) * pitch * head->operand);
 }
 
 static size_t least(size_t a, size_t b)
@@ -60,10 +65,11 @@ static double margin(const struct sfc_head_config *c, double cosine, double *slo
     return sign * cos(phi) - 2 * k - c->margin_m3;
 }
 
-/* Replaces z of this item's targets in tile rows [first, first + n) by their margin logits. */
+/* Replaces z of this item's targets in tile rows [first, first + n) by their margin logits; exps:
+ * the item's sums, to which the marks beside bf16 products add nothing by themselves. */
 static void set_targets(const struct logits_call *call, size_t index,
                         const struct sfc_cpu_block *block, size_t first, size_t n,
-                        const float *product, size_t stride)
+                        const float *product, size_t stride, double *exps)
 {
     struct sfc_cpu_head *head = call->head;
     struct sfc_head_logits_item *item = &call->items[index];
@@ -77,12 +83,42 @@ static void set_targets(const struct logits_call *call, size_t index,
         double logit =
             head->config.scale * margin(&head->config, fmax(-1, fmin(1, cosine)), &slope);
         float z = (float)logit + 0.0f;
-        sfc_cpu_slot_z(head, item->slot, s)[c] = z;
         size_t kept = (size_t)item->slot * m + c;
+        void *entry = sfc_cpu_at(head, sfc_cpu_slot_z(head, item->slot, s), c);
+        head->target_z[kept] = z;
+        if (head->half) {
+            *(int16_t *)entry = SFC_COSINE_TARGET;
+            exps[c] += exp((double)z + (double)head->add[s]);
+        } else {
+            *(float *)entry = z;
+        }
         head->slope[kept] = head->zero[kept] ? 0.0f : (float)slope;
         item->target_logit[c] = z;
         item->has_target[c] = 1;
     }
+}
+
+/* z and sums of one micro-batch from its columns of a product. */
+static void logits_item(const struct logits_call *call, size_t index, struct sfc_cpu_worker *worker,
+                        const struct sfc_cpu_block *block, size_t first, size_t n,
+                        const float *product, size_t stride)
+{
+    struct sfc_cpu_head *head = call->head;
+    const struct sfc_head_config *c = &head->config;
+    size_t mp = head->sizes.mp, at = block->sample + first;
+    float filter = c->has_filter ? (float)c->filter : 2.0f, scale = (float)c->scale;
+    const float *inverse_norm = head->inverse_norm + at, *add = head->add + at;
+    double *exps = worker->exps + index * mp;
+    void *z = sfc_cpu_slot_z(head, call->items[index].slot, at);
+    if (head->half)
+        head->simd->half->logits(product, stride, n, mp, inverse_norm, filter, z);
+    else
+        head->simd->logits(product, stride, n, mp, inverse_norm, scale, filter, z);
+    set_targets(call, index, block, first, n, product, stride, exps);
+    if (head->half)
+        head->simd->half->exp_sum(z, n, mp, scale, add, exps);
+    else
+        head->simd->exp_sum(z, n, mp, add, exps);
 }
 
 static int logits_tile(const struct logits_call *call, struct sfc_cpu_worker *worker,
@@ -90,26 +126,18 @@ static int logits_tile(const struct logits_call *call, struct sfc_cpu_worker *wo
 {
     struct sfc_cpu_head *head = call->head;
     const struct sfc_cpu_sizes *s = &head->sizes;
-    const struct sfc_head_config *c = &head->config;
-    size_t at = block->sample + first;
-    float filter = c->has_filter ? (float)c->filter : 2.0f;
     sfc_cpu_gather(head, worker, block, first, n);
     for (size_t i = 0, log2, g; i < call->n; i += g) {
         g = sfc_cpu_group(head, call->n - i, &log2);
         size_t stride = g * s->mp;
         int rc = sfc_gemm_run(&worker->logits[log2], worker->stream, worker->tile,
-                              head->call_x + i * s->mp * s->pitch, worker->product, worker->gemm,
-                              &worker->error);
+                              sfc_cpu_at(head, head->call_x, i * s->mp * s->pitch), worker->product,
+                              worker->gemm, &worker->error);
         if (rc)
             return rc;
-        for (size_t k = 0; k < g; k++) {
-            const float *product = worker->product + k * s->mp;
-            float *z = sfc_cpu_slot_z(head, call->items[i + k].slot, at);
-            head->simd->logits(product, stride, n, s->mp, head->inverse_norm + at, (float)c->scale,
-                               filter, z);
-            set_targets(call, i + k, block, first, n, product, stride);
-            head->simd->exp_sum(z, n, s->mp, head->add + at, worker->exps + (i + k) * s->mp);
-        }
+        for (size_t k = 0; k < g; k++)
+            logits_item(call, i + k, worker, block, first, n, (float *)worker->product + k * s->mp,
+                        stride);
     }
     return SFC_OK;
 }
@@ -145,18 +173,22 @@ static void load_features(struct logits_call *call)
     struct sfc_cpu_head *head = call->head;
     const struct sfc_cpu_sizes *s = &head->sizes;
     uint32_t m = head->config.micro_batch, dim = head->config.dim;
-    memset(head->call_x, 0, call->n * s->mp * s->pitch * sizeof(float));
+    memset(head->call_x, 0, call->n * s->mp * s->pitch * head->operand);
     for (size_t i = 0; i < call->n; i++) {
         struct sfc_head_logits_item *item = &call->items[i];
-        float *x = sfc_cpu_slot_x(head, item->slot);
+        void *x = sfc_cpu_slot_x(head, item->slot);
         bool *zero = head->zero + (size_t)item->slot * m;
         item->zero_features = 0;
         for (uint32_t r = 0; r < m; r++) {
-            zero[r] = !head->simd->unit_row(item->features + (size_t)r * dim, dim, s->pitch,
-                                            x + r * s->pitch);
+            float *unit = head->half ? head->unit : (float *)x + r * s->pitch;
+            zero[r] = !head->simd->unit_row(item->features + (size_t)r * dim, dim, s->pitch, unit);
+            if (head->half)
+                head->simd->half->pack(unit, s->pitch, SFC_STORE_BF16, (uint16_t *)x + r * s->pitch,
+                                       NULL);
             item->zero_features += zero[r];
         }
-        memcpy(head->call_x + i * s->mp * s->pitch, x, m * s->pitch * sizeof(float));
+        memcpy(sfc_cpu_at(head, head->call_x, i * s->mp * s->pitch), x,
+               m * s->pitch * head->operand);
         memset(item->target_logit, 0, m * sizeof *item->target_logit);
         memset(item->has_target, 0, m * sizeof *item->has_target);
     }
@@ -204,26 +236,43 @@ static void adjust_targets(const struct gradient_call *call, size_t index,
         size_t at = head->target_at[t], row = head->target_row[t];
         if (at < first || at >= first + n || row < row0 || row >= row0 + m)
             continue;
-        float *p = sfc_cpu_slot_z(head, slot, block->sample + at) + (row - row0);
-        *p = (*p - 1.0f) * head->slope[(size_t)slot * m + (row - row0)];
+        size_t c = row - row0, kept = (size_t)slot * m + c, s = block->sample + at;
+        void *entry = sfc_cpu_at(head, sfc_cpu_slot_z(head, slot, s), c);
+        if (!head->half) {
+            float *p = entry;
+            *p = (*p - 1.0f) * head->slope[kept];
+            continue;
+        }
+        double lse = (double)head->high[index * head->sizes.mp + c] +
+                     (double)head->low[index * head->sizes.mp + c];
+        float p = (float)exp((double)head->target_z[kept] + (double)head->add[s] - lse);
+        p = (p - 1.0f) * head->slope[kept];
+        head->simd->half->pack(&p, 1, SFC_STORE_BF16, entry, NULL);
     }
 }
 
 static void softmax_tile(const struct gradient_call *call, size_t index,
-                         const struct sfc_cpu_block *block, size_t first, size_t n, float *out,
+                         const struct sfc_cpu_block *block, size_t first, size_t n, void *out,
                          size_t stride)
 {
     struct sfc_cpu_head *head = call->head;
     const struct sfc_head_config *c = &head->config;
     size_t mp = head->sizes.mp, at = block->sample + first;
     uint32_t slot = call->items[index].slot;
-    float *p = sfc_cpu_slot_z(head, slot, at);
-    if (!head->simd->softmax(p, n, mp, head->add + at, head->high + index * mp,
-                             head->low + index * mp))
+    void *p = sfc_cpu_slot_z(head, slot, at);
+    const float *add = head->add + at, *high = head->high + index * mp,
+                *low = head->low + index * mp;
+    const float *inverse_norm = head->inverse_norm + at;
+    float factor = (float)(c->scale / c->batch);
+    bool finite = head->half ? head->simd->half->softmax(p, n, mp, (float)c->scale, add, high, low)
+                             : head->simd->softmax(p, n, mp, add, high, low);
+    if (!finite)
         atomic_store_explicit(&head->finite[slot], false, memory_order_relaxed);
     adjust_targets(call, index, block, first, n);
-    head->simd->scale_rows(p, n, mp, head->inverse_norm + at, (float)(c->scale / c->batch), out,
-                           stride);
+    if (head->half)
+        head->simd->half->scale_rows(p, n, mp, inverse_norm, factor, out, stride);
+    else
+        head->simd->scale_rows(p, n, mp, inverse_norm, factor, out, stride);
 }
 
 static int gradient_tile(const struct gradient_call *call, struct sfc_cpu_worker *worker,
@@ -237,8 +286,10 @@ static int gradient_tile(const struct gradient_call *call, struct sfc_cpu_worker
         g = sfc_cpu_group(head, call->n - i, &log2);
         size_t stride = g * s->mp;
         for (size_t k = 0; k < g; k++)
-            softmax_tile(call, i + k, block, first, n, worker->product + k * s->mp, stride);
-        memset(worker->product + n * stride, 0, (s->tile - n) * stride * sizeof(float));
+            softmax_tile(call, i + k, block, first, n, sfc_cpu_at(head, worker->product, k * s->mp),
+                         stride);
+        memset(sfc_cpu_at(head, worker->product, n * stride), 0,
+               (s->tile - n) * stride * head->operand);
         int rc = sfc_gemm_run(&worker->gradient[log2], worker->stream, worker->product,
                               worker->tile, worker->result, worker->gemm, &worker->error);
         if (rc)

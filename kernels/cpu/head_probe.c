@@ -7,19 +7,23 @@
 
 struct probe {
     struct sfc_cpu_head *head;
-    float *x;      /* [columns, max(pitch, tile)] operand that is cut into micro-batches */
+    void *x;       /* [columns, max(pitch, tile)] operand that is cut into micro-batches */
     float *joint;  /* the joint result */
     float *single; /* the result of one micro-batch */
     bool same;
 };
 
 /* Numbers of all magnitudes whose sums depend on the order of addition. */
-static void fill(float *out, size_t n, uint32_t seed)
+static void fill(const struct sfc_cpu_head *head, void *out, size_t n, uint32_t seed)
 {
     uint32_t x = seed;
     for (size_t i = 0; i < n; i++) {
         x = x * 1664525u + 1013904223u;
-        out[i] = ((float)(x >> 8) * 0x1p-23f - 1.0f) * (x & 64 ? 1.0f : 0.03125f);
+        float v = ((float)(x >> 8) * 0x1p-23f - 1.0f) * (x & 64 ? 1.0f : 0.03125f);
+        if (head->half)
+            head->simd->half->pack(&v, 1, SFC_STORE_BF16, (uint16_t *)out + i, NULL);
+        else
+            ((float *)out)[i] = v;
     }
 }
 
@@ -27,8 +31,9 @@ static void fill(float *out, size_t n, uint32_t seed)
 static bool same_logits(struct probe *p, struct sfc_cpu_worker *worker, size_t g, size_t k)
 {
     const struct sfc_cpu_sizes *s = &p->head->sizes;
-    if (sfc_gemm_run(&worker->logits[0], worker->stream, worker->tile, p->x + k * s->mp * s->pitch,
-                     p->single, worker->gemm, &worker->error))
+    if (sfc_gemm_run(&worker->logits[0], worker->stream, worker->tile,
+                     sfc_cpu_at(p->head, p->x, k * s->mp * s->pitch), p->single, worker->gemm,
+                     &worker->error))
         return false;
     for (size_t i = 0; i < s->tile; i++)
         if (memcmp(p->single + i * s->mp, p->joint + (i * ((size_t)1 << g) + k) * s->mp,
@@ -51,17 +56,19 @@ static bool logits_agree(struct probe *p, struct sfc_cpu_worker *worker, size_t 
 static bool gradient_agrees(struct probe *p, struct sfc_cpu_worker *worker, size_t g)
 {
     const struct sfc_cpu_sizes *s = &p->head->sizes;
-    size_t columns = s->mp << g, width = s->mp * sizeof(float);
+    const struct sfc_cpu_head *head = p->head;
+    size_t columns = s->mp << g;
     if (sfc_gemm_run(&worker->gradient[g], worker->stream, p->x, worker->tile, p->joint,
                      worker->gemm, &worker->error))
         return false;
     for (size_t k = 0; k < (size_t)1 << g; k++) {
         for (size_t i = 0; i < s->tile; i++)
-            memcpy(worker->product + i * s->mp, p->x + i * columns + k * s->mp, width);
+            memcpy(sfc_cpu_at(head, worker->product, i * s->mp),
+                   sfc_cpu_at(head, p->x, i * columns + k * s->mp), s->mp * head->operand);
         if (sfc_gemm_run(&worker->gradient[0], worker->stream, worker->product, worker->tile,
                          p->single, worker->gemm, &worker->error))
             return false;
-        if (memcmp(p->single, p->joint + k * s->mp * s->pitch, width * s->pitch))
+        if (memcmp(p->single, p->joint + k * s->mp * s->pitch, s->mp * s->pitch * sizeof(float)))
             return false;
     }
     return true;
@@ -77,8 +84,8 @@ static void probe_worker(void *arg, size_t item, unsigned index)
     p->same = true;
     for (size_t g = 0; g < s->groups; g++)
         p->same = p->same && worker->logits[g].brg && worker->gradient[g].brg;
-    fill(worker->tile, s->tile * s->pitch, 1);
-    fill(p->x, columns * (s->tile > s->pitch ? s->tile : s->pitch), 2);
+    fill(p->head, worker->tile, s->tile * s->pitch, 1);
+    fill(p->head, p->x, columns * (s->tile > s->pitch ? s->tile : s->pitch), 2);
     for (size_t g = 1; p->same && g < s->groups; g++)
         p->same = logits_agree(p, worker, g) && gradient_agrees(p, worker, g);
 }

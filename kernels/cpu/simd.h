@@ -13,13 +13,25 @@
 
 #include "kernels/lag.h"
 
-/* The rows of a block. Mode dense: row r is as it was after step last[r], and lag[last[r]] is the
- * way from there to the state before the step in work; else last is NULL. */
+/* How a block store holds its numbers:
+ * F32    w and m in f32
+ * BF16   w (high) and m (half_m) in bf16, rounded stochastically by updates
+ * SPLIT  w as high, the nearest bf16 (ties away from zero), which products read, and low, the rest
+ *        of the integer bits, exact together; m in f32 */
+enum sfc_store_format { SFC_STORE_F32, SFC_STORE_BF16, SFC_STORE_SPLIT };
+
+/* The rows of a block, arrays [*, dim]. Mode dense: row r is as it was after step last[r], and
+ * lag[last[r]] is the way from there to the state before the step in work; else last is NULL. */
 struct sfc_store {
-    float *w, *m; /* [*, dim] */
+    enum sfc_store_format format;
+    float *w, *m;
+    uint16_t *high, *low, *half_m;
     uint32_t *last;
     const struct sfc_lag *lag;
-    uint32_t now; /* the step in work */
+    uint32_t now;         /* the step in work */
+    uint64_t seed;        /* of the rounding */
+    uint64_t first_class; /* of row 0 */
+    float *scratch;       /* BF16, SPLIT: [2, pitch] for updates */
 };
 
 struct sfc_update {
@@ -27,8 +39,40 @@ struct sfc_update {
     float lr, momentum, weight_decay;
 };
 
+/* Cosines are kept as integers, 1 = SFC_COSINE_ONE, beside bf16 products (bf16 itself would make a
+ * logit of 45 wrong by 0.13). A target's entry is SFC_COSINE_TARGET: it counts for nothing here,
+ * its margin logit is kept elsewhere. */
+#define SFC_COSINE_ONE    32766.0f
+#define SFC_COSINE_TARGET (-32767)
+
+/* The loops over 16-bit formats; like those of struct sfc_simd where nothing else is said. */
+struct sfc_simd_half {
+    /* Of a BF16 or SPLIT store. to_half: the tile is bf16 (SPLIT always), else f32; the norm is
+     * that of the tile. */
+    void (*gather)(const struct sfc_store *store, bool to_half, const uint32_t *rows, size_t n,
+                   size_t dim, size_t pitch, void *tile, float *inverse_norm);
+    void (*update)(const struct sfc_store *store, const uint32_t *rows, size_t n, size_t dim,
+                   size_t pitch, const float *dw, const float *inverse_norm,
+                   const struct sfc_update *u);
+    void (*logits)(const float *cos, size_t stride, size_t n, size_t width,
+                   const float *inverse_norm, float filter, int16_t *q);
+    void (*exp_sum)(const int16_t *q, size_t n, size_t width, float scale, const float *add,
+                    double *sum);
+    /* q -> p in bf16, in the same place; 0 at targets. */
+    bool (*softmax)(int16_t *q, size_t n, size_t width, float scale, const float *add,
+                    const float *high, const float *low);
+    void (*scale_rows)(const uint16_t *p, size_t n, size_t width, const float *inverse_norm,
+                       float factor, uint16_t *out, size_t stride);
+    /* n floats to bf16 (nearest, ties to even; low unused) or to the halves of SPLIT, and back. */
+    void (*pack)(const float *in, size_t n, enum sfc_store_format format, uint16_t *high,
+                 uint16_t *low);
+    void (*unpack)(const uint16_t *high, const uint16_t *low, size_t n,
+                   enum sfc_store_format format, float *out);
+};
+
 struct sfc_simd {
     const char *name;
+    const struct sfc_simd_half *half;
 
     /* Copies rows[0..n) of w, caught up, to tile [n, pitch] with zero padding, in this order, and
      * writes 1 / norm of each (0 for a norm below 1e-12, NaN for one above 1.8e19). Changes nothing

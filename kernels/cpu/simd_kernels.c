@@ -1,104 +1,7 @@
 /* The loops of kernels/cpu/simd.h, compiled once per instruction set with SFC_LEVEL set to the name
  * of the level (kernels/CMakeLists.txt). GCC vector types of 16 floats become 1, 2 or 4 registers.
  */
-#include "kernels/cpu/simd.h"
-
-#include <math.h>
-#include <string.h>
-
-#define LANES       16
-#define JOIN2(a, b) a##b
-#define JOIN(a, b)  JOIN2(a, b)
-#define TEXT2(a)    #a
-#define TEXT(a)     TEXT2(a)
-#define INLINE      static inline __attribute__((always_inline))
-
-typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(64), aligned(4), may_alias));
-typedef float half __attribute__((vector_size(32), aligned(4), may_alias));
-typedef double dvec __attribute__((vector_size(64), aligned(8), may_alias));
-typedef int64_t lvec __attribute__((vector_size(64), aligned(8), may_alias));
-
-/* Rows ahead of the one in work whose cache lines are asked for. */
-#define AHEAD 4
-
-INLINE vec load(const float *p)
-{
-    return *(const vec *)p;
-}
-
-INLINE void store(float *p, vec v)
-{
-    *(vec *)p = v;
-}
-
-INLINE vec splat(float x)
-{
-    return x - (vec){0}; /* keeps -0, which 0 + x does not */
-}
-
-/* The last, incomplete vector of a row in the block store. */
-INLINE vec load_part(const float *p, size_t n)
-{
-    float buffer[LANES] = {0};
-    memcpy(buffer, p, n * sizeof *p);
-    return load(buffer);
-}
-
-INLINE void store_part(float *p, vec v, size_t n)
-{
-    float buffer[LANES];
-    store(buffer, v);
-    memcpy(p, buffer, n * sizeof *p);
-}
-
-INLINE vec select_lanes(ivec mask, vec yes, vec no)
-{
-    return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask));
-}
-
-/* Sum of the lanes in double, in lane order. */
-INLINE double total(vec v)
-{
-    float lane[LANES];
-    double sum = 0;
-    store(lane, v);
-    for (int i = 0; i < LANES; i++)
-        sum += lane[i];
-    return sum;
-}
-
-INLINE float inverse(double sum_of_squares)
-{
-    double norm = sqrt(sum_of_squares);
-    if (!isfinite(norm)) /* too large to be squared: not a row to go on with */
-        return NAN;
-    return norm < 1e-12 ? 0.0f : (float)(1.0 / norm);
-}
-
-/* e^x, relative error below 2e-7 for results from 2^-126; 0 below, e^88.3 above; NaN stays NaN.
- * 2^k times the Taylor series up to r^7 in r = x - k ln 2, |r| <= 0.347 (the next term is 6e-9). */
-INLINE vec exp_vec(vec x)
-{
-    const vec magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
-    ivec low = x < splat(-87.3365f);
-    vec y = select_lanes(x > splat(88.3f), splat(88.3f), x);
-    vec k = y * splat(1.44269504f) + magic;
-    ivec exponent = (ivec)k - (ivec)magic;
-    k = k - magic;
-    vec r = y - k * splat(0.693359375f);
-    r = r + k * splat(2.12194440e-4f);
-    vec p = splat(1.0f / 5040);
-    p = p * r + splat(1.0f / 720);
-    p = p * r + splat(1.0f / 120);
-    p = p * r + splat(1.0f / 24);
-    p = p * r + splat(1.0f / 6);
-    p = p * r + splat(0.5f);
-    p = p * r + splat(1.0f);
-    p = p * r + splat(1.0f);
-    vec two_k = (vec)((exponent + 127) << 23);
-    return select_lanes(low, splat(0.0f), p * two_k);
-}
+#include "kernels/cpu/simd_vec.h"
 
 INLINE float gather_row(const float *row, const float *next, size_t dim, float *out)
 {
@@ -141,12 +44,6 @@ INLINE float gather_lagging(const float *row, const float *moment, const float *
     return inverse(total(square[0] + square[1]));
 }
 
-/* What row r is behind; NULL: it is up to date. */
-INLINE const struct sfc_lag *lag_of(const struct sfc_store *store, uint32_t r)
-{
-    return store->last && store->last[r] + 1 != store->now ? &store->lag[store->last[r]] : NULL;
-}
-
 static void gather(const struct sfc_store *block, const uint32_t *rows, size_t n, size_t dim,
                    size_t pitch, float *tile, float *inverse_norm)
 {
@@ -177,12 +74,6 @@ static bool unit_row(const float *in, size_t dim, size_t pitch, float *out)
     return usable;
 }
 
-INLINE vec clamped(vec cos)
-{
-    cos = select_lanes(cos > splat(1.0f), splat(1.0f), cos);
-    return select_lanes(cos < splat(-1.0f), splat(-1.0f), cos);
-}
-
 static void logits(const float *cos, size_t stride, size_t n, size_t width,
                    const float *inverse_norm, float scale, float filter, float *z)
 {
@@ -195,11 +86,6 @@ static void logits(const float *cos, size_t stride, size_t n, size_t width,
             store(z + i * width + c, select_lanes(v > splat(filter), splat(-0.0f), out));
         }
     }
-}
-
-INLINE void add_half(double *sum, half v)
-{
-    *(dvec *)sum += __builtin_convertvector(v, dvec);
 }
 
 static void exp_sum(const float *z, size_t n, size_t width, const float *add, double *sum)
@@ -283,14 +169,6 @@ INLINE double dot(const float *row, const float *dw, size_t dim)
     return total(sum[0] + sum[1]);
 }
 
-/* w, m of one vector; dw is already times (1 / norm) and without its part along w. */
-INLINE void step(vec *w, vec *m, vec g, const struct sfc_update *u)
-{
-    g = g + splat(u->weight_decay) * *w;
-    *m = splat(u->momentum) * *m + g;
-    *w = *w - splat(u->lr) * *m;
-}
-
 INLINE void update_row(float *row, float *moment, const float *next, const float *next_moment,
                        size_t dim, const float *dw, float inverse_norm, const struct sfc_update *u)
 {
@@ -348,7 +226,10 @@ static void update(const struct sfc_store *block, const uint32_t *rows, size_t n
     }
 }
 
+extern const struct sfc_simd_half JOIN(sfc_simd_half_, SFC_LEVEL);
+
 const struct sfc_simd JOIN(sfc_simd_, SFC_LEVEL) = {
+    .half = &JOIN(sfc_simd_half_, SFC_LEVEL),
     .name = TEXT(SFC_LEVEL),
     .gather = gather,
     .unit_row = unit_row,

@@ -46,9 +46,6 @@ int sfc_ref_head_check(const struct sfc_backend *backend, const struct sfc_head_
                        struct sfc_error *err)
 {
     (void)backend;
-    if (config->dtype != SFC_DTYPE_F32) {
-        return sfc_fail(err, SFC_EUNSUPPORTED, "the reference backend has f32 state only");
-    }
     if (config->optimizer != SFC_OPTIMIZER_SGD) {
         return sfc_fail(err, SFC_EUNSUPPORTED, "the reference backend has SGD only");
     }
@@ -129,8 +126,19 @@ static bool allocate(struct ref_head *h, const struct sfc_head_config *c, size_t
            h->product && h->is_positive && h->positives && h->sample_scratch;
 }
 
-/* W ~ N(0, init_std), keyed by (class, column); rounded to f32 so that every backend starts from
- * the same state. */
+/* To the nearest bf16, ties to even. */
+static float round_bf16(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    bits = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
+    memcpy(&value, &bits, sizeof bits);
+    return value;
+}
+
+/* W ~ N(0, init_std), keyed by (class, column); rounded to the dtype so that every backend starts
+ * from the same state. From there on the state and all products are exact here, whatever dtype and
+ * gemm are. */
 static void init_block(struct ref_head *h, const struct sfc_head_config *c,
                        const struct ref_block *b)
 {
@@ -140,7 +148,8 @@ static void init_block(struct ref_head *h, const struct sfc_head_config *c,
             float normal[4];
             sfc_normal4(sfc_random(c->seed, SFC_STREAM_CLASS_INIT, b->first_class + i, k / 4),
                         normal);
-            w[k] = (float)c->init_std * normal[k % 4];
+            float value = (float)c->init_std * normal[k % 4];
+            w[k] = c->dtype == SFC_DTYPE_BF16 ? round_bf16(value) : value;
         }
     }
 }

@@ -17,8 +17,6 @@ struct bench_options {
     int dtype, gemm, momentum_mode;
 };
 
-static const char *const number_formats[] = {"f32", "bf16", NULL};
-
 #define AT(field) offsetof(struct bench_options, field)
 static const struct sfc_option table[] = {
     {.name = "classes",
@@ -83,13 +81,13 @@ static const struct sfc_option table[] = {
     {.name = "dtype",
      .type = SFC_OPTION_ENUM,
      .offset = AT(dtype),
-     .choices = number_formats,
+     .choices = sfc_run_dtypes,
      .fallback = "f32",
      .help = "storage of the class centres"},
     {.name = "gemm",
      .type = SFC_OPTION_ENUM,
      .offset = AT(gemm),
-     .choices = number_formats,
+     .choices = sfc_run_dtypes,
      .fallback = "f32",
      .help = "number format of the products"},
     {.name = "momentum-mode",
@@ -120,10 +118,6 @@ static const struct sfc_program program = {
 
 static int run(const struct bench_options *o, struct sfc_error *err)
 {
-    if (o->dtype != 0 || o->gemm != 0) {
-        return sfc_fail(err, SFC_EINVAL, "--%s bf16: this version computes in f32 only",
-                        o->dtype != 0 ? "dtype" : "gemm");
-    }
     if (o->micro_batch > 0 && o->batch % o->micro_batch != 0) {
         return sfc_fail(err, SFC_EINVAL, "--micro-batch does not divide --batch");
     }
@@ -140,6 +134,8 @@ static int run(const struct bench_options *o, struct sfc_error *err)
         .block_size =
             o->block_size > 0 ? (uint32_t)o->block_size : sfc_default_block_size(o->classes),
         .steps = (uint32_t)o->steps,
+        .dtype = (enum sfc_dtype)o->dtype,
+        .gemm = (enum sfc_dtype)o->gemm,
         .momentum_mode = (enum sfc_momentum_mode)o->momentum_mode,
         .exact = o->exact,
     };

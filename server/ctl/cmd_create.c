@@ -21,13 +21,14 @@ static const char *const corrections[] = {"none", "logq", NULL};
 static const char *const momentum_modes[] = {"sampled", "dense", NULL};
 static const char *const optimizers[] = {"sgd", "adamw", NULL};
 static const char *const dtypes[] = {"f32", "bf16", NULL};
+static const char *const gemms[] = {"auto", "f32", "bf16", NULL};
 
 struct create_options {
     const char *scheduler, *run, *data, *margin, *filter, *schedule, *backbone, *augment;
     bool json, session, skip_broken, mixed;
     uint64_t classes, samples, dim, global_batch, micro_batch, steps, block_size, seed;
     double sample_rate, scale, momentum, weight_decay, lr, epochs, clip;
-    int margin_grad, correction, momentum_mode, optimizer, dtype;
+    int margin_grad, correction, momentum_mode, optimizer, dtype, gemm;
 };
 
 #define AT(field) offsetof(struct create_options, field)
@@ -187,7 +188,13 @@ static const struct sfc_option table[] = {
      .offset = AT(dtype),
      .choices = dtypes,
      .fallback = "f32",
-     .help = "storage of the class centres"},
+     .help = "storage of the class centres and their momentum"},
+    {.name = "gemm",
+     .type = SFC_OPTION_ENUM,
+     .offset = AT(gemm),
+     .choices = gemms,
+     .fallback = "auto",
+     .help = "number format that the products read; auto: that of --dtype"},
     {.name = "backbone",
      .type = SFC_OPTION_STRING,
      .offset = AT(backbone),
@@ -479,6 +486,7 @@ static void use_numbers(const struct create_options *o, struct built *b)
     c->margin_grad = (char *)(uintptr_t)margin_grads[o->margin_grad];
     c->correction = (char *)(uintptr_t)corrections[o->correction];
     c->dtype = (char *)(uintptr_t)dtypes[o->dtype];
+    c->gemm = o->gemm > 0 ? (char *)(uintptr_t)gemms[o->gemm] : c->dtype;
     c->init_std = CLASS_INIT_STD;
     c->optimizer = (char *)(uintptr_t)optimizers[o->optimizer];
     c->momentum_mode = (char *)(uintptr_t)momentum_modes[o->momentum_mode];

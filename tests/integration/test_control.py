@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """The command line as people and scripts meet it: options, exit codes, JSON, checkpoints.
 
-    test_control.py [usage|data|lifecycle|checkpoint|dense|memory|glyphs ...]     default: all
+    test_control.py [usage|data|lifecycle|checkpoint|dense|half|memory|glyphs ...]     default: all
 """
 import json
 import os
@@ -315,6 +315,11 @@ def test_dense():
     test_checkpoint("--momentum-mode", "dense")
 
 
+def test_half():
+    """The same with class centres in bf16."""
+    test_checkpoint("--dtype", "bf16", "--momentum-mode", "dense")
+
+
 def test_checkpoint(*mode):
     """A checkpoint of a running run is the undisturbed state of that step, and goes on to the same end
     on any number of shards; export and eval read it."""
@@ -445,7 +450,7 @@ def test_memory():
 
 
 def main():
-    names = sys.argv[1:] or ["usage", "data", "lifecycle", "checkpoint", "dense", "memory", "glyphs"]
+    names = sys.argv[1:] or ["usage", "data", "lifecycle", "checkpoint", "dense", "half", "memory", "glyphs"]
     for name in names:
         begin = time.monotonic()
         try:

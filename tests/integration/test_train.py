@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Training through real daemons: the same bits for every topology (I2), and whatever dies (I3, I4).
 
-    test_train.py [synthetic|dense|images|kill|scheduler|broken ...]     default: all
+    test_train.py [synthetic|dense|half|images|kill|scheduler|broken ...]     default: all
 Seeds come from SFC_SEED (default 1) and are printed on failure.
 """
 import math
@@ -90,6 +90,12 @@ def synthetic_run(shards, workers, threads, **fields):
 def test_dense():
     """I2 with momentum mode dense."""
     test_synthetic(momentum_mode="dense", block_size=512)
+
+
+def test_half():
+    """I2 with products of bf16, over both stores."""
+    for dtype in ("f32", "bf16"):
+        test_synthetic(dtype=dtype, gemm="bf16", momentum_mode="dense")
 
 
 def test_synthetic(**fields):
@@ -209,7 +215,7 @@ def test_broken():
 
 
 def main():
-    names = sys.argv[1:] or ["synthetic", "dense", "images", "kill", "scheduler", "broken"]
+    names = sys.argv[1:] or ["synthetic", "dense", "half", "images", "kill", "scheduler", "broken"]
     for name in names:
         begin = time.monotonic()
         try:

@@ -343,31 +343,37 @@ static void test_bits_never_depend_on_the_way_of_working(void **state)
         {5000, 512, 1024, 128, 32, 100000, RIG_UNIFORM},
         {1500, 128, 300, 64, 8, 1000000, RIG_UNIFORM},
     };
-    for (size_t b = 0; b < BACKENDS; b++) {
+    /* number formats change nothing for the reference */
+    for (size_t b = 0; b < BACKENDS + 3; b++) {
+        bool cpu = b >= BACKENDS;
         for (size_t s = 0; s < sizeof cases / sizeof *cases; s++) {
             struct sfc_head_config c = config_of(&cases[s], &kinds[s % 2 ? 1 : 5]);
             c.momentum_mode = s % 3 ? SFC_MOMENTUM_DENSE : SFC_MOMENTUM_SAMPLED;
+            c.dtype = b > BACKENDS ? SFC_DTYPE_BF16 : SFC_DTYPE_F32;
+            c.gemm = b >= BACKENDS && b < BACKENDS + 2 ? SFC_DTYPE_BF16 : SFC_DTYPE_F32;
+            const char *backend = cpu ? "cpu" : backends[b];
             size_t blocks = sfc_head_block_count(&c);
             size_t alone = blocks < RIG_MAX_HEADS ? blocks : RIG_MAX_HEADS;
             size_t five = blocks < 5 ? blocks : 5;
-            if (!strcmp(backends[b], "reference") && c.classes * c.batch > 100000) {
+            if (!strcmp(backend, "reference") && c.classes * c.batch > 100000) {
                 continue; /* minutes in double precision */
             }
             const struct rig_setup ways[] = {
-                {backends[b], 1, 1, 1, false}, /* what the others must equal */
-                {backends[b], 2, 1, 1, false},     {backends[b], 3, 1, 2, false},
-                {backends[b], 1, 1, 4, false},     {backends[b], 2, 1, 8, true},
-                {backends[b], 1, 2, 1, true},      {backends[b], 2, five, 3, false},
-                {backends[b], 1, alone, 2, false}, {backends[b], 3, alone, 1, true},
+                {backend, 1, 1, 1, false}, /* what the others must equal */
+                {backend, 2, 1, 1, false},     {backend, 3, 1, 2, false},
+                {backend, 1, 1, 4, false},     {backend, 2, 1, 8, true},
+                {backend, 1, 2, 1, true},      {backend, 2, five, 3, false},
+                {backend, 1, alone, 2, false}, {backend, 3, alone, 1, true},
             };
             struct trace first = run_bits(ways[0], &c, cases[s].labels, 7 + s);
             for (size_t w = 1; w < sizeof ways / sizeof *ways; w++) {
                 struct trace other = run_bits(ways[w], &c, cases[s].labels, 7 + s);
                 assert_int_equal(first.used, other.used);
                 if (memcmp(first.bytes, other.bytes, first.used) != 0) {
-                    fail_msg("%s: shape %zu: threads %u heads %zu group %u reversed %d differ",
-                             backends[b], s, ways[w].threads, ways[w].heads, ways[w].group,
-                             ways[w].reversed);
+                    fail_msg("%s dtype %d gemm %d: shape %zu: threads %u heads %zu group %u "
+                             "reversed %d differ",
+                             backend, (int)c.dtype, (int)c.gemm, s, ways[w].threads, ways[w].heads,
+                             ways[w].group, ways[w].reversed);
                 }
                 free(other.bytes);
             }

@@ -471,8 +471,11 @@ static void bad_configurations_are_refused(void **state)
     c.scale = NAN;
     assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL);
     c = standard;
-    c.dtype = SFC_DTYPE_BF16;
-    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EUNSUPPORTED);
+    c.dtype = SFC_DTYPE_BF16 + 1;
+    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL);
+    c = standard;
+    c.gemm = SFC_DTYPE_BF16 + 1;
+    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL);
     c = standard;
     c.optimizer = SFC_OPTIMIZER_ADAMW;
     assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EUNSUPPORTED);

@@ -236,7 +236,7 @@ static void missed_steps_are_caught_up(void **state)
                 v[i] = w[i] = noise(&seed);
                 q[i] = m[i] = noise(&seed);
             }
-            const struct sfc_store store = {w, m, last, lag, 6};
+            const struct sfc_store store = {.w = w, .m = m, .last = last, .lag = lag, .now = 6};
             for (uint32_t s = 1; s <= 5; s++)
                 for (size_t k = 0; s > last[0] && k < dim; k++) {
                     if (rates[s - 1] >= 0) {

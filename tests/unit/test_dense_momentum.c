@@ -246,17 +246,15 @@ static void assert_same(const struct sfc_head_config *c, const struct state *a,
     assert_memory_equal(a->rates, b->rates, a->done * sizeof *a->rates);
 }
 
-static void reading_and_moving_keep_bits(void **unused)
+static void read_and_move(const struct sfc_head_config *c)
 {
-    (void)unused;
     static const struct rig_setup setups[] = {
         {"cpu", 1, 1, 4, false}, {"cpu", 2, 3, 1, false}, {"cpu", 3, 5, 2, true}};
-    struct sfc_head_config c = dense_config();
-    struct state undisturbed = state_new(&c), other = state_new(&c), start = state_new(&c);
+    struct state undisturbed = state_new(c), other = state_new(c), start = state_new(c);
     struct rig rig;
-    rig_open(&rig, setups[0], &c);
+    rig_open(&rig, setups[0], c);
     save(&rig, 0, &start);
-    size_t bytes = (size_t)c.classes * c.dim * sizeof(float);
+    size_t bytes = (size_t)c->classes * c->dim * sizeof(float);
     float *centres = malloc(bytes);
     assert_non_null(centres);
     memcpy(centres, start.w, bytes);
@@ -264,22 +262,33 @@ static void reading_and_moving_keep_bits(void **unused)
     rig_close(&rig);
     for (size_t i = 0; i < 3; i++) { /* read in every step */
         other.done = 0;
-        rig_open(&rig, setups[i], &c);
+        rig_open(&rig, setups[i], c);
         go_on(&rig, centres, 45, true, &other);
         rig_close(&rig);
-        assert_same(&c, &undisturbed, &other);
+        assert_same(c, &undisturbed, &other);
     }
     state_free(&other);
     other = start; /* and from heads to other heads */
     for (size_t i = 0; i < 3; i++) {
-        rig_open(&rig, setups[i], &c);
+        rig_open(&rig, setups[i], c);
         load(&rig, &other);
         go_on(&rig, centres, 15 * (i + 1), false, &other);
         rig_close(&rig);
     }
-    assert_same(&c, &undisturbed, &other);
+    assert_same(c, &undisturbed, &other);
     state_free(&undisturbed), state_free(&other);
     free(centres);
+}
+
+static void reading_and_moving_keep_bits(void **unused)
+{
+    (void)unused;
+    for (int format = 0; format < 4; format++) {
+        struct sfc_head_config c = dense_config();
+        c.dtype = format % 2 ? SFC_DTYPE_BF16 : SFC_DTYPE_F32;
+        c.gemm = format / 2 ? SFC_DTYPE_BF16 : SFC_DTYPE_F32;
+        read_and_move(&c);
+    }
 }
 
 /* ---- bad calls */

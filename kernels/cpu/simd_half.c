@@ -1,0 +1,372 @@
+/* The loops over 16-bit formats of kernels/cpu/simd.h, compiled once per instruction set. */
+#include "kernels/cpu/simd_vec.h"
+
+#include "kernels/rng/philox.h"
+
+typedef uint32_t uvec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t hvec __attribute__((vector_size(32), aligned(2), may_alias));
+typedef int16_t svec __attribute__((vector_size(32), aligned(2), may_alias));
+
+#define MARK_FILTERED (-32768)
+#define MARK_TARGET   SFC_COSINE_TARGET
+
+/* ---- formats */
+
+INLINE hvec load_half(const uint16_t *p, size_t n)
+{
+    if (n >= LANES)
+        return *(const hvec *)p;
+    uint16_t buffer[LANES] = {0};
+    memcpy(buffer, p, n * sizeof *p);
+    return *(const hvec *)buffer;
+}
+
+INLINE void store_half(uint16_t *p, hvec v, size_t n)
+{
+    if (n >= LANES) {
+        *(hvec *)p = v;
+        return;
+    }
+    uint16_t buffer[LANES];
+    *(hvec *)buffer = v;
+    memcpy(p, buffer, n * sizeof *p);
+}
+
+INLINE vec load_some(const float *p, size_t n)
+{
+    return n >= LANES ? load(p) : load_part(p, n);
+}
+
+INLINE void store_some(float *p, vec v, size_t n)
+{
+    if (n >= LANES)
+        store(p, v);
+    else
+        store_part(p, v, n);
+}
+
+INLINE vec widen(hvec v)
+{
+    return (vec)(__builtin_convertvector(v, uvec) << 16);
+}
+
+/* To the nearest bf16, ties to even. */
+INLINE hvec nearest(vec v)
+{
+    uvec u = (uvec)v;
+    return __builtin_convertvector((u + 0x7fff + ((u >> 16) & 1)) >> 16, hvec);
+}
+
+/* To one of the two neighbours, upwards with the probability that keeps the mean; random: 16 bits.
+ */
+INLINE hvec stochastic(vec v, uvec random)
+{
+    return __builtin_convertvector(((uvec)v + random) >> 16, hvec);
+}
+
+/* high is the nearest bf16 (ties away from zero), low what is missing in the integer bits: both
+ * together are the float. */
+INLINE hvec split_high(vec v)
+{
+    return __builtin_convertvector(((uvec)v + 0x8000) >> 16, hvec);
+}
+
+INLINE hvec split_low(vec v)
+{
+    return __builtin_convertvector((uvec)v & 0xffff, hvec); /* v - (high << 16), modulo 2^16 */
+}
+
+INLINE vec join(hvec high, hvec low)
+{
+    ivec rest = __builtin_convertvector((svec)low, ivec);
+    return (vec)((ivec)(__builtin_convertvector(high, uvec) << 16) + rest);
+}
+
+/* ---- random bits for stochastic rounding */
+
+struct key {
+    uint32_t add, xor;
+};
+
+INLINE struct key key_of(const struct sfc_store *block, uint32_t row)
+{
+    struct sfc_philox words =
+        sfc_random(block->seed, SFC_STREAM_ROUNDING, block->now, block->first_class + row);
+    return (struct key){words.v[0], words.v[1]};
+}
+
+/* 32 bits for each of the columns k .. k + 15: a bijective mixer of the column under the row's key
+ * (two multiplications and three shifts, the constants of MurmurHash3's finaliser). */
+INLINE uvec mix(struct key key, size_t k)
+{
+    const uvec lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    uvec h = (lanes + (uint32_t)k) * 0x9e3779b9u + key.add;
+    h ^= h >> 16;
+    h = (h ^ key.xor) * 0x85ebca6bu;
+    h ^= h >> 13;
+    h *= 0xc2b2ae35u;
+    return h ^ (h >> 16);
+}
+
+/* ---- rows of the store */
+
+INLINE vec row_w(const struct sfc_store *block, enum sfc_store_format format, size_t at, size_t n)
+{
+    hvec high = load_half(block->high + at, n);
+    return format == SFC_STORE_SPLIT ? join(high, load_half(block->low + at, n)) : widen(high);
+}
+
+INLINE vec row_m(const struct sfc_store *block, enum sfc_store_format format, size_t at, size_t n)
+{
+    return format == SFC_STORE_SPLIT ? load_some(block->m + at, n)
+                                     : widen(load_half(block->half_m + at, n));
+}
+
+INLINE void prefetch_row(const struct sfc_store *block, enum sfc_store_format format, size_t at,
+                         bool all)
+{
+    __builtin_prefetch(block->high + at, 1);
+    if (!all)
+        return;
+    if (format == SFC_STORE_SPLIT) {
+        __builtin_prefetch(block->low + at, 1);
+        __builtin_prefetch(block->m + at, 1);
+    } else {
+        __builtin_prefetch(block->half_m + at, 1);
+    }
+}
+
+/* ---- gather */
+
+/* What the product reads of one row: without lag the stored bf16 themselves. */
+INLINE float gather_one(const struct sfc_store *block, enum sfc_store_format format, bool to_half,
+                        size_t at, size_t next, const struct sfc_lag *lag, size_t dim, void *out)
+{
+    vec square[2] = {{0}, {0}};
+    for (size_t k = 0; k < dim; k += LANES) {
+        size_t n = dim - k;
+        hvec bits = load_half(block->high + at + k, n);
+        if (lag) {
+            vec w = splat(lag->ww) * row_w(block, format, at + k, n) +
+                    splat(lag->wm) * row_m(block, format, at + k, n);
+            bits = nearest(w);
+            if (!to_half)
+                store((float *)out + k, w);
+            square[k / LANES % 2] += to_half ? widen(bits) * widen(bits) : w * w;
+        } else {
+            vec w = widen(bits);
+            if (!to_half)
+                store((float *)out + k, w);
+            square[k / LANES % 2] += w * w;
+        }
+        if (to_half)
+            store_half((uint16_t *)out + k, bits, LANES);
+        prefetch_row(block, format, next + k, lag != NULL);
+    }
+    return inverse(total(square[0] + square[1]));
+}
+
+INLINE void gather_all(const struct sfc_store *block, enum sfc_store_format format, bool to_half,
+                       const uint32_t *rows, size_t n, size_t dim, size_t pitch, void *tile,
+                       float *inverse_norm)
+{
+    size_t bytes = to_half ? sizeof(uint16_t) : sizeof(float);
+    for (size_t i = 0; i < n; i++) {
+        size_t at = (size_t)rows[i] * dim;
+        size_t next = (size_t)rows[i + AHEAD < n ? i + AHEAD : n - 1] * dim;
+        const struct sfc_lag *lag = lag_of(block, rows[i]);
+        void *out = (char *)tile + i * pitch * bytes;
+        if (lag)
+            inverse_norm[i] = gather_one(block, format, to_half, at, next, lag, dim, out);
+        else
+            inverse_norm[i] = gather_one(block, format, to_half, at, next, NULL, dim, out);
+    }
+}
+
+static void gather(const struct sfc_store *block, bool to_half, const uint32_t *rows, size_t n,
+                   size_t dim, size_t pitch, void *tile, float *inverse_norm)
+{
+    if (block->format == SFC_STORE_SPLIT)
+        gather_all(block, SFC_STORE_SPLIT, true, rows, n, dim, pitch, tile, inverse_norm);
+    else if (to_half)
+        gather_all(block, SFC_STORE_BF16, true, rows, n, dim, pitch, tile, inverse_norm);
+    else
+        gather_all(block, SFC_STORE_BF16, false, rows, n, dim, pitch, tile, inverse_norm);
+}
+
+/* ---- update */
+
+/* The row in f32, caught up, into the scratch; returns w . dw. */
+INLINE double fetch_row(const struct sfc_store *block, enum sfc_store_format format, size_t at,
+                        size_t next, const struct sfc_lag *lag, size_t dim, size_t pitch,
+                        const float *dw)
+{
+    vec sum[2] = {{0}, {0}};
+    for (size_t k = 0; k < dim; k += LANES) {
+        vec w = row_w(block, format, at + k, dim - k), m = row_m(block, format, at + k, dim - k);
+        prefetch_row(block, format, next + k, true);
+        if (lag) {
+            vec v = w;
+            w = splat(lag->ww) * v + splat(lag->wm) * m;
+            m = splat(lag->mw) * v + splat(lag->mm) * m;
+        }
+        sum[k / LANES % 2] += w * load(dw + k);
+        store(block->scratch + k, w);
+        store(block->scratch + pitch + k, m);
+    }
+    return total(sum[0] + sum[1]);
+}
+
+INLINE void put_row(const struct sfc_store *block, enum sfc_store_format format, size_t at,
+                    size_t n, vec w, vec m, uvec random)
+{
+    if (format == SFC_STORE_SPLIT) {
+        store_half(block->high + at, split_high(w), n);
+        store_half(block->low + at, split_low(w), n);
+        store_some(block->m + at, m, n);
+    } else {
+        store_half(block->high + at, stochastic(w, random & 0xffff), n);
+        store_half(block->half_m + at, stochastic(m, random >> 16), n);
+    }
+}
+
+INLINE void update_one(const struct sfc_store *block, enum sfc_store_format format, uint32_t row,
+                       uint32_t next, size_t dim, size_t pitch, const float *dw, float inverse_norm,
+                       const struct sfc_update *u)
+{
+    size_t at = (size_t)row * dim;
+    const struct sfc_lag *lag = lag_of(block, row);
+    double along = lag ? fetch_row(block, format, at, (size_t)next * dim, lag, dim, pitch, dw)
+                       : fetch_row(block, format, at, (size_t)next * dim, NULL, dim, pitch, dw);
+    float a = u->gradient_scale * inverse_norm;
+    float b = (float)(along * inverse_norm * inverse_norm);
+    struct key key = {0, 0};
+    if (format == SFC_STORE_BF16)
+        key = key_of(block, row);
+    for (size_t k = 0; k < dim; k += LANES) {
+        vec w = load(block->scratch + k), m = load(block->scratch + pitch + k);
+        step(&w, &m, splat(a) * (load(dw + k) - splat(b) * w), u);
+        put_row(block, format, at + k, dim - k, w, m, mix(key, k));
+    }
+    if (block->last)
+        block->last[row] = block->now;
+}
+
+static void update(const struct sfc_store *block, const uint32_t *rows, size_t n, size_t dim,
+                   size_t pitch, const float *dw, const float *inverse_norm,
+                   const struct sfc_update *u)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t next = rows[i + AHEAD / 2 < n ? i + AHEAD / 2 : n - 1];
+        const float *g = dw + i * pitch;
+        if (block->format == SFC_STORE_SPLIT)
+            update_one(block, SFC_STORE_SPLIT, rows[i], next, dim, pitch, g, inverse_norm[i], u);
+        else
+            update_one(block, SFC_STORE_BF16, rows[i], next, dim, pitch, g, inverse_norm[i], u);
+    }
+}
+
+/* ---- logits and softmax */
+
+static void logits(const float *cos, size_t stride, size_t n, size_t width,
+                   const float *inverse_norm, float filter, int16_t *q)
+{
+    const vec magic = splat(12582912.0f); /* adding it rounds to an integer */
+    for (size_t i = 0; i < n; i++) {
+        vec factor = splat(inverse_norm[i]);
+        for (size_t c = 0; c < width; c += LANES) {
+            vec v = clamped(load(cos + i * stride + c) * factor);
+            ivec whole = (ivec)(v * splat(SFC_COSINE_ONE) + magic) - (ivec)magic;
+            ivec marked = v > splat(filter);
+            whole = (whole & ~marked) | (MARK_FILTERED & marked);
+            *(svec *)(q + i * width + c) = __builtin_convertvector(whole, svec);
+        }
+    }
+}
+
+/* z of 16 entries; 0 where filtered. */
+INLINE vec unpack(const int16_t *q, float unit, ivec *filtered, ivec *target)
+{
+    ivec whole = __builtin_convertvector(*(const svec *)q, ivec);
+    *filtered = whole == MARK_FILTERED;
+    *target = whole == MARK_TARGET;
+    return select_lanes(*filtered, splat(0.0f), __builtin_convertvector(whole, vec) * splat(unit));
+}
+
+static void exp_sum(const int16_t *q, size_t n, size_t width, float scale, const float *add,
+                    double *sum)
+{
+    float unit = scale / SFC_COSINE_ONE;
+    for (size_t c = 0; c < width; c += LANES)
+        for (size_t i = 0; i < n; i++) {
+            float e[LANES];
+            ivec filtered, target;
+            vec z = unpack(q + i * width + c, unit, &filtered, &target);
+            store(e, select_lanes(target, splat(0.0f), exp_vec(z + splat(add[i]))));
+            add_half(sum + c, *(const half *)e);
+            add_half(sum + c + LANES / 2, *(const half *)(e + LANES / 2));
+        }
+}
+
+static bool softmax(int16_t *q, size_t n, size_t width, float scale, const float *add,
+                    const float *high, const float *low)
+{
+    vec odd = {0}; /* stays 0 while everything is finite */
+    float unit = scale / SFC_COSINE_ONE;
+    for (size_t i = 0; i < n; i++)
+        for (size_t c = 0; c < width; c += LANES) {
+            ivec filtered, target;
+            int16_t *at = q + i * width + c;
+            vec z = unpack(at, unit, &filtered, &target);
+            vec p = exp_vec(((z + splat(add[i])) - load(high + c)) - load(low + c));
+            p = select_lanes(filtered | target, splat(0.0f), p);
+            odd += p - p;
+            store_half((uint16_t *)at, nearest(p), LANES);
+        }
+    return total(odd) == 0;
+}
+
+static void scale_rows(const uint16_t *p, size_t n, size_t width, const float *inverse_norm,
+                       float factor, uint16_t *out, size_t stride)
+{
+    for (size_t i = 0; i < n; i++) {
+        vec f = splat(inverse_norm[i] * factor);
+        for (size_t c = 0; c < width; c += LANES)
+            store_half(out + i * stride + c,
+                       nearest(widen(load_half(p + i * width + c, LANES)) * f), LANES);
+    }
+}
+
+/* ---- whole arrays */
+
+static void pack(const float *in, size_t n, enum sfc_store_format format, uint16_t *high,
+                 uint16_t *low)
+{
+    for (size_t k = 0; k < n; k += LANES) {
+        vec v = load_some(in + k, n - k);
+        store_half(high + k, format == SFC_STORE_SPLIT ? split_high(v) : nearest(v), n - k);
+        if (format == SFC_STORE_SPLIT)
+            store_half(low + k, split_low(v), n - k);
+    }
+}
+
+static void unpack_all(const uint16_t *high, const uint16_t *low, size_t n,
+                       enum sfc_store_format format, float *out)
+{
+    for (size_t k = 0; k < n; k += LANES) {
+        hvec h = load_half(high + k, n - k);
+        vec v = format == SFC_STORE_SPLIT ? join(h, load_half(low + k, n - k)) : widen(h);
+        store_some(out + k, v, n - k);
+    }
+}
+
+const struct sfc_simd_half JOIN(sfc_simd_half_, SFC_LEVEL) = {
+    .gather = gather,
+    .update = update,
+    .logits = logits,
+    .exp_sum = exp_sum,
+    .softmax = softmax,
+    .scale_rows = scale_rows,
+    .pack = pack,
+    .unpack = unpack_all,
+};
