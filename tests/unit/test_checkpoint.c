@@ -52,6 +52,7 @@ static int set_up(void **state)
     f->config.margin_grad = "exact";
     f->config.correction = "none";
     f->config.dtype = "f32";
+    f->config.gemm = "f32";
     f->config.optimizer = "sgd";
     f->config.momentum_mode = "sampled";
     f->config.steps = 10;
