@@ -199,7 +199,7 @@ int sfc_run_setup_memory(const struct sfc_run_setup *setup, const struct sfc_bac
     uint64_t rows = 2 * (uint64_t)setup->slots * setup->head.micro_batch; /* steps t and t + 1 */
     uint64_t row_bytes = 32 + 4 + 1 + (uint64_t)setup->head.dim * 8;      /* sum, logit, flag, dx */
     m.answers = rows * row_bytes + (uint64_t)setup->head.batch * 8 +
-                2 * sfc_run_dense_floats(setup, dense_blocks, dense_count) * 4;
+                SFC_RUN_PULL_COPIES * sfc_run_dense_floats(setup, dense_blocks, dense_count) * 4;
     m.total = memory_sum(&m.head) + memory_sum(&m.dense) + m.answers;
     *out = m;
     return SFC_OK;

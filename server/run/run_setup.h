@@ -10,6 +10,9 @@
 /* Attempts that a shard keeps beyond one per micro-batch: a straggler and its replacement side by
  * side. */
 #define SFC_RUN_SPARE_SLOTS 2u
+/* Copies of the parameters that PullDense answers from: one for the present step, one for the next, and
+ * four that may be stuck in connections of workers that stopped reading, each at another step. */
+#define SFC_RUN_PULL_COPIES 6u
 
 struct sfc_run_setup {
     struct sfc_head_config head;

@@ -214,7 +214,7 @@ static void start_pull(struct sfc_run_job *job)
     uint64_t mark = sfc_step_applied(&run->fsm) + 1; /* 0: holds nothing */
     job->compute.kind = SFC_COMPUTE_PULL;
     job->compute.u.pull.out = NULL;
-    for (int i = 0; i < 2; i++) {
+    for (unsigned i = 0; i < SFC_RUN_PULL_COPIES; i++) {
         struct sfc_shared *p = run->pulls[i];
         if (p->step == mark) { /* filled, or its job is ahead of this one */
             job->waiting->pull = p;

@@ -547,7 +547,8 @@ static int start_write(struct sfc_shard_run *run, struct sfc_rpc_call *call,
     job->compute.u.block.offset = r->offset;
     job->compute.u.block.count = count;
     job->compute.u.block.values = values;
-    run->pulls[0]->step = run->pulls[1]->step = 0; /* a copy taken earlier is old now */
+    for (unsigned i = 0; i < SFC_RUN_PULL_COPIES; i++)
+        run->pulls[i]->step = 0; /* a copy taken earlier is old now */
     run->shard->blocks_in_flight++;
     sfc_compute_submit(run->shard->compute, &job->compute);
     return SFC_OK;

@@ -83,8 +83,8 @@ static void run_free(struct sfc_shard_run *run)
         w = next;
     }
     answers_free(run);
-    sfc_shared_drop(run->pulls[0]);
-    sfc_shared_drop(run->pulls[1]);
+    for (unsigned i = 0; i < SFC_RUN_PULL_COPIES; i++)
+        sfc_shared_drop(run->pulls[i]);
     sfc_step_actions_free(&run->actions);
     sfc_step_free(&run->fsm);
     sfc_run_setup_close(&run->setup);
@@ -143,11 +143,14 @@ static int buffers_new(struct sfc_shard_run *run, struct sfc_error *err)
     run->own_sums = calloc(dense, sizeof *run->own_sums);
     run->dense_digests = calloc(dense, sizeof *run->dense_digests);
     run->scratch_digest = sfc_digest_new();
-    run->pulls[0] = sfc_shared_new(run->dense_floats * 4);
-    run->pulls[1] = sfc_shared_new(run->dense_floats * 4);
+    bool copies = true;
+    for (unsigned i = 0; i < SFC_RUN_PULL_COPIES; i++) {
+        run->pulls[i] = sfc_shared_new(run->dense_floats * 4);
+        copies = copies && run->pulls[i];
+    }
     if (!run->prepare_slots || !run->commit_slots || !run->sums || !run->own_sums ||
-        !run->dense_digests || !run->scratch_digest || !run->pulls[0] || !run->pulls[1] ||
-        answers_new(run) != SFC_OK || jobs_new(run) != SFC_OK)
+        !run->dense_digests || !run->scratch_digest || !copies || answers_new(run) != SFC_OK ||
+        jobs_new(run) != SFC_OK)
         return sfc_fail(err, SFC_ENOMEM, "buffers of run %" PRIu64, run->id);
     return SFC_OK;
 }

@@ -74,7 +74,7 @@ struct sfc_shard_run {
     struct sfc_step_fsm fsm;
     struct sfc_step_actions actions;
     struct sfc_answer *answers; /* [2][slots] */
-    struct sfc_shared *pulls[2];
+    struct sfc_shared *pulls[SFC_RUN_PULL_COPIES];
     struct sfc_run_job *jobs, *free_jobs;
     uint32_t *prepare_slots, *commit_slots;
     struct sfc_dense_sum *sums;
