@@ -267,6 +267,23 @@ def checkpoint(c, name, *extra):
     return {key: made[key] for key in ("step", "digest")}
 
 
+def checkpoint_at(c, data, name, at, *mode):
+    """A run from its beginning with a checkpoint at a step, to its end. The run has a hold at the step
+    before it has a worker, so the tool can't come too late, however slow it is."""
+    c.ctl("create", *small_run(data, STEPS), *mode)
+    hold = c.stub.Hold(pb.HoldRequest(at_step=at), timeout=30 * cluster.TIME_SCALE)
+    worker = c.start_worker(data=data)
+    made = checkpoint(c, name, "--at-step", at)
+    c.release(hold)
+    c.wait_state("finished")
+    expect_end(worker)
+    return made
+
+
+def expect_end(worker):
+    check(worker.terminate() == 0, f"the worker did not end well\n{worker.tail()}")
+
+
 def read_safetensors(path):
     blob = path.read_bytes()
     size, = struct.unpack_from("<Q", blob)
@@ -327,25 +344,24 @@ def test_checkpoint(*mode):
         data = make_images(c.folder / "images")
         c.start_scheduler()
         c.start_shards(2)
-        c.start_worker(data=data)
-        c.ctl("create", *small_run(data, STEPS), *mode)
-        at = checkpoint(c, "at", "--at-step", AT)
+        at = checkpoint_at(c, data, "at", AT, *mode)
         check(at["step"] == AT, f"checkpoint --at-step {AT}: {at}")
         expect(c.ctl("checkpoint", "--out", c.folder / "at", check=False), 2, "at", "exists")
-        c.wait_state("finished")
         end = checkpoint(c, "end")
         check(end["step"] == STEPS, f"checkpoint of a finished run: {end}")
         expect(c.ctl("checkpoint", "--out", c.folder / "late", "--at-step", AT, check=False), 1, str(AT))
         centres, dense = live_weights(c)
         c.ctl("create", *small_run(data, STEPS), *mode)
+        worker = c.start_worker(data=data)
         c.wait_step(2)
         some = checkpoint(c, "some")  # at whatever step the running run was
         c.wait_state("finished")
+        expect_end(worker)
         check(checkpoint(c, "end2") == end, "a checkpoint in between changed the end")
-        c.ctl("create", *small_run(data, STEPS), *mode)
         # held only here: what comes before is undisturbed
-        check(checkpoint(c, "same", "--at-step", some["step"]) == some, f"{some} is not the state of its step")
-        c.wait_state("finished")
+        same = checkpoint_at(c, data, "same", some["step"], *mode)
+        check(same == some, f"{some} is not the state of its step: {same}")
+        c.start_worker(data=data)
         for name, made in (("at", at), ("end", end)):
             told = one_json(tool("shardfc", "verify", c.folder / name, "--json"))
             check(told == made, f"verify {name}: {told}, checkpoint: {made}")
