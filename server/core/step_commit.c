@@ -162,7 +162,7 @@ void sfc_step_on_prepare(struct sfc_step_fsm *s, const struct sfc_step_event *e,
         if (!same_prepare(s, e))
             sfc_step_refuse(out, e->token, SFC_ECONFLICT,
                             "Prepare of step %llu again with other attempts", (ull)e->step);
-        else if (s->phase == SFC_STEP_PREPARING)
+        else if (s->phase == SFC_STEP_PREPARING || s->phase == SFC_STEP_FLUSHING)
             supersede(&s->prepare_token, e->token, out);
         else
             sfc_step_reply_prepare(s, e->token, 0, out);
@@ -178,6 +178,39 @@ void sfc_step_on_prepare(struct sfc_step_fsm *s, const struct sfc_step_event *e,
     s->phase = SFC_STEP_PREPARING;
     s->prepare_token = e->token;
     sfc_step_start(s, out, SFC_JOB_PREPARE, 0, e->step, 0)->slots = s->slots;
+}
+
+void sfc_step_flush(struct sfc_step_fsm *s, struct sfc_step_actions *out)
+{
+    s->phase = SFC_STEP_FLUSHING;
+    s->flushing = true;
+    struct sfc_step_action *a = sfc_step_emit(out, SFC_SA_FLUSH, 0, SFC_SE_FLUSHED);
+    a->step = s->applied + 1;
+    a->round = s->round;
+    a->generation = (uint32_t)(a->step & 1);
+    a->slots = s->slots;
+    a->lr = sfc_step_plan_of(s, a->step)->lr;
+#if SFC_PLANT_BUG == 5 /* Ready before the inputs are durable */
+    s->phase = SFC_STEP_READY;
+    sfc_step_reply_prepare(s, s->prepare_token, 0, out);
+    s->prepare_token = 0;
+#endif
+}
+
+void sfc_step_on_flushed(struct sfc_step_fsm *s, const struct sfc_step_event *e,
+                         struct sfc_step_actions *out)
+{
+    s->flushing = false;
+    if (s->phase != SFC_STEP_FLUSHING)
+        return; /* the machine broke down meanwhile */
+    uint64_t token = s->prepare_token;
+    s->prepare_token = 0;
+    s->phase = e->code == SFC_OK ? SFC_STEP_READY : SFC_STEP_OPEN;
+    if (e->code == SFC_OK)
+        sfc_step_reply_prepare(s, token, 0, out);
+    else
+        sfc_step_refuse(out, token, SFC_EUNAVAILABLE, "%s",
+                        e->text ? e->text : sfc_status_text(e->code));
 }
 
 void sfc_step_on_commit(struct sfc_step_fsm *s, const struct sfc_step_event *e,
@@ -218,6 +251,7 @@ void sfc_step_on_commit(struct sfc_step_fsm *s, const struct sfc_step_event *e,
     s->commit_token = e->token;
     struct sfc_step_action *a = sfc_step_start(s, out, SFC_JOB_COMMIT, 0, e->step, 0);
     a->slots = s->slots;
+    a->round = s->round;
     a->lr = sfc_step_plan_of(s, e->step)->lr;
     a->clip_scale = e->clip_scale;
     a->apply = e->apply;
@@ -244,6 +278,10 @@ void sfc_step_on_abort(struct sfc_step_fsm *s, const struct sfc_step_event *e,
     if (e->step != s->applied + 1) {
         sfc_step_refuse(out, e->token, SFC_ESTATE, "Abort of step %llu, but step %llu is applied",
                         (ull)e->step, (ull)s->applied);
+        return;
+    }
+    if (s->flushing) {
+        sfc_step_park(s, e, out); /* the log still reads what would be given up */
         return;
     }
     s->round = e->round;

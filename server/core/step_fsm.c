@@ -9,9 +9,13 @@
 #include "server/core/step_internal.h"
 
 static const char *const phase_names[] = {
-    [SFC_STEP_IDLE] = "idle",     [SFC_STEP_SAMPLING] = "sampling",
-    [SFC_STEP_OPEN] = "open",     [SFC_STEP_PREPARING] = "preparing",
-    [SFC_STEP_READY] = "ready",   [SFC_STEP_COMMITTING] = "committing",
+    [SFC_STEP_IDLE] = "idle",
+    [SFC_STEP_SAMPLING] = "sampling",
+    [SFC_STEP_OPEN] = "open",
+    [SFC_STEP_PREPARING] = "preparing",
+    [SFC_STEP_FLUSHING] = "flushing",
+    [SFC_STEP_READY] = "ready",
+    [SFC_STEP_COMMITTING] = "committing",
     [SFC_STEP_FAILED] = "failed",
 };
 
@@ -271,9 +275,7 @@ static void prepare_done(struct sfc_step_fsm *s, const struct sfc_step_job *job,
     if (s->config.dense_blocks > 0)
         memcpy(s->sums, e->sums, s->config.dense_blocks * sizeof(*s->sums));
     s->head_finite = e->head_finite;
-    s->phase = SFC_STEP_READY;
-    sfc_step_reply_prepare(s, s->prepare_token, 0, out);
-    s->prepare_token = 0;
+    sfc_step_flush(s, out);
 }
 
 static void commit_done(struct sfc_step_fsm *s, const struct sfc_step_event *e,
@@ -384,6 +386,10 @@ static void on_event(struct sfc_step_fsm *s, const struct sfc_step_event *e,
         return;
     case SFC_SE_JOB_DONE:
         on_job_done(s, e, out);
+        return;
+    case SFC_SE_FLUSHED:
+        sfc_step_on_flushed(s, e, out);
+        sfc_step_unpark(s, out);
         return;
     }
 }

@@ -2,10 +2,14 @@
  *
  *   applied = t-1                          Plan(t)                    plan job done
  *      IDLE ------------------------------------------> SAMPLING ---------------------> OPEN
- *       ^ ^                                                                              | Prepare,
- * all | '--------- Abort (a new round: plans and attempts are void) <--- any           v complete
- *       '-- commit job done, applied = t <-- COMMITTING <-- Commit -- READY <-job done- PREPARING
+ *       ^ ^                                                                ^             | Prepare,
+ *       | '--- Abort (a new round: plans and attempts are void) <-- any    | failed      v complete
+ *       |                                                              FLUSHING <-job done-
+ * PREPARING |                                                                  | flushed
+ *       '-- commit job done, applied = t <-- COMMITTING <-- Commit -- READY <-'
  *
+ * - Ready is answered only when the inputs of the step are durable. Where they can't be written the
+ *   attempts stay and Prepare may come again (SFC_EUNAVAILABLE with the reason).
  * - Plan(t+1) may come while t is open: it is kept and sampled only after Commit(t) is applied.
  * - Calls of a step whose plan or commit isn't here yet are parked (bounded).
  * - A READY shard waits for Commit or Abort; it never decides by time.
@@ -15,7 +19,12 @@
  * The daemon turns calls into events with a token and carries out the actions in order. Every token
  * gets exactly one REPLY, REPLY_PREPARE or FAIL (CANCEL of a parked call: FAIL; of any other: its
  * usual reply). START actions form one FIFO queue to the compute thread; each gets exactly one
- * JOB_DONE, in that order. Texts and arrays in actions live until the next event. */
+ * JOB_DONE, in that order. Texts and arrays in actions live until the next event.
+ *
+ * Each FLUSH gets exactly one FLUSHED; at most one is on its way. Until then the daemon may read
+ * what the slots, the plan and the prepare job hold: nothing of it is reused, and an Abort waits. A
+ * COMMIT job is also the moment to append the commit to the log, with no flush of its own: the next
+ * Prepare's covers it, and the scheduler has the record of the last one. */
 #ifndef SFC_CORE_STEP_FSM_H
 #define SFC_CORE_STEP_FSM_H
 
@@ -38,6 +47,7 @@ enum sfc_step_phase {
     SFC_STEP_SAMPLING,
     SFC_STEP_OPEN,
     SFC_STEP_PREPARING,
+    SFC_STEP_FLUSHING,
     SFC_STEP_READY,
     SFC_STEP_COMMITTING,
     SFC_STEP_FAILED, /* a plan, prepare or commit job failed: the state can't be trusted */
@@ -55,6 +65,7 @@ enum sfc_step_event_type {
     SFC_SE_PULL,   /* token, run_id, step, map_version */
     SFC_SE_CANCEL, /* token */
     SFC_SE_JOB_DONE, /* job, code, text, and by kind: head_digest, dense_digests, sums */
+    SFC_SE_FLUSHED,  /* code, text: of the FLUSH */
 };
 
 struct sfc_prepared {
@@ -86,7 +97,7 @@ struct sfc_step_event {
     uint32_t prepared_count;
     double clip_scale;
     bool apply;
-    /* JOB_DONE */
+    /* JOB_DONE, FLUSHED */
     uint64_t job;
     int code;
     const char *text;
@@ -102,7 +113,7 @@ enum sfc_job_kind {
     SFC_JOB_GRADIENT,
     SFC_JOB_DENSE,
     SFC_JOB_PREPARE, /* slots [J] */
-    SFC_JOB_COMMIT,  /* slots [J], lr, clip_scale, apply (false: touch nothing) */
+    SFC_JOB_COMMIT,  /* slots [J], round, lr, clip_scale, apply (false: touch nothing) */
     SFC_JOB_PULL,    /* token */
 };
 
@@ -110,6 +121,8 @@ enum sfc_step_action_type {
     SFC_SA_START, /* job, kind and its fields */
     SFC_SA_REPLY, /* token, call: the answer in (generation, slot) for LOGITS, GRADIENT; else
                      plain success with `step` */
+    SFC_SA_FLUSH, /* step, round, generation, slots [J], lr: write the inputs of the step to the log
+                     and make them durable */
     SFC_SA_REPLY_PREPARE, /* token, ready, missing[], sums[], head_finite */
     SFC_SA_FAIL,          /* token, code, text */
 };
@@ -124,7 +137,8 @@ struct sfc_step_action {
     uint32_t generation;
     uint32_t slot;
     uint32_t j;
-    const uint32_t *slots; /* [J] */
+    struct sfc_attempt round;
+    const uint32_t *slots; /* [J]; of a FLUSH: until its FLUSHED */
     double lr;
     double clip_scale;
     bool apply;
@@ -172,6 +186,7 @@ struct sfc_step_fsm {
     struct sfc_attempt *prepared;    /* [J] what Prepare named */
     struct sfc_own_dense_sum *sums;
     bool head_finite;
+    bool flushing;                        /* a FLUSH is on its way */
     uint64_t prepare_token, commit_token; /* calls that wait for the job; 0 = none */
     uint32_t *missing;
     struct sfc_step_job *jobs; /* FIFO ring of running jobs */

@@ -41,6 +41,10 @@ void sfc_step_on_plan(struct sfc_step_fsm *s, const struct sfc_step_event *e,
                       struct sfc_step_actions *out);
 void sfc_step_on_prepare(struct sfc_step_fsm *s, const struct sfc_step_event *e,
                          struct sfc_step_actions *out);
+/* The prepare job is done: its inputs go to the log. */
+void sfc_step_flush(struct sfc_step_fsm *s, struct sfc_step_actions *out);
+void sfc_step_on_flushed(struct sfc_step_fsm *s, const struct sfc_step_event *e,
+                         struct sfc_step_actions *out);
 void sfc_step_on_commit(struct sfc_step_fsm *s, const struct sfc_step_event *e,
                         struct sfc_step_actions *out);
 void sfc_step_on_abort(struct sfc_step_fsm *s, const struct sfc_step_event *e,

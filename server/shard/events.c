@@ -420,8 +420,17 @@ static void fail(struct sfc_shard_run *run, const struct sfc_step_action *a)
     waiting_remove(w);
 }
 
+/* There is no step log: what was prepared counts as durable. */
+static void flushed(struct sfc_shard_run *run)
+{
+    struct sfc_step_event event = {.type = SFC_SE_FLUSHED, .code = SFC_OK};
+    sfc_step_step(&run->fsm, &event, &run->actions);
+    perform(run);
+}
+
 static void perform(struct sfc_shard_run *run)
 {
+    bool flush = false;
     for (size_t i = 0; i < run->actions.count; i++) {
         const struct sfc_step_action *a = &run->actions.items[i];
         switch (a->type) {
@@ -431,6 +440,9 @@ static void perform(struct sfc_shard_run *run)
         case SFC_SA_REPLY:
             reply(run, a);
             break;
+        case SFC_SA_FLUSH:
+            flush = true;
+            break;
         case SFC_SA_REPLY_PREPARE:
             reply_prepare(run, a);
             break;
@@ -439,4 +451,6 @@ static void perform(struct sfc_shard_run *run)
             break;
         }
     }
+    if (flush)
+        flushed(run);
 }

@@ -289,6 +289,14 @@ static int run_new(struct sfc_shard *shard, const Shardfc__V1__OpenRunRequest *r
     return code;
 }
 
+static void reply_open(struct sfc_shard_run *run, struct sfc_rpc_call *call)
+{
+    Shardfc__V1__OpenRunReply reply = SHARDFC__V1__OPEN_RUN_REPLY__INIT;
+    reply.memory_bytes = run->memory.total;
+    reply.step = sfc_step_applied(&run->fsm);
+    sfc_call_reply(call, &reply);
+}
+
 static void opened(struct sfc_compute_job *job)
 {
     struct sfc_shard_run *run = job->owner;
@@ -307,9 +315,7 @@ static void opened(struct sfc_compute_job *job)
     }
     run->open = true;
     sfc_info_log("run %" PRIu64 ": blocks are ready at step %" PRIu64, run->id, run->start_step);
-    Shardfc__V1__OpenRunReply reply = SHARDFC__V1__OPEN_RUN_REPLY__INIT;
-    reply.memory_bytes = run->memory.total;
-    sfc_call_reply(call, &reply);
+    reply_open(run, call);
 }
 
 /* The run is here already: the scheduler asks again. */
@@ -319,9 +325,7 @@ static void open_again(struct sfc_shard_run *run, struct sfc_rpc_call *call)
         sfc_rpc_fail(call, SFC_EUNAVAILABLE, "the run is being opened");
         return;
     }
-    Shardfc__V1__OpenRunReply reply = SHARDFC__V1__OPEN_RUN_REPLY__INIT;
-    reply.memory_bytes = run->memory.total;
-    sfc_call_reply(call, &reply);
+    reply_open(run, call);
 }
 
 void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
@@ -334,6 +338,12 @@ void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
     }
     if (shard->run && shard->run->id > request->run_id) {
         sfc_shard_refuse(shard, call, SFC_ESTALE, "a newer run is open here");
+        return;
+    }
+    if (request->recover) {
+        sfc_shard_refuse(shard, call, SFC_EUNSUPPORTED,
+                         "this shard keeps nothing on disk to recover the run from: restore it "
+                         "from a checkpoint");
         return;
     }
     struct sfc_shard_run *run = NULL;

@@ -373,6 +373,9 @@ static void dispatch(struct sim *s, struct event *e)
     case E_JOB:
         shard_job(s, (uint32_t)e->a, &e->job);
         break;
+    case E_FLUSHED:
+        shard_flushed(s, (uint32_t)e->a);
+        break;
     case E_STORED:
         stored(s, e);
         break;

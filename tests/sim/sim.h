@@ -103,6 +103,7 @@ enum event_kind {
     E_REPLY,
     E_TIMEOUT,
     E_JOB,
+    E_FLUSHED,
     E_STORED,
     E_NOTIFY,
     E_TICK,
@@ -265,6 +266,7 @@ void shard_request(struct sim *s, uint32_t k, uint64_t token);
 void shard_reply(struct sim *s, uint32_t k, const struct rpc *rpc, const struct body *body);
 void shard_job(struct sim *s, uint32_t k, const struct job *job);
 void shard_beat(struct sim *s, uint32_t k);
+void shard_flushed(struct sim *s, uint32_t k);
 
 /* sim_worker.c */
 void worker_start(struct sim *s, uint32_t w);

@@ -208,6 +208,9 @@ static void step(struct sim *s, uint32_t k, struct sfc_step_event *event)
         case SFC_SA_REPLY:
             reply_call(s, k, a);
             break;
+        case SFC_SA_FLUSH:
+            sim_after(s, 1 + sim_below(s, 20), E_FLUSHED)->a = k;
+            break;
         case SFC_SA_REPLY_PREPARE:
             reply_prepare(s, k, a);
             break;
@@ -219,6 +222,12 @@ static void step(struct sim *s, uint32_t k, struct sfc_step_event *event)
             break;
         }
     }
+}
+
+void shard_flushed(struct sim *s, uint32_t k)
+{
+    struct sfc_step_event e = {.type = SFC_SE_FLUSHED, .code = SFC_OK};
+    step(s, k, &e);
 }
 
 /* ---- the compute queue */

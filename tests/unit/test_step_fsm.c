@@ -82,6 +82,12 @@ static void job_done(struct fixture *f, int code)
     sfc_step_step(&f->s, &e, &f->a);
 }
 
+static void flushed(struct fixture *f, int code)
+{
+    struct sfc_step_event e = {.type = SFC_SE_FLUSHED, .code = code, .text = "no space"};
+    sfc_step_step(&f->s, &e, &f->a);
+}
+
 static const struct sfc_step_action *only(struct fixture *f, enum sfc_step_action_type type)
 {
     assert_int_equal(f->a.count, 1);
@@ -149,6 +155,8 @@ static void make_ready(struct fixture *f, uint64_t t)
     prepare(f, t, 10 * t, 10 * t + 1);
     assert_int_equal(only(f, SFC_SA_START)->kind, SFC_JOB_PREPARE);
     job_done(f, SFC_OK);
+    assert_int_equal(only(f, SFC_SA_FLUSH)->step, t);
+    flushed(f, SFC_OK);
     assert_true(only(f, SFC_SA_REPLY_PREPARE)->ready);
 }
 
@@ -277,11 +285,89 @@ static void test_prepare_checks(void **state)
     prepare(f, 1, 10, 11); /* a repeat takes the place of the call that waits */
     assert_int_equal(only(f, SFC_SA_FAIL)->token, first);
     job_done(f, SFC_OK);
+    only(f, SFC_SA_FLUSH);
+    first = f->token;
+    prepare(f, 1, 10, 11);
+    assert_int_equal(only(f, SFC_SA_FAIL)->token, first);
+    flushed(f, SFC_OK);
     assert_int_equal(only(f, SFC_SA_REPLY_PREPARE)->token, f->token);
     prepare(f, 1, 10, 11);
     assert_true(only(f, SFC_SA_REPLY_PREPARE)->ready);
     prepare(f, 1, 10, 12);
     refused(f, SFC_ECONFLICT, "other attempts");
+}
+
+/* Up to the FLUSH of step 1. */
+static void flush(struct fixture *f)
+{
+    prepare(f, 1, 10, 11);
+    assert_int_equal(only(f, SFC_SA_START)->kind, SFC_JOB_PREPARE);
+    job_done(f, SFC_OK);
+    const struct sfc_step_action *a = only(f, SFC_SA_FLUSH);
+    assert_int_equal(a->step, 1);
+    assert_int_equal(a->generation, 1);
+    assert_true(a->lr == 0.5);
+    assert_int_equal(f->s.attempts[1].slots[a->slots[1]].attempt.counter, 11);
+}
+
+static void test_ready_only_when_durable(void **state)
+{
+    struct fixture *f = *state;
+    open_step(f, 1);
+    compute(f, 1, 0, 10);
+    compute(f, 1, 1, 11);
+    flush(f);
+    assert_int_equal(sfc_step_prepared(&f->s), 0);
+    step(f, event(SFC_SE_COMMIT, 1));
+    refused(f, SFC_ESTATE, "next is flushing");
+    uint64_t waiting = f->s.prepare_token;
+    flushed(f, SFC_EIO);
+    const struct sfc_step_action *a = only(f, SFC_SA_FAIL);
+    assert_int_equal(a->token, waiting);
+    assert_int_equal(a->code, SFC_EUNAVAILABLE); /* whatever it was: Prepare may come again */
+    assert_non_null(strstr(a->text, "no space"));
+    assert_int_equal(f->s.phase, SFC_STEP_OPEN);
+    flush(f); /* the attempts are still there */
+    flushed(f, SFC_OK);
+    assert_true(only(f, SFC_SA_REPLY_PREPARE)->ready);
+    assert_int_equal(sfc_step_prepared(&f->s), 1);
+}
+
+static void test_abort_waits_for_the_flush(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_step_event e = event(SFC_SE_ABORT, 1);
+    e.round.counter = 5;
+    for (int ok = 0; ok < 2; ok++) {
+        open_step(f, 1);
+        compute(f, 1, 0, 10);
+        compute(f, 1, 1, 11);
+        flush(f);
+        step(f, e);
+        assert_int_equal(f->a.count, 0); /* the log may still read the slots */
+        assert_int_equal(f->s.phase, SFC_STEP_FLUSHING);
+        flushed(f, ok ? SFC_OK : SFC_EIO);
+        assert_int_equal(f->a.count, 2); /* Prepare's answer, then Abort's */
+        assert_int_equal(f->a.items[1].type, SFC_SA_REPLY);
+        assert_int_equal(f->a.items[1].token, f->token);
+        assert_int_equal(f->s.phase, SFC_STEP_IDLE);
+        assert_int_equal(f->s.round.counter, e.round.counter);
+        f->s.round.counter = 0; /* that of the helpers */
+    }
+}
+
+static void test_commit_says_what_the_log_needs(void **state)
+{
+    struct fixture *f = *state;
+    make_ready(f, 1);
+    struct sfc_step_event e = event(SFC_SE_COMMIT, 1);
+    e.apply = false;
+    e.clip_scale = 0.25;
+    step(f, e);
+    const struct sfc_step_action *a = only(f, SFC_SA_START);
+    assert_int_equal(a->step, 1);
+    assert_true(a->round.incarnation == 1 && a->round.counter == 0);
+    assert_true(!a->apply && a->clip_scale == 0.25);
 }
 
 static void test_abort_voids_everything(void **state)
@@ -406,6 +492,9 @@ int main(void)
         TEST(test_repeats_and_conflicts),
         TEST(test_answers_outlive_the_commit),
         TEST(test_prepare_checks),
+        TEST(test_ready_only_when_durable),
+        TEST(test_abort_waits_for_the_flush),
+        TEST(test_commit_says_what_the_log_needs),
         TEST(test_abort_voids_everything),
         TEST(test_commit_after_a_restart),
         TEST(test_pull_waits_for_its_step),
