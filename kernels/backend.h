@@ -178,10 +178,21 @@ int sfc_head_logits(struct sfc_head *head, struct sfc_head_logits_item *items, s
 struct sfc_head_gradient_item {
     uint32_t slot;
     const double *lse; /* [micro_batch]: over all shards; ignored for rows of weight 0 */
-    int64_t *dx;       /* out [micro_batch, dim]: unit 2^-44 (kernels/exact_sum.h) */
+    /* out [micro_batch, dim]: unit 2^-44 (kernels/exact_sum.h). NULL in all items of a call: not
+     * wanted, and its product is left out (a step that is gone through again needs p alone) */
+    int64_t *dx;
 };
 int sfc_head_gradient(struct sfc_head *head, struct sfc_head_gradient_item *items, size_t n,
                       struct sfc_error *err);
+
+/* Says that this block's state is the one after `step`: plans of steps up to it leave the block out
+ * (nothing of it is sampled, added to an answer or updated), later ones take it in. So blocks that
+ * were copied at different steps (snapshots) come to the same step by going through the steps again
+ * in order, with features and log-sum-exps as they were recorded: I8 makes the rest bitwise. Call
+ * it before the block is written. A new head's blocks are at step 0. SFC_ENOTFOUND: not one of this
+ * head's blocks. Ends the plan. */
+int sfc_head_set_block_step(struct sfc_head *head, uint64_t block, uint64_t step,
+                            struct sfc_error *err);
 
 /* Pass 3: slots[j] is the slot that counts for micro-batch j (batch / micro_batch of them), all
  * through pass 2. dW of a block is one product over the whole batch, rows in order of j, then back
@@ -246,8 +257,20 @@ struct sfc_dense_sum {
  * out [number of blocks]. Nothing in the state changes. */
 int sfc_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct sfc_dense_sum *out,
                       struct sfc_error *err);
-/* Applies the sums of the last prepare: g = clip_scale * sum + weight_decay * w (no decay for
- * WEIGHT_NO_DECAY), m = momentum * m + g, w -= lr * m; statistics are averaged. */
+/* The sums of the last prepare or load, [sfc_dense_length]: with them and the arguments of the
+ * commit the step can be done again. SFC_ESTATE: there are none. */
+int sfc_dense_sums(struct sfc_dense *dense, float *out, struct sfc_error *err);
+/* Takes the place of push and prepare for a step that is gone through again: sums as sfc_dense_sums
+ * gave them at `step`. SFC_EINVAL: one is not finite. */
+int sfc_dense_load(struct sfc_dense *dense, uint64_t step, const float *sums,
+                   struct sfc_error *err);
+/* Says that this block's state is the one after `step`: the commit of loaded sums of steps up to it
+ * leaves the block as it is (see sfc_head_set_block_step). Sums of a prepare concern every block.
+ */
+int sfc_dense_set_block_step(struct sfc_dense *dense, uint64_t block, uint64_t step,
+                             struct sfc_error *err);
+/* Applies the sums of the last prepare or load: g = clip_scale * sum + weight_decay * w (no decay
+ * for WEIGHT_NO_DECAY), m = momentum * m + g, w -= lr * m; statistics are averaged. */
 int sfc_dense_commit(struct sfc_dense *dense, double clip_scale, double lr, struct sfc_error *err);
 
 #endif

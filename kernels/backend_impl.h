@@ -5,9 +5,13 @@
  * - blocks addressed by their index in head->blocks, parts that the configuration has, ranges
  *   inside the block, last steps that are integers 0..config.steps;
  * - mode dense: head->done is the planned step - 1 in every pass;
+ * - gradients: dx of all items of a call, or of none;
  * - labels in range or SFC_LABEL_NONE; finite features; slots and micro-batches in range, each slot
  *   at most once per call, passes in order; lse finite for every row with a label;
  * - commit slots that are distinct, in order of their micro-batches and through pass 2.
+ *
+ * It leaves out blocks that are ahead of the step (sfc_head_left_out, sfc_dense_left_out): an empty
+ * sample, no update.
  *
  * A backend embeds the base structures as the first member of its own and returns them from open
  * and
@@ -67,6 +71,8 @@ struct sfc_backend_ops {
     int (*dense_pull)(struct sfc_dense *dense, float *out, struct sfc_error *err);
     int (*dense_prepare)(struct sfc_dense *dense, const uint32_t *slots, struct sfc_dense_sum *out,
                          struct sfc_error *err);
+    int (*dense_sums)(struct sfc_dense *dense, float *out, struct sfc_error *err);
+    int (*dense_load)(struct sfc_dense *dense, const float *sums, struct sfc_error *err);
     int (*dense_commit)(struct sfc_dense *dense, double clip_scale, double lr,
                         struct sfc_error *err);
 };
@@ -83,6 +89,7 @@ struct sfc_head {
     struct sfc_head_config config;
     uint64_t *blocks; /* [block_count] ascending ids */
     size_t block_count;
+    uint64_t *block_step; /* [block_count] set by the caller, else 0 */
     bool planned;
     uint64_t step;
     uint64_t *labels;                /* [batch] of the present plan */
@@ -99,9 +106,11 @@ struct sfc_dense {
     struct sfc_dense_config config;
     uint64_t *blocks;
     size_t block_count;
-    uint64_t length; /* floats of all blocks */
-    bool *pushed;    /* [slots] */
+    uint64_t length;      /* floats of all blocks */
+    uint64_t *block_step; /* [block_count] set by the caller, else 0 */
+    bool *pushed;         /* [slots] */
     bool prepared;
+    uint64_t step; /* of the sums: UINT64_MAX for those of a prepare */
 };
 
 int sfc_backend_cpu_open(unsigned threads, struct sfc_backend **out, struct sfc_error *err);
@@ -112,6 +121,18 @@ size_t sfc_block_index(const uint64_t *blocks, size_t count, uint64_t block);
 /* Ascending, at least one, all < limit. what: "head" or "dense". */
 int sfc_blocks_check(const char *what, const uint64_t *blocks, size_t count, uint64_t limit,
                      struct sfc_error *err);
+
+/* The block's state has step `step` in it already. */
+static inline bool sfc_head_left_out(const struct sfc_head *head, size_t index, uint64_t step)
+{
+    return head->block_step[index] >= step;
+}
+
+/* The same for a commit of the present sums. */
+static inline bool sfc_dense_left_out(const struct sfc_dense *dense, size_t index)
+{
+    return dense->block_step[index] >= dense->step;
+}
 
 /* Blocks of a dense configuration, and the floats of one. */
 uint64_t sfc_dense_block_count(const struct sfc_dense_config *config);

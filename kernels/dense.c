@@ -77,7 +77,7 @@ int sfc_dense_memory(const struct sfc_backend *backend, const struct sfc_dense_c
         rc = backend->ops->dense_memory(backend, config, blocks, count, &memory, err);
     if (rc)
         return rc;
-    memory.step_bytes += count * sizeof(uint64_t) + config->slots * sizeof(bool) +
+    memory.step_bytes += count * 2 * sizeof(uint64_t) + config->slots * sizeof(bool) +
                          config->segment_count * sizeof(struct sfc_dense_segment);
     *out = memory;
     return SFC_OK;
@@ -94,8 +94,9 @@ static int base_init(struct sfc_dense *dense, struct sfc_backend *backend,
     dense->config.segments = segments;
     dense->block_count = count;
     dense->blocks = malloc(count * sizeof *blocks);
+    dense->block_step = calloc(count, sizeof *dense->block_step);
     dense->pushed = calloc(config->slots, sizeof *dense->pushed);
-    if (!segments || !dense->blocks || !dense->pushed)
+    if (!segments || !dense->blocks || !dense->block_step || !dense->pushed)
         return sfc_fail(err, SFC_ENOMEM, "dense: out of memory for %zu blocks", count);
     memcpy(segments, config->segments, segment_bytes);
     memcpy(dense->blocks, blocks, count * sizeof *blocks);
@@ -129,6 +130,7 @@ void sfc_dense_free(struct sfc_dense *dense)
         return;
     free((void *)dense->config.segments);
     free(dense->blocks);
+    free(dense->block_step);
     free(dense->pushed);
     dense->backend->ops->dense_free(dense);
 }
@@ -214,7 +216,39 @@ int sfc_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct sfc
     }
     int rc = dense->backend->ops->dense_prepare(dense, slots, out, err);
     dense->prepared = rc == SFC_OK;
+    dense->step = UINT64_MAX;
     return rc;
+}
+
+int sfc_dense_sums(struct sfc_dense *dense, float *out, struct sfc_error *err)
+{
+    if (!dense->prepared)
+        return sfc_fail(err, SFC_ESTATE, "dense: sums without a prepare");
+    return dense->backend->ops->dense_sums(dense, out, err);
+}
+
+int sfc_dense_load(struct sfc_dense *dense, uint64_t step, const float *sums, struct sfc_error *err)
+{
+    dense->prepared = false;
+    for (uint64_t i = 0; i < dense->length; i++)
+        if (!isfinite(sums[i]))
+            return sfc_fail(err, SFC_EINVAL, "dense: loaded sum %llu of step %llu is not finite",
+                            (unsigned long long)i, (unsigned long long)step);
+    int rc = dense->backend->ops->dense_load(dense, sums, err);
+    dense->prepared = rc == SFC_OK;
+    dense->step = step;
+    return rc;
+}
+
+int sfc_dense_set_block_step(struct sfc_dense *dense, uint64_t block, uint64_t step,
+                             struct sfc_error *err)
+{
+    size_t index = sfc_block_index(dense->blocks, dense->block_count, block);
+    if (index == dense->block_count)
+        return sfc_fail(err, SFC_ENOTFOUND, "dense: block %llu is not held here",
+                        (unsigned long long)block);
+    dense->block_step[index] = step;
+    return SFC_OK;
 }
 
 int sfc_dense_commit(struct sfc_dense *dense, double clip_scale, double lr, struct sfc_error *err)

@@ -128,7 +128,7 @@ static bool is_dense(const struct sfc_head_config *c)
 
 static uint64_t base_bytes(const struct sfc_head_config *c, size_t count)
 {
-    return (is_dense(c) ? c->steps * sizeof(float) : 0) + (uint64_t)count * sizeof(uint64_t) +
+    return (is_dense(c) ? c->steps * sizeof(float) : 0) + (uint64_t)count * 2 * sizeof(uint64_t) +
            (uint64_t)c->batch * sizeof(uint64_t) +
            (uint64_t)c->slots * (sizeof(enum sfc_slot_state) + sizeof(uint32_t)) +
            (uint64_t)c->slots * c->micro_batch * sizeof(double);
@@ -160,14 +160,15 @@ static int base_init(struct sfc_head *head, struct sfc_backend *backend,
     head->config = *config;
     head->block_count = count;
     head->blocks = malloc(count * sizeof *head->blocks);
+    head->block_step = calloc(count, sizeof *head->block_step);
     head->labels = malloc(config->batch * sizeof *head->labels);
     head->slot_state = calloc(config->slots, sizeof *head->slot_state);
     head->slot_micro = calloc(config->slots, sizeof *head->slot_micro);
     head->slot_lse = malloc((size_t)config->slots * config->micro_batch * sizeof *head->slot_lse);
     if (is_dense(config))
         head->rates = calloc(config->steps, sizeof *head->rates);
-    if ((is_dense(config) && !head->rates) || !head->blocks || !head->labels || !head->slot_state ||
-        !head->slot_micro || !head->slot_lse)
+    if ((is_dense(config) && !head->rates) || !head->blocks || !head->block_step || !head->labels ||
+        !head->slot_state || !head->slot_micro || !head->slot_lse)
         return sfc_fail(err, SFC_ENOMEM, "head: out of memory for %zu blocks and %u slots", count,
                         config->slots);
     memcpy(head->blocks, blocks, count * sizeof *blocks);
@@ -199,6 +200,7 @@ void sfc_head_free(struct sfc_head *head)
     if (!head)
         return;
     free(head->blocks);
+    free(head->block_step);
     free(head->labels);
     free(head->slot_state);
     free(head->slot_micro);
@@ -259,6 +261,18 @@ int sfc_head_write(struct sfc_head *head, uint64_t block, enum sfc_block_part pa
                             (double)values[i], (unsigned long long)(offset + i),
                             (unsigned long long)block);
     return head->backend->ops->head_write(head, index, part, offset, count, values, err);
+}
+
+int sfc_head_set_block_step(struct sfc_head *head, uint64_t block, uint64_t step,
+                            struct sfc_error *err)
+{
+    size_t index = sfc_block_index(head->blocks, head->block_count, block);
+    if (index == head->block_count)
+        return sfc_fail(err, SFC_ENOTFOUND, "head: block %llu is not held here",
+                        (unsigned long long)block);
+    head->block_step[index] = step;
+    head->planned = false;
+    return SFC_OK;
 }
 
 /* ---- the history of mode dense */
@@ -439,6 +453,8 @@ static int check_gradient_item(const struct sfc_head *head,
     for (size_t k = 0; k < i; k++)
         if (items[k].slot == slot)
             return sfc_fail(err, SFC_EINVAL, "gradient: slot %u is named twice", slot);
+    if (!items[i].dx != !items[0].dx)
+        return sfc_fail(err, SFC_EINVAL, "gradient: dx is wanted of some slots only");
     uint32_t j = head->slot_micro[slot];
     for (uint32_t r = 0; r < c->micro_batch; r++) {
         if (head->labels[(size_t)j * c->micro_batch + r] == SFC_LABEL_NONE)

@@ -46,6 +46,8 @@ static const struct sfc_backend_ops cpu_ops = {
     .dense_push = sfc_cpu_dense_push,
     .dense_pull = sfc_cpu_dense_pull,
     .dense_prepare = sfc_cpu_dense_prepare,
+    .dense_sums = sfc_cpu_dense_sums,
+    .dense_load = sfc_cpu_dense_load,
     .dense_commit = sfc_cpu_dense_commit,
 };
 

@@ -291,6 +291,22 @@ int sfc_cpu_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct
     return SFC_OK;
 }
 
+int sfc_cpu_dense_sums(struct sfc_dense *dense, float *out, struct sfc_error *err)
+{
+    (void)err;
+    struct cpu_dense *d = (struct cpu_dense *)dense;
+    memcpy(out, d->sum, d->length * sizeof *out);
+    return SFC_OK;
+}
+
+int sfc_cpu_dense_load(struct sfc_dense *dense, const float *sums, struct sfc_error *err)
+{
+    (void)err;
+    struct cpu_dense *d = (struct cpu_dense *)dense;
+    memcpy(d->sum, sums, d->length * sizeof *sums);
+    return SFC_OK;
+}
+
 static void update_statistics(float *restrict w, const float *restrict mean, uint64_t n, float rate)
 {
     for (uint64_t k = 0; k < n; k++) {
@@ -323,6 +339,8 @@ static void commit_block(void *arg, size_t index, unsigned worker)
     struct cpu_dense *d = call->dense;
     const struct sfc_dense_config *c = &d->base.config;
     (void)worker;
+    if (sfc_dense_left_out(&d->base, index))
+        return;
     for (size_t p = d->first_piece[index]; p < d->first_piece[index + 1]; p++) {
         const struct piece *piece = &d->pieces[p];
         float *w = d->values + piece->at;

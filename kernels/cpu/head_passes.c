@@ -251,6 +251,7 @@ static void adjust_targets(const struct gradient_call *call, size_t index,
     }
 }
 
+/* p of one item into its slot; out: p / |w| for the product of dx, NULL where that isn't wanted. */
 static void softmax_tile(const struct gradient_call *call, size_t index,
                          const struct sfc_cpu_block *block, size_t first, size_t n, void *out,
                          size_t stride)
@@ -269,6 +270,8 @@ static void softmax_tile(const struct gradient_call *call, size_t index,
     if (!finite)
         atomic_store_explicit(&head->finite[slot], false, memory_order_relaxed);
     adjust_targets(call, index, block, first, n);
+    if (!out)
+        return;
     if (head->half)
         head->simd->half->scale_rows(p, n, mp, inverse_norm, factor, out, stride);
     else
@@ -307,8 +310,13 @@ static void gradient_block(void *arg, size_t index, unsigned worker_index)
     struct sfc_cpu_head *head = call->head;
     struct sfc_cpu_worker *worker = &head->workers[worker_index];
     const struct sfc_cpu_block *block = &head->blocks[index];
-    for (size_t first = 0; first < block->count && !worker->error.code; first += head->sizes.tile)
-        gradient_tile(call, worker, block, first, least(head->sizes.tile, block->count - first));
+    for (size_t first = 0; first < block->count && !worker->error.code; first += head->sizes.tile) {
+        size_t n = least(head->sizes.tile, block->count - first);
+        if (call->items[0].dx)
+            gradient_tile(call, worker, block, first, n);
+        for (size_t i = 0; !call->items[0].dx && i < call->n; i++)
+            softmax_tile(call, i, block, first, n, NULL, 0);
+    }
 }
 
 static void clear_dx(void *arg, size_t index, unsigned worker)
@@ -368,10 +376,11 @@ int sfc_cpu_head_gradient(struct sfc_head *base, struct sfc_head_gradient_item *
     load_lse(&call);
     for (size_t i = 0; i < n; i++)
         atomic_store_explicit(&head->finite[items[i].slot], true, memory_order_relaxed);
-    sfc_cpu_pool_each(head->cpu->pool, clear_dx, &call);
+    if (items[0].dx)
+        sfc_cpu_pool_each(head->cpu->pool, clear_dx, &call);
     sfc_cpu_pool_run(head->cpu->pool, gradient_block, &call, head->block_count);
     int rc = sfc_cpu_head_error(head, err);
-    if (!rc)
+    if (!rc && items[0].dx)
         sfc_cpu_pool_run(head->cpu->pool, collect_dx, &call, n);
     return rc;
 }

@@ -35,14 +35,17 @@ static void block_labels(struct sfc_cpu_head *head, struct sfc_cpu_block *block,
     *at = i;
 }
 
-/* Room for the sample of each block, in block order. */
+/* Room for the sample of each block, in block order; none for a block that is ahead of the step. */
 static void place_samples(struct sfc_cpu_head *head)
 {
     size_t at = 0;
     for (size_t i = 0; i < head->block_count; i++) {
         struct sfc_cpu_block *block = &head->blocks[i];
         block->sample = at;
-        block->count = sfc_sample_quota(block->rows, head->config.sample_ppm, block->positives);
+        block->count =
+            sfc_head_left_out(&head->base, i, head->base.step)
+                ? 0
+                : sfc_sample_quota(block->rows, head->config.sample_ppm, block->positives);
         at += block->count;
     }
     head->sampled = at;
@@ -70,8 +73,6 @@ static void block_add(struct sfc_cpu_head *head, const struct sfc_cpu_block *blo
 static void block_ages(const struct sfc_cpu_head *head, struct sfc_cpu_block *block)
 {
     const uint32_t *rows = head->rows + block->sample, *last = head->last + block->store;
-    block->oldest = UINT32_MAX;
-    block->newest = 0;
     for (uint32_t i = 0; i < block->count; i++) {
         uint32_t step = last[rows[i]];
         block->oldest = step < block->oldest ? step : block->oldest;
@@ -114,6 +115,10 @@ static void sample_block(void *arg, size_t item, unsigned worker)
     struct sfc_cpu_head *head = arg;
     struct sfc_cpu_block *block = &head->blocks[item];
     uint32_t *rows = head->rows + block->sample;
+    block->oldest = UINT32_MAX;
+    block->newest = 0;
+    if (!block->count)
+        return;
     sfc_sample_block(head->config.seed, head->base.step, (uint32_t)block->id, block->rows,
                      head->config.sample_ppm, head->positive + block->positive, block->positives,
                      rows, head->workers[worker].sample);
@@ -137,8 +142,8 @@ int sfc_cpu_head_plan(struct sfc_head *base, uint64_t step, const uint64_t *labe
     size_t at = 0;
     for (size_t i = 0; i < head->block_count; i++)
         block_labels(head, &head->blocks[i], &at);
-    place_samples(head);
     head->base.step = step;
+    place_samples(head);
     sfc_cpu_pool_run(head->cpu->pool, sample_block, head, head->block_count);
     *sampled = head->sampled;
     return head->last ? fill_lag(head, err) : SFC_OK;

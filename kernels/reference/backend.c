@@ -37,6 +37,8 @@ static const struct sfc_backend_ops ref_ops = {
     .dense_push = sfc_ref_dense_push,
     .dense_pull = sfc_ref_dense_pull,
     .dense_prepare = sfc_ref_dense_prepare,
+    .dense_sums = sfc_ref_dense_sums,
+    .dense_load = sfc_ref_dense_load,
     .dense_commit = sfc_ref_dense_commit,
 };
 

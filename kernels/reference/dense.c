@@ -174,6 +174,26 @@ int sfc_ref_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct
     return SFC_OK;
 }
 
+int sfc_ref_dense_sums(struct sfc_dense *dense, float *out, struct sfc_error *err)
+{
+    (void)err;
+    struct ref_dense *d = (struct ref_dense *)dense;
+    for (uint64_t k = 0; k < d->length; k++) {
+        out[k] = (float)d->sum[k];
+    }
+    return SFC_OK;
+}
+
+int sfc_ref_dense_load(struct sfc_dense *dense, const float *sums, struct sfc_error *err)
+{
+    (void)err;
+    struct ref_dense *d = (struct ref_dense *)dense;
+    for (uint64_t k = 0; k < d->length; k++) {
+        d->sum[k] = sums[k];
+    }
+    return SFC_OK;
+}
+
 static void update(struct ref_dense *d, uint64_t at, enum sfc_dense_role role, double clip,
                    double lr)
 {
@@ -198,7 +218,9 @@ int sfc_ref_dense_commit(struct sfc_dense *dense, double clip_scale, double lr,
     for (size_t i = 0; i < dense->block_count; i++) {
         uint64_t first = dense->blocks[i] * c->block_size;
         for (uint64_t k = 0; k < sfc_dense_block_length(c, dense->blocks[i]); k++, at++) {
-            update(d, at, segment_of(c, first + k)->role, clip_scale, lr);
+            if (!sfc_dense_left_out(dense, i)) {
+                update(d, at, segment_of(c, first + k)->role, clip_scale, lr);
+            }
         }
     }
     return SFC_OK;

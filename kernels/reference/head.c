@@ -190,11 +190,10 @@ void sfc_ref_head_free(struct sfc_head *head)
 }
 
 /* Mode dense is computed as it is defined, every row in every step, so all rows are up to date. */
-static void read_last_step(const struct sfc_head *head, uint64_t count, float *out)
+static float last_step(const struct sfc_head *head, size_t index)
 {
-    for (uint64_t i = 0; i < count; i++) {
-        out[i] = (float)head->done;
-    }
+    uint64_t ahead = head->block_step[index];
+    return (float)(ahead > head->done ? ahead : head->done);
 }
 
 static double *part_of(struct sfc_head *head, size_t index, enum sfc_block_part part)
@@ -208,7 +207,9 @@ int sfc_ref_head_read(struct sfc_head *head, size_t index, enum sfc_block_part p
 {
     (void)err;
     if (part == SFC_PART_LAST_STEP) {
-        read_last_step(head, count, out);
+        for (uint64_t i = 0; i < count; i++) {
+            out[i] = last_step(head, index);
+        }
         return SFC_OK;
     }
     const double *from = part_of(head, index, part) + offset;
@@ -223,7 +224,7 @@ int sfc_ref_head_write(struct sfc_head *head, size_t index, enum sfc_block_part 
 {
     if (part == SFC_PART_LAST_STEP) {
         for (uint64_t i = 0; i < count; i++) {
-            if (values[i] != (float)head->done) {
+            if (values[i] != last_step(head, index)) {
                 return sfc_fail(err, SFC_EUNSUPPORTED,
                                 "the reference backend keeps no rows of an older step");
             }
@@ -259,6 +260,10 @@ int sfc_ref_head_plan(struct sfc_head *head, uint64_t step, const uint64_t *labe
             }
         }
         b->sample_at = total;
+        b->sampled = 0;
+        if (sfc_head_left_out(head, i, step)) {
+            continue;
+        }
         b->sampled =
             sfc_sample_block(c->seed, step, (uint32_t)head->blocks[i], b->rows, c->sample_ppm,
                              h->positives, b->positives, h->sample + total, h->sample_scratch);
@@ -425,7 +430,7 @@ static double gradient_of(const struct ref_head *h, const struct logit *l, size_
     return is_filtered(c, l->cos) ? 0 : c->scale * p / c->batch;
 }
 
-/* One row of one block: dcos of each class, and the block's part of dx. */
+/* One row of one block: dcos of each class, and the block's part of dx where it is wanted. */
 static void row_gradient(struct ref_head *h, const struct ref_block *b, size_t row, uint64_t label,
                          double lse, int64_t *dx)
 {
@@ -440,7 +445,7 @@ static void row_gradient(struct ref_head *h, const struct ref_block *b, size_t r
             h->product[k] += l->dcos * h->unit_w[k];
         }
     }
-    for (uint32_t k = 0; k < dim; k++) {
+    for (uint32_t k = 0; dx && k < dim; k++) {
         double v = h->product[k];
         dx[k] += fabs(v) < 0x1p18 ? (int64_t)llrint(v * 0x1p44) : sfc_dx_to_fixed((float)v);
     }
@@ -454,13 +459,15 @@ int sfc_ref_head_gradient(struct sfc_head *head, struct sfc_head_gradient_item *
     const struct sfc_head_config *c = &head->config;
     for (size_t i = 0; i < n; i++) {
         uint32_t slot = items[i].slot;
-        memset(items[i].dx, 0, (size_t)c->micro_batch * c->dim * sizeof *items[i].dx);
+        if (items[i].dx) {
+            memset(items[i].dx, 0, (size_t)c->micro_batch * c->dim * sizeof *items[i].dx);
+        }
         for (uint32_t r = 0; r < c->micro_batch; r++) {
             uint64_t label = head->labels[(size_t)head->slot_micro[slot] * c->micro_batch + r];
             size_t row = (size_t)slot * c->micro_batch + r;
             for (size_t b = 0; b < h->block_count; b++) {
                 row_gradient(h, &h->blocks[b], row, label, items[i].lse[r],
-                             items[i].dx + (size_t)r * c->dim);
+                             items[i].dx ? items[i].dx + (size_t)r * c->dim : NULL);
             }
         }
     }
@@ -523,7 +530,7 @@ int sfc_ref_head_commit(struct sfc_head *head, const uint32_t *slots, double lr,
         for (uint32_t s = 0; s < h->blocks[b].sampled; s++) {
             update_class(h, &h->blocks[b], s, slots, lr);
         }
-        if (c->momentum_mode == SFC_MOMENTUM_DENSE) {
+        if (c->momentum_mode == SFC_MOMENTUM_DENSE && !sfc_head_left_out(head, b, head->step)) {
             coast_unsampled(h, &h->blocks[b], lr);
         }
     }

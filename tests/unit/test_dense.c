@@ -348,6 +348,64 @@ static void test_state_can_be_moved(void **state)
     }
 }
 
+/* Blocks copied at different steps, then the steps again from the recorded sums. */
+static void test_copies_of_different_steps_meet(void **state)
+{
+    (void)state;
+    enum { STEPS = 6 };
+    static float sum[STEPS + 1][SIZE], v[STEPS + 1][SIZE], m[STEPS + 1][SIZE], got[SIZE];
+    struct parts p;
+    struct sums sums;
+    uint32_t slots[MICRO];
+    open_parts(&p, "cpu", 2, 1);
+    for (uint64_t t = 0; t <= STEPS; t++) {
+        if (t) {
+            slots_of(t, slots);
+            for (uint32_t j = 0; j < MICRO; j++) {
+                slice_of(t, j, got);
+                push(&p, slots[j], got);
+            }
+            prepare(&p, slots, &sums);
+            assert_int_equal(sfc_dense_sums(p.dense[0], sum[t], NULL), SFC_OK);
+            commit(&p, 0.5 + 0.1 * (double)t, 0.1);
+        }
+        read_part(&p, SFC_PART_VALUES, v[t]);
+        read_part(&p, SFC_PART_MOMENTUM, m[t]);
+    }
+    close_parts(&p);
+    open_parts(&p, "cpu", 1, 1);
+    struct sfc_dense *d = p.dense[0];
+    for (uint64_t b = 0; b < BLOCKS; b++) {
+        uint64_t stamp = b * 5 % (STEPS + 1);
+        assert_int_equal(sfc_dense_set_block_step(d, b, stamp, NULL), SFC_OK);
+        assert_int_equal(
+            sfc_dense_write(d, b, SFC_PART_VALUES, 0, block_length(b), v[stamp] + b * BLOCK, NULL),
+            SFC_OK);
+        assert_int_equal(sfc_dense_write(d, b, SFC_PART_MOMENTUM, 0, block_length(b),
+                                         m[stamp] + b * BLOCK, NULL),
+                         SFC_OK);
+    }
+    for (uint64_t t = 1; t <= STEPS; t++) {
+        assert_int_equal(sfc_dense_load(d, t, sum[t], NULL), SFC_OK);
+        commit(&p, 0.5 + 0.1 * (double)t, 0.1);
+    }
+    read_part(&p, SFC_PART_VALUES, got);
+    assert_memory_equal(got, v[STEPS], sizeof got);
+    read_part(&p, SFC_PART_MOMENTUM, got);
+    assert_memory_equal(got, m[STEPS], sizeof got);
+    sum[1][3] = (float)NAN;
+    assert_int_equal(sfc_dense_load(d, STEPS + 1, sum[1], NULL), SFC_EINVAL);
+    assert_int_equal(sfc_dense_sums(d, got, NULL), SFC_ESTATE);
+    assert_int_equal(sfc_dense_set_block_step(d, BLOCKS, 1, NULL), SFC_ENOTFOUND);
+    for (uint64_t b = 0; b < BLOCKS; b++) { /* sums of a prepare concern every block */
+        assert_int_equal(sfc_dense_set_block_step(d, b, 100, NULL), SFC_OK);
+    }
+    step(&p, STEPS + 1, &sums);
+    pull(&p, got);
+    assert_memory_not_equal(got, v[STEPS], sizeof got);
+    close_parts(&p);
+}
+
 static void test_bad_calls_are_refused(void **state)
 {
     (void)state;
@@ -390,6 +448,7 @@ int main(void)
         cmocka_unit_test(test_bits_never_depend_on_placement_or_threads),
         cmocka_unit_test(test_prepare_reports_what_is_not_finite),
         cmocka_unit_test(test_state_can_be_moved),
+        cmocka_unit_test(test_copies_of_different_steps_meet),
         cmocka_unit_test(test_bad_calls_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
