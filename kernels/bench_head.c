@@ -1,26 +1,34 @@
 #include "kernels/bench_head.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
+#include "kernels/bench_head_dump.h"
 #include "kernels/cpu/floor.h"
 #include "kernels/exact_sum.h"
+#include "proto/base/options.h"
 
-#define WARM_UP 2
-
-static const char *const number_formats[] = {"f32", "bf16"};
-static const char *const momentum_modes[] = {"sampled", "dense"};
+#define WARM_UP                                                                                    \
+    SFC_BENCH_DUMP_STEPS      /* before the first floor, which needs the size of the sample */
+#define WARM_UP_AGAIN 1       /* after it, not timed either */
+#define MAX_STEPS     100000  /* of one request */
+#define MAX_DEMAND    1000000 /* steps on demand in all (mode dense has room for so many) */
+#define RATE          0.1
 
 enum phase { PLAN, LOGITS, GRADIENT, COMMIT, STEP, PHASES };
+static const char *const phase_names[] = {"plan", "logits", "gradient", "commit", "step"};
 
 /* Inputs, outputs and times of the steps. */
 struct bench {
     struct sfc_head_config config;
     struct sfc_backend *backend;
     struct sfc_head *head;
-    uint32_t micro_batches, steps;
+    uint32_t micro_batches;
+    uint64_t step; /* the last one done */
     uint64_t *blocks, *labels, sampled;
     float *features, *target_logit;
     uint64_t *exp_sum;
@@ -30,7 +38,10 @@ struct bench {
     uint32_t *slots;
     struct sfc_head_logits_item *logits;
     struct sfc_head_gradient_item *gradient;
-    double *ms[PHASES]; /* [steps] */
+    double *ms[PHASES]; /* [room], of `timed` steps */
+    size_t timed, room;
+    uint64_t peak_rss;
+    struct sfc_bench_dump dump; /* of the first steps; directory NULL: none */
 };
 
 static double now_ms(void)
@@ -60,7 +71,7 @@ static struct sfc_head_config config_of(const struct sfc_bench_head_options *o)
         .dtype = o->dtype,
         .gemm = o->gemm,
         .momentum_mode = o->momentum_mode,
-        .steps = (uint64_t)o->steps + WARM_UP,
+        .steps = (o->requests ? MAX_DEMAND : (uint64_t)o->steps) + WARM_UP + WARM_UP_AGAIN,
     };
 }
 
@@ -91,11 +102,10 @@ static int bench_open(struct bench *b, const struct sfc_bench_head_options *o,
                       struct sfc_error *err)
 {
     b->config = config_of(o);
-    b->steps = o->steps;
     int rc = sfc_backend_open(o->backend, o->threads, &b->backend, err);
     if (!rc)
         rc = sfc_head_check(b->backend, &b->config, err);
-    if (!rc && o->steps < 1)
+    if (!rc && !o->requests && o->steps < 1)
         rc = sfc_fail(err, SFC_EINVAL, "bench: steps must be at least 1");
     if (rc)
         return rc;
@@ -114,10 +124,6 @@ static int bench_open(struct bench *b, const struct sfc_bench_head_options *o,
     b->gradient = calloc(b->micro_batches, sizeof *b->gradient);
     bool complete = b->blocks && b->labels && b->features && b->target_logit && b->exp_sum &&
                     b->has_target && b->lse && b->dx && b->slots && b->logits && b->gradient;
-    for (int p = 0; p < PHASES; p++) {
-        b->ms[p] = calloc(o->steps, sizeof *b->ms[p]);
-        complete = complete && b->ms[p];
-    }
     if (!complete)
         return sfc_fail(err, SFC_ENOMEM, "bench: out of memory");
     for (size_t i = 0; i < count; i++)
@@ -128,6 +134,7 @@ static int bench_open(struct bench *b, const struct sfc_bench_head_options *o,
 
 static void bench_close(struct bench *b)
 {
+    sfc_bench_dump_close(&b->dump);
     sfc_head_free(b->head);
     sfc_backend_close(b->backend);
     free(b->blocks);
@@ -145,10 +152,27 @@ static void bench_close(struct bench *b)
         free(b->ms[p]);
 }
 
-/* One step; its times go to entry `at` unless it only warms up (at < 0). */
-static int bench_step(struct bench *b, uint64_t step, int64_t at, struct sfc_error *err)
+/* Room for the times of n more steps. */
+static int make_room(struct bench *b, size_t n, struct sfc_error *err)
+{
+    if (b->timed + n <= b->room)
+        return SFC_OK;
+    for (int p = 0; p < PHASES; p++) {
+        double *more = realloc(b->ms[p], (b->timed + n) * sizeof *more);
+        if (!more)
+            return sfc_fail(err, SFC_ENOMEM, "bench: out of memory for the times of %zu steps", n);
+        b->ms[p] = more;
+    }
+    b->room = b->timed + n;
+    return SFC_OK;
+}
+
+/* The next step; there is room for its times where they are kept. */
+static int bench_step(struct bench *b, bool timed, struct sfc_error *err)
 {
     double t[STEP + 1], shift = sfc_exp_shift(b->config.scale);
+    uint64_t step = ++b->step;
+    bool dumped = b->dump.directory && step <= SFC_BENCH_DUMP_STEPS;
     for (uint32_t i = 0; i < b->config.batch; i++)
         b->labels[i] = (step * 2654435761u + i * 40503u * 65537u) % b->config.classes;
     t[0] = now_ms();
@@ -164,16 +188,87 @@ static int bench_step(struct bench *b, uint64_t step, int64_t at, struct sfc_err
     t[2] = now_ms();
     if (!rc)
         rc = sfc_head_gradient(b->head, b->gradient, b->micro_batches, err);
+    if (!rc && dumped)
+        rc = sfc_bench_dump_answers(&b->dump, step, err);
     t[3] = now_ms();
     if (!rc)
-        rc = sfc_head_commit(b->head, b->slots, 0.1, err);
+        rc = sfc_head_commit(b->head, b->slots, RATE, err);
     t[4] = now_ms();
-    for (int p = PLAN; !rc && at >= 0 && p < STEP; p++)
-        b->ms[p][at] = t[p + 1] - t[p];
-    if (!rc && at >= 0)
-        b->ms[STEP][at] = t[4] - t[0];
+    if (!rc && dumped)
+        rc = sfc_bench_dump_rows(&b->dump, step, err);
+    if (rc || !timed)
+        return rc;
+    for (int p = PLAN; p < STEP; p++)
+        b->ms[p][b->timed] = t[p + 1] - t[p];
+    b->ms[STEP][b->timed++] = t[4] - t[0];
+    return SFC_OK;
+}
+
+static int timed_steps(struct bench *b, uint64_t n, struct sfc_error *err)
+{
+    int rc = make_room(b, n, err);
+    for (uint64_t i = 0; !rc && i < n; i++)
+        rc = bench_step(b, true, err);
     return rc;
 }
+
+static int warm_up(struct bench *b, const struct sfc_bench_head_options *o, struct sfc_error *err)
+{
+    b->dump = (struct sfc_bench_dump){
+        .directory = o->dump,
+        .config = &b->config,
+        .head = b->head,
+        .rate = RATE,
+        .labels = b->labels,
+        .features = b->features,
+        .lse = b->lse,
+        .target_logit = b->target_logit,
+        .dx = b->dx,
+    };
+    int rc = o->dump ? sfc_bench_dump_start(&b->dump, err) : SFC_OK;
+    for (int i = 0; !rc && i < WARM_UP; i++)
+        rc = bench_step(b, false, err);
+    return rc;
+}
+
+/* ---- steps on demand */
+
+static void answer(const struct bench *b, size_t first, FILE *out)
+{
+    for (int p = 0; p < PHASES; p++) {
+        fprintf(out, "%s\"%s_ms\": [", p ? ", " : "{", phase_names[p]);
+        for (size_t i = first; i < b->timed; i++)
+            fprintf(out, "%s%.3f", i > first ? ", " : "", b->ms[p][i]);
+        fprintf(out, "]");
+    }
+    fprintf(out, "}\n");
+    fflush(out);
+}
+
+static int serve(struct bench *b, FILE *requests, FILE *answers, struct sfc_error *err)
+{
+    char line[32];
+    int rc = SFC_OK;
+    for (size_t number = 1; !rc && fgets(line, sizeof line, requests); number++) {
+        uint64_t n = 0;
+        size_t first = b->timed;
+        line[strcspn(line, "\n")] = 0;
+        if (sfc_parse_u64(line, &n) || n < 1 || n > MAX_STEPS)
+            return sfc_fail(err, SFC_EINVAL, "request %zu: '%s' is no number of steps (1 to %d)",
+                            number, line, MAX_STEPS);
+        if (n > MAX_DEMAND - b->timed)
+            return sfc_fail(err, SFC_ELIMIT, "request %zu: more than %d steps in all", number,
+                            MAX_DEMAND);
+        rc = timed_steps(b, n, err);
+        if (!rc)
+            answer(b, first, answers);
+    }
+    if (!rc && !b->timed)
+        rc = sfc_fail(err, SFC_EINVAL, "no steps were asked for");
+    return rc;
+}
+
+/* ---- results */
 
 static int ascending(const void *a, const void *b)
 {
@@ -181,7 +276,7 @@ static int ascending(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-static double median(double *ms, uint32_t n)
+static double median(double *ms, size_t n)
 {
     qsort(ms, n, sizeof *ms, ascending);
     return n % 2 ? ms[n / 2] : (ms[n / 2 - 1] + ms[n / 2]) / 2;
@@ -189,8 +284,8 @@ static double median(double *ms, uint32_t n)
 
 /* Bytes of a step: rows of W, in the format that products read, for the first two passes, and z as
  * it is written, replaced and read; w and m read and written by the third. */
-static int add_floor(struct bench *b, bool exact, struct sfc_bench_head_result *r,
-                     struct sfc_error *err)
+static int measure_floor(struct bench *b, struct sfc_bench_floor *out,
+                         struct sfc_bench_head_result *r, struct sfc_error *err)
 {
     struct sfc_cpu_floor floor;
     int rc = sfc_cpu_floor(b->backend, &b->config, b->sampled, &floor, err);
@@ -201,14 +296,58 @@ static int add_floor(struct bench *b, bool exact, struct sfc_bench_head_result *
     double row = operand < stored ? operand : stored;
     double read = 2 * rows * dim * row + 4 * rows * batch * operand;
     double update = 4 * rows * dim * stored;
+    out->gflops = floor.gflops;
+    out->read_gb_s = floor.read_gb_s;
+    out->update_gb_s = floor.update_gb_s;
+    out->gemm_ms = 6 * rows * dim * batch / floor.gflops * 1e-6;
+    out->bytes_ms = read / floor.read_gb_s * 1e-6 + update / floor.update_gb_s * 1e-6;
+    out->ms = out->gemm_ms + out->bytes_ms;
     r->half_products = floor.half;
-    r->gflops = floor.gflops;
-    r->read_gb_s = floor.read_gb_s;
-    r->update_gb_s = floor.update_gb_s;
-    r->gemm_ms = 6 * rows * dim * batch / floor.gflops * 1e-6;
-    r->bytes_ms = read / floor.read_gb_s * 1e-6 + update / floor.update_gb_s * 1e-6;
-    r->floor_ms = r->gemm_ms + r->bytes_ms;
-    r->exact_ms = exact ? floor.exact_ms : 0;
+    r->exact_ms = floor.exact_ms;
+    return SFC_OK;
+}
+
+static double mean(double a, double b)
+{
+    return (a + b) / 2;
+}
+
+static struct sfc_bench_floor mean_floor(const struct sfc_bench_floor *a,
+                                         const struct sfc_bench_floor *b)
+{
+    return (struct sfc_bench_floor){
+        .ms = mean(a->ms, b->ms),
+        .gemm_ms = mean(a->gemm_ms, b->gemm_ms),
+        .bytes_ms = mean(a->bytes_ms, b->bytes_ms),
+        .gflops = mean(a->gflops, b->gflops),
+        .read_gb_s = mean(a->read_gb_s, b->read_gb_s),
+        .update_gb_s = mean(a->update_gb_s, b->update_gb_s),
+    };
+}
+
+bool sfc_bench_head_quiet(const struct sfc_bench_head_result *r)
+{
+    double low = fmin(r->before.ms, r->after.ms), high = fmax(r->before.ms, r->after.ms);
+    return high <= 1.05 * low;
+}
+
+static uint64_t peak_rss(void)
+{
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (uint64_t)usage.ru_maxrss * 1024;
+}
+
+static int present_rss(uint64_t *out, struct sfc_error *err)
+{
+    unsigned long long pages = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    bool known = file && fscanf(file, "%*u %llu", &pages) == 1;
+    if (file)
+        fclose(file);
+    if (!known)
+        return sfc_fail(err, SFC_EIO, "bench: /proc/self/statm can't be read");
+    *out = pages * (uint64_t)sysconf(_SC_PAGESIZE);
     return SFC_OK;
 }
 
@@ -216,24 +355,49 @@ static int collect(struct bench *b, const struct sfc_bench_head_options *o,
                    struct sfc_bench_head_result *r, struct sfc_error *err)
 {
     struct sfc_memory memory;
-    struct rusage usage;
+    uint64_t now = 0;
     int rc = sfc_head_memory(b->backend, &b->config, b->blocks,
                              (size_t)sfc_head_block_count(&b->config), &memory, err);
+    if (!rc)
+        rc = present_rss(&now, err);
     if (rc)
         return rc;
-    getrusage(RUSAGE_SELF, &usage);
-    r->peak_rss_bytes = (uint64_t)usage.ru_maxrss * 1024;
+    /* The peak up to the first floor saw whole steps; since then only growth can have raised it. */
+    r->peak_rss_bytes = now > b->peak_rss ? now : b->peak_rss;
     r->state_bytes = memory.state_bytes;
     r->sampled = b->sampled;
+    r->steps = b->timed;
     r->block_size = b->config.block_size;
-    r->plan_ms = median(b->ms[PLAN], b->steps);
-    r->logits_ms = median(b->ms[LOGITS], b->steps);
-    r->gradient_ms = median(b->ms[GRADIENT], b->steps);
-    r->commit_ms = median(b->ms[COMMIT], b->steps);
-    r->step_ms = median(b->ms[STEP], b->steps);
+    r->plan_ms = median(b->ms[PLAN], b->timed);
+    r->logits_ms = median(b->ms[LOGITS], b->timed);
+    r->gradient_ms = median(b->ms[GRADIENT], b->timed);
+    r->commit_ms = median(b->ms[COMMIT], b->timed);
+    r->step_ms = median(b->ms[STEP], b->timed);
     r->best_ms = b->ms[STEP][0];
     snprintf(r->numerics, sizeof r->numerics, "%s", sfc_backend_numerics(b->backend));
-    return strcmp(o->backend, "cpu") ? SFC_OK : add_floor(b, o->exact, r, err);
+    if (!o->exact)
+        r->exact_ms = 0;
+    return SFC_OK;
+}
+
+static int measure(struct bench *b, const struct sfc_bench_head_options *o,
+                   struct sfc_bench_head_result *r, struct sfc_error *err)
+{
+    bool has_floor = !strcmp(o->backend, "cpu");
+    int rc = warm_up(b, o, err);
+    b->peak_rss = peak_rss();
+    if (!rc && has_floor)
+        rc = measure_floor(b, &r->before, r, err);
+    for (int i = 0; !rc && i < WARM_UP_AGAIN; i++)
+        rc = bench_step(b, false, err);
+    if (!rc)
+        rc = o->requests ? serve(b, o->requests, o->answers, err) : timed_steps(b, o->steps, err);
+    if (!rc)
+        rc = collect(b, o, r, err);
+    if (!rc && has_floor)
+        rc = measure_floor(b, &r->after, r, err);
+    r->floor = mean_floor(&r->before, &r->after);
+    return rc;
 }
 
 int sfc_bench_head(const struct sfc_bench_head_options *options,
@@ -244,64 +408,10 @@ int sfc_bench_head(const struct sfc_bench_head_options *options,
     double start = now_ms();
     int rc = bench_open(&b, options, err);
     r.init_ms = now_ms() - start;
-    for (int64_t i = -WARM_UP; !rc && i < (int64_t)options->steps; i++)
-        rc = bench_step(&b, (uint64_t)(i + WARM_UP + 1), i, err);
     if (!rc)
-        rc = collect(&b, options, &r, err);
+        rc = measure(&b, options, &r, err);
     bench_close(&b);
     if (!rc)
         *result = r;
     return rc;
-}
-
-void sfc_bench_head_json(FILE *out, const struct sfc_bench_head_options *o,
-                         const struct sfc_bench_head_result *r)
-{
-    fprintf(out,
-            "{\"step_ms\": %.3f, \"best_ms\": %.3f, \"phases_ms\": {\"plan\": %.3f, "
-            "\"logits\": %.3f, \"gradient\": %.3f, \"commit\": %.3f}, \"floor_ms\": %.3f, "
-            "\"floor\": {\"gemm_ms\": %.3f, \"bytes_ms\": %.3f, \"gflops\": %.1f, "
-            "\"read_gb_s\": %.1f, \"update_gb_s\": %.1f}, \"exact_ms\": %.3f, \"init_ms\": %.1f, ",
-            r->step_ms, r->best_ms, r->plan_ms, r->logits_ms, r->gradient_ms, r->commit_ms,
-            r->floor_ms, r->gemm_ms, r->bytes_ms, r->gflops, r->read_gb_s, r->update_gb_s,
-            r->exact_ms, r->init_ms);
-    fprintf(
-        out,
-        "\"classes\": %llu, \"sampled\": %llu, \"batch\": %u, \"micro_batch\": %u, "
-        "\"dim\": %u, \"block_size\": %u, \"dtype\": \"%s\", \"gemm\": \"%s\", "
-        "\"momentum_mode\": \"%s\", \"backend\": \"%s\", \"threads\": %u, \"numerics\": \"%s\", "
-        "\"peak_rss_bytes\": %llu, \"state_bytes\": %llu}\n",
-        (unsigned long long)o->classes, (unsigned long long)r->sampled, o->batch, o->micro_batch,
-        o->dim, r->block_size, number_formats[o->dtype], number_formats[r->half_products],
-        momentum_modes[o->momentum_mode], o->backend, o->threads, r->numerics,
-        (unsigned long long)r->peak_rss_bytes, (unsigned long long)r->state_bytes);
-}
-
-void sfc_bench_head_table(FILE *out, const struct sfc_bench_head_options *o,
-                          const struct sfc_bench_head_result *r)
-{
-    fprintf(out,
-            "%llu classes x %u %s, products of %s, %llu sampled, batch %u in micro-batches of %u, "
-            "momentum %s, "
-            "%u threads\n",
-            (unsigned long long)o->classes, o->dim, number_formats[o->dtype],
-            number_formats[r->half_products], (unsigned long long)r->sampled, o->batch,
-            o->micro_batch, momentum_modes[o->momentum_mode], o->threads);
-    fprintf(out, "numerics  %s\n", r->numerics);
-    fprintf(out, "step      %8.2f ms (median; best %.2f)\n", r->step_ms, r->best_ms);
-    fprintf(out, "  plan    %8.2f\n  logits  %8.2f\n  gradient%8.2f\n  commit  %8.2f\n", r->plan_ms,
-            r->logits_ms, r->gradient_ms, r->commit_ms);
-    if (r->floor_ms > 0) {
-        fprintf(out, "floor     %8.2f ms; the step is %.2f x\n", r->floor_ms,
-                r->step_ms / r->floor_ms);
-        fprintf(out, "  products%8.2f at %.0f GFLOP/s\n", r->gemm_ms, r->gflops);
-        fprintf(out, "  bytes   %8.2f at %.1f GB/s read, %.1f GB/s updated\n", r->bytes_ms,
-                r->read_gb_s, r->update_gb_s);
-    }
-    if (r->exact_ms > 0)
-        fprintf(out, "exact sums%8.2f ms, %.1f %% of the step\n", r->exact_ms,
-                100 * r->exact_ms / r->step_ms);
-    fprintf(out, "state     %8.1f MB, %.0f bytes per class; peak memory %.1f MB; made in %.0f ms\n",
-            (double)r->state_bytes * 1e-6, (double)r->state_bytes / (double)o->classes,
-            (double)r->peak_rss_bytes * 1e-6, r->init_ms);
 }

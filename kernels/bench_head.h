@@ -11,10 +11,23 @@ struct sfc_bench_head_options {
     unsigned threads;
     uint64_t classes;
     uint32_t sample_ppm, batch, micro_batch, dim, block_size;
-    uint32_t steps; /* timed, after two that warm up; at least 1 */
+    uint32_t steps; /* timed, after those that warm up; at least 1 */
     enum sfc_dtype dtype, gemm;
     enum sfc_momentum_mode momentum_mode;
     bool exact; /* time the exact sums alone as well (cpu) */
+    /* NULL, or a directory that exists: the initial W and what the first two steps took and gave
+     * (kernels/bench_head_dump.h). */
+    const char *dump;
+    /* NULL, or steps on demand instead of `steps`: each line of `requests` is a number of steps, to
+     * which one line of JSON on `answers` gives their times. */
+    FILE *requests, *answers;
+};
+
+/* The least that this machine needs: three products at the speed that oneDNN has on the step's
+ * shapes plus the bytes at the speeds of streaming. */
+struct sfc_bench_floor {
+    double ms, gemm_ms, bytes_ms;
+    double gflops, read_gb_s, update_gb_s;
 };
 
 /* Milliseconds are medians over the steps. */
@@ -22,12 +35,12 @@ struct sfc_bench_head_result {
     double step_ms, best_ms;
     double plan_ms, logits_ms, gradient_ms, commit_ms;
     double init_ms; /* creation with the initial values of W */
-    /* The least that this machine needs (cpu; 0 for other backends): three products at the speed
-     * that oneDNN has on the step's shapes plus the bytes at the speeds of streaming. */
-    double floor_ms, gemm_ms, bytes_ms;
-    double gflops, read_gb_s, update_gb_s;
+    /* cpu; 0 for other backends: measured just before and just after the steps, and their mean */
+    struct sfc_bench_floor before, after, floor;
     double exact_ms; /* all fixed-point additions of one step (0 unless asked for) */
-    uint64_t sampled, state_bytes, peak_rss_bytes;
+    uint64_t sampled, state_bytes;
+    uint64_t peak_rss_bytes; /* without what measuring the floor takes */
+    uint64_t steps;          /* timed */
     uint32_t block_size;
     bool half_products; /* cpu: the products are of bf16 */
     char numerics[128];
@@ -35,6 +48,8 @@ struct sfc_bench_head_result {
 
 int sfc_bench_head(const struct sfc_bench_head_options *options,
                    struct sfc_bench_head_result *result, struct sfc_error *err);
+/* False when the two floors differ by more than 5 %: something else ran beside the steps. */
+bool sfc_bench_head_quiet(const struct sfc_bench_head_result *result);
 /* One JSON object and a newline; a table for people. */
 void sfc_bench_head_json(FILE *out, const struct sfc_bench_head_options *options,
                          const struct sfc_bench_head_result *result);

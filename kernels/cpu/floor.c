@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "kernels/cpu/head.h"
@@ -9,10 +10,13 @@
 
 #define STREAM_FLOATS ((size_t)32 << 20) /* per worker: 128 MiB, beyond the caches */
 #define REPEAT        5
+#define HUGE_PAGE     ((size_t)2 << 20)
 
 struct lane {
     dnnl_stream_t stream;
     struct sfc_gemm gemm[3];
+    void *mapping; /* of all arrays: unmapped afterwards, it does not stay in the heap */
+    size_t mapped, carved;
     float *a, *b, *c;
     void *scratch;
     float *w, *m;
@@ -37,10 +41,31 @@ static double now_ms(void)
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
 }
 
-static float *floats(size_t n)
+/* In huge pages where there are some, like the blocks of a head. */
+static void map(struct lane *lane, size_t bytes)
 {
-    float *p = aligned_alloc(64, (n * sizeof(float) + 63) / 64 * 64);
-    for (size_t i = 0; p && i < n; i++)
+    lane->mapped = bytes + 8 * HUGE_PAGE;
+    lane->mapping =
+        mmap(NULL, lane->mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (lane->mapping == MAP_FAILED) {
+        lane->mapping = NULL;
+        sfc_fail(&lane->error, SFC_ENOMEM, "bench: %zu bytes can't be mapped", lane->mapped);
+        return;
+    }
+    madvise(lane->mapping, lane->mapped, MADV_HUGEPAGE); /* only a wish */
+}
+
+static void *carve(struct lane *lane, size_t bytes)
+{
+    char *at = (char *)lane->mapping + lane->carved;
+    lane->carved += (bytes + 63) / 64 * 64;
+    return at;
+}
+
+static float *floats(struct lane *lane, size_t n)
+{
+    float *p = carve(lane, n * sizeof *p);
+    for (size_t i = 0; i < n; i++)
         p[i] = (float)(i % 17) * 0.01f;
     return p;
 }
@@ -63,16 +88,18 @@ static void lane_open(void *arg, size_t item, unsigned index)
             return;
         scratch = lane->gemm[i].scratch_bytes > scratch ? lane->gemm[i].scratch_bytes : scratch;
     }
-    lane->a = floats(most);
-    lane->b = floats(most);
-    lane->c = floats(most);
-    lane->w = floats(STREAM_FLOATS);
-    lane->m = floats(STREAM_FLOATS);
-    lane->sum = calloc(call->batch * call->pitch, sizeof *lane->sum);
-    lane->scratch = aligned_alloc(64, (scratch + 63) / 64 * 64);
-    if (!lane->a || !lane->b || !lane->c || !lane->w || !lane->m || !lane->sum || !lane->scratch)
-        sfc_fail(&lane->error, SFC_ENOMEM, "bench: out of memory");
-    else if (dnnl_stream_create(&lane->stream, call->cpu->engine, dnnl_stream_default_flags))
+    size_t sums = call->batch * call->pitch * sizeof *lane->sum;
+    map(lane, (3 * most + 2 * STREAM_FLOATS) * sizeof(float) + sums + scratch);
+    if (lane->error.code)
+        return;
+    lane->a = floats(lane, most);
+    lane->b = floats(lane, most);
+    lane->c = floats(lane, most);
+    lane->w = floats(lane, STREAM_FLOATS);
+    lane->m = floats(lane, STREAM_FLOATS);
+    lane->sum = carve(lane, sums);
+    lane->scratch = carve(lane, scratch);
+    if (dnnl_stream_create(&lane->stream, call->cpu->engine, dnnl_stream_default_flags))
         sfc_fail(&lane->error, SFC_EDEVICE, "bench: oneDNN can't make a stream");
     if (call->half && !lane->error.code) { /* in place: the result is behind what is read */
         call->simd->half->pack(lane->a, most, SFC_STORE_BF16, (uint16_t *)lane->a, NULL);
@@ -86,13 +113,8 @@ static void lane_close(struct lane *lane)
         sfc_gemm_close(&lane->gemm[i]);
     if (lane->stream)
         dnnl_stream_destroy(lane->stream);
-    free(lane->a);
-    free(lane->b);
-    free(lane->c);
-    free(lane->w);
-    free(lane->m);
-    free(lane->sum);
-    free(lane->scratch);
+    if (lane->mapping)
+        munmap(lane->mapping, lane->mapped);
 }
 
 static void multiply(void *arg, size_t item, unsigned index)

@@ -10,8 +10,8 @@
 #include "server/ctl/command.h"
 
 struct bench_options {
-    const char *backend;
-    bool json, exact;
+    const char *backend, *dump;
+    bool json, exact, on_demand;
     uint64_t classes, batch, micro_batch, dim, block_size, steps, threads;
     double sample_rate;
     int dtype, gemm, momentum_mode;
@@ -65,7 +65,7 @@ static const struct sfc_option table[] = {
      .min = 1,
      .max = 100000,
      .fallback = "15",
-     .help = "timed steps, after two that warm up"},
+     .help = "timed steps, after three that warm up"},
     {.name = "threads",
      .type = SFC_OPTION_U64,
      .offset = AT(threads),
@@ -100,6 +100,19 @@ static const struct sfc_option table[] = {
      .type = SFC_OPTION_BOOL,
      .offset = AT(exact),
      .help = "also time the exact sums alone"},
+    {.name = "on-demand",
+     .type = SFC_OPTION_BOOL,
+     .offset = AT(on_demand),
+     .help =
+         "instead of --steps: read numbers of steps from standard input, one a line, do so many "
+         "and print their times as a line of JSON; the report comes after the last line"},
+    {.name = "dump",
+     .type = SFC_OPTION_STRING,
+     .offset = AT(dump),
+     .min = 1,
+     .metavar = "DIR",
+     .help = "write the first W and all that the first two steps took and gave to files in DIR "
+             "(kernels/bench_head_dump.h lists them); W alone takes 4 bytes for each number"},
     {.name = "json",
      .type = SFC_OPTION_BOOL,
      .offset = AT(json),
@@ -110,8 +123,9 @@ static const struct sfc_program program = {
     .name = "shardfc bench head",
     .summary =
         "Times the class layer's step (sample, logits, gradient, commit) in this process, and in "
-        "the same process the floor: three matrix products at the speed that the library has on "
-        "these shapes plus the bytes at streaming speed.",
+        "the same process, just before and just after, the floor: three matrix products at the "
+        "speed "
+        "that the library has on these shapes plus the bytes at streaming speed.",
     .options = table,
     .count = sizeof table / sizeof *table,
 };
@@ -138,6 +152,9 @@ static int run(const struct bench_options *o, struct sfc_error *err)
         .gemm = (enum sfc_dtype)o->gemm,
         .momentum_mode = (enum sfc_momentum_mode)o->momentum_mode,
         .exact = o->exact,
+        .dump = o->dump,
+        .requests = o->on_demand ? stdin : NULL,
+        .answers = stdout,
     };
     struct sfc_bench_head_result result;
     int code = sfc_bench_head(&options, &result, err);

@@ -1,0 +1,80 @@
+#include "kernels/bench_head.h"
+
+static const char *const number_formats[] = {"f32", "bf16"};
+static const char *const momentum_modes[] = {"sampled", "dense"};
+
+static void floor_json(FILE *out, const struct sfc_bench_floor *f)
+{
+    fprintf(out,
+            "{\"ms\": %.3f, \"gemm_ms\": %.3f, \"bytes_ms\": %.3f, \"gflops\": %.1f, "
+            "\"read_gb_s\": %.1f, \"update_gb_s\": %.1f}",
+            f->ms, f->gemm_ms, f->bytes_ms, f->gflops, f->read_gb_s, f->update_gb_s);
+}
+
+void sfc_bench_head_json(FILE *out, const struct sfc_bench_head_options *o,
+                         const struct sfc_bench_head_result *r)
+{
+    fprintf(
+        out,
+        "{\"step_ms\": %.3f, \"best_ms\": %.3f, \"steps\": %llu, \"phases_ms\": {\"plan\": %.3f, "
+        "\"logits\": %.3f, \"gradient\": %.3f, \"commit\": %.3f}, \"floor_ms\": %.3f, ",
+        r->step_ms, r->best_ms, (unsigned long long)r->steps, r->plan_ms, r->logits_ms,
+        r->gradient_ms, r->commit_ms, r->floor.ms);
+    fprintf(out, "\"floor\": ");
+    floor_json(out, &r->floor);
+    fprintf(out, ", \"floor_before\": ");
+    floor_json(out, &r->before);
+    fprintf(out, ", \"floor_after\": ");
+    floor_json(out, &r->after);
+    fprintf(out, ", \"quiet\": %s, \"exact_ms\": %.3f, \"init_ms\": %.1f, ",
+            sfc_bench_head_quiet(r) ? "true" : "false", r->exact_ms, r->init_ms);
+    fprintf(
+        out,
+        "\"classes\": %llu, \"sampled\": %llu, \"batch\": %u, \"micro_batch\": %u, "
+        "\"dim\": %u, \"block_size\": %u, \"dtype\": \"%s\", \"gemm\": \"%s\", "
+        "\"momentum_mode\": \"%s\", \"backend\": \"%s\", \"threads\": %u, \"numerics\": \"%s\", "
+        "\"peak_rss_bytes\": %llu, \"state_bytes\": %llu}\n",
+        (unsigned long long)o->classes, (unsigned long long)r->sampled, o->batch, o->micro_batch,
+        o->dim, r->block_size, number_formats[o->dtype], number_formats[r->half_products],
+        momentum_modes[o->momentum_mode], o->backend, o->threads, r->numerics,
+        (unsigned long long)r->peak_rss_bytes, (unsigned long long)r->state_bytes);
+}
+
+static void floor_table(FILE *out, const struct sfc_bench_head_result *r)
+{
+    const struct sfc_bench_floor *f = &r->floor;
+    fprintf(out, "floor     %8.2f ms (before %.2f, after %.2f); the step is %.2f x\n", f->ms,
+            r->before.ms, r->after.ms, r->step_ms / f->ms);
+    fprintf(out, "  products%8.2f at %.0f GFLOP/s\n", f->gemm_ms, f->gflops);
+    fprintf(out, "  bytes   %8.2f at %.1f GB/s read, %.1f GB/s updated\n", f->bytes_ms,
+            f->read_gb_s, f->update_gb_s);
+    if (!sfc_bench_head_quiet(r))
+        fprintf(out,
+                "          the two floors differ by more than 5 %%: the machine was not quiet, "
+                "measure again\n");
+}
+
+void sfc_bench_head_table(FILE *out, const struct sfc_bench_head_options *o,
+                          const struct sfc_bench_head_result *r)
+{
+    fprintf(out,
+            "%llu classes x %u %s, products of %s, %llu sampled, batch %u in micro-batches of %u, "
+            "momentum %s, "
+            "%u threads\n",
+            (unsigned long long)o->classes, o->dim, number_formats[o->dtype],
+            number_formats[r->half_products], (unsigned long long)r->sampled, o->batch,
+            o->micro_batch, momentum_modes[o->momentum_mode], o->threads);
+    fprintf(out, "numerics  %s\n", r->numerics);
+    fprintf(out, "step      %8.2f ms (median of %llu; best %.2f)\n", r->step_ms,
+            (unsigned long long)r->steps, r->best_ms);
+    fprintf(out, "  plan    %8.2f\n  logits  %8.2f\n  gradient%8.2f\n  commit  %8.2f\n", r->plan_ms,
+            r->logits_ms, r->gradient_ms, r->commit_ms);
+    if (r->floor.ms > 0)
+        floor_table(out, r);
+    if (r->exact_ms > 0)
+        fprintf(out, "exact sums%8.2f ms, %.1f %% of the step\n", r->exact_ms,
+                100 * r->exact_ms / r->step_ms);
+    fprintf(out, "state     %8.1f MB, %.0f bytes per class; peak memory %.1f MB; made in %.0f ms\n",
+            (double)r->state_bytes * 1e-6, (double)r->state_bytes / (double)o->classes,
+            (double)r->peak_rss_bytes * 1e-6, r->init_ms);
+}
