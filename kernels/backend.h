@@ -53,6 +53,7 @@ enum sfc_correction { SFC_CORRECTION_NONE, SFC_CORRECTION_LOGQ };
 enum sfc_optimizer { SFC_OPTIMIZER_SGD, SFC_OPTIMIZER_ADAMW };
 enum sfc_momentum_mode { SFC_MOMENTUM_SAMPLED, SFC_MOMENTUM_DENSE };
 enum sfc_dtype { SFC_DTYPE_F32, SFC_DTYPE_BF16 };
+enum sfc_rounding { SFC_ROUNDING_STOCHASTIC, SFC_ROUNDING_NEAREST };
 /* LAST_STEP (mode dense): per row the step after which its values and momentum are stored, as a
  * number in f32. */
 enum sfc_block_part { SFC_PART_VALUES, SFC_PART_MOMENTUM, SFC_PART_LAST_STEP };
@@ -77,10 +78,15 @@ struct sfc_head_config {
     double momentum;
     double weight_decay;
     double init_std;      /* W ~ N(0, init_std), keyed by (seed, class, column) */
-    enum sfc_dtype dtype; /* of W and momentum; bf16 is rounded stochastically by the update */
+    enum sfc_dtype dtype; /* of W and momentum */
     enum sfc_dtype gemm;  /* of the products' operands; sums are f32. A backend that has no bf16
                              products  computes in f32 and says so in its numerics class. */
-    uint64_t steps;       /* mode dense: last step of the run, 1..2^24 (room for its history) */
+    /* Of bf16 state by the update. Stochastic (kernels/rng/rounding.h) keeps the mean. Nearest
+     * (ties to even) is there to compare with: it loses updates that are small against what they
+     * change.
+     */
+    enum sfc_rounding rounding;
+    uint64_t steps; /* mode dense: last step of the run, 1..2^24 (room for its history) */
 };
 
 #define SFC_MAX_DIM 8192u

@@ -70,6 +70,7 @@ static struct sfc_head_config config_of(const struct sfc_bench_head_options *o)
         .init_std = 0.01,
         .dtype = o->dtype,
         .gemm = o->gemm,
+        .rounding = o->rounding,
         .momentum_mode = o->momentum_mode,
         .steps = (o->requests ? MAX_DEMAND : (uint64_t)o->steps) + WARM_UP + WARM_UP_AGAIN,
     };

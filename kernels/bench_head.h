@@ -13,6 +13,7 @@ struct sfc_bench_head_options {
     uint32_t sample_ppm, batch, micro_batch, dim, block_size;
     uint32_t steps; /* timed, after those that warm up; at least 1 */
     enum sfc_dtype dtype, gemm;
+    enum sfc_rounding rounding;
     enum sfc_momentum_mode momentum_mode;
     bool exact; /* time the exact sums alone as well (cpu) */
     /* NULL, or a directory that exists: the initial W and what the first two steps took and gave

@@ -1,6 +1,7 @@
 #include "kernels/bench_head.h"
 
 static const char *const number_formats[] = {"f32", "bf16"};
+static const char *const roundings[] = {"stochastic", "nearest"};
 static const char *const momentum_modes[] = {"sampled", "dense"};
 
 static void floor_json(FILE *out, const struct sfc_bench_floor *f)
@@ -28,16 +29,17 @@ void sfc_bench_head_json(FILE *out, const struct sfc_bench_head_options *o,
     floor_json(out, &r->after);
     fprintf(out, ", \"quiet\": %s, \"exact_ms\": %.3f, \"init_ms\": %.1f, ",
             sfc_bench_head_quiet(r) ? "true" : "false", r->exact_ms, r->init_ms);
-    fprintf(
-        out,
-        "\"classes\": %llu, \"sampled\": %llu, \"batch\": %u, \"micro_batch\": %u, "
-        "\"dim\": %u, \"block_size\": %u, \"dtype\": \"%s\", \"gemm\": \"%s\", "
-        "\"momentum_mode\": \"%s\", \"backend\": \"%s\", \"threads\": %u, \"numerics\": \"%s\", "
-        "\"peak_rss_bytes\": %llu, \"state_bytes\": %llu}\n",
-        (unsigned long long)o->classes, (unsigned long long)r->sampled, o->batch, o->micro_batch,
-        o->dim, r->block_size, number_formats[o->dtype], number_formats[r->half_products],
-        momentum_modes[o->momentum_mode], o->backend, o->threads, r->numerics,
-        (unsigned long long)r->peak_rss_bytes, (unsigned long long)r->state_bytes);
+    fprintf(out,
+            "\"classes\": %llu, \"sampled\": %llu, \"batch\": %u, \"micro_batch\": %u, "
+            "\"dim\": %u, \"block_size\": %u, \"dtype\": \"%s\", \"gemm\": \"%s\", "
+            "\"rounding\": \"%s\", \"momentum_mode\": \"%s\", \"backend\": \"%s\", "
+            "\"threads\": %u, \"numerics\": \"%s\", "
+            "\"peak_rss_bytes\": %llu, \"state_bytes\": %llu}\n",
+            (unsigned long long)o->classes, (unsigned long long)r->sampled, o->batch,
+            o->micro_batch, o->dim, r->block_size, number_formats[o->dtype],
+            number_formats[r->half_products], roundings[o->rounding],
+            momentum_modes[o->momentum_mode], o->backend, o->threads, r->numerics,
+            (unsigned long long)r->peak_rss_bytes, (unsigned long long)r->state_bytes);
 }
 
 static void floor_table(FILE *out, const struct sfc_bench_head_result *r)

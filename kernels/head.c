@@ -87,6 +87,8 @@ static int check_choices(const struct sfc_head_config *c, struct sfc_error *err)
         rc = check_integer("dtype", (uint64_t)c->dtype, 0, SFC_DTYPE_BF16, err);
     if (!rc)
         rc = check_integer("gemm", (uint64_t)c->gemm, 0, SFC_DTYPE_BF16, err);
+    if (!rc)
+        rc = check_integer("rounding", (uint64_t)c->rounding, 0, SFC_ROUNDING_NEAREST, err);
     if (!rc && c->optimizer == SFC_OPTIMIZER_ADAMW && c->momentum_mode == SFC_MOMENTUM_DENSE)
         rc = sfc_fail(err, SFC_EINVAL, "head: AdamW has no dense momentum mode");
     if (!rc && c->momentum_mode == SFC_MOMENTUM_DENSE)

@@ -13,6 +13,7 @@ const char *const sfc_run_corrections[] = {"none", "logq", NULL};
 const char *const sfc_run_optimizers[] = {"sgd", "adamw", NULL};
 const char *const sfc_run_momentum_modes[] = {"sampled", "dense", NULL};
 const char *const sfc_run_dtypes[] = {"f32", "bf16", NULL};
+const char *const sfc_run_roundings[] = {"stochastic", "nearest", NULL};
 
 int sfc_run_choice(const char *const *choices, const char *text)
 {
@@ -95,7 +96,8 @@ static int check_class_layer(const Shardfc__V1__RunConfig *c, struct sfc_error *
     code =
         code != SFC_OK ? code : check_choice("correction", c->correction, sfc_run_corrections, err);
     code = code != SFC_OK ? code : check_choice("dtype", c->dtype, sfc_run_dtypes, err);
-    return code != SFC_OK ? code : check_choice("gemm", c->gemm, sfc_run_dtypes, err);
+    code = code != SFC_OK ? code : check_choice("gemm", c->gemm, sfc_run_dtypes, err);
+    return code != SFC_OK ? code : check_choice("rounding", c->rounding, sfc_run_roundings, err);
 }
 
 static int check_optimizer(const Shardfc__V1__RunConfig *c, struct sfc_error *err)

@@ -14,6 +14,7 @@ extern const char *const sfc_run_corrections[];    /* none, logq */
 extern const char *const sfc_run_optimizers[];     /* sgd, adamw */
 extern const char *const sfc_run_momentum_modes[]; /* sampled, dense */
 extern const char *const sfc_run_dtypes[];         /* f32, bf16 */
+extern const char *const sfc_run_roundings[];      /* stochastic, nearest */
 /* Index of text in choices, -1 when it is none of them. */
 int sfc_run_choice(const char *const *choices, const char *text);
 

@@ -457,6 +457,7 @@ struct sfc_store sfc_cpu_store(const struct sfc_cpu_head *head, const struct sfc
         .last = head->last ? head->last + block->store : NULL,
         .lag = head->lag,
         .now = (uint32_t)head->base.step,
+        .nearest = head->config.rounding == SFC_ROUNDING_NEAREST,
         .seed = head->config.seed,
         .first_class = block->id * head->config.block_size,
         .scratch = worker->row,

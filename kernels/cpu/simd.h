@@ -15,7 +15,7 @@
 
 /* How a block store holds its numbers:
  * F32    w and m in f32
- * BF16   w (high) and m (half_m) in bf16, rounded stochastically by updates
+ * BF16   w (high) and m (half_m) in bf16, rounded by updates
  * SPLIT  w as high, the nearest bf16 (ties away from zero), which products read, and low, the rest
  *        of the integer bits, exact together; m in f32 */
 enum sfc_store_format { SFC_STORE_F32, SFC_STORE_BF16, SFC_STORE_SPLIT };
@@ -29,6 +29,7 @@ struct sfc_store {
     uint32_t *last;
     const struct sfc_lag *lag;
     uint32_t now;         /* the step in work */
+    bool nearest;         /* BF16: updates round to the nearest instead of stochastically */
     uint64_t seed;        /* of the rounding */
     uint64_t first_class; /* of row 0 */
     float *scratch;       /* BF16, SPLIT: [2, pitch] for updates */

@@ -1,7 +1,7 @@
 /* The loops over 16-bit formats of kernels/cpu/simd.h, compiled once per instruction set. */
 #include "kernels/cpu/simd_vec.h"
 
-#include "kernels/rng/philox.h"
+#include "kernels/rng/rounding.h"
 
 typedef uint32_t uvec __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t hvec __attribute__((vector_size(32), aligned(2), may_alias));
@@ -82,22 +82,8 @@ INLINE vec join(hvec high, hvec low)
     return (vec)((ivec)(__builtin_convertvector(high, uvec) << 16) + rest);
 }
 
-/* ---- random bits for stochastic rounding */
-
-struct key {
-    uint32_t add, xor;
-};
-
-INLINE struct key key_of(const struct sfc_store *block, uint32_t row)
-{
-    struct sfc_philox words =
-        sfc_random(block->seed, SFC_STREAM_ROUNDING, block->now, block->first_class + row);
-    return (struct key){words.v[0], words.v[1]};
-}
-
-/* 32 bits for each of the columns k .. k + 15: a bijective mixer of the column under the row's key
- * (two multiplications and three shifts, the constants of MurmurHash3's finaliser). */
-INLINE uvec mix(struct key key, size_t k)
+/* sfc_rounding_word of the columns k .. k + 15. */
+INLINE uvec mix(struct sfc_rounding_key key, size_t k)
 {
     const uvec lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     uvec h = (lanes + (uint32_t)k) * 0x9e3779b9u + key.add;
@@ -217,22 +203,29 @@ INLINE double fetch_row(const struct sfc_store *block, enum sfc_store_format for
     return total(sum[0] + sum[1]);
 }
 
+/* Stores columns k .. k + n - 1 of a row; key: of the random bits, NULL rounds bf16 to the nearest.
+ */
 INLINE void put_row(const struct sfc_store *block, enum sfc_store_format format, size_t at,
-                    size_t n, vec w, vec m, uvec random)
+                    size_t k, size_t n, vec w, vec m, const struct sfc_rounding_key *key)
 {
+    at += k;
     if (format == SFC_STORE_SPLIT) {
         store_half(block->high + at, split_high(w), n);
         store_half(block->low + at, split_low(w), n);
         store_some(block->m + at, m, n);
+    } else if (!key) {
+        store_half(block->high + at, nearest(w), n);
+        store_half(block->half_m + at, nearest(m), n);
     } else {
+        uvec random = mix(*key, k);
         store_half(block->high + at, stochastic(w, random & 0xffff), n);
         store_half(block->half_m + at, stochastic(m, random >> 16), n);
     }
 }
 
-INLINE void update_one(const struct sfc_store *block, enum sfc_store_format format, uint32_t row,
-                       uint32_t next, size_t dim, size_t pitch, const float *dw, float inverse_norm,
-                       const struct sfc_update *u)
+INLINE void update_one(const struct sfc_store *block, enum sfc_store_format format, bool rounds,
+                       uint32_t row, uint32_t next, size_t dim, size_t pitch, const float *dw,
+                       float inverse_norm, const struct sfc_update *u)
 {
     size_t at = (size_t)row * dim;
     const struct sfc_lag *lag = lag_of(block, row);
@@ -240,13 +233,13 @@ INLINE void update_one(const struct sfc_store *block, enum sfc_store_format form
                        : fetch_row(block, format, at, (size_t)next * dim, NULL, dim, pitch, dw);
     float a = u->gradient_scale * inverse_norm;
     float b = (float)(along * inverse_norm * inverse_norm);
-    struct key key = {0, 0};
-    if (format == SFC_STORE_BF16)
-        key = key_of(block, row);
+    struct sfc_rounding_key key = {0, 0};
+    if (rounds)
+        key = sfc_rounding_key(block->seed, block->now, block->first_class + row);
     for (size_t k = 0; k < dim; k += LANES) {
         vec w = load(block->scratch + k), m = load(block->scratch + pitch + k);
         step(&w, &m, splat(a) * (load(dw + k) - splat(b) * w), u);
-        put_row(block, format, at + k, dim - k, w, m, mix(key, k));
+        put_row(block, format, at, k, dim - k, w, m, rounds ? &key : NULL);
     }
     if (block->last)
         block->last[row] = block->now;
@@ -260,9 +253,14 @@ static void update(const struct sfc_store *block, const uint32_t *rows, size_t n
         uint32_t next = rows[i + AHEAD / 2 < n ? i + AHEAD / 2 : n - 1];
         const float *g = dw + i * pitch;
         if (block->format == SFC_STORE_SPLIT)
-            update_one(block, SFC_STORE_SPLIT, rows[i], next, dim, pitch, g, inverse_norm[i], u);
+            update_one(block, SFC_STORE_SPLIT, false, rows[i], next, dim, pitch, g, inverse_norm[i],
+                       u);
+        else if (block->nearest)
+            update_one(block, SFC_STORE_BF16, false, rows[i], next, dim, pitch, g, inverse_norm[i],
+                       u);
         else
-            update_one(block, SFC_STORE_BF16, rows[i], next, dim, pitch, g, inverse_norm[i], u);
+            update_one(block, SFC_STORE_BF16, true, rows[i], next, dim, pitch, g, inverse_norm[i],
+                       u);
     }
 }
 

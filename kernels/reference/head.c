@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "kernels/rng/philox.h"
+#include "kernels/rng/rounding.h"
 #include "kernels/rng/sample.h"
 
 #define PI            3.14159265358979323846
@@ -126,19 +127,13 @@ static bool allocate(struct ref_head *h, const struct sfc_head_config *c, size_t
            h->product && h->is_positive && h->positives && h->sample_scratch;
 }
 
-/* To the nearest bf16, ties to even. */
-static float round_bf16(float value)
+/* As bf16 state holds it; f32 state is kept in double. */
+static double stored(const struct sfc_head_config *c, float value)
 {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    bits = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
-    memcpy(&value, &bits, sizeof bits);
-    return value;
+    return c->dtype == SFC_DTYPE_BF16 ? sfc_bf16_nearest(value) : value;
 }
 
-/* W ~ N(0, init_std), keyed by (class, column); rounded to the dtype so that every backend starts
- * from the same state. From there on the state and all products are exact here, whatever dtype and
- * gemm are. */
+/* W ~ N(0, init_std), keyed by (class, column). */
 static void init_block(struct ref_head *h, const struct sfc_head_config *c,
                        const struct ref_block *b)
 {
@@ -148,8 +143,7 @@ static void init_block(struct ref_head *h, const struct sfc_head_config *c,
             float normal[4];
             sfc_normal4(sfc_random(c->seed, SFC_STREAM_CLASS_INIT, b->first_class + i, k / 4),
                         normal);
-            float value = (float)c->init_std * normal[k % 4];
-            w[k] = c->dtype == SFC_DTYPE_BF16 ? round_bf16(value) : value;
+            w[k] = stored(c, (float)c->init_std * normal[k % 4]);
         }
     }
 }
@@ -233,7 +227,7 @@ int sfc_ref_head_write(struct sfc_head *head, size_t index, enum sfc_block_part 
     }
     double *to = part_of(head, index, part) + offset;
     for (uint64_t k = 0; k < count; k++) {
-        to[k] = values[k];
+        to[k] = stored(&head->config, values[k]);
     }
     return SFC_OK;
 }
@@ -474,6 +468,21 @@ int sfc_ref_head_gradient(struct sfc_head *head, struct sfc_head_gradient_item *
     return SFC_OK;
 }
 
+/* An updated row, to bf16 where the state is. */
+static void round_row(const struct ref_head *h, uint64_t class, double *w, double *m)
+{
+    const struct sfc_head_config *c = &h->base.config;
+    struct sfc_rounding_key key = sfc_rounding_key(c->seed, h->base.step, class);
+    for (uint32_t k = 0; k < c->dim; k++) {
+        uint32_t word = sfc_rounding_word(key, k);
+        bool nearest = c->rounding == SFC_ROUNDING_NEAREST;
+        w[k] = nearest ? sfc_bf16_nearest((float)w[k])
+                       : sfc_bf16_stochastic((float)w[k], (uint16_t)word);
+        m[k] = nearest ? sfc_bf16_nearest((float)m[k])
+                       : sfc_bf16_stochastic((float)m[k], (uint16_t)(word >> 16));
+    }
+}
+
 static void update_class(struct ref_head *h, const struct ref_block *b, uint32_t s,
                          const uint32_t *slots, double lr)
 {
@@ -494,6 +503,9 @@ static void update_class(struct ref_head *h, const struct ref_block *b, uint32_t
         double dw = (h->product[k] - h->unit_w[k] * along) * inverse;
         m[k] = c->momentum * m[k] + dw + c->weight_decay * w[k];
         w[k] -= lr * m[k];
+    }
+    if (c->dtype == SFC_DTYPE_BF16) {
+        round_row(h, b->first_class + h->sample[b->sample_at + s], w, m);
     }
 }
 

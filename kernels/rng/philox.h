@@ -17,7 +17,7 @@ enum sfc_stream {
     SFC_STREAM_PERMUTATION, /* counter (epoch, round, half) */
     SFC_STREAM_AUGMENT,     /* counter (epoch, sample, draw) */
     SFC_STREAM_SYNTHETIC,   /* counter (what, index, column / 4) */
-    SFC_STREAM_ROUNDING,    /* counter (step, row, tensor) */
+    SFC_STREAM_ROUNDING,    /* counter (step, class): kernels/rng/rounding.h */
 };
 
 struct sfc_philox {

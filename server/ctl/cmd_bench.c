@@ -14,7 +14,7 @@ struct bench_options {
     bool json, exact, on_demand;
     uint64_t classes, batch, micro_batch, dim, block_size, steps, threads;
     double sample_rate;
-    int dtype, gemm, momentum_mode;
+    int dtype, gemm, rounding, momentum_mode;
 };
 
 #define AT(field) offsetof(struct bench_options, field)
@@ -90,6 +90,12 @@ static const struct sfc_option table[] = {
      .choices = sfc_run_dtypes,
      .fallback = "f32",
      .help = "number format of the products"},
+    {.name = "rounding",
+     .type = SFC_OPTION_ENUM,
+     .offset = AT(rounding),
+     .choices = sfc_run_roundings,
+     .fallback = "stochastic",
+     .help = "of bf16 storage"},
     {.name = "momentum-mode",
      .type = SFC_OPTION_ENUM,
      .offset = AT(momentum_mode),
@@ -150,6 +156,7 @@ static int run(const struct bench_options *o, struct sfc_error *err)
         .steps = (uint32_t)o->steps,
         .dtype = (enum sfc_dtype)o->dtype,
         .gemm = (enum sfc_dtype)o->gemm,
+        .rounding = (enum sfc_rounding)o->rounding,
         .momentum_mode = (enum sfc_momentum_mode)o->momentum_mode,
         .exact = o->exact,
         .dump = o->dump,

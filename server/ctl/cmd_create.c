@@ -21,6 +21,7 @@ static const char *const corrections[] = {"none", "logq", NULL};
 static const char *const momentum_modes[] = {"sampled", "dense", NULL};
 static const char *const optimizers[] = {"sgd", "adamw", NULL};
 static const char *const dtypes[] = {"f32", "bf16", NULL};
+static const char *const roundings[] = {"stochastic", "nearest", NULL};
 static const char *const gemms[] = {"auto", "f32", "bf16", NULL};
 
 struct create_options {
@@ -28,7 +29,7 @@ struct create_options {
     bool json, session, skip_broken, mixed;
     uint64_t classes, samples, dim, global_batch, micro_batch, steps, block_size, seed;
     double sample_rate, scale, momentum, weight_decay, lr, epochs, clip;
-    int margin_grad, correction, momentum_mode, optimizer, dtype, gemm;
+    int margin_grad, correction, momentum_mode, optimizer, dtype, gemm, rounding;
 };
 
 #define AT(field) offsetof(struct create_options, field)
@@ -195,6 +196,13 @@ static const struct sfc_option table[] = {
      .choices = gemms,
      .fallback = "auto",
      .help = "number format that the products read; auto: that of --dtype"},
+    {.name = "rounding",
+     .type = SFC_OPTION_ENUM,
+     .offset = AT(rounding),
+     .choices = roundings,
+     .fallback = "stochastic",
+     .help = "of bf16 class centres and momentum; nearest, there to compare with, loses updates "
+             "that are small against what they change, as late ones are"},
     {.name = "backbone",
      .type = SFC_OPTION_STRING,
      .offset = AT(backbone),
@@ -487,6 +495,7 @@ static void use_numbers(const struct create_options *o, struct built *b)
     c->correction = (char *)(uintptr_t)corrections[o->correction];
     c->dtype = (char *)(uintptr_t)dtypes[o->dtype];
     c->gemm = o->gemm > 0 ? (char *)(uintptr_t)gemms[o->gemm] : c->dtype;
+    c->rounding = (char *)(uintptr_t)roundings[o->rounding];
     c->init_std = CLASS_INIT_STD;
     c->optimizer = (char *)(uintptr_t)optimizers[o->optimizer];
     c->momentum_mode = (char *)(uintptr_t)momentum_modes[o->momentum_mode];

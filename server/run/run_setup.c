@@ -23,7 +23,7 @@ static int choose(const char *field, const char *const *choices, const char *tex
 static int head_options(struct sfc_head_config *head, const Shardfc__V1__RunConfig *c,
                         struct sfc_error *err)
 {
-    int grad = 0, correction = 0, dtype = 0, gemm = 0, optimizer = 0, mode = 0;
+    int grad = 0, correction = 0, dtype = 0, gemm = 0, optimizer = 0, mode = 0, rounding = 0;
     int code = choose("margin_grad", sfc_run_margin_grads, c->margin_grad, &grad, err);
     if (code == SFC_OK)
         code = choose("correction", sfc_run_corrections, c->correction, &correction, err);
@@ -31,6 +31,8 @@ static int head_options(struct sfc_head_config *head, const Shardfc__V1__RunConf
         code = choose("dtype", sfc_run_dtypes, c->dtype, &dtype, err);
     if (code == SFC_OK)
         code = choose("gemm", sfc_run_dtypes, c->gemm, &gemm, err);
+    if (code == SFC_OK)
+        code = choose("rounding", sfc_run_roundings, c->rounding, &rounding, err);
     if (code == SFC_OK)
         code = choose("optimizer", sfc_run_optimizers, c->optimizer, &optimizer, err);
     if (code == SFC_OK)
@@ -41,6 +43,7 @@ static int head_options(struct sfc_head_config *head, const Shardfc__V1__RunConf
     head->correction = (enum sfc_correction)correction;
     head->dtype = (enum sfc_dtype)dtype;
     head->gemm = (enum sfc_dtype)gemm;
+    head->rounding = (enum sfc_rounding)rounding;
     head->optimizer = (enum sfc_optimizer)optimizer;
     head->momentum_mode = (enum sfc_momentum_mode)mode;
     return SFC_OK;

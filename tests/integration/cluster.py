@@ -390,8 +390,8 @@ def run_config(**fields):
     samples = fields.pop("samples", 2000)
     config = dict(name="test", seed=1, classes=1000, dim=32, block_size=1024, sample_ppm=100000,
                   margin_m1=1.0, margin_m2=0.0, margin_m3=0.4, scale=32.0, margin_grad="exact",
-                  correction="none", dtype="f32", gemm="f32", init_std=0.01, optimizer="sgd",
-                  momentum_mode="sampled", momentum=0.9, weight_decay=5e-4, lr=0.1, warmup_steps=5,
+                  correction="none", dtype="f32", gemm="f32", rounding="stochastic", init_std=0.01,
+                  optimizer="sgd", momentum_mode="sampled", momentum=0.9, weight_decay=5e-4, lr=0.1, warmup_steps=5,
                   lr_power=1.0, lr_end=0.0, clip=5.0, steps=20, global_batch=32, micro_batch=8,
                   backbone="none", dense_block_size=65536,
                   data=pb.DataSet(kind=pb.DataSet.SYNTHETIC, samples=samples))

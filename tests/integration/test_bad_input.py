@@ -417,7 +417,7 @@ def test_runs():
                 (dict(margin_m2=inf), "margin_m2"), (dict(margin_m3=-1e9), "margin_m3"), (dict(scale=0), "scale"),
                 (dict(scale=81), "scale"), (dict(scale=nan), "scale"), (dict(has_filter=True, filter=2), "filter"),
                 (dict(margin_grad="maybe"), "margin_grad"), (dict(correction="all"), "correction"),
-                (dict(dtype="f8"), "dtype"), (dict(gemm="f8"), "gemm"), (dict(init_std=nan), "init_std"), (dict(init_std=-1), "init_std"),
+                (dict(dtype="f8"), "dtype"), (dict(gemm="f8"), "gemm"), (dict(rounding=""), "rounding"), (dict(init_std=nan), "init_std"), (dict(init_std=-1), "init_std"),
                 (dict(optimizer="lion"), "optimizer"), (dict(momentum_mode=""), "momentum_mode"),
                 (dict(optimizer="adamw", momentum_mode="dense"), "adamw"), (dict(momentum=1.5), "momentum"),
                 (dict(momentum=nan), "momentum"), (dict(weight_decay=-1), "weight_decay"), (dict(lr=inf), "lr"),

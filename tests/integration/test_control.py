@@ -80,7 +80,7 @@ def impossible_flags():
             (("--schedule", "cosine"), "--schedule"), (("--schedule", "poly:-1"), "--schedule"),
             (("--schedule", "poly:1:nan"), "--schedule"), (("--global-batch", "0"), "--global-batch"),
             (("--global-batch", "48"), "--micro-batch"), (("--micro-batch", "0"), "--micro-batch"),
-            (("--epochs", "2"), "--epochs"), (("--dtype", "f8"), "--dtype"),
+            (("--epochs", "2"), "--epochs"), (("--dtype", "f8"), "--dtype"), (("--rounding", "up"), "--rounding"),
             (("--backbone", "resnet9000"), "--backbone"), (("--augment", "1,2"), "--augment"),
             (("--filter", "2"), "--filter"), (("--filter", "nan"), "--filter"),
             (("--momentum-mode", "never"), "--momentum-mode"), (("--optimizer", "lion"), "--optimizer"),

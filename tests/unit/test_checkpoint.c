@@ -53,6 +53,7 @@ static int set_up(void **state)
     f->config.correction = "none";
     f->config.dtype = "f32";
     f->config.gemm = "f32";
+    f->config.rounding = "stochastic";
     f->config.optimizer = "sgd";
     f->config.momentum_mode = "sampled";
     f->config.steps = 10;

@@ -474,6 +474,9 @@ static void bad_configurations_are_refused(void **state)
     c.dtype = SFC_DTYPE_BF16 + 1;
     assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL);
     c = standard;
+    c.rounding = SFC_ROUNDING_NEAREST + 1;
+    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL);
+    c = standard;
     c.gemm = SFC_DTYPE_BF16 + 1;
     assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL);
     c = standard;

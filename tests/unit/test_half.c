@@ -12,6 +12,7 @@
 
 #include "kernels/cpu/simd.h"
 #include "kernels/rng/philox.h"
+#include "kernels/rng/rounding.h"
 #include "tests/lib/head_rig.h"
 
 #define LEVELS 3
@@ -174,6 +175,30 @@ static void rounding_belongs_to_the_row(void **state)
     free(all), free(some), free(later);
 }
 
+/* Both roundings are the scalar ones of kernels/rng/rounding.h; nearest leaves w where it was. */
+static void rounding_is_what_it_says(void **state)
+{
+    (void)state;
+    const struct sfc_update u = {0, 0x1p-7f, 0.9f, 0}; /* no product here needs rounding twice */
+    const float m1 = 0.9f * 0.25f, w1 = 1 - 0x1p-7f * m1;
+    for (size_t l = 0; l < LEVELS; l++)
+        for (int nearest = 0; nearest < 2; nearest++) {
+            struct rounding *r = rounding_new(1, 0.25f, 77);
+            r->store.nearest = nearest;
+            level(l)->update(&r->store, r->rows, ROWS, DIM, PITCH, r->dw, r->inverse, &u);
+            for (uint32_t i = 0; i < ROWS * DIM; i++) {
+                uint32_t word =
+                    sfc_rounding_word(sfc_rounding_key(11, 77, 1000 + i / DIM), i % DIM);
+                float w = sfc_bf16_stochastic(w1, (uint16_t)word);
+                float m = sfc_bf16_stochastic(m1, (uint16_t)(word >> 16));
+                assert_int_equal(bits_of(from_half(r->w[i])), bits_of(nearest ? 1 : w));
+                assert_int_equal(bits_of(from_half(r->m[i])),
+                                 bits_of(nearest ? sfc_bf16_nearest(m1) : m));
+            }
+            free(r);
+        }
+}
+
 /* ---- logits and softmax */
 
 static void fixed_cosines(void **state)
@@ -238,7 +263,7 @@ static void exact_inputs_agree_with_the_reference(void **state)
 {
     (void)state;
     for (size_t f = 0; f < FORMATS; f++)
-        for (int kind = 0; kind < 4; kind++) {
+        for (int kind = 0; kind < 8; kind++) {
             struct sfc_head_config c = rig_config(500, 64, 128, 24, 6);
             size_t size = (size_t)c.classes * c.dim, rows = (size_t)c.batch * c.dim;
             struct rig ref, rig;
@@ -252,7 +277,8 @@ static void exact_inputs_agree_with_the_reference(void **state)
             c.dtype = formats[f].dtype;
             c.gemm = formats[f].gemm;
             c.momentum_mode = kind % 2 ? SFC_MOMENTUM_DENSE : SFC_MOMENTUM_SAMPLED;
-            c.correction = kind / 2 ? SFC_CORRECTION_LOGQ : SFC_CORRECTION_NONE;
+            c.rounding = kind / 4 ? SFC_ROUNDING_NEAREST : SFC_ROUNDING_STOCHASTIC;
+            c.correction = kind / 2 % 2 ? SFC_CORRECTION_LOGQ : SFC_CORRECTION_NONE;
             rig_open(&ref, (struct rig_setup){"reference", 1, 1, 1, false}, &c);
             rig_open(&rig, (struct rig_setup){"cpu", 2, 2, 2, true}, &c);
             rig_step_init(&a, &c);
@@ -378,6 +404,7 @@ int main(void)
         cmocka_unit_test(nearest_is_nearest_even),
         cmocka_unit_test(rounding_is_unbiased),
         cmocka_unit_test(rounding_belongs_to_the_row),
+        cmocka_unit_test(rounding_is_what_it_says),
         cmocka_unit_test(fixed_cosines),
         cmocka_unit_test(exact_inputs_agree_with_the_reference),
         cmocka_unit_test(training_ends_where_f32_ends),

@@ -107,6 +107,7 @@ static Shardfc__V1__RunConfig good(void)
     c.correction = "none";
     c.dtype = "f32";
     c.gemm = "f32";
+    c.rounding = "stochastic";
     c.init_std = 0.01;
     c.optimizer = "sgd";
     c.momentum_mode = "sampled";
@@ -163,6 +164,7 @@ static void test_run_config(void **state)
     REFUSED(c.margin_grad = "none", "margin_grad");
     REFUSED(c.dtype = "f16", "dtype");
     REFUSED(c.gemm = "", "gemm");
+    REFUSED(c.rounding = "up", "rounding");
     REFUSED((c.momentum_mode = "dense", c.optimizer = "adamw"), "momentum_mode dense");
     REFUSED((c.momentum_mode = "dense", c.steps = (1u << 24) + 1), "steps");
     REFUSED(c.optimizer = "", "optimizer");
