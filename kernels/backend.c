@@ -78,3 +78,44 @@ int sfc_blocks_check(const char *what, const uint64_t *blocks, size_t count, uin
     }
     return SFC_OK;
 }
+
+bool sfc_has_part(enum sfc_optimizer optimizer, bool last_step, enum sfc_block_part part)
+{
+    switch (part) {
+    case SFC_PART_VALUES:
+    case SFC_PART_MOMENTUM:
+        return true;
+    case SFC_PART_LAST_STEP:
+        return last_step;
+    case SFC_PART_SECOND_MOMENT:
+        return optimizer == SFC_OPTIMIZER_ADAMW;
+    }
+    return false;
+}
+
+int sfc_values_check(const char *what, uint64_t block, enum sfc_block_part part, uint64_t offset,
+                     uint64_t count, const float *values, struct sfc_error *err)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        if (!isfinite(values[i]))
+            return sfc_fail(err, SFC_EINVAL, "%s: element %llu written to block %llu is not finite",
+                            what, (unsigned long long)(offset + i), (unsigned long long)block);
+        if (part == SFC_PART_SECOND_MOMENT && values[i] < 0)
+            return sfc_fail(err, SFC_EINVAL,
+                            "%s: second moment %llu written to block %llu is below 0", what,
+                            (unsigned long long)(offset + i), (unsigned long long)block);
+    }
+    return SFC_OK;
+}
+
+int sfc_adamw_check(const char *what, double beta1, double beta2, double epsilon,
+                    struct sfc_error *err)
+{
+    if (!(beta1 >= 0 && beta1 < 1))
+        return sfc_fail(err, SFC_EINVAL, "%s: beta1 %g is not within 0..1", what, beta1);
+    if (!(beta2 >= 0 && beta2 < 1))
+        return sfc_fail(err, SFC_EINVAL, "%s: beta2 %g is not within 0..1", what, beta2);
+    if (!(epsilon >= 1e-30 && epsilon <= 1))
+        return sfc_fail(err, SFC_EINVAL, "%s: epsilon %g is not within 1e-30..1", what, epsilon);
+    return SFC_OK;
+}

@@ -20,8 +20,13 @@
  *   dw = (dw^ - w^ (w^ . dw^)) / |w|
  *   correction logq: z += -log(inclusion probability of the class) for sampled negatives
  *
- * Sample: see kernels/rng/sample.h. Update (SGD, sampled rows): g = dw + weight_decay * w;
- * m = momentum * m + g; w = w - lr * m. Mode sampled: rows not sampled are untouched. Mode dense:
+ * Sample: see kernels/rng/sample.h. Update of sampled rows:
+ *   SGD: g = dw + weight_decay * w; m = momentum * m + g; w = w - lr * m
+ *   AdamW (Loshchilov and Hutter, 2019): m = beta1 * m + (1 - beta1) * dw;
+ *     v = beta2 * v + (1 - beta2) * dw^2; m^ = m / (1 - beta1^t); v^ = v / (1 - beta2^t);
+ *     w = w - lr * (m^ / (sqrt(v^) + epsilon) + weight_decay * w)
+ * t is the step of the run, for a row that has seen few of them too and past skipped steps.
+ * Mode sampled (AdamW has no other): rows not sampled are untouched. Mode dense:
  * rows not sampled take the same step with dw = 0; the blocks hold such rows as they were after the
  * last step that had them in its sample, with the number of that step, and the missed steps are one
  * linear map (kernels/lag.h) applied wherever the row is used. Only a commit writes the result
@@ -32,7 +37,7 @@
  *   inputs): not of neighbours, thread count, tiles, or how micro-batches are grouped into calls.
  * - Contributions that cross blocks are exact integers (kernels/exact_sum.h), so any placement
  *   of blocks on shards gives the same bits after the integer sum.
- * - Nothing in W or momentum changes before sfc_head_commit.
+ * - Nothing in W or its moments changes before sfc_head_commit.
  *
  * Threads: objects of one backend are used by one thread at a time; a backend runs its own threads
  * inside. Errors are status codes (proto/base/status.h); out parameters are written on success
@@ -54,9 +59,14 @@ enum sfc_optimizer { SFC_OPTIMIZER_SGD, SFC_OPTIMIZER_ADAMW };
 enum sfc_momentum_mode { SFC_MOMENTUM_SAMPLED, SFC_MOMENTUM_DENSE };
 enum sfc_dtype { SFC_DTYPE_F32, SFC_DTYPE_BF16 };
 enum sfc_rounding { SFC_ROUNDING_STOCHASTIC, SFC_ROUNDING_NEAREST };
-/* LAST_STEP (mode dense): per row the step after which its values and momentum are stored, as a
- * number in f32. */
-enum sfc_block_part { SFC_PART_VALUES, SFC_PART_MOMENTUM, SFC_PART_LAST_STEP };
+/* MOMENTUM: of AdamW the first moment. LAST_STEP (mode dense): per row the step after which its
+ * values and momentum are stored, as a number in f32. SECOND_MOMENT: of AdamW, at least 0. */
+enum sfc_block_part {
+    SFC_PART_VALUES,
+    SFC_PART_MOMENTUM,
+    SFC_PART_LAST_STEP,
+    SFC_PART_SECOND_MOMENT
+};
 
 struct sfc_head_config {
     uint64_t seed;
@@ -75,10 +85,11 @@ struct sfc_head_config {
     enum sfc_correction correction;
     enum sfc_optimizer optimizer;
     enum sfc_momentum_mode momentum_mode;
-    double momentum;
+    double momentum;              /* of SGD */
+    double beta1, beta2, epsilon; /* of AdamW */
     double weight_decay;
     double init_std;      /* W ~ N(0, init_std), keyed by (seed, class, column) */
-    enum sfc_dtype dtype; /* of W and momentum */
+    enum sfc_dtype dtype; /* of W and its moments */
     enum sfc_dtype gemm;  /* of the products' operands; sums are f32. A backend that has no bf16
                              products  computes in f32 and says so in its numerics class. */
     /* Of bf16 state by the update. Stochastic (kernels/rng/rounding.h) keeps the mean. Nearest
@@ -92,7 +103,7 @@ struct sfc_head_config {
 #define SFC_MAX_DIM 8192u
 
 struct sfc_memory {
-    uint64_t state_bytes;   /* W, momentum, per-row words */
+    uint64_t state_bytes;   /* W, its moments, per-row words */
     uint64_t step_bytes;    /* samples, kept logits, features, answers of all slots */
     uint64_t scratch_bytes; /* tiles and accumulators */
 };
@@ -229,7 +240,9 @@ struct sfc_dense_config {
     uint32_t micro_batches;                   /* per step */
     const struct sfc_dense_segment *segments; /* borrowed during sfc_dense_new only */
     size_t segment_count;
-    double momentum;
+    enum sfc_optimizer optimizer;
+    double momentum;              /* of SGD */
+    double beta1, beta2, epsilon; /* of AdamW */
     double weight_decay;
     double statistic_momentum; /* 0.1: running = 0.9 * running + 0.1 * mean over micro-batches */
 };
@@ -260,9 +273,10 @@ struct sfc_dense_sum {
     bool finite;           /* every summed gradient and averaged statistic is finite */
 };
 /* Adds the slices of slots[0..micro_batches) in this order (f32) and reports each block:
- * out [number of blocks]. Nothing in the state changes. */
-int sfc_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct sfc_dense_sum *out,
-                      struct sfc_error *err);
+ * out [number of blocks]. Nothing in the state changes. step (>= 1) and lr are those of the update
+ * that may follow. */
+int sfc_dense_prepare(struct sfc_dense *dense, uint64_t step, double lr, const uint32_t *slots,
+                      struct sfc_dense_sum *out, struct sfc_error *err);
 /* The sums of the last prepare or load, [sfc_dense_length]: with them and the arguments of the
  * commit the step can be done again. SFC_ESTATE: there are none. */
 int sfc_dense_sums(struct sfc_dense *dense, float *out, struct sfc_error *err);
@@ -275,8 +289,8 @@ int sfc_dense_load(struct sfc_dense *dense, uint64_t step, const float *sums,
  */
 int sfc_dense_set_block_step(struct sfc_dense *dense, uint64_t block, uint64_t step,
                              struct sfc_error *err);
-/* Applies the sums of the last prepare or load: g = clip_scale * sum + weight_decay * w (no decay
- * for WEIGHT_NO_DECAY), m = momentum * m + g, w -= lr * m; statistics are averaged. */
+/* Applies the sums of the last prepare or load: the optimiser as for class centres with
+ * dw = clip_scale * sum, no decay for WEIGHT_NO_DECAY; statistics are averaged. */
 int sfc_dense_commit(struct sfc_dense *dense, double clip_scale, double lr, struct sfc_error *err);
 
 #endif

@@ -3,7 +3,7 @@
  * computes only: it may rely on
  * - a configuration that passed sfc_head_check, block ids that are ascending and in range;
  * - blocks addressed by their index in head->blocks, parts that the configuration has, ranges
- *   inside the block, last steps that are integers 0..config.steps;
+ *   inside the block, last steps that are integers 0..config.steps, second moments >= 0;
  * - mode dense: head->done is the planned step - 1 in every pass;
  * - gradients: dx of all items of a call, or of none;
  * - labels in range or SFC_LABEL_NONE; finite features; slots and micro-batches in range, each slot
@@ -110,7 +110,8 @@ struct sfc_dense {
     uint64_t *block_step; /* [block_count] set by the caller, else 0 */
     bool *pushed;         /* [slots] */
     bool prepared;
-    uint64_t step; /* of the sums: UINT64_MAX for those of a prepare */
+    uint64_t step; /* of the sums */
+    bool loaded;   /* they come from a load */
 };
 
 int sfc_backend_cpu_open(unsigned threads, struct sfc_backend **out, struct sfc_error *err);
@@ -131,8 +132,17 @@ static inline bool sfc_head_left_out(const struct sfc_head *head, size_t index, 
 /* The same for a commit of the present sums. */
 static inline bool sfc_dense_left_out(const struct sfc_dense *dense, size_t index)
 {
-    return dense->block_step[index] >= dense->step;
+    return dense->loaded && dense->block_step[index] >= dense->step;
 }
+
+/* Whether a run with this optimiser has a part; LAST_STEP is for momentum mode dense alone. */
+bool sfc_has_part(enum sfc_optimizer optimizer, bool last_step, enum sfc_block_part part);
+/* Values that may be written to a part: finite, second moments at least 0. what as above. */
+int sfc_values_check(const char *what, uint64_t block, enum sfc_block_part part, uint64_t offset,
+                     uint64_t count, const float *values, struct sfc_error *err);
+/* beta1, beta2 and epsilon of AdamW within bounds (beta < 1, epsilon > 0). */
+int sfc_adamw_check(const char *what, double beta1, double beta2, double epsilon,
+                    struct sfc_error *err);
 
 /* Blocks of a dense configuration, and the floats of one. */
 uint64_t sfc_dense_block_count(const struct sfc_dense_config *config);

@@ -64,6 +64,10 @@ static int check_config(const struct sfc_dense_config *c, const uint64_t *blocks
         return sfc_fail(err, SFC_EINVAL, "dense: statistic_momentum %g is outside 0..1",
                         c->statistic_momentum);
     int rc = check_segments(c, err);
+    if (!rc && (unsigned)c->optimizer > SFC_OPTIMIZER_ADAMW)
+        rc = sfc_fail(err, SFC_EINVAL, "dense: unknown optimizer %d", (int)c->optimizer);
+    if (!rc && c->optimizer == SFC_OPTIMIZER_ADAMW)
+        rc = sfc_adamw_check("dense", c->beta1, c->beta2, c->epsilon, err);
     return rc ? rc : sfc_blocks_check("dense", blocks, count, sfc_dense_block_count(c), err);
 }
 
@@ -142,7 +146,7 @@ static int find_range(const struct sfc_dense *dense, uint64_t block, enum sfc_bl
     if (at == dense->block_count)
         return sfc_fail(err, SFC_ENOTFOUND, "dense: block %llu is not held here",
                         (unsigned long long)block);
-    if (part != SFC_PART_VALUES && part != SFC_PART_MOMENTUM)
+    if (!sfc_has_part(dense->config.optimizer, false, part))
         return sfc_fail(err, SFC_EINVAL, "dense: block %llu has no part %d",
                         (unsigned long long)block, (int)part);
     uint64_t size = sfc_dense_block_length(&dense->config, block);
@@ -168,14 +172,10 @@ int sfc_dense_write(struct sfc_dense *dense, uint64_t block, enum sfc_block_part
 {
     size_t index = 0;
     int rc = find_range(dense, block, part, offset, count, &index, err);
-    if (rc)
-        return rc;
-    for (uint64_t i = 0; i < count; i++)
-        if (!isfinite(values[i]))
-            return sfc_fail(err, SFC_EINVAL,
-                            "dense: float %llu written to block %llu is not finite",
-                            (unsigned long long)(offset + i), (unsigned long long)block);
-    return dense->backend->ops->dense_write(dense, index, part, offset, count, values, err);
+    if (!rc)
+        rc = sfc_values_check("dense", block, part, offset, count, values, err);
+    return rc ? rc
+              : dense->backend->ops->dense_write(dense, index, part, offset, count, values, err);
 }
 
 uint64_t sfc_dense_length(const struct sfc_dense *dense)
@@ -200,10 +200,13 @@ int sfc_dense_pull(struct sfc_dense *dense, float *out, struct sfc_error *err)
     return dense->backend->ops->dense_pull(dense, out, err);
 }
 
-int sfc_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct sfc_dense_sum *out,
-                      struct sfc_error *err)
+int sfc_dense_prepare(struct sfc_dense *dense, uint64_t step, double lr, const uint32_t *slots,
+                      struct sfc_dense_sum *out, struct sfc_error *err)
 {
     dense->prepared = false;
+    if (step < 1 || !isfinite((float)lr) || lr < 0)
+        return sfc_fail(err, SFC_EINVAL, "dense: step %llu and learning rate %g must be >= 1 and 0",
+                        (unsigned long long)step, lr);
     for (uint32_t j = 0; j < dense->config.micro_batches; j++) {
         if (slots[j] >= dense->config.slots)
             return sfc_fail(err, SFC_EINVAL, "dense: slot %u is not below %u", slots[j],
@@ -216,7 +219,8 @@ int sfc_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct sfc
     }
     int rc = dense->backend->ops->dense_prepare(dense, slots, out, err);
     dense->prepared = rc == SFC_OK;
-    dense->step = UINT64_MAX;
+    dense->step = step;
+    dense->loaded = false;
     return rc;
 }
 
@@ -237,6 +241,7 @@ int sfc_dense_load(struct sfc_dense *dense, uint64_t step, const float *sums, st
     int rc = dense->backend->ops->dense_load(dense, sums, err);
     dense->prepared = rc == SFC_OK;
     dense->step = step;
+    dense->loaded = true;
     return rc;
 }
 
@@ -255,7 +260,7 @@ int sfc_dense_commit(struct sfc_dense *dense, double clip_scale, double lr, stru
 {
     if (!dense->prepared)
         return sfc_fail(err, SFC_ESTATE, "dense: commit without a prepare");
-    if (!isfinite(lr) || lr < 0 || !isfinite(clip_scale) || clip_scale < 0)
+    if (!isfinite((float)lr) || lr < 0 || !isfinite(clip_scale) || clip_scale < 0)
         return sfc_fail(err, SFC_EINVAL, "dense: clip scale %g and learning rate %g must be >= 0",
                         clip_scale, lr);
     int rc = dense->backend->ops->dense_commit(dense, clip_scale, lr, err);

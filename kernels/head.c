@@ -91,6 +91,8 @@ static int check_choices(const struct sfc_head_config *c, struct sfc_error *err)
         rc = check_integer("rounding", (uint64_t)c->rounding, 0, SFC_ROUNDING_NEAREST, err);
     if (!rc && c->optimizer == SFC_OPTIMIZER_ADAMW && c->momentum_mode == SFC_MOMENTUM_DENSE)
         rc = sfc_fail(err, SFC_EINVAL, "head: AdamW has no dense momentum mode");
+    if (!rc && c->optimizer == SFC_OPTIMIZER_ADAMW)
+        rc = sfc_adamw_check("head", c->beta1, c->beta2, c->epsilon, err);
     if (!rc && c->momentum_mode == SFC_MOMENTUM_DENSE)
         rc = check_integer("steps (of momentum mode dense)", c->steps, 1, SFC_LAG_MAX_STEPS, err);
     return rc;
@@ -219,8 +221,7 @@ static int find_range(const struct sfc_head *head, uint64_t block, enum sfc_bloc
     if (at == head->block_count)
         return sfc_fail(err, SFC_ENOTFOUND, "head: block %llu is not held here",
                         (unsigned long long)block);
-    if (part != SFC_PART_VALUES && part != SFC_PART_MOMENTUM &&
-        !(part == SFC_PART_LAST_STEP && is_dense(&head->config)))
+    if (!sfc_has_part(head->config.optimizer, is_dense(&head->config), part))
         return sfc_fail(err, SFC_EINVAL, "head: block %llu has no part %d",
                         (unsigned long long)block, (int)part);
     uint64_t size = sfc_head_block_rows(&head->config, block);
@@ -249,11 +250,9 @@ int sfc_head_write(struct sfc_head *head, uint64_t block, enum sfc_block_part pa
     int rc = find_range(head, block, part, offset, count, &index, err);
     if (rc)
         return rc;
-    for (uint64_t i = 0; i < count; i++)
-        if (!isfinite(values[i]))
-            return sfc_fail(err, SFC_EINVAL,
-                            "head: element %llu written to block %llu is not finite",
-                            (unsigned long long)(offset + i), (unsigned long long)block);
+    rc = sfc_values_check("head", block, part, offset, count, values, err);
+    if (rc)
+        return rc;
     for (uint64_t i = 0; part == SFC_PART_LAST_STEP && i < count; i++)
         if (values[i] < 0 || values[i] > (float)head->config.steps ||
             values[i] != floorf(values[i]))

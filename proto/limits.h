@@ -40,6 +40,10 @@
 #define SFC_LIMIT_MICRO_BATCHES  4096u        /* per step */
 #define SFC_LIMIT_STEPS          (1ull << 40)
 #define SFC_LIMIT_DENSE_STEPS    (1u << 24) /* of momentum mode dense: kernels/lag.h */
+#define SFC_LIMIT_BETA1          0.9999
+#define SFC_LIMIT_BETA2          0.99999
+#define SFC_LIMIT_EPSILON_MIN    1e-12        /* with adamw */
+#define SFC_LIMIT_EPSILON_MAX    1.0
 #define SFC_LIMIT_SAMPLES        (1ull << 48)
 #define SFC_LIMIT_SIDE           4096u        /* width and height of an image */
 #define SFC_LIMIT_CHANNELS       4u

@@ -110,6 +110,9 @@ static int check_optimizer(const Shardfc__V1__RunConfig *c, struct sfc_error *er
     };
     const struct real real[] = {
         {"momentum", c->momentum, 0, 0.99999},
+        {"beta1", c->beta1, 0, SFC_LIMIT_BETA1},
+        {"beta2", c->beta2, 0, SFC_LIMIT_BETA2},
+        {"epsilon", c->epsilon, 0, SFC_LIMIT_EPSILON_MAX},
         {"weight_decay", c->weight_decay, 0, 1e3},
         {"lr", c->lr, 0, 1e6},
         {"lr_power", c->lr_power, 0, 100},
@@ -125,20 +128,20 @@ static int check_optimizer(const Shardfc__V1__RunConfig *c, struct sfc_error *er
     if (code != SFC_OK) {
         return code;
     }
-    if (strcmp(c->optimizer, "adamw") == 0 && strcmp(c->momentum_mode, "dense") == 0) {
-        return sfc_fail(err, SFC_EINVAL,
-                        "optimizer adamw does not go with momentum_mode dense: use sgd or sampled");
-    }
     if (strcmp(c->momentum_mode, "dense") == 0) {
         if (strcmp(c->optimizer, "adamw") == 0) {
             return sfc_fail(err, SFC_EINVAL,
-                            "momentum_mode dense needs optimizer sgd: AdamW has no closed form for "
+                            "momentum_mode dense needs optimizer sgd: adamw has no closed form for "
                             "rows without a gradient");
         }
         if (c->steps > SFC_LIMIT_DENSE_STEPS) {
             return sfc_fail(err, SFC_EINVAL, "steps is %" PRIu64 ", momentum_mode dense allows %u",
                             c->steps, SFC_LIMIT_DENSE_STEPS);
         }
+    }
+    if (strcmp(c->optimizer, "adamw") == 0 && c->epsilon < SFC_LIMIT_EPSILON_MIN) {
+        return sfc_fail(err, SFC_EINVAL, "epsilon is %g, adamw allows %g to %g", c->epsilon,
+                        SFC_LIMIT_EPSILON_MIN, SFC_LIMIT_EPSILON_MAX);
     }
     if (c->global_batch % c->micro_batch != 0) {
         return sfc_fail(err, SFC_EINVAL, "global_batch %u is not a multiple of micro_batch %u",

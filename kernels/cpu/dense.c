@@ -3,9 +3,11 @@
  * another; they are worked on in parallel. */
 #include "kernels/cpu/cpu.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/adamw.h"
 #include "kernels/cpu/pool.h"
 #include "kernels/rng/philox.h"
 
@@ -27,6 +29,7 @@ struct cpu_dense {
     struct piece *pieces;
     float *values;   /* [length] */
     float *momentum; /* [length] */
+    float *second;   /* [length] AdamW: second moments; else NULL */
     float *sum;      /* [length] of the last prepare: gradients added, statistics averaged */
     float *slices;   /* [slots, length] */
 };
@@ -77,6 +80,11 @@ static uint64_t total_length(const struct sfc_dense_config *config, const uint64
     return length;
 }
 
+static bool is_adamw(const struct sfc_dense_config *config)
+{
+    return config->optimizer == SFC_OPTIMIZER_ADAMW;
+}
+
 int sfc_cpu_dense_memory(const struct sfc_backend *backend, const struct sfc_dense_config *config,
                          const uint64_t *blocks, size_t count, struct sfc_memory *out,
                          struct sfc_error *err)
@@ -86,7 +94,7 @@ int sfc_cpu_dense_memory(const struct sfc_backend *backend, const struct sfc_den
     uint64_t length = total_length(config, blocks, count);
     size_t pieces = cut_pieces(config, blocks, count, NULL, NULL);
     *out = (struct sfc_memory){
-        .state_bytes = 2 * length * sizeof(float),
+        .state_bytes = (is_adamw(config) ? 3 : 2) * length * sizeof(float),
         .step_bytes = ((uint64_t)config->slots + 1) * length * sizeof(float),
         .scratch_bytes = sizeof(struct cpu_dense) + pieces * sizeof(struct piece) +
                          (count + 1) * (sizeof(uint64_t) + sizeof(size_t)),
@@ -126,6 +134,7 @@ static void free_vectors(struct cpu_dense *d)
     free(d->pieces);
     free(d->values);
     free(d->momentum);
+    free(d->second);
     free(d->sum);
     free(d->slices);
     free(d);
@@ -148,10 +157,13 @@ int sfc_cpu_dense_new(struct sfc_backend *backend, const struct sfc_dense_config
     d->pieces = calloc(pieces, sizeof *d->pieces);
     d->values = calloc(length, sizeof *d->values);
     d->momentum = calloc(length, sizeof *d->momentum);
+    if (is_adamw(config)) {
+        d->second = calloc(length, sizeof *d->second);
+    }
     d->sum = calloc(length, sizeof *d->sum);
     d->slices = calloc((size_t)config->slots * length, sizeof *d->slices);
-    if (!d->block_at || !d->first_piece || !d->pieces || !d->values || !d->momentum || !d->sum ||
-        !d->slices) {
+    if ((is_adamw(config) && !d->second) || !d->block_at || !d->first_piece || !d->pieces ||
+        !d->values || !d->momentum || !d->sum || !d->slices) {
         free_vectors(d);
         return sfc_fail(err, SFC_ENOMEM, "dense: out of memory for %llu floats and %u slots",
                         (unsigned long long)length, config->slots);
@@ -172,7 +184,10 @@ void sfc_cpu_dense_free(struct sfc_dense *dense)
 
 static float *part_of(struct cpu_dense *d, size_t index, enum sfc_block_part part)
 {
-    return (part == SFC_PART_VALUES ? d->values : d->momentum) + d->block_at[index];
+    return (part == SFC_PART_VALUES          ? d->values
+            : part == SFC_PART_SECOND_MOMENT ? d->second
+                                             : d->momentum) +
+           d->block_at[index];
 }
 
 int sfc_cpu_dense_read(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
@@ -328,10 +343,44 @@ static void update_weights(float *restrict w, float *restrict m, const float *re
     }
 }
 
+static void adamw_weights(float *restrict w, float *restrict m, float *restrict v,
+                          const float *restrict sum, uint64_t n, float clip, struct sfc_adamw a)
+{
+    for (uint64_t k = 0; k < n; k++) {
+        float g = clip * sum[k];
+        m[k] = a.keep1 * m[k] + a.take1 * g;
+        v[k] = a.keep2 * v[k] + a.take2 * (g * g);
+        w[k] -= a.rate * m[k] / (a.root * sqrtf(v[k]) + a.epsilon) + a.decay * w[k];
+    }
+}
+
 struct commit_call {
     struct cpu_dense *dense;
     double clip_scale, lr;
+    struct sfc_adamw adamw;
 };
+
+static void update_piece(const struct commit_call *call, const struct piece *piece)
+{
+    struct cpu_dense *d = call->dense;
+    const struct sfc_dense_config *c = &d->base.config;
+    bool decays = piece->role == SFC_DENSE_WEIGHT;
+    float *w = d->values + piece->at, *m = d->momentum + piece->at;
+    const float *sum = d->sum + piece->at;
+    if (is_adamw(c)) {
+        struct sfc_adamw a = call->adamw;
+        a.decay = decays ? a.decay : 0;
+        adamw_weights(w, m, d->second + piece->at, sum, piece->length, (float)call->clip_scale, a);
+        return;
+    }
+    struct update u = {
+        .clip = (float)call->clip_scale,
+        .decay = decays ? (float)c->weight_decay : 0,
+        .momentum = (float)c->momentum,
+        .lr = (float)call->lr,
+    };
+    update_weights(w, m, sum, piece->length, u);
+}
 
 static void commit_block(void *arg, size_t index, unsigned worker)
 {
@@ -343,19 +392,11 @@ static void commit_block(void *arg, size_t index, unsigned worker)
         return;
     for (size_t p = d->first_piece[index]; p < d->first_piece[index + 1]; p++) {
         const struct piece *piece = &d->pieces[p];
-        float *w = d->values + piece->at;
-        const float *sum = d->sum + piece->at;
-        if (piece->role == SFC_DENSE_STATISTIC) {
-            update_statistics(w, sum, piece->length, (float)c->statistic_momentum);
-            continue;
-        }
-        struct update u = {
-            .clip = (float)call->clip_scale,
-            .decay = piece->role == SFC_DENSE_WEIGHT ? (float)c->weight_decay : 0,
-            .momentum = (float)c->momentum,
-            .lr = (float)call->lr,
-        };
-        update_weights(w, d->momentum + piece->at, sum, piece->length, u);
+        if (piece->role == SFC_DENSE_STATISTIC)
+            update_statistics(d->values + piece->at, d->sum + piece->at, piece->length,
+                              (float)c->statistic_momentum);
+        else
+            update_piece(call, piece);
     }
 }
 
@@ -363,7 +404,12 @@ int sfc_cpu_dense_commit(struct sfc_dense *dense, double clip_scale, double lr,
                          struct sfc_error *err)
 {
     (void)err;
-    struct commit_call call = {(struct cpu_dense *)dense, clip_scale, lr};
+    const struct sfc_dense_config *c = &dense->config;
+    struct commit_call call = {
+        .dense = (struct cpu_dense *)dense, .clip_scale = clip_scale, .lr = lr};
+    if (is_adamw(c)) {
+        call.adamw = sfc_adamw_at(c->beta1, c->beta2, c->epsilon, c->weight_decay, lr, dense->step);
+    }
     sfc_cpu_pool_run(((struct sfc_cpu *)dense->backend)->pool, commit_block, &call,
                      dense->block_count);
     return SFC_OK;

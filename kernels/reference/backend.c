@@ -17,7 +17,6 @@ static const struct sfc_backend_ops ref_ops = {
     .name = "reference",
     .close = ref_close,
     .numerics = ref_numerics,
-    .head_check = sfc_ref_head_check,
     .head_memory = sfc_ref_head_memory,
     .head_new = sfc_ref_head_new,
     .head_free = sfc_ref_head_free,

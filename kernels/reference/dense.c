@@ -10,6 +10,7 @@ struct ref_dense {
     struct sfc_dense base;
     uint64_t length;
     double *value, *momentum, *sum; /* [length] */
+    double *second;                 /* [length] AdamW: second moments; else NULL */
     float *slices;                  /* [slots, length] */
 };
 
@@ -33,6 +34,11 @@ static const struct sfc_dense_segment *segment_of(const struct sfc_dense_config 
     return &config->segments[s];
 }
 
+static bool is_adamw(const struct sfc_dense_config *config)
+{
+    return config->optimizer == SFC_OPTIMIZER_ADAMW;
+}
+
 int sfc_ref_dense_memory(const struct sfc_backend *backend, const struct sfc_dense_config *config,
                          const uint64_t *blocks, size_t count, struct sfc_memory *out,
                          struct sfc_error *err)
@@ -41,7 +47,7 @@ int sfc_ref_dense_memory(const struct sfc_backend *backend, const struct sfc_den
     (void)err;
     uint64_t length = local_length(config, blocks, count);
     *out = (struct sfc_memory){
-        .state_bytes = 2 * length * sizeof(double),
+        .state_bytes = (is_adamw(config) ? 3 : 2) * length * sizeof(double),
         .step_bytes = length * sizeof(double) + config->slots * length * sizeof(float),
         .scratch_bytes = sizeof(struct ref_dense),
     };
@@ -52,6 +58,7 @@ static void free_all(struct ref_dense *d)
 {
     free(d->value);
     free(d->momentum);
+    free(d->second);
     free(d->sum);
     free(d->slices);
     free(d);
@@ -72,7 +79,10 @@ int sfc_ref_dense_new(struct sfc_backend *backend, const struct sfc_dense_config
     d->momentum = calloc(length, sizeof *d->momentum);
     d->sum = calloc(length, sizeof *d->sum);
     d->slices = calloc(config->slots * length, sizeof *d->slices);
-    if (!d->value || !d->momentum || !d->sum || !d->slices) {
+    if (is_adamw(config)) {
+        d->second = calloc(length, sizeof *d->second);
+    }
+    if ((is_adamw(config) && !d->second) || !d->value || !d->momentum || !d->sum || !d->slices) {
         free_all(d);
         return sfc_fail(err, SFC_ENOMEM, "dense: out of memory for %llu floats and %u slots",
                         (unsigned long long)length, config->slots);
@@ -102,7 +112,10 @@ static double *part_of(struct sfc_dense *dense, size_t index, enum sfc_block_par
 {
     struct ref_dense *d = (struct ref_dense *)dense;
     uint64_t at = local_length(&dense->config, dense->blocks, index);
-    return (part == SFC_PART_VALUES ? d->value : d->momentum) + at;
+    return (part == SFC_PART_VALUES          ? d->value
+            : part == SFC_PART_SECOND_MOMENT ? d->second
+                                             : d->momentum) +
+           at;
 }
 
 int sfc_ref_dense_read(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
@@ -203,8 +216,16 @@ static void update(struct ref_dense *d, uint64_t at, enum sfc_dense_role role, d
         *w = (1 - c->statistic_momentum) * *w + c->statistic_momentum * d->sum[at];
         return;
     }
-    double g = clip * d->sum[at] + (role == SFC_DENSE_WEIGHT ? c->weight_decay * *w : 0);
-    *m = c->momentum * *m + g;
+    double decay = role == SFC_DENSE_WEIGHT ? c->weight_decay : 0;
+    if (is_adamw(c)) {
+        double t = (double)d->base.step, g = clip * d->sum[at], *v = &d->second[at];
+        *m = c->beta1 * *m + (1 - c->beta1) * g;
+        *v = c->beta2 * *v + (1 - c->beta2) * g * g;
+        double first = *m / (1 - pow(c->beta1, t)), second = *v / (1 - pow(c->beta2, t));
+        *w -= lr * (first / (sqrt(second) + c->epsilon) + decay * *w);
+        return;
+    }
+    *m = c->momentum * *m + clip * d->sum[at] + decay * *w;
     *w -= lr * *m;
 }
 

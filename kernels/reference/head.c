@@ -33,6 +33,7 @@ struct ref_head {
     struct ref_block *blocks;
     uint64_t capacity;        /* most classes that a sample can have */
     double *w, *m;            /* [rows, dim] */
+    double *v;                /* [rows, dim] AdamW: second moments; else NULL */
     uint32_t *sample;         /* [capacity] rows inside their block */
     double *x;                /* [slots, micro_batch, dim] unit rows */
     bool *zero;               /* [slots, micro_batch] feature without direction */
@@ -43,14 +44,9 @@ struct ref_head {
     void *sample_scratch;
 };
 
-int sfc_ref_head_check(const struct sfc_backend *backend, const struct sfc_head_config *config,
-                       struct sfc_error *err)
+static bool is_adamw(const struct sfc_head_config *config)
 {
-    (void)backend;
-    if (config->optimizer != SFC_OPTIMIZER_SGD) {
-        return sfc_fail(err, SFC_EUNSUPPORTED, "the reference backend has SGD only");
-    }
-    return SFC_OK;
+    return config->optimizer == SFC_OPTIMIZER_ADAMW;
 }
 
 struct sizes {
@@ -79,7 +75,7 @@ int sfc_ref_head_memory(const struct sfc_backend *backend, const struct sfc_head
     struct sizes s = sizes_of(config, blocks, count);
     uint64_t kept = (uint64_t)config->slots * config->micro_batch;
     *out = (struct sfc_memory){
-        .state_bytes = 2 * s.rows * config->dim * sizeof(double),
+        .state_bytes = (is_adamw(config) ? 3 : 2) * s.rows * config->dim * sizeof(double),
         .step_bytes =
             s.capacity * sizeof(uint32_t) + kept * (config->dim * sizeof(double) + sizeof(bool) +
                                                     s.capacity * sizeof(struct logit)),
@@ -95,6 +91,7 @@ static void free_all(struct ref_head *h)
     free(h->blocks);
     free(h->w);
     free(h->m);
+    free(h->v);
     free(h->sample);
     free(h->x);
     free(h->zero);
@@ -114,6 +111,9 @@ static bool allocate(struct ref_head *h, const struct sfc_head_config *c, size_t
     h->blocks = calloc(count, sizeof *h->blocks);
     h->w = calloc(s.rows * c->dim, sizeof *h->w);
     h->m = calloc(s.rows * c->dim, sizeof *h->m);
+    if (is_adamw(c)) {
+        h->v = calloc(s.rows * c->dim, sizeof *h->v);
+    }
     h->sample = calloc(s.capacity, sizeof *h->sample);
     h->x = calloc(kept * c->dim, sizeof *h->x);
     h->zero = calloc(kept, sizeof *h->zero);
@@ -123,8 +123,9 @@ static bool allocate(struct ref_head *h, const struct sfc_head_config *c, size_t
     h->is_positive = calloc(c->block_size, sizeof *h->is_positive);
     h->positives = calloc(c->block_size, sizeof *h->positives);
     h->sample_scratch = aligned_alloc(64, (sfc_sample_scratch(c->block_size) + 63) / 64 * 64);
-    return h->blocks && h->w && h->m && h->sample && h->x && h->zero && h->logits && h->unit_w &&
-           h->product && h->is_positive && h->positives && h->sample_scratch;
+    return (h->v || !is_adamw(c)) && h->blocks && h->w && h->m && h->sample && h->x && h->zero &&
+           h->logits && h->unit_w && h->product && h->is_positive && h->positives &&
+           h->sample_scratch;
 }
 
 /* As bf16 state holds it; f32 state is kept in double. */
@@ -193,7 +194,8 @@ static float last_step(const struct sfc_head *head, size_t index)
 static double *part_of(struct sfc_head *head, size_t index, enum sfc_block_part part)
 {
     struct ref_head *h = (struct ref_head *)head;
-    return (part == SFC_PART_VALUES ? h->w : h->m) + h->blocks[index].row_at * head->config.dim;
+    double *from = part == SFC_PART_VALUES ? h->w : part == SFC_PART_SECOND_MOMENT ? h->v : h->m;
+    return from + h->blocks[index].row_at * head->config.dim;
 }
 
 int sfc_ref_head_read(struct sfc_head *head, size_t index, enum sfc_block_part part,
@@ -483,6 +485,16 @@ static void round_row(const struct ref_head *h, uint64_t class, double *w, doubl
     }
 }
 
+static void adamw(const struct sfc_head *head, double *w, double *m, double *v, double g, double lr)
+{
+    const struct sfc_head_config *c = &head->config;
+    double t = (double)head->step;
+    *m = c->beta1 * *m + (1 - c->beta1) * g;
+    *v = c->beta2 * *v + (1 - c->beta2) * g * g;
+    double first = *m / (1 - pow(c->beta1, t)), second = *v / (1 - pow(c->beta2, t));
+    *w -= lr * (first / (sqrt(second) + c->epsilon) + c->weight_decay * *w);
+}
+
 static void update_class(struct ref_head *h, const struct ref_block *b, uint32_t s,
                          const uint32_t *slots, double lr)
 {
@@ -501,6 +513,10 @@ static void update_class(struct ref_head *h, const struct ref_block *b, uint32_t
     double along = dot(h->unit_w, h->product, c->dim);
     for (uint32_t k = 0; k < c->dim; k++) {
         double dw = (h->product[k] - h->unit_w[k] * along) * inverse;
+        if (is_adamw(c)) {
+            adamw(&h->base, &w[k], &m[k], &h->v[at + k], dw, lr);
+            continue;
+        }
         m[k] = c->momentum * m[k] + dw + c->weight_decay * w[k];
         w[k] -= lr * m[k];
     }

@@ -7,8 +7,6 @@
 #include "kernels/backend_impl.h"
 
 /* kernels/reference/head.c */
-int sfc_ref_head_check(const struct sfc_backend *backend, const struct sfc_head_config *config,
-                       struct sfc_error *err);
 int sfc_ref_head_memory(const struct sfc_backend *backend, const struct sfc_head_config *config,
                         const uint64_t *blocks, size_t count, struct sfc_memory *out,
                         struct sfc_error *err);

@@ -177,7 +177,9 @@ void sfc_step_on_prepare(struct sfc_step_fsm *s, const struct sfc_step_event *e,
         s->prepared[j] = e->prepared[j].attempt;
     s->phase = SFC_STEP_PREPARING;
     s->prepare_token = e->token;
-    sfc_step_start(s, out, SFC_JOB_PREPARE, 0, e->step, 0)->slots = s->slots;
+    struct sfc_step_action *a = sfc_step_start(s, out, SFC_JOB_PREPARE, 0, e->step, 0);
+    a->slots = s->slots;
+    a->lr = sfc_step_plan_of(s, e->step)->lr;
 }
 
 void sfc_step_flush(struct sfc_step_fsm *s, struct sfc_step_actions *out)

@@ -112,7 +112,7 @@ enum sfc_job_kind {
     SFC_JOB_LOGITS, /* token (its payload), step, generation, slot, j */
     SFC_JOB_GRADIENT,
     SFC_JOB_DENSE,
-    SFC_JOB_PREPARE, /* slots [J] */
+    SFC_JOB_PREPARE, /* slots [J], lr */
     SFC_JOB_COMMIT,  /* slots [J], round, lr, clip_scale, apply (false: touch nothing) */
     SFC_JOB_PULL,    /* token */
 };

@@ -2,8 +2,10 @@
  *
  *   DIR/run.pb              the packed RunConfig
  *   DIR/class-NNNNNN.f32    block N of W: values [rows, dim], then momentum, little-endian f32; in
- *                           momentum mode dense then the last step of each row [rows]
- *   DIR/dense-NNNNNN.f32    block N of the backbone's parameter vector: values, then momentum
+ *                           momentum mode dense then the last step of each row [rows]; with adamw
+ *                           the momentum is the first moment, and then the second one
+ *   DIR/dense-NNNNNN.f32    block N of the backbone's parameter vector: values, momentum, with
+ *                           adamw second moments
  *   DIR/history-000000.f32  momentum mode dense: the learning rate of each step, negative: skipped
  *   DIR/manifest.json       step, digests and lengths of all files, the state digest
  *   DIR/manifest.xxh3       XXH3-128 of manifest.json in hex
@@ -28,7 +30,7 @@ struct sfc_checkpoint_writer;
 struct sfc_checkpoint;
 
 #define SFC_CHECKPOINT_KINDS 3 /* values of BlockKind */
-#define SFC_CHECKPOINT_PARTS 3 /* values of BlockPart */
+#define SFC_CHECKPOINT_PARTS 4 /* values of BlockPart */
 
 /* ---- writing: blocks in any order, each: begin, append every part in order, end. */
 
@@ -56,9 +58,8 @@ void sfc_checkpoint_close(struct sfc_checkpoint *checkpoint); /* NULL is fine */
 const Shardfc__V1__RunConfig *sfc_checkpoint_config(const struct sfc_checkpoint *checkpoint);
 uint64_t sfc_checkpoint_step(const struct sfc_checkpoint *checkpoint);
 const char *sfc_checkpoint_digest(const struct sfc_checkpoint *checkpoint);
-/* n: values of a block. They are elements [0, n) of its file, momentum [n, 2n), last steps the
- * rest.
- */
+/* n: values of a block. They are elements [0, n) of its file, momentum [n, 2n), last steps or
+ * second moments the rest. */
 uint64_t sfc_checkpoint_block_elements(const struct sfc_checkpoint *checkpoint,
                                        Shardfc__V1__BlockKind kind, uint64_t block);
 uint64_t sfc_checkpoint_block_count(const struct sfc_checkpoint *checkpoint,
@@ -78,6 +79,7 @@ uint64_t sfc_config_part_elements(const Shardfc__V1__RunConfig *config, uint64_t
                                   Shardfc__V1__BlockKind kind, uint64_t block,
                                   Shardfc__V1__BlockPart part);
 bool sfc_config_is_dense(const Shardfc__V1__RunConfig *config); /* momentum mode */
+bool sfc_config_is_adamw(const Shardfc__V1__RunConfig *config);
 uint64_t sfc_config_block_count(const Shardfc__V1__RunConfig *config, Shardfc__V1__BlockKind kind);
 uint64_t sfc_config_block_elements(const Shardfc__V1__RunConfig *config,
                                    Shardfc__V1__BlockKind kind, uint64_t block);

@@ -23,6 +23,16 @@ bool sfc_config_is_dense(const Shardfc__V1__RunConfig *config)
     return config->momentum_mode != NULL && strcmp(config->momentum_mode, "dense") == 0;
 }
 
+bool sfc_config_is_adamw(const Shardfc__V1__RunConfig *config)
+{
+    return config->optimizer != NULL && strcmp(config->optimizer, "adamw") == 0;
+}
+
+int sfc_checkpoint_version(const Shardfc__V1__RunConfig *config)
+{
+    return sfc_config_is_adamw(config) ? SFC_CHECKPOINT_VERSION_ADAMW : SFC_CHECKPOINT_VERSION;
+}
+
 static uint64_t units_of(const Shardfc__V1__RunConfig *config, Shardfc__V1__BlockKind kind)
 {
     return kind == SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK ? config->classes
@@ -63,6 +73,9 @@ uint64_t sfc_config_part_elements(const Shardfc__V1__RunConfig *config, uint64_t
     }
     if (part == SHARDFC__V1__BLOCK_PART__LAST_STEP) {
         return is_class && sfc_config_is_dense(config) ? block_units(config, kind, block) : 0;
+    }
+    if (part == SHARDFC__V1__BLOCK_PART__SECOND_MOMENT && !sfc_config_is_adamw(config)) {
+        return 0;
     }
     return block_units(config, kind, block) * (is_class ? config->dim : 1);
 }

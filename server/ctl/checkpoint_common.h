@@ -10,6 +10,11 @@
 
 #define SFC_CHECKPOINT_FORMAT  "shardfc-checkpoint"
 #define SFC_CHECKPOINT_VERSION 2
+/* With second moments, which readers of version 2 would take for damage. */
+#define SFC_CHECKPOINT_VERSION_ADAMW 3
+
+/* The version that a checkpoint of this run has. */
+int sfc_checkpoint_version(const Shardfc__V1__RunConfig *config);
 
 struct sfc_block_entry {
     uint64_t elements; /* of values */

@@ -111,10 +111,10 @@ static int read_header(struct sfc_checkpoint *c, json_t *root, const char **conf
         strlen(digest) != SFC_DIGEST_HEX - 1) {
         return sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: not a checkpoint manifest", c->dir);
     }
-    if (version != SFC_CHECKPOINT_VERSION) {
+    if (version != SFC_CHECKPOINT_VERSION && version != SFC_CHECKPOINT_VERSION_ADAMW) {
         return sfc_fail(err, SFC_EUNSUPPORTED,
-                        "%s: checkpoint version %d, this program reads version %d", c->dir, version,
-                        SFC_CHECKPOINT_VERSION);
+                        "%s: checkpoint version %d, this program reads versions %d and %d", c->dir,
+                        version, SFC_CHECKPOINT_VERSION, SFC_CHECKPOINT_VERSION_ADAMW);
     }
     c->step = (uint64_t)step;
     memcpy(c->digest, digest, SFC_DIGEST_HEX);

@@ -219,11 +219,12 @@ static int write_manifest(struct sfc_checkpoint_writer *w, const char *digest,
     if (files == NULL) {
         return SFC_EINTERNAL;
     }
-    json_t *root = json_pack(
-        "{s:s, s:i, s:I, s:s, s:s, s:I, s:i, s:s, s:s, s:o}", "format", SFC_CHECKPOINT_FORMAT,
-        "version", SFC_CHECKPOINT_VERSION, "step", (json_int_t)w->step, "digest", digest, "run",
-        w->config->name, "classes", (json_int_t)w->config->classes, "dim", (int)w->config->dim,
-        "backbone", w->config->backbone, "run_xxh3", config_hex, "files", files);
+    json_t *root =
+        json_pack("{s:s, s:i, s:I, s:s, s:s, s:I, s:i, s:s, s:s, s:o}", "format",
+                  SFC_CHECKPOINT_FORMAT, "version", sfc_checkpoint_version(w->config), "step",
+                  (json_int_t)w->step, "digest", digest, "run", w->config->name, "classes",
+                  (json_int_t)w->config->classes, "dim", (int)w->config->dim, "backbone",
+                  w->config->backbone, "run_xxh3", config_hex, "files", files);
     char *text = root == NULL ? NULL : json_dumps(root, JSON_INDENT(1));
     json_decref(root);
     if (text == NULL) {

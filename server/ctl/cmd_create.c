@@ -28,7 +28,7 @@ struct create_options {
     const char *scheduler, *run, *data, *margin, *filter, *schedule, *backbone, *augment;
     bool json, session, skip_broken, mixed;
     uint64_t classes, samples, dim, global_batch, micro_batch, steps, block_size, seed;
-    double sample_rate, scale, momentum, weight_decay, lr, epochs, clip;
+    double sample_rate, scale, momentum, beta1, beta2, epsilon, weight_decay, lr, epochs, clip;
     int margin_grad, correction, momentum_mode, optimizer, dtype, gemm, rounding;
 };
 
@@ -116,27 +116,50 @@ static const struct sfc_option table[] = {
      .offset = AT(optimizer),
      .choices = optimizers,
      .fallback = "sgd",
-     .help = "optimiser of the class layer"},
+     .help =
+         "optimiser of class layer and backbone; adamw wants other rates (insightface: --lr 1e-3 "
+         "--weight-decay 0.1)"},
     {.name = "momentum",
      .type = SFC_OPTION_DOUBLE,
      .offset = AT(momentum),
      .low = 0,
      .high = 0.9999,
      .fallback = "0.9",
-     .help = "momentum of SGD"},
+     .help = "momentum of sgd"},
+    {.name = "beta1",
+     .type = SFC_OPTION_DOUBLE,
+     .offset = AT(beta1),
+     .low = 0,
+     .high = SFC_LIMIT_BETA1,
+     .fallback = "0.9",
+     .help = "decay of adamw's first moment"},
+    {.name = "beta2",
+     .type = SFC_OPTION_DOUBLE,
+     .offset = AT(beta2),
+     .low = 0,
+     .high = SFC_LIMIT_BETA2,
+     .fallback = "0.999",
+     .help = "decay of adamw's second moment"},
+    {.name = "epsilon",
+     .type = SFC_OPTION_DOUBLE,
+     .offset = AT(epsilon),
+     .low = SFC_LIMIT_EPSILON_MIN,
+     .high = SFC_LIMIT_EPSILON_MAX,
+     .fallback = "1e-8",
+     .help = "added to the root of adamw's second moment"},
     {.name = "momentum-mode",
      .type = SFC_OPTION_ENUM,
      .offset = AT(momentum_mode),
      .choices = momentum_modes,
      .fallback = "sampled",
-     .help = "what happens to classes that a step does not sample"},
+     .help = "what happens to classes that a step does not sample; dense is for sgd only"},
     {.name = "weight-decay",
      .type = SFC_OPTION_DOUBLE,
      .offset = AT(weight_decay),
      .low = 0,
      .high = 1,
      .fallback = "5e-4",
-     .help = "weight decay (not on batch norm and PReLU)"},
+     .help = "weight decay (not on batch norm and PReLU); adamw: decoupled, times the rate"},
     {.name = "lr",
      .type = SFC_OPTION_DOUBLE,
      .offset = AT(lr),
@@ -483,6 +506,19 @@ static int use_filter(const struct create_options *o, struct built *b, struct sf
     return SFC_OK;
 }
 
+/* What the other optimiser has is left out, so that it makes no two runs differ. */
+static void use_optimizer(const struct create_options *o, Shardfc__V1__RunConfig *c)
+{
+    c->optimizer = (char *)(uintptr_t)optimizers[o->optimizer];
+    if (strcmp(c->optimizer, "sgd") == 0) {
+        c->momentum = o->momentum;
+    } else {
+        c->beta1 = o->beta1;
+        c->beta2 = o->beta2;
+        c->epsilon = o->epsilon;
+    }
+}
+
 static void use_numbers(const struct create_options *o, struct built *b)
 {
     Shardfc__V1__RunConfig *c = &b->config;
@@ -497,9 +533,8 @@ static void use_numbers(const struct create_options *o, struct built *b)
     c->gemm = o->gemm > 0 ? (char *)(uintptr_t)gemms[o->gemm] : c->dtype;
     c->rounding = (char *)(uintptr_t)roundings[o->rounding];
     c->init_std = CLASS_INIT_STD;
-    c->optimizer = (char *)(uintptr_t)optimizers[o->optimizer];
     c->momentum_mode = (char *)(uintptr_t)momentum_modes[o->momentum_mode];
-    c->momentum = o->momentum;
+    use_optimizer(o, c);
     c->weight_decay = o->weight_decay;
     c->lr = o->lr;
     c->clip = o->clip;

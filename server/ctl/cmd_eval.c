@@ -77,13 +77,15 @@ static int load_params(struct backbone *b, struct sfc_error *err)
                         "checkpoint has %" PRIu64 " backbone parameters, '%s' has %" PRIu64, size,
                         config->backbone, sfc_model_size(b->model));
     }
+    uint64_t count = sfc_config_block_count(config, SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK);
+    uint64_t largest =
+        sfc_checkpoint_block_floats(b->checkpoint, SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK, 0);
     b->params = malloc((size_t)size * sizeof *b->params);
-    float *block = malloc((size_t)(2 * per_block) * sizeof *block); /* values, momentum */
+    float *block = malloc((size_t)largest * sizeof *block);
     int code = SFC_OK;
     if (b->params == NULL || block == NULL) {
         code = sfc_fail(err, SFC_ENOMEM, "out of memory for %" PRIu64 " parameters", size);
     }
-    uint64_t count = sfc_config_block_count(config, SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK);
     for (uint64_t i = 0; i < count && code == SFC_OK; i++) {
         code =
             sfc_checkpoint_read(b->checkpoint, SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK, i, block, err);

@@ -96,7 +96,8 @@ static int prepare(struct sfc_compute *c, struct sfc_compute_job *job)
     job->u.prepare.head_finite = sfc_head_finite(c->head, job->u.prepare.slots);
     if (!c->dense)
         return SFC_OK;
-    return sfc_dense_prepare(c->dense, job->u.prepare.slots, job->u.prepare.sums, &job->error);
+    return sfc_dense_prepare(c->dense, job->u.prepare.step, job->u.prepare.lr, job->u.prepare.slots,
+                             job->u.prepare.sums, &job->error);
 }
 
 static int commit(struct sfc_compute *c, struct sfc_compute_job *job)

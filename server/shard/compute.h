@@ -58,6 +58,8 @@ struct sfc_compute_job {
         } push;
         struct {
             const uint32_t *slots;
+            uint64_t step;
+            double lr;
             struct sfc_dense_sum *sums; /* out, one per dense block */
             bool head_finite;           /* out */
         } prepare;

@@ -240,6 +240,8 @@ static void start_prepare(struct sfc_run_job *job, const struct sfc_step_action 
     memcpy(run->prepare_slots, a->slots, run->setup.micro_batches * sizeof *a->slots);
     job->compute.kind = SFC_COMPUTE_PREPARE;
     job->compute.u.prepare.slots = run->prepare_slots;
+    job->compute.u.prepare.step = a->step;
+    job->compute.u.prepare.lr = a->lr;
     job->compute.u.prepare.sums = run->sums;
     job->compute.u.prepare.head_finite = false;
 }

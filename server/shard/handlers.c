@@ -412,22 +412,32 @@ static bool keeps_history(const struct sfc_shard_run *run)
     return run->setup.head.momentum_mode == SFC_MOMENTUM_DENSE;
 }
 
+static bool has_part(const struct sfc_shard_run *run, bool last_step, int part)
+{
+    switch (part) {
+    case SHARDFC__V1__BLOCK_PART__LAST_STEP:
+        return last_step;
+    case SHARDFC__V1__BLOCK_PART__SECOND_MOMENT:
+        return run->setup.head.optimizer == SFC_OPTIMIZER_ADAMW;
+    default:
+        return true;
+    }
+}
+
 /* Elements of a part of a block whose kind and part are known; 0: this run has no such thing. */
 static uint64_t part_elements(const struct sfc_shard_run *run, int kind, uint64_t block, int part)
 {
     bool values = part == SHARDFC__V1__BLOCK_PART__VALUES;
     switch (kind) {
     case SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK:
-        return part == SHARDFC__V1__BLOCK_PART__LAST_STEP
-                   ? 0
-                   : sfc_run_dense_length(&run->setup, block);
+        return has_part(run, false, part) ? sfc_run_dense_length(&run->setup, block) : 0;
     case SHARDFC__V1__BLOCK_KIND__HISTORY:
         return keeps_history(run) && values && block == 0 ? sfc_step_applied(&run->fsm) : 0;
     default: {
         uint64_t rows = sfc_head_block_rows(&run->setup.head, block);
-        if (part == SHARDFC__V1__BLOCK_PART__LAST_STEP)
-            return keeps_history(run) ? rows : 0;
-        return rows * run->setup.head.dim;
+        if (!has_part(run, keeps_history(run), part))
+            return 0;
+        return part == SHARDFC__V1__BLOCK_PART__LAST_STEP ? rows : rows * run->setup.head.dim;
     }
     }
 }
@@ -437,7 +447,7 @@ static int check_block(const struct sfc_shard_run *run, int kind, uint64_t block
 {
     if (kind < SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK || kind > SHARDFC__V1__BLOCK_KIND__HISTORY)
         return sfc_fail(err, SFC_EINVAL, "kind: %d", kind);
-    if (part < SHARDFC__V1__BLOCK_PART__VALUES || part > SHARDFC__V1__BLOCK_PART__LAST_STEP)
+    if (part < SHARDFC__V1__BLOCK_PART__VALUES || part > SHARDFC__V1__BLOCK_PART__SECOND_MOMENT)
         return sfc_fail(err, SFC_EINVAL, "part: %d", part);
     uint64_t blocks = kind == SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK   ? run->setup.dense_blocks
                       : kind == SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK ? run->setup.class_blocks

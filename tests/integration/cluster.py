@@ -331,17 +331,20 @@ class Cluster:
         dense, "history" as each shard has it."""
         config, owners = held.config, held.map
         dense_mode = config.momentum_mode == "dense"
+        parts = [(pb.VALUES, "values"), (pb.MOMENTUM, "momentum")]
+        if config.optimizer == "adamw":
+            parts.append((pb.SECOND_MOMENT, "second"))
         jobs = []
         for block, owner in enumerate(owners.class_owner):
             rows = min(config.block_size, config.classes - block * config.block_size)
-            for part, name in ((pb.VALUES, "values"), (pb.MOMENTUM, "momentum")):
+            for part, name in parts:
                 jobs.append((f"class {block} {name}", pb.CLASS_BLOCK, block, owner, part, rows * config.dim))
             if dense_mode:
                 jobs.append((f"class {block} last", pb.CLASS_BLOCK, block, owner, pb.LAST_STEP, rows))
         size = dense_size(config)
         for block, owner in enumerate(owners.dense_owner):
             count = min(config.dense_block_size, size - block * config.dense_block_size)
-            for part, name in ((pb.VALUES, "values"), (pb.MOMENTUM, "momentum")):
+            for part, name in parts:
                 jobs.append((f"dense {block} {name}", pb.DENSE_BLOCK, block, owner, part, count))
         for owner in range(len(owners.shards) if dense_mode else 0):
             jobs.append(("history", pb.HISTORY, 0, owner, pb.VALUES, held.step))

@@ -85,6 +85,7 @@ def impossible_flags():
             (("--filter", "2"), "--filter"), (("--filter", "nan"), "--filter"),
             (("--momentum-mode", "never"), "--momentum-mode"), (("--optimizer", "lion"), "--optimizer"),
             (("--optimizer", "adamw", "--momentum-mode", "dense"), "adamw"),
+            (("--beta1", "1"), "--beta1"), (("--beta2", "-1"), "--beta2"), (("--epsilon", "0"), "--epsilon"),
             (("--block-size", "9999999999"), "block-size"), (("--seed", "x"), "--seed"),
             (("--data", "/no/such/folder"), "/no/such/folder"),
             (("--data", "/no/such/folder", "--session"), "--session")):

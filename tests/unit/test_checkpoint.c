@@ -161,6 +161,46 @@ static void dense_mode_keeps_last_steps_and_history(void **state)
     assert_string_not_equal(digest, other);
 }
 
+/* The version in the manifest; what older programs don't know has another number. */
+static int version_of(const char *dir)
+{
+    char path[160], text[256] = {0};
+    snprintf(path, sizeof path, "%s/manifest.json", dir);
+    FILE *file = fopen(path, "r");
+    assert_non_null(file);
+    assert_true(fread(text, 1, sizeof text - 1, file) > 0);
+    fclose(file);
+    const char *at = strstr(text, "\"version\":");
+    assert_non_null(at);
+    return (int)strtol(at + strlen("\"version\":"), NULL, 10);
+}
+
+static void adamw_keeps_second_moments(void **state)
+{
+    struct fixture *f = *state;
+    char digest[SFC_DIGEST_HEX], path[160];
+    float values[3 * BLOCK * DIM];
+    struct sfc_checkpoint *c;
+    snprintf(path, sizeof path, "%s/sgd", f->root);
+    write_all(f, path, STEP, 0, digest);
+    assert_int_equal(version_of(path), 2);
+    f->config.optimizer = "adamw";
+    f->config.beta1 = 0.9;
+    f->config.beta2 = 0.999;
+    f->config.epsilon = 1e-8;
+    write_all(f, f->dir, STEP, 0, digest);
+    assert_int_equal(version_of(f->dir), 3);
+    assert_int_equal(sfc_checkpoint_open(f->dir, &c, NULL), SFC_OK);
+    assert_int_equal(sfc_checkpoint_verify(c, NULL), SFC_OK);
+    assert_int_equal(sfc_checkpoint_block_elements(c, 0, 2), 5 * DIM);
+    assert_int_equal(sfc_checkpoint_block_floats(c, 0, 2), 3 * 5 * DIM);
+    assert_int_equal(sfc_checkpoint_block_floats(c, 1, 2), 3 * 6);
+    assert_int_equal(sfc_checkpoint_block_count(c, 2), 0);
+    assert_int_equal(sfc_checkpoint_read(c, 0, 2, values, NULL), SFC_OK);
+    assert_true(values[3 * 5 * DIM - 1] == value_at(0, 2, 3 * 5 * DIM - 1, 0));
+    sfc_checkpoint_close(c);
+}
+
 static void digest_tells_states_apart(void **state)
 {
     struct fixture *f = *state;
@@ -275,6 +315,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(round_trip, set_up, tear_down),
         cmocka_unit_test_setup_teardown(dense_mode_keeps_last_steps_and_history, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(adamw_keeps_second_moments, set_up, tear_down),
         cmocka_unit_test_setup_teardown(digest_tells_states_apart, set_up, tear_down),
         cmocka_unit_test_setup_teardown(existing_directory_is_kept, set_up, tear_down),
         cmocka_unit_test_setup_teardown(missing_block_leaves_nothing, set_up, tear_down),

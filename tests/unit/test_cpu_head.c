@@ -481,6 +481,8 @@ static void bad_configurations_are_refused(void **state)
     assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL);
     c = standard;
     c.optimizer = SFC_OPTIMIZER_ADAMW;
+    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL); /* epsilon 0 */
+    c.epsilon = 1e-8;
     assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EUNSUPPORTED);
     c.momentum_mode = SFC_MOMENTUM_DENSE;
     c.steps = 10;

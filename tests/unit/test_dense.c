@@ -27,7 +27,7 @@ static const struct sfc_dense_segment segments[] = {
     {948, 52, SFC_DENSE_STATISTIC, 0, 0}, /* the short last block */
 };
 
-static struct sfc_dense_config config(void)
+static struct sfc_dense_config config(enum sfc_optimizer optimizer)
 {
     return (struct sfc_dense_config){
         .seed = 5,
@@ -37,7 +37,11 @@ static struct sfc_dense_config config(void)
         .micro_batches = MICRO,
         .segments = segments,
         .segment_count = sizeof segments / sizeof *segments,
+        .optimizer = optimizer,
         .momentum = 0.9,
+        .beta1 = 0.9,
+        .beta2 = 0.99,
+        .epsilon = 1e-8,
         .weight_decay = 0.01,
         .statistic_momentum = 0.1,
     };
@@ -59,10 +63,11 @@ static uint64_t block_length(uint64_t block)
     return block == BLOCKS - 1 ? SIZE - (BLOCKS - 1) * BLOCK : BLOCK;
 }
 
-static void open_parts(struct parts *p, const char *backend, unsigned threads, size_t count)
+static void open_parts(struct parts *p, const char *backend, unsigned threads, size_t count,
+                       enum sfc_optimizer optimizer)
 {
     struct sfc_error err = {0};
-    struct sfc_dense_config c = config();
+    struct sfc_dense_config c = config(optimizer);
     *p = (struct parts){.count = count};
     assert_int_equal(sfc_backend_open(backend, threads, &p->backend, &err), SFC_OK);
     for (size_t i = 0; i < count; i++) {
@@ -114,11 +119,11 @@ static void pull(struct parts *p, float *whole)
     }
 }
 
-static void prepare(struct parts *p, const uint32_t *slots, struct sums *out)
+static void prepare(struct parts *p, uint64_t t, const uint32_t *slots, struct sums *out)
 {
     for (size_t i = 0; i < p->count; i++) {
         struct sfc_dense_sum sums[BLOCKS];
-        assert_int_equal(sfc_dense_prepare(p->dense[i], slots, sums, NULL), SFC_OK);
+        assert_int_equal(sfc_dense_prepare(p->dense[i], t, 0.1, slots, sums, NULL), SFC_OK);
         size_t n = 0;
         for (uint64_t b = i; b < BLOCKS; b += p->count, n++) {
             assert_int_equal(sums[n].block, b);
@@ -127,10 +132,10 @@ static void prepare(struct parts *p, const uint32_t *slots, struct sums *out)
     }
 }
 
-static void commit(struct parts *p, double clip, double lr)
+static void commit(struct parts *p, double clip)
 {
     for (size_t i = 0; i < p->count; i++) {
-        assert_int_equal(sfc_dense_commit(p->dense[i], clip, lr, NULL), SFC_OK);
+        assert_int_equal(sfc_dense_commit(p->dense[i], clip, 0.1, NULL), SFC_OK);
     }
 }
 
@@ -165,8 +170,8 @@ static void step(struct parts *p, uint64_t t, struct sums *sums)
         slice_of(t, j, slice);
         push(p, slots[j], slice);
     }
-    prepare(p, slots, sums);
-    commit(p, 0.5 + 0.1 * (double)t, 0.1);
+    prepare(p, t, slots, sums);
+    commit(p, 0.5 + 0.1 * (double)t);
 }
 
 static void test_initial_values(void **state)
@@ -175,7 +180,7 @@ static void test_initial_values(void **state)
     for (size_t b = 0; b < BACKENDS; b++) {
         struct parts p;
         float v[SIZE], m[SIZE];
-        open_parts(&p, backends[b], 1, 3);
+        open_parts(&p, backends[b], 1, 3, SFC_OPTIMIZER_SGD);
         pull(&p, v);
         read_part(&p, SFC_PART_MOMENTUM, m);
         double square = 0;
@@ -200,58 +205,124 @@ static void test_initial_values(void **state)
     }
 }
 
-/* Against the equations, written out here in double over the whole vector. */
+/* One element by the equations of kernels/backend.h, in double. */
+static void by_hand(enum sfc_optimizer optimizer, uint64_t t, double g, double decay, double *w,
+                    double *m, double *v)
+{
+    if (optimizer == SFC_OPTIMIZER_SGD) {
+        *m = 0.9 * *m + g + decay * *w;
+        *w -= 0.1 * *m;
+        return;
+    }
+    *m = 0.9 * *m + 0.1 * g;
+    *v = 0.99 * *v + 0.01 * g * g;
+    double first = *m / (1 - pow(0.9, (double)t)), second = *v / (1 - pow(0.99, (double)t));
+    *w -= 0.1 * (first / (sqrt(second) + 1e-8) + decay * *w);
+}
+
+/* Against the equations, written out here in double over the whole vector. Steps 4 to 6 are missing
+ * as skipped ones are. */
+static void follow_the_equations(const char *backend, enum sfc_optimizer optimizer)
+{
+    struct parts p;
+    static double w[SIZE], m[SIZE], v[SIZE], sum[SIZE];
+    float got[SIZE], slice[SIZE];
+    open_parts(&p, backend, 2, 2, optimizer);
+    pull(&p, got);
+    for (size_t i = 0; i < SIZE; i++) {
+        w[i] = got[i];
+        m[i] = v[i] = 0;
+    }
+    for (uint64_t t = 1; t <= 9; t += t == 3 ? 4 : 1) {
+        struct sums sums;
+        double squares[BLOCKS] = {0};
+        step(&p, t, &sums);
+        memset(sum, 0, sizeof sum);
+        for (uint64_t j = 0; j < MICRO; j++) {
+            slice_of(t, j, slice);
+            for (size_t i = 0; i < SIZE; i++) {
+                sum[i] += slice[i];
+            }
+        }
+        for (size_t i = 0; i < SIZE; i++) {
+            bool statistic = (i >= 320 && i < 448) || i >= 948;
+            bool decays = i < 300 || (i >= 448 && i < 948);
+            if (statistic) {
+                w[i] = 0.9 * w[i] + 0.1 * sum[i] / MICRO;
+            } else {
+                squares[i / BLOCK] += sum[i] * sum[i];
+                by_hand(optimizer, t, (0.5 + 0.1 * (double)t) * sum[i], decays ? 0.01 : 0, &w[i],
+                        &m[i], &v[i]);
+            }
+        }
+        for (size_t k = 0; k < BLOCKS; k++) {
+            assert_true(sums.block[k].finite);
+            assert_true(fabs(sums.block[k].sum_of_squares - squares[k]) <= 1e-6 * squares[k]);
+        }
+        pull(&p, got);
+        for (size_t i = 0; i < SIZE; i++) {
+            assert_true(fabs((double)got[i] - w[i]) < 1e-5);
+        }
+        read_part(&p, SFC_PART_MOMENTUM, got);
+        for (size_t i = 0; i < SIZE; i++) {
+            assert_true(fabs((double)got[i] - m[i]) < 1e-4);
+        }
+        if (optimizer == SFC_OPTIMIZER_ADAMW) {
+            read_part(&p, SFC_PART_SECOND_MOMENT, got);
+        }
+        for (size_t i = 0; optimizer == SFC_OPTIMIZER_ADAMW && i < SIZE; i++) {
+            assert_true(fabs((double)got[i] - v[i]) <= 1e-5 * v[i]);
+        }
+    }
+    close_parts(&p);
+}
+
 static void test_steps_follow_the_equations(void **state)
 {
     (void)state;
     for (size_t b = 0; b < BACKENDS; b++) {
-        struct parts p;
-        static double w[SIZE], m[SIZE], sum[SIZE];
-        float got[SIZE], slice[SIZE];
-        open_parts(&p, backends[b], 2, 2);
-        pull(&p, got);
-        for (size_t i = 0; i < SIZE; i++) {
-            w[i] = got[i];
-            m[i] = 0;
-        }
-        for (uint64_t t = 1; t <= 5; t++) {
-            struct sums sums;
-            double squares[BLOCKS] = {0};
-            step(&p, t, &sums);
-            memset(sum, 0, sizeof sum);
-            for (uint64_t j = 0; j < MICRO; j++) {
-                slice_of(t, j, slice);
-                for (size_t i = 0; i < SIZE; i++) {
-                    sum[i] += slice[i];
-                }
-            }
-            for (size_t i = 0; i < SIZE; i++) {
-                bool statistic = (i >= 320 && i < 448) || i >= 948;
-                bool decays = i < 300 || (i >= 448 && i < 948);
-                if (statistic) {
-                    w[i] = 0.9 * w[i] + 0.1 * sum[i] / MICRO;
-                } else {
-                    squares[i / BLOCK] += sum[i] * sum[i];
-                    m[i] =
-                        0.9 * m[i] + (0.5 + 0.1 * (double)t) * sum[i] + (decays ? 0.01 * w[i] : 0);
-                    w[i] -= 0.1 * m[i];
-                }
-            }
-            for (size_t k = 0; k < BLOCKS; k++) {
-                assert_true(sums.block[k].finite);
-                assert_true(fabs(sums.block[k].sum_of_squares - squares[k]) <= 1e-6 * squares[k]);
-            }
-            pull(&p, got);
-            for (size_t i = 0; i < SIZE; i++) {
-                assert_true(fabs((double)got[i] - w[i]) < 1e-5);
-            }
-            read_part(&p, SFC_PART_MOMENTUM, got);
-            for (size_t i = 0; i < SIZE; i++) {
-                assert_true(fabs((double)got[i] - m[i]) < 1e-4);
-            }
-        }
-        close_parts(&p);
+        follow_the_equations(backends[b], SFC_OPTIMIZER_SGD);
+        follow_the_equations(backends[b], SFC_OPTIMIZER_ADAMW);
     }
+}
+
+static void test_memory_is_that_of_the_state(void **state)
+{
+    (void)state;
+    uint64_t blocks[BLOCKS];
+    struct sfc_memory memory[2];
+    for (uint64_t k = 0; k < BLOCKS; k++) {
+        blocks[k] = k;
+    }
+    for (size_t b = 0; b < BACKENDS; b++) {
+        struct sfc_backend *backend;
+        size_t bytes = !strcmp(backends[b], "reference") ? sizeof(double) : sizeof(float);
+        assert_int_equal(sfc_backend_open(backends[b], 1, &backend, NULL), SFC_OK);
+        for (int o = 0; o < 2; o++) {
+            struct sfc_dense_config c = config(o ? SFC_OPTIMIZER_ADAMW : SFC_OPTIMIZER_SGD);
+            assert_int_equal(sfc_dense_memory(backend, &c, blocks, BLOCKS, &memory[o], NULL),
+                             SFC_OK);
+        }
+        assert_int_equal(memory[0].state_bytes, 2 * SIZE * bytes);
+        assert_int_equal(memory[1].state_bytes, 3 * SIZE * bytes);
+        sfc_backend_close(backend);
+    }
+}
+
+static void bits_of(const char *backend, unsigned threads, size_t parts,
+                    enum sfc_optimizer optimizer, float out[3][SIZE], struct sums *sums)
+{
+    struct parts p;
+    open_parts(&p, backend, threads, parts, optimizer);
+    for (uint64_t t = 1; t <= 4; t++) {
+        step(&p, t, sums);
+    }
+    pull(&p, out[0]);
+    read_part(&p, SFC_PART_MOMENTUM, out[1]);
+    if (optimizer == SFC_OPTIMIZER_ADAMW) {
+        read_part(&p, SFC_PART_SECOND_MOMENT, out[2]);
+    }
+    close_parts(&p);
 }
 
 static void test_bits_never_depend_on_placement_or_threads(void **state)
@@ -261,18 +332,12 @@ static void test_bits_never_depend_on_placement_or_threads(void **state)
         unsigned threads;
         size_t parts;
     } ways[] = {{1, 1}, {2, 1}, {3, 1}, {1, 2}, {3, 5}, {1, BLOCKS}};
-    for (size_t b = 0; b < BACKENDS; b++) {
-        static float want[2][SIZE], got[2][SIZE];
+    for (size_t b = 0; b < 2 * BACKENDS; b++) {
+        enum sfc_optimizer optimizer = b % 2 ? SFC_OPTIMIZER_ADAMW : SFC_OPTIMIZER_SGD;
+        static float want[3][SIZE], got[3][SIZE];
         static struct sums want_sums, sums;
         for (size_t w = 0; w < sizeof ways / sizeof *ways; w++) {
-            struct parts p;
-            open_parts(&p, backends[b], ways[w].threads, ways[w].parts);
-            for (uint64_t t = 1; t <= 4; t++) {
-                step(&p, t, &sums);
-            }
-            pull(&p, got[0]);
-            read_part(&p, SFC_PART_MOMENTUM, got[1]);
-            close_parts(&p);
+            bits_of(backends[b / 2], ways[w].threads, ways[w].parts, optimizer, got, &sums);
             if (w == 0) {
                 memcpy(want, got, sizeof got);
                 want_sums = sums;
@@ -295,7 +360,7 @@ static void test_prepare_reports_what_is_not_finite(void **state)
             float slice[SIZE], before[SIZE], after[SIZE];
             uint32_t slots[MICRO];
             struct sums sums;
-            open_parts(&p, backends[b], 2, 2);
+            open_parts(&p, backends[b], 2, 2, SFC_OPTIMIZER_SGD);
             pull(&p, before);
             slots_of(1, slots);
             for (uint32_t j = 0; j < MICRO; j++) {
@@ -303,7 +368,7 @@ static void test_prepare_reports_what_is_not_finite(void **state)
                 slice[places[k]] = j == 3 ? (k % 2 ? (float)NAN : (float)INFINITY) : 1;
                 push(&p, slots[j], slice);
             }
-            prepare(&p, slots, &sums);
+            prepare(&p, 1, slots, &sums);
             for (size_t i = 0; i < BLOCKS; i++) {
                 assert_int_equal(sums.block[i].finite, i != places[k] / BLOCK);
             }
@@ -318,81 +383,120 @@ static void test_prepare_reports_what_is_not_finite(void **state)
     }
 }
 
+/* Copies one part of every block, in two pieces. */
+static void move_part(struct parts *from, struct parts *to, enum sfc_block_part part)
+{
+    static float v[SIZE], again[SIZE];
+    read_part(from, part, v);
+    for (uint64_t k = 0; k < BLOCKS; k++) {
+        struct sfc_dense *d = to->dense[k % to->count];
+        uint64_t n = block_length(k), half = n / 2;
+        float *at = v + k * BLOCK;
+        assert_int_equal(sfc_dense_write(d, k, part, half, n - half, at + half, NULL), SFC_OK);
+        assert_int_equal(sfc_dense_write(d, k, part, 0, half, at, NULL), SFC_OK);
+    }
+    read_part(to, part, again);
+    assert_memory_equal(v, again, sizeof v);
+}
+
+static void move_state(struct parts *from, struct parts *to, enum sfc_optimizer optimizer)
+{
+    move_part(from, to, SFC_PART_VALUES);
+    move_part(from, to, SFC_PART_MOMENTUM);
+    if (optimizer == SFC_OPTIMIZER_ADAMW) {
+        move_part(from, to, SFC_PART_SECOND_MOMENT);
+    }
+}
+
 static void test_state_can_be_moved(void **state)
 {
     (void)state;
-    for (size_t b = 0; b < BACKENDS; b++) {
+    for (size_t b = 0; b < 2 * BACKENDS; b++) {
+        enum sfc_optimizer optimizer = b % 2 ? SFC_OPTIMIZER_ADAMW : SFC_OPTIMIZER_SGD;
         struct parts one, other;
         struct sums sums;
-        static float v[SIZE], m[SIZE], w[SIZE];
-        open_parts(&one, "cpu", 1, 2);
-        open_parts(&other, backends[b], 1, 5);
+        static float v[SIZE], w[SIZE];
+        open_parts(&one, "cpu", 1, 2, optimizer);
+        open_parts(&other, backends[b / 2], 1, 5, optimizer);
         step(&one, 1, &sums);
-        read_part(&one, SFC_PART_VALUES, v);
-        read_part(&one, SFC_PART_MOMENTUM, m);
-        for (uint64_t k = 0; k < BLOCKS; k++) {
-            struct sfc_dense *d = other.dense[k % other.count];
-            uint64_t n = block_length(k), half = n / 2;
-            float *at = v + k * BLOCK, *mat = m + k * BLOCK;
-            assert_int_equal(
-                sfc_dense_write(d, k, SFC_PART_VALUES, half, n - half, at + half, NULL), SFC_OK);
-            assert_int_equal(sfc_dense_write(d, k, SFC_PART_VALUES, 0, half, at, NULL), SFC_OK);
-            assert_int_equal(sfc_dense_write(d, k, SFC_PART_MOMENTUM, 0, n, mat, NULL), SFC_OK);
-        }
+        move_state(&one, &other, optimizer);
+        pull(&one, v);
         pull(&other, w);
         assert_memory_equal(v, w, sizeof v);
-        read_part(&other, SFC_PART_MOMENTUM, w);
-        assert_memory_equal(m, w, sizeof m);
+        if (!strcmp(backends[b / 2], "cpu")) { /* and goes on with the same bits */
+            step(&one, 2, &sums);
+            step(&other, 2, &sums);
+            pull(&one, v);
+            pull(&other, w);
+            assert_memory_equal(v, w, sizeof v);
+        }
         close_parts(&one);
         close_parts(&other);
     }
 }
 
-/* Blocks copied at different steps, then the steps again from the recorded sums. */
-static void test_copies_of_different_steps_meet(void **state)
+enum { PARTS = 3, STEPS = 6 };
+static const enum sfc_block_part all_parts[PARTS] = {SFC_PART_VALUES, SFC_PART_MOMENTUM,
+                                                     SFC_PART_SECOND_MOMENT};
+
+static size_t parts_of(enum sfc_optimizer optimizer)
 {
-    (void)state;
-    enum { STEPS = 6 };
-    static float sum[STEPS + 1][SIZE], v[STEPS + 1][SIZE], m[STEPS + 1][SIZE], got[SIZE];
+    return optimizer == SFC_OPTIMIZER_ADAMW ? PARTS : PARTS - 1;
+}
+
+/* The sums and the state after each step. */
+static void record_steps(enum sfc_optimizer optimizer, float sum[STEPS + 1][SIZE],
+                         float state[STEPS + 1][PARTS][SIZE])
+{
     struct parts p;
     struct sums sums;
     uint32_t slots[MICRO];
-    open_parts(&p, "cpu", 2, 1);
+    float slice[SIZE];
+    open_parts(&p, "cpu", 2, 1, optimizer);
     for (uint64_t t = 0; t <= STEPS; t++) {
         if (t) {
             slots_of(t, slots);
             for (uint32_t j = 0; j < MICRO; j++) {
-                slice_of(t, j, got);
-                push(&p, slots[j], got);
+                slice_of(t, j, slice);
+                push(&p, slots[j], slice);
             }
-            prepare(&p, slots, &sums);
+            prepare(&p, t, slots, &sums);
             assert_int_equal(sfc_dense_sums(p.dense[0], sum[t], NULL), SFC_OK);
-            commit(&p, 0.5 + 0.1 * (double)t, 0.1);
+            commit(&p, 0.5 + 0.1 * (double)t);
         }
-        read_part(&p, SFC_PART_VALUES, v[t]);
-        read_part(&p, SFC_PART_MOMENTUM, m[t]);
+        for (size_t k = 0; k < parts_of(optimizer); k++) {
+            read_part(&p, all_parts[k], state[t][k]);
+        }
     }
     close_parts(&p);
-    open_parts(&p, "cpu", 1, 1);
+}
+
+/* Blocks copied at different steps, then the steps again from the recorded sums. */
+static void copies_meet(enum sfc_optimizer optimizer)
+{
+    static float sum[STEPS + 1][SIZE], state[STEPS + 1][PARTS][SIZE], got[SIZE];
+    struct parts p;
+    struct sums sums;
+    record_steps(optimizer, sum, state);
+    open_parts(&p, "cpu", 1, 1, optimizer);
     struct sfc_dense *d = p.dense[0];
     for (uint64_t b = 0; b < BLOCKS; b++) {
         uint64_t stamp = b * 5 % (STEPS + 1);
         assert_int_equal(sfc_dense_set_block_step(d, b, stamp, NULL), SFC_OK);
-        assert_int_equal(
-            sfc_dense_write(d, b, SFC_PART_VALUES, 0, block_length(b), v[stamp] + b * BLOCK, NULL),
-            SFC_OK);
-        assert_int_equal(sfc_dense_write(d, b, SFC_PART_MOMENTUM, 0, block_length(b),
-                                         m[stamp] + b * BLOCK, NULL),
-                         SFC_OK);
+        for (size_t k = 0; k < parts_of(optimizer); k++) {
+            assert_int_equal(sfc_dense_write(d, b, all_parts[k], 0, block_length(b),
+                                             state[stamp][k] + b * BLOCK, NULL),
+                             SFC_OK);
+        }
     }
     for (uint64_t t = 1; t <= STEPS; t++) {
         assert_int_equal(sfc_dense_load(d, t, sum[t], NULL), SFC_OK);
-        commit(&p, 0.5 + 0.1 * (double)t, 0.1);
+        commit(&p, 0.5 + 0.1 * (double)t);
     }
-    read_part(&p, SFC_PART_VALUES, got);
-    assert_memory_equal(got, v[STEPS], sizeof got);
-    read_part(&p, SFC_PART_MOMENTUM, got);
-    assert_memory_equal(got, m[STEPS], sizeof got);
+    for (size_t k = 0; k < parts_of(optimizer); k++) {
+        read_part(&p, all_parts[k], got);
+        assert_memory_equal(got, state[STEPS][k], sizeof got);
+    }
     sum[1][3] = (float)NAN;
     assert_int_equal(sfc_dense_load(d, STEPS + 1, sum[1], NULL), SFC_EINVAL);
     assert_int_equal(sfc_dense_sums(d, got, NULL), SFC_ESTATE);
@@ -402,8 +506,15 @@ static void test_copies_of_different_steps_meet(void **state)
     }
     step(&p, STEPS + 1, &sums);
     pull(&p, got);
-    assert_memory_not_equal(got, v[STEPS], sizeof got);
+    assert_memory_not_equal(got, state[STEPS][0], sizeof got);
     close_parts(&p);
+}
+
+static void test_copies_of_different_steps_meet(void **state)
+{
+    (void)state;
+    copies_meet(SFC_OPTIMIZER_SGD);
+    copies_meet(SFC_OPTIMIZER_ADAMW);
 }
 
 static void test_bad_calls_are_refused(void **state)
@@ -415,18 +526,20 @@ static void test_bad_calls_are_refused(void **state)
         struct sfc_dense_sum sums[BLOCKS];
         static float slice[SIZE];
         uint32_t slots[MICRO] = {0, 1, 2, 3, 4};
-        open_parts(&p, backends[b], 1, 1);
+        open_parts(&p, backends[b], 1, 1, SFC_OPTIMIZER_SGD);
         struct sfc_dense *d = p.dense[0];
         assert_int_equal(sfc_dense_push(d, SLOTS, slice, &err), SFC_EINVAL);
-        assert_int_equal(sfc_dense_prepare(d, slots, sums, &err), SFC_ESTATE);
+        assert_int_equal(sfc_dense_prepare(d, 1, 0.1, slots, sums, &err), SFC_ESTATE);
         assert_int_equal(sfc_dense_commit(d, 1, 0.1, &err), SFC_ESTATE);
         for (uint32_t j = 0; j < MICRO; j++) {
             push(&p, j, slice);
         }
+        assert_int_equal(sfc_dense_prepare(d, 0, 0.1, slots, sums, &err), SFC_EINVAL);
+        assert_int_equal(sfc_dense_prepare(d, 1, (double)NAN, slots, sums, &err), SFC_EINVAL);
         slots[4] = 3;
-        assert_int_equal(sfc_dense_prepare(d, slots, sums, &err), SFC_EINVAL);
+        assert_int_equal(sfc_dense_prepare(d, 1, 0.1, slots, sums, &err), SFC_EINVAL);
         slots[4] = 4;
-        assert_int_equal(sfc_dense_prepare(d, slots, sums, &err), SFC_OK);
+        assert_int_equal(sfc_dense_prepare(d, 1, 0.1, slots, sums, &err), SFC_OK);
         assert_int_equal(sfc_dense_commit(d, (double)NAN, 0.1, &err), SFC_EINVAL);
         assert_int_equal(sfc_dense_commit(d, 1, 0.1, &err), SFC_OK);
         assert_int_equal(sfc_dense_commit(d, 1, 0.1, &err), SFC_ESTATE);
@@ -434,9 +547,29 @@ static void test_bad_calls_are_refused(void **state)
                          SFC_ENOTFOUND);
         assert_int_equal(sfc_dense_read(d, BLOCKS - 1, SFC_PART_VALUES, 40, 1, slice, &err),
                          SFC_EINVAL);
+        assert_int_equal(sfc_dense_read(d, 0, SFC_PART_SECOND_MOMENT, 0, 1, slice, &err),
+                         SFC_EINVAL);
+        assert_int_equal(sfc_dense_read(d, 0, SFC_PART_LAST_STEP, 0, 1, slice, &err), SFC_EINVAL);
         slice[0] = (float)NAN;
         assert_int_equal(sfc_dense_write(d, 0, SFC_PART_VALUES, 0, 1, slice, &err), SFC_EINVAL);
         close_parts(&p);
+        open_parts(&p, backends[b], 1, 1, SFC_OPTIMIZER_ADAMW);
+        slice[0] = -1e-30f;
+        assert_int_equal(sfc_dense_write(p.dense[0], 0, SFC_PART_SECOND_MOMENT, 0, 1, slice, &err),
+                         SFC_EINVAL);
+        close_parts(&p);
+        assert_int_equal(sfc_backend_open(backends[b], 1, &p.backend, &err), SFC_OK);
+        for (int wrong = 0; wrong < 4; wrong++) {
+            static const uint64_t blocks[1] = {0};
+            struct sfc_dense_config c = config(SFC_OPTIMIZER_ADAMW);
+            struct sfc_memory memory;
+            c.beta1 = wrong == 0 ? 1 : c.beta1;
+            c.beta2 = wrong == 1 ? (double)NAN : c.beta2;
+            c.epsilon = wrong == 2 ? 0 : c.epsilon;
+            c.optimizer = wrong == 3 ? (enum sfc_optimizer)2 : c.optimizer;
+            assert_int_equal(sfc_dense_memory(p.backend, &c, blocks, 1, &memory, &err), SFC_EINVAL);
+        }
+        sfc_backend_close(p.backend);
     }
 }
 
@@ -445,6 +578,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_initial_values),
         cmocka_unit_test(test_steps_follow_the_equations),
+        cmocka_unit_test(test_memory_is_that_of_the_state),
         cmocka_unit_test(test_bits_never_depend_on_placement_or_threads),
         cmocka_unit_test(test_prepare_reports_what_is_not_finite),
         cmocka_unit_test(test_state_can_be_moved),

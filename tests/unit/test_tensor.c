@@ -148,6 +148,11 @@ static void test_run_config(void **state)
     Shardfc__V1__RunConfig ok = good();
     assert_int_equal(sfc_run_config_check(&ok, &err), SFC_OK);
     assert_int_equal(sfc_run_dense_size(&ok), 32);
+    ok.optimizer = "adamw";
+    ok.beta1 = 0.9;
+    ok.beta2 = 0.999;
+    ok.epsilon = 1e-8;
+    assert_int_equal(sfc_run_config_check(&ok, &err), SFC_OK);
     assert_int_equal(sfc_run_config_check(NULL, &err), SFC_EINVAL);
     REFUSED(c.name = "", "name");
     REFUSED(c.classes = 0, "classes");
@@ -166,6 +171,9 @@ static void test_run_config(void **state)
     REFUSED(c.gemm = "", "gemm");
     REFUSED(c.rounding = "up", "rounding");
     REFUSED((c.momentum_mode = "dense", c.optimizer = "adamw"), "momentum_mode dense");
+    REFUSED((c.optimizer = "adamw", c.epsilon = 0), "epsilon");
+    REFUSED((c.optimizer = "adamw", c.epsilon = 1e-8, c.beta1 = 1), "beta1");
+    REFUSED((c.optimizer = "adamw", c.epsilon = 1e-8, c.beta2 = (double)NAN), "beta2");
     REFUSED((c.momentum_mode = "dense", c.steps = (1u << 24) + 1), "steps");
     REFUSED(c.optimizer = "", "optimizer");
     REFUSED(c.steps = 0, "steps");
