@@ -26,6 +26,7 @@
 
 struct sfc_cpu_sizes {
     size_t pitch, mp, bp, tile;
+    size_t tensors; /* of a row's record: weights and moments of the optimiser */
     size_t micro_batches;
     size_t groups;        /* sizes of products: 1 << 0 .. 1 << (groups - 1) */
     size_t call_rows;     /* rows of x in one call or one batch, padded */
@@ -38,7 +39,7 @@ struct sfc_cpu_sizes {
 struct sfc_cpu_block {
     uint64_t id;
     uint32_t rows;
-    size_t store;                 /* first row in w and m */
+    size_t store;                 /* first row in records and last */
     size_t sample;                /* first entry in rows, inverse_norm, add and the slots */
     uint32_t count;               /* sampled rows of the present plan */
     uint32_t oldest, newest;      /* mode dense: of the last steps of the sampled rows */
@@ -87,9 +88,8 @@ struct sfc_cpu_head {
     size_t block_count;
     struct sfc_cpu_worker *workers;
     struct sfc_cpu_mapping state, step;
-    float *w, *m; /* [store_rows, dim]; those that the store's format has */
-    uint16_t *w_high, *w_low, *half_m;
-    uint32_t *last;      /* mode dense: [store_rows] the step that w and m are of; else NULL */
+    char *records;       /* [store_rows] of the store's format (kernels/cpu/simd.h) */
+    uint32_t *last;      /* mode dense: [store_rows] the step that the record is of; else NULL */
     struct sfc_lag *lag; /* mode dense: [steps + 1] from after that step to the plan's */
     /* the plan */
     uint32_t *rows;      /* [sample_rows] */

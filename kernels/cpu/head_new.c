@@ -57,6 +57,7 @@ void sfc_cpu_product_sizes(const struct sfc_head_config *c, struct sfc_cpu_sizes
     size_t tiles = (quota + TILE_ROWS - 1) / TILE_ROWS;
     s->tile = round16((quota + tiles - 1) / tiles);
     s->pitch = round16(c->dim);
+    s->tensors = 2;
     s->mp = round16(c->micro_batch);
     s->bp = round16(c->batch);
     s->micro_batches = c->batch / c->micro_batch;
@@ -99,25 +100,12 @@ static void lay_out_worker(const struct sfc_cpu_head *head, struct sfc_cpu_worke
     worker->sample = carve(carver, sfc_sample_scratch((uint32_t)s->max_block), 1);
 }
 
-/* Each array of the store on lines of its own. */
 static void lay_out_state(struct sfc_cpu_head *head, struct carver *carver)
 {
-    size_t rows = head->sizes.store_rows, n = rows * head->config.dim;
-    head->w = head->m = NULL;
-    head->w_high = head->w_low = head->half_m = NULL;
-    head->last = NULL;
-    if (head->format == SFC_STORE_F32)
-        head->w = carve(carver, n, sizeof *head->w);
-    else
-        head->w_high = carve(carver, n, sizeof *head->w_high);
-    if (head->format == SFC_STORE_SPLIT)
-        head->w_low = carve(carver, n, sizeof *head->w_low);
-    if (head->format == SFC_STORE_BF16)
-        head->half_m = carve(carver, n, sizeof *head->half_m);
-    else
-        head->m = carve(carver, n, sizeof *head->m);
-    if (is_dense(&head->config))
-        head->last = carve(carver, rows, sizeof *head->last);
+    size_t rows = head->sizes.store_rows;
+    size_t record = head->sizes.tensors * sfc_tensor_bytes(head->format, head->config.dim);
+    head->records = carve(carver, rows, record);
+    head->last = is_dense(&head->config) ? carve(carver, rows, sizeof *head->last) : NULL;
 }
 
 /* The formats that follow from the configuration and the CPU. */
@@ -340,28 +328,62 @@ static void worker_close(struct sfc_cpu_worker *worker)
     unmap(&worker->arena);
 }
 
+/* Numbers [k, k + n) of one tensor of a row: where they are. */
+struct numbers {
+    float *floats;        /* or NULL: then */
+    uint16_t *high, *low; /* low: SPLIT weights, else NULL */
+};
+
+static struct numbers numbers_at(const struct sfc_store *store, enum sfc_block_part part,
+                                 size_t row, size_t k, size_t dim)
+{
+    size_t tensor = part == SFC_PART_VALUES ? 0 : 1;
+    void *at = sfc_store_at(store, row, tensor, dim);
+    uint16_t *high = (uint16_t *)at + k;
+    if (store->format == SFC_STORE_BF16)
+        return (struct numbers){NULL, high, NULL};
+    if (store->format == SFC_STORE_SPLIT && tensor == 0)
+        return (struct numbers){NULL, high, high + dim};
+    return (struct numbers){(float *)at + k, NULL, NULL};
+}
+
+static void get_numbers(const struct sfc_cpu_head *head, const struct sfc_store *store,
+                        enum sfc_block_part part, size_t row, size_t k, size_t n, float *out)
+{
+    struct numbers at = numbers_at(store, part, row, k, head->config.dim);
+    if (at.floats)
+        memcpy(out, at.floats, n * sizeof *out);
+    else
+        head->simd->half->unpack(at.high, at.low, n, store->format, out);
+}
+
+static void put_numbers(const struct sfc_cpu_head *head, const struct sfc_store *store,
+                        enum sfc_block_part part, size_t row, size_t k, size_t n,
+                        const float *values)
+{
+    struct numbers at = numbers_at(store, part, row, k, head->config.dim);
+    if (at.floats)
+        memcpy(at.floats, values, n * sizeof *values);
+    else
+        head->simd->half->pack(values, n, store->format, at.high, at.low);
+}
+
 static void init_block(void *arg, size_t item, unsigned worker)
 {
     struct sfc_cpu_head *head = arg;
     const struct sfc_cpu_block *block = &head->blocks[item];
     const struct sfc_store store = sfc_cpu_store(head, block, &head->workers[worker]);
     size_t dim = head->config.dim;
-    float std = (float)head->config.init_std;
+    size_t moments = (store.tensors - 1) * sfc_tensor_bytes(store.format, dim);
+    float std = (float)head->config.init_std, *row = store.scratch;
     for (size_t i = 0; i < block->rows; i++) {
-        float *row = store.w ? store.w + i * dim : store.scratch;
         sfc_random_normals(head->config.seed, SFC_STREAM_CLASS_INIT,
                            block->id * head->config.block_size + i, 0, dim, row);
         for (size_t k = 0; k < dim; k++)
             row[k] *= std;
-        if (!store.w)
-            head->simd->half->pack(row, dim, head->format, store.high + i * dim,
-                                   store.low ? store.low + i * dim : NULL);
+        put_numbers(head, &store, SFC_PART_VALUES, i, 0, dim, row);
+        memset(sfc_store_at(&store, i, 1, dim), 0, moments); /* touched now, not in a step */
     }
-    /* touched now, not in a step */
-    if (store.m)
-        memset(store.m, 0, block->rows * dim * sizeof *store.m);
-    else
-        memset(store.half_m, 0, block->rows * dim * sizeof *store.half_m);
     if (store.last)
         memset(store.last, 0, block->rows * sizeof *store.last);
 }
@@ -446,14 +468,11 @@ void sfc_cpu_head_free(struct sfc_head *base)
 struct sfc_store sfc_cpu_store(const struct sfc_cpu_head *head, const struct sfc_cpu_block *block,
                                const struct sfc_cpu_worker *worker)
 {
-    size_t first = block->store * head->config.dim;
+    size_t record = head->sizes.tensors * sfc_tensor_bytes(head->format, head->config.dim);
     return (struct sfc_store){
         .format = head->format,
-        .w = head->w ? head->w + first : NULL,
-        .m = head->m ? head->m + first : NULL,
-        .high = head->w_high ? head->w_high + first : NULL,
-        .low = head->w_low ? head->w_low + first : NULL,
-        .half_m = head->half_m ? head->half_m + first : NULL,
+        .records = head->records + block->store * record,
+        .tensors = head->sizes.tensors,
         .last = head->last ? head->last + block->store : NULL,
         .lag = head->lag,
         .now = (uint32_t)head->base.step,
@@ -476,22 +495,27 @@ static void write_last(uint32_t *last, uint64_t count, const float *values)
         last[i] = (uint32_t)values[i];
 }
 
+/* Numbers from offset on that lie in one row. */
+static size_t piece(uint64_t offset, uint64_t count, size_t dim)
+{
+    size_t rest = dim - offset % dim;
+    return count < rest ? (size_t)count : rest;
+}
+
 int sfc_cpu_head_read(struct sfc_head *base, size_t index, enum sfc_block_part part,
                       uint64_t offset, uint64_t count, float *out, struct sfc_error *err)
 {
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
     const struct sfc_store s = sfc_cpu_store(head, &head->blocks[index], &head->workers[0]);
-    const float *floats = part == SFC_PART_VALUES ? s.w : s.m;
     (void)err;
-    if (part == SFC_PART_LAST_STEP)
+    if (part == SFC_PART_LAST_STEP) {
         read_last(s.last + offset, count, out);
-    else if (floats && count)
-        memcpy(out, floats + offset, count * sizeof *out);
-    else if (part == SFC_PART_VALUES && s.high)
-        head->simd->half->unpack(s.high + offset, s.low ? s.low + offset : NULL, count, s.format,
-                                 out);
-    else if (s.half_m)
-        head->simd->half->unpack(s.half_m + offset, NULL, count, SFC_STORE_BF16, out);
+        return SFC_OK;
+    }
+    for (size_t dim = head->config.dim, n; count; offset += n, out += n, count -= n) {
+        n = piece(offset, count, dim);
+        get_numbers(head, &s, part, offset / dim, offset % dim, n, out);
+    }
     return SFC_OK;
 }
 
@@ -500,16 +524,14 @@ int sfc_cpu_head_write(struct sfc_head *base, size_t index, enum sfc_block_part 
 {
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
     const struct sfc_store s = sfc_cpu_store(head, &head->blocks[index], &head->workers[0]);
-    float *floats = part == SFC_PART_VALUES ? s.w : s.m;
     (void)err;
-    if (part == SFC_PART_LAST_STEP)
+    if (part == SFC_PART_LAST_STEP) {
         write_last(s.last + offset, count, values);
-    else if (floats && count)
-        memcpy(floats + offset, values, count * sizeof *values);
-    else if (part == SFC_PART_VALUES && s.high)
-        head->simd->half->pack(values, count, s.format, s.high + offset,
-                               s.low ? s.low + offset : NULL);
-    else if (s.half_m)
-        head->simd->half->pack(values, count, SFC_STORE_BF16, s.half_m + offset, NULL);
+        return SFC_OK;
+    }
+    for (size_t dim = head->config.dim, n; count; offset += n, values += n, count -= n) {
+        n = piece(offset, count, dim);
+        put_numbers(head, &s, part, offset / dim, offset % dim, n, values);
+    }
     return SFC_OK;
 }

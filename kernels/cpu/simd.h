@@ -13,19 +13,20 @@
 
 #include "kernels/lag.h"
 
-/* How a block store holds its numbers:
+/* How a block store holds the numbers of a row: a record of its tensors side by side, [dim] each,
+ * the weights first, so that an update and a catch-up touch one range of memory.
  * F32    w and m in f32
- * BF16   w (high) and m (half_m) in bf16, rounded by updates
- * SPLIT  w as high, the nearest bf16 (ties away from zero), which products read, and low, the rest
- *        of the integer bits, exact together; m in f32 */
+ * BF16   w (high) and m in bf16, rounded by updates
+ * SPLIT  w as high, the nearest bf16 (ties away from zero), which products read, and low [dim], the
+ *        rest of the integer bits, exact together; m in f32 */
 enum sfc_store_format { SFC_STORE_F32, SFC_STORE_BF16, SFC_STORE_SPLIT };
 
-/* The rows of a block, arrays [*, dim]. Mode dense: row r is as it was after step last[r], and
- * lag[last[r]] is the way from there to the state before the step in work; else last is NULL. */
+/* The records of a block. Mode dense: row r is as it was after step last[r], and lag[last[r]] is
+ * the way from there to the state before the step in work; else last is NULL. */
 struct sfc_store {
     enum sfc_store_format format;
-    float *w, *m;
-    uint16_t *high, *low, *half_m;
+    char *records;
+    size_t tensors; /* of a record: weights and moments of the optimiser */
     uint32_t *last;
     const struct sfc_lag *lag;
     uint32_t now;         /* the step in work */
@@ -34,6 +35,19 @@ struct sfc_store {
     uint64_t first_class; /* of row 0 */
     float *scratch;       /* BF16, SPLIT: [2, pitch] for updates */
 };
+
+/* Bytes of one tensor of a row; SPLIT: high and low count as one. */
+static inline size_t sfc_tensor_bytes(enum sfc_store_format format, size_t dim)
+{
+    return dim * (format == SFC_STORE_BF16 ? sizeof(uint16_t) : sizeof(float));
+}
+
+/* Tensor 0 (weights) or 1, 2, .. (moments) of a row; the tensors of one row lie side by side. */
+static inline void *sfc_store_at(const struct sfc_store *store, size_t row, size_t tensor,
+                                 size_t dim)
+{
+    return store->records + (row * store->tensors + tensor) * sfc_tensor_bytes(store->format, dim);
+}
 
 struct sfc_update {
     float gradient_scale; /* scale / batch */

@@ -96,45 +96,59 @@ INLINE uvec mix(struct sfc_rounding_key key, size_t k)
 
 /* ---- rows of the store */
 
-INLINE vec row_w(const struct sfc_store *block, enum sfc_store_format format, size_t at, size_t n)
+/* A record: the weights' bf16, in SPLIT what is missing in them, the momentum. */
+struct record {
+    uint16_t *high, *low, *half_m;
+    float *m;
+};
+
+INLINE struct record record_of(const struct sfc_store *block, enum sfc_store_format format,
+                               uint32_t row, size_t dim)
 {
-    hvec high = load_half(block->high + at, n);
-    return format == SFC_STORE_SPLIT ? join(high, load_half(block->low + at, n)) : widen(high);
+    uint16_t *high = sfc_store_at(block, row, 0, dim);
+    if (format == SFC_STORE_SPLIT)
+        return (struct record){high, high + dim, NULL, (float *)(void *)(high + 2 * dim)};
+    return (struct record){high, NULL, high + dim, NULL};
 }
 
-INLINE vec row_m(const struct sfc_store *block, enum sfc_store_format format, size_t at, size_t n)
+INLINE vec record_w(struct record r, enum sfc_store_format format, size_t k, size_t n)
 {
-    return format == SFC_STORE_SPLIT ? load_some(block->m + at, n)
-                                     : widen(load_half(block->half_m + at, n));
+    hvec high = load_half(r.high + k, n);
+    return format == SFC_STORE_SPLIT ? join(high, load_half(r.low + k, n)) : widen(high);
 }
 
-INLINE void prefetch_row(const struct sfc_store *block, enum sfc_store_format format, size_t at,
-                         bool all)
+INLINE vec record_m(struct record r, enum sfc_store_format format, size_t k, size_t n)
 {
-    __builtin_prefetch(block->high + at, 1);
+    return format == SFC_STORE_SPLIT ? load_some(r.m + k, n) : widen(load_half(r.half_m + k, n));
+}
+
+/* all: not only what a product reads. */
+INLINE void prefetch_record(struct record r, enum sfc_store_format format, size_t k, bool all)
+{
+    __builtin_prefetch(r.high + k, 1);
     if (!all)
         return;
     if (format == SFC_STORE_SPLIT) {
-        __builtin_prefetch(block->low + at, 1);
-        __builtin_prefetch(block->m + at, 1);
+        __builtin_prefetch(r.low + k, 1);
+        __builtin_prefetch(r.m + k, 1);
     } else {
-        __builtin_prefetch(block->half_m + at, 1);
+        __builtin_prefetch(r.half_m + k, 1);
     }
 }
 
 /* ---- gather */
 
 /* What the product reads of one row: without lag the stored bf16 themselves. */
-INLINE float gather_one(const struct sfc_store *block, enum sfc_store_format format, bool to_half,
-                        size_t at, size_t next, const struct sfc_lag *lag, size_t dim, void *out)
+INLINE float gather_one(struct record row, struct record next, enum sfc_store_format format,
+                        bool to_half, const struct sfc_lag *lag, size_t dim, void *out)
 {
     vec square[2] = {{0}, {0}};
     for (size_t k = 0; k < dim; k += LANES) {
         size_t n = dim - k;
-        hvec bits = load_half(block->high + at + k, n);
+        hvec bits = load_half(row.high + k, n);
         if (lag) {
-            vec w = splat(lag->ww) * row_w(block, format, at + k, n) +
-                    splat(lag->wm) * row_m(block, format, at + k, n);
+            vec w = splat(lag->ww) * record_w(row, format, k, n) +
+                    splat(lag->wm) * record_m(row, format, k, n);
             bits = nearest(w);
             if (!to_half)
                 store((float *)out + k, w);
@@ -147,7 +161,7 @@ INLINE float gather_one(const struct sfc_store *block, enum sfc_store_format for
         }
         if (to_half)
             store_half((uint16_t *)out + k, bits, LANES);
-        prefetch_row(block, format, next + k, lag != NULL);
+        prefetch_record(next, format, k, lag != NULL);
     }
     return inverse(total(square[0] + square[1]));
 }
@@ -158,14 +172,14 @@ INLINE void gather_all(const struct sfc_store *block, enum sfc_store_format form
 {
     size_t bytes = to_half ? sizeof(uint16_t) : sizeof(float);
     for (size_t i = 0; i < n; i++) {
-        size_t at = (size_t)rows[i] * dim;
-        size_t next = (size_t)rows[i + AHEAD < n ? i + AHEAD : n - 1] * dim;
+        struct record row = record_of(block, format, rows[i], dim);
+        struct record next = record_of(block, format, rows[i + AHEAD < n ? i + AHEAD : n - 1], dim);
         const struct sfc_lag *lag = lag_of(block, rows[i]);
         void *out = (char *)tile + i * pitch * bytes;
         if (lag)
-            inverse_norm[i] = gather_one(block, format, to_half, at, next, lag, dim, out);
+            inverse_norm[i] = gather_one(row, next, format, to_half, lag, dim, out);
         else
-            inverse_norm[i] = gather_one(block, format, to_half, at, next, NULL, dim, out);
+            inverse_norm[i] = gather_one(row, next, format, to_half, NULL, dim, out);
     }
 }
 
@@ -183,43 +197,42 @@ static void gather(const struct sfc_store *block, bool to_half, const uint32_t *
 /* ---- update */
 
 /* The row in f32, caught up, into the scratch; returns w . dw. */
-INLINE double fetch_row(const struct sfc_store *block, enum sfc_store_format format, size_t at,
-                        size_t next, const struct sfc_lag *lag, size_t dim, size_t pitch,
-                        const float *dw)
+INLINE double fetch_row(struct record row, struct record next, enum sfc_store_format format,
+                        const struct sfc_lag *lag, size_t dim, size_t pitch, const float *dw,
+                        float *scratch)
 {
     vec sum[2] = {{0}, {0}};
     for (size_t k = 0; k < dim; k += LANES) {
-        vec w = row_w(block, format, at + k, dim - k), m = row_m(block, format, at + k, dim - k);
-        prefetch_row(block, format, next + k, true);
+        vec w = record_w(row, format, k, dim - k), m = record_m(row, format, k, dim - k);
+        prefetch_record(next, format, k, true);
         if (lag) {
             vec v = w;
             w = splat(lag->ww) * v + splat(lag->wm) * m;
             m = splat(lag->mw) * v + splat(lag->mm) * m;
         }
         sum[k / LANES % 2] += w * load(dw + k);
-        store(block->scratch + k, w);
-        store(block->scratch + pitch + k, m);
+        store(scratch + k, w);
+        store(scratch + pitch + k, m);
     }
     return total(sum[0] + sum[1]);
 }
 
 /* Stores columns k .. k + n - 1 of a row; key: of the random bits, NULL rounds bf16 to the nearest.
  */
-INLINE void put_row(const struct sfc_store *block, enum sfc_store_format format, size_t at,
-                    size_t k, size_t n, vec w, vec m, const struct sfc_rounding_key *key)
+INLINE void put(struct record row, enum sfc_store_format format, size_t k, size_t n, vec w, vec m,
+                const struct sfc_rounding_key *key)
 {
-    at += k;
     if (format == SFC_STORE_SPLIT) {
-        store_half(block->high + at, split_high(w), n);
-        store_half(block->low + at, split_low(w), n);
-        store_some(block->m + at, m, n);
+        store_half(row.high + k, split_high(w), n);
+        store_half(row.low + k, split_low(w), n);
+        store_some(row.m + k, m, n);
     } else if (!key) {
-        store_half(block->high + at, nearest(w), n);
-        store_half(block->half_m + at, nearest(m), n);
+        store_half(row.high + k, nearest(w), n);
+        store_half(row.half_m + k, nearest(m), n);
     } else {
         uvec random = mix(*key, k);
-        store_half(block->high + at, stochastic(w, random & 0xffff), n);
-        store_half(block->half_m + at, stochastic(m, random >> 16), n);
+        store_half(row.high + k, stochastic(w, random & 0xffff), n);
+        store_half(row.half_m + k, stochastic(m, random >> 16), n);
     }
 }
 
@@ -227,19 +240,21 @@ INLINE void update_one(const struct sfc_store *block, enum sfc_store_format form
                        uint32_t row, uint32_t next, size_t dim, size_t pitch, const float *dw,
                        float inverse_norm, const struct sfc_update *u)
 {
-    size_t at = (size_t)row * dim;
+    struct record record = record_of(block, format, row, dim);
+    struct record ahead = record_of(block, format, next, dim);
     const struct sfc_lag *lag = lag_of(block, row);
-    double along = lag ? fetch_row(block, format, at, (size_t)next * dim, lag, dim, pitch, dw)
-                       : fetch_row(block, format, at, (size_t)next * dim, NULL, dim, pitch, dw);
+    float *scratch = block->scratch;
+    double along = lag ? fetch_row(record, ahead, format, lag, dim, pitch, dw, scratch)
+                       : fetch_row(record, ahead, format, NULL, dim, pitch, dw, scratch);
     float a = u->gradient_scale * inverse_norm;
     float b = (float)(along * inverse_norm * inverse_norm);
     struct sfc_rounding_key key = {0, 0};
     if (rounds)
         key = sfc_rounding_key(block->seed, block->now, block->first_class + row);
     for (size_t k = 0; k < dim; k += LANES) {
-        vec w = load(block->scratch + k), m = load(block->scratch + pitch + k);
+        vec w = load(scratch + k), m = load(scratch + pitch + k);
         step(&w, &m, splat(a) * (load(dw + k) - splat(b) * w), u);
-        put_row(block, format, at, k, dim - k, w, m, rounds ? &key : NULL);
+        put(record, format, k, dim - k, w, m, rounds ? &key : NULL);
     }
     if (block->last)
         block->last[row] = block->now;

@@ -21,17 +21,17 @@ INLINE float gather_row(const float *row, const float *next, size_t dim, float *
     return inverse(total(square[0] + square[1]));
 }
 
-/* The same from a row that has missed steps. */
-INLINE float gather_lagging(const float *row, const float *moment, const float *next,
-                            const float *next_moment, const struct sfc_lag *lag, size_t dim,
-                            float *out)
+/* The same from a row that has missed steps; m lies behind w in its record. */
+INLINE float gather_lagging(const float *row, const float *next, const struct sfc_lag *lag,
+                            size_t dim, float *out)
 {
+    const float *moment = row + dim;
     size_t whole = dim / LANES * LANES;
     vec square[2] = {{0}, {0}}, ww = splat(lag->ww), wm = splat(lag->wm);
     for (size_t k = 0; k < whole; k += LANES) {
         vec v = ww * load(row + k) + wm * load(moment + k);
         __builtin_prefetch(next + k);
-        __builtin_prefetch(next_moment + k);
+        __builtin_prefetch(next + dim + k);
         square[k / LANES % 2] += v * v;
         store(out + k, v);
     }
@@ -48,15 +48,12 @@ static void gather(const struct sfc_store *block, const uint32_t *rows, size_t n
                    size_t pitch, float *tile, float *inverse_norm)
 {
     for (size_t i = 0; i < n; i++) {
-        size_t at = (size_t)rows[i] * dim;
-        size_t next = (size_t)rows[i + AHEAD < n ? i + AHEAD : n - 1] * dim;
+        const float *row = sfc_store_at(block, rows[i], 0, dim);
+        const float *next = sfc_store_at(block, rows[i + AHEAD < n ? i + AHEAD : n - 1], 0, dim);
         const struct sfc_lag *lag = lag_of(block, rows[i]);
         float *out = tile + i * pitch;
-        if (lag)
-            inverse_norm[i] = gather_lagging(block->w + at, block->m + at, block->w + next,
-                                             block->m + next, lag, dim, out);
-        else
-            inverse_norm[i] = gather_row(block->w + at, block->w + next, dim, out);
+        inverse_norm[i] =
+            lag ? gather_lagging(row, next, lag, dim, out) : gather_row(row, next, dim, out);
     }
 }
 
@@ -169,16 +166,17 @@ INLINE double dot(const float *row, const float *dw, size_t dim)
     return total(sum[0] + sum[1]);
 }
 
-INLINE void update_row(float *row, float *moment, const float *next, const float *next_moment,
-                       size_t dim, const float *dw, float inverse_norm, const struct sfc_update *u)
+INLINE void update_row(float *row, const float *next, size_t dim, const float *dw,
+                       float inverse_norm, const struct sfc_update *u)
 {
+    float *moment = row + dim;
     size_t whole = dim / LANES * LANES;
     float a = u->gradient_scale * inverse_norm;
     float b = (float)(dot(row, dw, dim) * inverse_norm * inverse_norm);
     for (size_t k = 0; k < whole; k += LANES) {
         vec w = load(row + k), m = load(moment + k);
         __builtin_prefetch(next + k, 1);
-        __builtin_prefetch(next_moment + k, 1);
+        __builtin_prefetch(next + dim + k, 1);
         step(&w, &m, splat(a) * (load(dw + k) - splat(b) * w), u);
         store(row + k, w);
         store(moment + k, m);
@@ -192,8 +190,9 @@ INLINE void update_row(float *row, float *moment, const float *next, const float
     }
 }
 
-INLINE void catch_up(float *row, float *moment, const struct sfc_lag *lag, size_t dim)
+INLINE void catch_up(float *row, const struct sfc_lag *lag, size_t dim)
 {
+    float *moment = row + dim;
     size_t whole = dim / LANES * LANES;
     vec ww = splat(lag->ww), wm = splat(lag->wm), mw = splat(lag->mw), mm = splat(lag->mm);
     for (size_t k = 0; k < whole; k += LANES) {
@@ -213,16 +212,16 @@ static void update(const struct sfc_store *block, const uint32_t *rows, size_t n
                    size_t pitch, const float *dw, const float *inverse_norm,
                    const struct sfc_update *u)
 {
-    float *w = block->w, *m = block->m;
     for (size_t i = 0; i < n; i++) {
-        size_t at = (size_t)rows[i] * dim;
-        size_t next = (size_t)rows[i + AHEAD / 2 < n ? i + AHEAD / 2 : n - 1] * dim;
+        size_t ahead = i + AHEAD / 2 < n ? i + AHEAD / 2 : n - 1;
+        float *row = sfc_store_at(block, rows[i], 0, dim);
         const struct sfc_lag *lag = lag_of(block, rows[i]);
         if (lag)
-            catch_up(w + at, m + at, lag, dim);
+            catch_up(row, lag, dim);
         if (block->last)
             block->last[rows[i]] = block->now;
-        update_row(w + at, m + at, w + next, m + next, dim, dw + i * pitch, inverse_norm[i], u);
+        update_row(row, sfc_store_at(block, rows[ahead], 0, dim), dim, dw + i * pitch,
+                   inverse_norm[i], u);
     }
 }
 

@@ -147,7 +147,7 @@ static void gather_pads_and_normalises(void **state)
                 block[i] = i / dim == 3 ? 1e-14f : noise(&seed) + 2;
             for (size_t i = 0; i < 5 * pitch; i++)
                 tile[i] = 9;
-            const struct sfc_store store = {.w = block};
+            const struct sfc_store store = {.records = (char *)block, .tensors = 1};
             level(l)->gather(&store, rows, 5, dim, pitch, tile, inverse);
             for (size_t i = 0; i < 5; i++) {
                 double square = 0;
@@ -173,45 +173,44 @@ static void update_is_sgd_through_the_normalisation(void **state)
     for (size_t l = 0; l < LEVELS; l++)
         for (size_t d = 0; d < sizeof dims / sizeof *dims; d++) {
             size_t dim = dims[d], pitch = (dim + 15) / 16 * 16;
-            float *w = calloc(5 * dim, sizeof *w), *m = calloc(5 * dim, sizeof *m);
-            float *w0 = calloc(5 * dim, sizeof *w), *m0 = calloc(5 * dim, sizeof *m);
+            float *records = calloc(5 * 2 * dim, sizeof *records);
+            float *before = calloc(5 * 2 * dim, sizeof *before);
             float *dw = calloc(3 * pitch, sizeof *dw), inverse[3];
             uint32_t seed = 9;
-            for (size_t i = 0; i < 5 * dim; i++) {
-                w[i] = w0[i] = noise(&seed);
-                m[i] = m0[i] = noise(&seed);
-            }
+            for (size_t i = 0; i < 5 * 2 * dim; i++)
+                records[i] = before[i] = noise(&seed);
             for (size_t i = 0; i < 3 * pitch; i++)
                 dw[i] = noise(&seed);
             for (size_t i = 0; i < 3; i++) {
                 double square = 0;
+                const float *w = records + rows[i] * 2 * dim;
                 for (size_t k = 0; k < dim; k++)
-                    square += (double)w[rows[i] * dim + k] * w[rows[i] * dim + k];
+                    square += (double)w[k] * w[k];
                 inverse[i] = (float)(1 / sqrt(square));
             }
-            const struct sfc_store store = {.w = w, .m = m};
+            const struct sfc_store store = {.records = (char *)records, .tensors = 2};
             level(l)->update(&store, rows, 3, dim, pitch, dw, inverse, &u);
             for (size_t r = 0, i = 0; r < 5; r++) {
+                const float *w = records + r * 2 * dim, *m = w + dim;
+                const float *w0 = before + r * 2 * dim, *m0 = w0 + dim;
                 bool touched = i < 3 && rows[i] == r;
                 double along = 0, inv = touched ? inverse[i] : 0;
                 for (size_t k = 0; touched && k < dim; k++)
-                    along += (double)w0[r * dim + k] * inv * dw[i * pitch + k];
+                    along += (double)w0[k] * inv * dw[i * pitch + k];
                 for (size_t k = 0; k < dim; k++) {
-                    double wk = w0[r * dim + k], mk = m0[r * dim + k];
+                    double wk = w0[k], mk = m0[k];
                     if (touched) {
                         double g = 0.5 * inv * (dw[i * pitch + k] - wk * inv * along);
                         mk = 0.9 * mk + g + 5e-4 * wk;
                         wk -= 0.1 * mk;
                     }
-                    assert_true(fabs(m[r * dim + k] - mk) < 2e-6 * (1 + inv));
-                    assert_true(fabs(w[r * dim + k] - wk) < 2e-6 * (1 + inv));
+                    assert_true(fabs(m[k] - mk) < 2e-6 * (1 + inv));
+                    assert_true(fabs(w[k] - wk) < 2e-6 * (1 + inv));
                 }
                 i += touched;
             }
-            free(w);
-            free(m);
-            free(w0);
-            free(m0);
+            free(records);
+            free(before);
             free(dw);
         }
 }
@@ -229,36 +228,38 @@ static void missed_steps_are_caught_up(void **state)
     for (size_t l = 0; l < LEVELS; l++)
         for (size_t d = 0; d < sizeof dims / sizeof *dims; d++) {
             size_t dim = dims[d], pitch = (dim + 15) / 16 * 16;
-            float w[3 * 37], m[3 * 37], tile[2 * 48], dw[2 * 48] = {0}, inverse[2];
-            double v[3 * 37], q[3 * 37];
+            float records[3 * 2 * 37], tile[2 * 48], dw[2 * 48] = {0}, inverse[2];
+            double expected[3 * 2 * 37]; /* records too: w, m of each row */
             uint32_t last[3] = {1, 0, 5}, seed = 77;
-            for (size_t i = 0; i < 3 * dim; i++) {
-                v[i] = w[i] = noise(&seed);
-                q[i] = m[i] = noise(&seed);
-            }
-            const struct sfc_store store = {.w = w, .m = m, .last = last, .lag = lag, .now = 6};
+            for (size_t i = 0; i < 3 * 2 * dim; i++)
+                expected[i] = records[i] = noise(&seed);
+            const struct sfc_store store = {
+                .records = (char *)records, .tensors = 2, .last = last, .lag = lag, .now = 6};
             for (uint32_t s = 1; s <= 5; s++)
                 for (size_t k = 0; s > last[0] && k < dim; k++) {
                     if (rates[s - 1] >= 0) {
-                        q[k] = 0.9 * q[k] + 5e-4 * v[k];
-                        v[k] -= rates[s - 1] * q[k];
+                        double *v = expected + k, *q = v + dim;
+                        *q = 0.9 * *q + 5e-4 * *v;
+                        *v -= rates[s - 1] * *q;
                     }
                 }
-            float w1 = w[0], m1 = m[0];
+            float w1 = records[0], m1 = records[dim];
             level(l)->gather(&store, rows, 2, dim, pitch, tile, inverse);
-            assert_true(w[0] == w1 && m[0] == m1 && last[0] == 1);
+            assert_true(records[0] == w1 && records[dim] == m1 && last[0] == 1);
             for (size_t k = 0; k < dim; k++) {
-                assert_true(fabs(tile[k] - v[k]) < 1e-6);
-                assert_true(tile[pitch + k] == w[2 * dim + k]);
+                assert_true(fabs(tile[k] - expected[k]) < 1e-6);
+                assert_true(tile[pitch + k] == records[2 * 2 * dim + k]);
             }
             level(l)->update(&store, rows, 2, dim, pitch, dw, inverse, &u);
             assert_true(last[0] == 6 && last[1] == 0 && last[2] == 6);
             for (size_t i = 0; i < 3 * dim; i++) {
+                size_t w = i / dim * 2 * dim + i % dim, m = w + dim;
+                double *v = expected + w, *q = expected + m;
                 if (i / dim != 1) {
-                    q[i] = (double)u.momentum * q[i] + (double)u.weight_decay * v[i];
-                    v[i] -= (double)u.lr * q[i];
+                    *q = (double)u.momentum * *q + (double)u.weight_decay * *v;
+                    *v -= (double)u.lr * *q;
                 }
-                assert_true(fabs(m[i] - q[i]) < 1e-6 && fabs(w[i] - v[i]) < 1e-6);
+                assert_true(fabs(records[m] - *q) < 1e-6 && fabs(records[w] - *v) < 1e-6);
             }
         }
 }

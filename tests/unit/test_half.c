@@ -91,7 +91,7 @@ static void nearest_is_nearest_even(void **state)
 enum { DIM = 100, PITCH = 112, ROWS = 64 };
 
 struct rounding {
-    uint16_t w[ROWS * DIM], m[ROWS * DIM];
+    uint16_t records[ROWS][2][DIM]; /* w, m */
     float dw[ROWS * PITCH], scratch[2 * PITCH], inverse[ROWS];
     uint32_t rows[ROWS];
     struct sfc_store store;
@@ -103,14 +103,14 @@ static struct rounding *rounding_new(float w, float m, uint32_t step)
     assert_non_null(r);
     memset(r, 0, sizeof *r);
     for (size_t i = 0; i < ROWS * DIM; i++) {
-        r->w[i] = (uint16_t)(bits_of(w) >> 16);
-        r->m[i] = (uint16_t)(bits_of(m) >> 16);
+        r->records[i / DIM][0][i % DIM] = (uint16_t)(bits_of(w) >> 16);
+        r->records[i / DIM][1][i % DIM] = (uint16_t)(bits_of(m) >> 16);
     }
     for (uint32_t i = 0; i < ROWS; i++)
         r->rows[i] = i;
     r->store = (struct sfc_store){.format = SFC_STORE_BF16,
-                                  .high = r->w,
-                                  .half_m = r->m,
+                                  .records = (char *)r->records,
+                                  .tensors = 2,
                                   .now = step,
                                   .seed = 11,
                                   .first_class = 1000,
@@ -132,7 +132,8 @@ static void rounding_is_unbiased(void **state)
             struct rounding *r = rounding_new(1, 0.25f, step);
             level(l)->update(&r->store, r->rows, ROWS, DIM, PITCH, r->dw, r->inverse, &u);
             for (size_t i = 0; i < ROWS * DIM; i++) {
-                double w = (double)from_half(r->w[i]), m = (double)from_half(r->m[i]);
+                double w = (double)from_half(r->records[i / DIM][0][i % DIM]);
+                double m = (double)from_half(r->records[i / DIM][1][i % DIM]);
                 assert_true(fabs(w - w1) < 0x1p-8 && fabs(m - m1) < 0x1p-10);
                 w_sum += w;
                 m_sum += m;
@@ -166,12 +167,11 @@ static void rounding_belongs_to_the_row(void **state)
     level(2)->update(&later->store, all->rows, ROWS, DIM, PITCH, all->dw, all->inverse, &u);
     level(2)->update(&some->store, order, 3, DIM, PITCH, some->dw, some->inverse, &u);
     for (size_t i = 0; i < 3; i++) {
-        size_t at = order[i] * DIM;
-        assert_memory_equal(all->w + at, some->w + at, DIM * sizeof *all->w);
-        assert_memory_equal(all->m + at, some->m + at, DIM * sizeof *all->m);
-        assert_memory_not_equal(all->m + at, later->m + at, DIM * sizeof *all->m);
+        uint32_t at = order[i];
+        assert_memory_equal(all->records[at], some->records[at], sizeof all->records[at]);
+        assert_memory_not_equal(all->records[at][1], later->records[at][1], DIM * 2);
     }
-    assert_memory_not_equal(all->m, all->m + DIM, DIM * sizeof *all->m);
+    assert_memory_not_equal(all->records[0][1], all->records[1][1], DIM * 2);
     free(all), free(some), free(later);
 }
 
@@ -191,8 +191,9 @@ static void rounding_is_what_it_says(void **state)
                     sfc_rounding_word(sfc_rounding_key(11, 77, 1000 + i / DIM), i % DIM);
                 float w = sfc_bf16_stochastic(w1, (uint16_t)word);
                 float m = sfc_bf16_stochastic(m1, (uint16_t)(word >> 16));
-                assert_int_equal(bits_of(from_half(r->w[i])), bits_of(nearest ? 1 : w));
-                assert_int_equal(bits_of(from_half(r->m[i])),
+                const uint16_t *got = &r->records[i / DIM][0][i % DIM];
+                assert_int_equal(bits_of(from_half(got[0])), bits_of(nearest ? 1 : w));
+                assert_int_equal(bits_of(from_half(got[DIM])),
                                  bits_of(nearest ? sfc_bf16_nearest(m1) : m));
             }
             free(r);
