@@ -47,6 +47,7 @@
 #define SFC_LIMIT_SAMPLES        (1ull << 48)
 #define SFC_LIMIT_SIDE           4096u        /* width and height of an image */
 #define SFC_LIMIT_CHANNELS       4u
+#define SFC_LIMIT_HOT_CLASSES    (1ull << 20) /* of synthetic data */
 #define SFC_LIMIT_SCALE          80.0         /* the 256-bit sums of exponentials hold up to here */
 
 /* members */

@@ -248,6 +248,7 @@ int sfc_run_data_check(const Shardfc__V1__DataSet *data, struct sfc_error *err)
         {"data.width", data->width, 0, SFC_LIMIT_SIDE},
         {"data.height", data->height, 0, SFC_LIMIT_SIDE},
         {"data.channels", data->channels, 0, SFC_LIMIT_CHANNELS},
+        {"data.hot_classes", data->hot_classes, 0, SFC_LIMIT_HOT_CLASSES},
     };
     int code = sfc_wire_check_text(data->digest, SFC_LIMIT_NAME, 0, "data.digest", err);
     return code != SFC_OK ? code : check_whole(whole, sizeof whole / sizeof *whole, err);
@@ -261,6 +262,13 @@ static int check_data(const Shardfc__V1__RunConfig *c, struct sfc_error *err)
     }
     if (c->data->kind != SHARDFC__V1__DATA_SET__KIND__SESSION && c->data->samples == 0) {
         return sfc_fail(err, SFC_EINVAL, "data.samples is 0, allowed 1 to %llu", SFC_LIMIT_SAMPLES);
+    }
+    if (c->data->hot_classes > 0 && c->data->kind != SHARDFC__V1__DATA_SET__KIND__SYNTHETIC) {
+        return sfc_fail(err, SFC_EINVAL, "data.hot_classes is for synthetic data only");
+    }
+    if (c->data->hot_classes > c->classes) {
+        return sfc_fail(err, SFC_EINVAL, "data.hot_classes is %" PRIu64 " of %" PRIu64 " classes",
+                        c->data->hot_classes, c->classes);
     }
     if (c->augmentation == NULL) {
         return SFC_OK;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/backend.h"
+#include "proto/limits.h"
 
 #define SCHEDULER        "/shardfc.v1.Scheduler/"
 #define LONG_POLL_MS     20000u
@@ -125,6 +126,9 @@ static int check_config(const Shardfc__V1__RunConfig *c, struct sfc_error *err)
         return sfc_fail(err, SFC_ECORRUPT, "run configuration without a data set");
     if (c->data->samples < 1 && c->data->kind != SHARDFC__V1__DATA_SET__KIND__SESSION)
         return sfc_fail(err, SFC_ECORRUPT, "run configuration without samples");
+    if (c->data->hot_classes > c->classes || c->data->hot_classes > SFC_LIMIT_HOT_CLASSES)
+        return sfc_fail(err, SFC_ECORRUPT, "run configuration: %llu hot classes",
+                        (unsigned long long)c->data->hot_classes);
     return SFC_OK;
 }
 

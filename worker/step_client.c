@@ -102,8 +102,9 @@ static void read_row(const struct sfc_source *source, struct sfc_decoder *decode
     size_t count = sfc_source_row_values(source->member);
     float *values = slot->values + row * count;
     if (!decoder) {
-        slot->labels[row] = sfc_synthetic_label(c->seed, c->classes, sample);
-        sfc_synthetic_feature(c->seed, c->classes, c->dim, sample, values);
+        const struct sfc_synthetic set = {c->seed, c->classes, c->data->hot_classes, c->dim};
+        slot->labels[row] = sfc_synthetic_label(&set, sample);
+        sfc_synthetic_feature(&set, sample, values);
         return;
     }
     struct sfc_augment augment = {.flip = c->data->flip};

@@ -1,6 +1,11 @@
 /* Synthetic data: labels and features as pure functions of (run seed, sample id), so that every
  * worker makes the same ones. Class k has a hidden direction; a sample is that direction plus
- * noise, scaled to a length near sqrt(dim). Every class below min(classes, samples) has samples. */
+ * noise, scaled to a length near sqrt(dim).
+ *
+ * Labels: without hot classes sample s is of class s mod classes, so that every class below
+ * min(classes, samples) has samples. With N hot classes it is of hot class s mod N; the ids are cut
+ * into N equal stretches, and hot class i is one id of stretch i, drawn from the seed. All others
+ * are only ever negatives. */
 #ifndef SFC_WORKER_SYNTHETIC_H
 #define SFC_WORKER_SYNTHETIC_H
 
@@ -10,8 +15,18 @@
  * hidden direction. */
 #define SFC_SYNTHETIC_NOISE 1.0f
 
-uint64_t sfc_synthetic_label(uint64_t seed, uint64_t classes, uint64_t sample);
-void sfc_synthetic_feature(uint64_t seed, uint64_t classes, uint32_t dim, uint64_t sample,
-                           float *out);
+struct sfc_synthetic {
+    uint64_t seed, classes;
+    uint64_t hot_classes; /* at most classes and SFC_LIMIT_HOT_CLASSES; 0: all are alike */
+    uint32_t dim;
+};
+
+/* Id of hot class i < hot_classes; ascending in i. */
+uint64_t sfc_synthetic_hot_class(const struct sfc_synthetic *set, uint64_t i);
+uint64_t sfc_synthetic_label(const struct sfc_synthetic *set, uint64_t sample);
+/* Feature of a sample [dim]. */
+void sfc_synthetic_feature(const struct sfc_synthetic *set, uint64_t sample, float *out);
+/* Hidden direction of a class [dim], elements of standard deviation 1. */
+void sfc_synthetic_direction(const struct sfc_synthetic *set, uint64_t label, float *out);
 
 #endif

@@ -27,7 +27,7 @@ static const char *const gemms[] = {"auto", "f32", "bf16", NULL};
 struct create_options {
     const char *scheduler, *run, *data, *margin, *filter, *schedule, *backbone, *augment;
     bool json, session, skip_broken, mixed;
-    uint64_t classes, samples, dim, global_batch, micro_batch, steps, block_size, seed;
+    uint64_t classes, samples, hot_classes, dim, global_batch, micro_batch, steps, block_size, seed;
     double sample_rate, scale, momentum, beta1, beta2, epsilon, weight_decay, lr, epochs, clip;
     int margin_grad, correction, momentum_mode, optimizer, dtype, gemm, rounding;
 };
@@ -67,6 +67,13 @@ static const struct sfc_option table[] = {
      .offset = AT(samples),
      .metavar = "N",
      .help = "samples of a synthetic set; default: 10 per identity"},
+    {.name = "hot-classes",
+     .type = SFC_OPTION_U64,
+     .offset = AT(hot_classes),
+     .max = SFC_LIMIT_HOT_CLASSES,
+     .metavar = "N",
+     .help = "all samples of a synthetic set are of N identities spread evenly over the ids; "
+             "default: of all identities"},
     {.name = "dim",
      .type = SFC_OPTION_U64,
      .offset = AT(dim),
@@ -387,6 +394,7 @@ static int use_records(const struct create_options *o, struct built *b, struct s
     b->data.height = info->height;
     b->data.channels = info->channels;
     b->data.flip = info->flip;
+    b->data.hot_classes = o->hot_classes; /* refused by the check of the configuration */
     b->config.classes = o->classes > 0 ? o->classes : info->classes;
     if (o->samples > 0) {
         code = sfc_fail(err, SFC_EINVAL, "--samples is for synthetic runs; %s has %" PRIu64,
@@ -414,6 +422,7 @@ static int use_data(const struct create_options *o, struct built *b, struct sfc_
     b->data.kind =
         o->session ? SHARDFC__V1__DATA_SET__KIND__SESSION : SHARDFC__V1__DATA_SET__KIND__SYNTHETIC;
     b->data.samples = o->samples > 0 ? o->samples : 10 * o->classes;
+    b->data.hot_classes = o->hot_classes;
     return SFC_OK;
 }
 

@@ -27,6 +27,7 @@ int sfc_cmd_verify(int argc, char **argv);
 int sfc_cmd_export(int argc, char **argv);
 int sfc_cmd_eval(int argc, char **argv);
 int sfc_cmd_data(int argc, char **argv);
+int sfc_cmd_rank(int argc, char **argv);
 int sfc_cmd_bench(int argc, char **argv);
 
 /* Prints "shardfc COMMAND: message" and returns the exit code of err->code: 2 for what the caller has

@@ -21,6 +21,7 @@ static const struct command {
     {"verify", sfc_cmd_verify, "check a checkpoint and print its step and digest"},
     {"export", sfc_cmd_export, "write a checkpoint as safetensors"},
     {"eval", sfc_cmd_eval, "verification accuracy and TAR at FAR of a checkpoint"},
+    {"rank", sfc_cmd_rank, "rank of the true class in a synthetic run, as it is now"},
     {"data", sfc_cmd_data, "make, pack and describe data sets"},
     {"bench", sfc_cmd_bench, "measure this machine"},
 };

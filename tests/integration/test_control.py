@@ -19,7 +19,7 @@ from inputs import (Records, check, expect, jpegs, make_images, one_json, small_
 
 PROGRAMS = ("shardfc", "shardfc-scheduler", "shardfc-shard", "shardfc-worker")
 COMMANDS = ("create", "status", "watch", "pause", "resume", "stop", "checkpoint", "restore", "verify",
-            "export", "eval", "bench")
+            "export", "eval", "rank", "bench")
 
 
 # ---- options, without a cluster
@@ -87,6 +87,8 @@ def impossible_flags():
             (("--optimizer", "adamw", "--momentum-mode", "dense"), "adamw"),
             (("--beta1", "1"), "--beta1"), (("--beta2", "-1"), "--beta2"), (("--epsilon", "0"), "--epsilon"),
             (("--block-size", "9999999999"), "block-size"), (("--seed", "x"), "--seed"),
+            (("--hot-classes", "101"), "hot_classes"), (("--hot-classes", "9999999"), "--hot-classes"),
+            (("--hot-classes", "5", "--session"), "hot_classes"),
             (("--data", "/no/such/folder"), "/no/such/folder"),
             (("--data", "/no/such/folder", "--session"), "--session")):
         expect(tool(*base, *flags), 2, word)

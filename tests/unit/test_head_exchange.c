@@ -205,19 +205,64 @@ static void test_synthetic(void **state)
     enum { DIM = 62, CLASSES = 7 };
     float a[DIM], b[DIM], c[DIM];
     bool seen[CLASSES] = {false};
+    struct sfc_synthetic set = {.seed = 3, .classes = CLASSES, .dim = DIM};
     for (uint64_t s = 0; s < 40; s++) {
-        uint64_t label = sfc_synthetic_label(3, CLASSES, s);
+        uint64_t label = sfc_synthetic_label(&set, s);
         assert_true(label < CLASSES);
         seen[label] = true;
     }
     for (int k = 0; k < CLASSES; k++)
         assert_true(seen[k]);
-    sfc_synthetic_feature(3, CLASSES, DIM, 11, a);
-    sfc_synthetic_feature(3, CLASSES, DIM, 11, b);
+    sfc_synthetic_feature(&set, 11, a);
+    sfc_synthetic_feature(&set, 11, b);
     assert_memory_equal(a, b, sizeof a);
-    sfc_synthetic_feature(4, CLASSES, DIM, 11, c);
+    set.seed = 4;
+    sfc_synthetic_feature(&set, 11, c);
     assert_memory_not_equal(a, c, sizeof a);
     assert_int_equal(sfc_head_first_bad(a, DIM), DIM);
+}
+
+/* One hot class in each of N equal stretches of the ids, and only those have samples. */
+static void test_hot_classes(void **state)
+{
+    (void)state;
+    enum { HOT = 9 };
+    struct sfc_synthetic set = {.seed = 5, .classes = 100, .hot_classes = HOT, .dim = 4};
+    bool middle = false;
+    for (uint64_t i = 0; i < HOT; i++) {
+        uint64_t id = sfc_synthetic_hot_class(&set, i);
+        assert_in_range(id, i * 100 / HOT, (i + 1) * 100 / HOT - 1);
+        middle = middle || id != i * 100 / HOT;
+        for (uint64_t round = 0; round < 3; round++)
+            assert_int_equal(sfc_synthetic_label(&set, i + round * HOT), id);
+    }
+    assert_true(middle);
+    set = (struct sfc_synthetic){.seed = 1, .classes = HOT, .hot_classes = HOT, .dim = 4};
+    for (uint64_t i = 0; i < HOT; i++)
+        assert_int_equal(sfc_synthetic_hot_class(&set, i), i); /* stretches of one id */
+    set = (struct sfc_synthetic){.classes = (uint64_t)1 << 40, .hot_classes = 1 << 20};
+    uint64_t last = sfc_synthetic_hot_class(&set, (1 << 20) - 1);
+    assert_in_range(last, ((uint64_t)1 << 40) - (1 << 20), ((uint64_t)1 << 40) - 1);
+}
+
+/* A sample lies nearer to its class's hidden direction than to another's. */
+static void test_hidden_directions(void **state)
+{
+    (void)state;
+    enum { DIM = 130 };
+    struct sfc_synthetic set = {.seed = 2, .classes = 1000, .hot_classes = 10, .dim = DIM};
+    for (uint64_t s = 0; s < 20; s++) {
+        float x[DIM], own[DIM], other[DIM];
+        double near = 0, far = 0;
+        sfc_synthetic_feature(&set, s, x);
+        sfc_synthetic_direction(&set, sfc_synthetic_label(&set, s), own);
+        sfc_synthetic_direction(&set, sfc_synthetic_label(&set, s + 1), other);
+        for (int k = 0; k < DIM; k++) {
+            near += (double)x[k] * own[k];
+            far += (double)x[k] * other[k];
+        }
+        assert_true(near > DIM * 0.35 && far < DIM * 0.35);
+    }
 }
 
 int main(void)
@@ -231,6 +276,8 @@ int main(void)
         cmocka_unit_test(test_zero_feature),
         cmocka_unit_test(test_first_bad_and_digest),
         cmocka_unit_test(test_synthetic),
+        cmocka_unit_test(test_hot_classes),
+        cmocka_unit_test(test_hidden_directions),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
