@@ -6,9 +6,11 @@
 #include <time.h>
 
 #include "proto/base/log.h"
+#include "proto/base/process.h"
 
 #define BACKOFF_FIRST_MS 50u
 #define BACKOFF_LAST_MS  2000u
+#define GROWTH_BYTES     (1u << 20) /* of the program beside its buffers, for the memory plan */
 #define STEPS_AHEAD      4u /* micro-batches of so many steps are worth a place in the cache */
 
 struct sfc_crew {
@@ -22,7 +24,9 @@ struct sfc_crew {
     enum sfc_crew_end end;
     struct sfc_error cause;
     struct sfc_crew_counters counters;
+    uint64_t program_bytes; /* of this process before the crew */
     uint64_t lane_bytes;
+    uint32_t lanes_ready;
 
     pthread_t *threads;
     size_t started;
@@ -184,11 +188,29 @@ static void lane_loop(struct sfc_crew *crew, struct sfc_step_client *client,
     }
 }
 
+static double mib(uint64_t bytes)
+{
+    return (double)bytes / (1 << 20);
+}
+
 static int new_ticket(const struct sfc_crew *crew, struct sfc_ticket *ticket, struct sfc_error *err)
 {
     uint32_t rows = sfc_member_config(crew->source.member)->micro_batch;
     ticket->samples = calloc(rows, sizeof *ticket->samples);
     return ticket->samples ? SFC_OK : sfc_fail(err, SFC_ENOMEM, "out of memory for a ticket");
+}
+
+/* The last lane tells what all of them use, before any of them computes a step to its end. */
+static void lane_ready(struct sfc_crew *crew, const struct sfc_step_client *client)
+{
+    pthread_mutex_lock(&crew->lock);
+    crew->lane_bytes += sfc_step_client_memory(client);
+    bool last = ++crew->lanes_ready == crew->lanes;
+    pthread_mutex_unlock(&crew->lock);
+    uint64_t own = last ? sfc_crew_memory(crew) : 0;
+    if (last)
+        sfc_info_log("memory plan: %.1f MiB: the program %.1f, lanes and caches %.1f",
+                     mib(crew->program_bytes + own), mib(crew->program_bytes), mib(own));
 }
 
 static void *lane_main(void *arg)
@@ -201,9 +223,7 @@ static void *lane_main(void *arg)
     if (!rc)
         rc = sfc_step_client_new(&crew->source, &client, &err);
     if (!rc) {
-        pthread_mutex_lock(&crew->lock);
-        crew->lane_bytes += sfc_step_client_memory(client);
-        pthread_mutex_unlock(&crew->lock);
+        lane_ready(crew, client);
         lane_loop(crew, client, &ticket);
     } else {
         sfc_crew_stop(crew, SFC_CREW_FATAL, &err);
@@ -337,6 +357,7 @@ int sfc_crew_new(struct sfc_member *member, const struct sfc_crew_options *optio
     pthread_cond_init(&crew->changed, &attr);
     pthread_condattr_destroy(&attr);
     pthread_mutex_init(&crew->lock, NULL);
+    crew->program_bytes = sfc_process_memory() + GROWTH_BYTES;
     crew->source.member = member;
     crew->source.set = options->set;
     crew->lanes = crew->readers = options->lanes;

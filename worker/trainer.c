@@ -178,7 +178,6 @@ static void read_pulse(struct sfc_crew *crew, const struct sfc_run_info *run,
 static void watch(struct sfc_trainer *t, struct sfc_member *member, const struct sfc_run_info *run,
                   struct sfc_crew *crew)
 {
-    bool told = false;
     while (sfc_crew_state(crew, NULL) == SFC_CREW_WORKING) {
         struct sfc_pulse pulse;
         struct sfc_error err = {0};
@@ -191,11 +190,6 @@ static void watch(struct sfc_trainer *t, struct sfc_member *member, const struct
             break;
         }
         read_pulse(crew, run, &pulse);
-        if (!told) {
-            told = true;
-            sfc_info_log("memory of lanes and caches: %.1f MiB",
-                         (double)sfc_crew_memory(crew) / (1 << 20));
-        }
         report(t, run, pulse.state, false);
         if (now_ms() - before < 200)
             pause_ms(t, 200); /* the scheduler does not hold heartbeats now */

@@ -2,6 +2,8 @@
 #ifndef SFC_BASE_PROCESS_H
 #define SFC_BASE_PROCESS_H
 
+#include <stdint.h>
+
 /* Call first in main, before any thread starts.
  * - Keeps freed memory: malloc neither maps large blocks one by one nor gives them back, because fresh
  *   pages cost far more than the work on them (messages of some MiB come and go all the time).
@@ -11,5 +13,10 @@
  * - Ignores SIGPIPE: a peer that closes its end is an error of the write, not a signal.
  * Failures leave the process as it was; they cost speed only. */
 void sfc_process_tune(char **argv);
+
+/* Memory of this process in bytes: its proportional set size, in which a page of a library that n
+ * processes share counts for an n-th, so that the sum over processes is what the machine holds. 0 where the
+ * system doesn't tell. */
+uint64_t sfc_process_memory(void);
 
 #endif

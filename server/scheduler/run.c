@@ -8,9 +8,13 @@
 
 #include "kernels/rng/permutation.h"
 #include "proto/base/log.h"
+#include "proto/base/process.h"
 #include "server/scheduler/scheduler_internal.h"
 
 #define RATE_WEIGHT 0.1 /* of the newest step in the smoothed images per second */
+
+/* What this program grows by in a run: SQLite's page cache and messages. For the memory plan. */
+#define GROWTH_BYTES (2u << 20)
 
 static void perform(struct sfc_sched_run *run);
 
@@ -86,6 +90,8 @@ int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConf
     if (code == SFC_OK)
         code = sfc_run_actions_init(&run->actions, &run->fsm, err);
     if (code == SFC_OK) {
+        sfc_info_log("run %" PRIu64 ": memory plan: %.1f MiB", run->id,
+                     (double)(sfc_process_memory() + GROWTH_BYTES) / (1 << 20));
         *out = run;
         return SFC_OK;
     }

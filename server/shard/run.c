@@ -5,8 +5,13 @@
 #include <string.h>
 
 #include "proto/base/log.h"
+#include "proto/base/process.h"
 #include "proto/run_config.h"
 #include "server/shard/shard_internal.h"
+
+/* What this program grows by beside the numbers of a run, for the memory plan: kernels that oneDNN
+ * generates, messages on their way. */
+#define GROWTH_BYTES (6u << 20)
 
 /* ---- shared memory of replies */
 
@@ -219,6 +224,7 @@ static int check_memory(struct sfc_shard_run *run, struct sfc_error *err)
                                     run->dense_blocks, run->dense_count, m, err);
     if (code != SFC_OK)
         return code;
+    uint64_t program = sfc_process_memory() + GROWTH_BYTES;
     sfc_info_log("run %" PRIu64 ": %zu class blocks (%" PRIu64
                  " classes) and %zu dense blocks need "
                  "%.1f MiB: head %.1f state + %.1f step + %.1f scratch, dense %.1f, answers %.1f; "
@@ -229,6 +235,8 @@ static int check_memory(struct sfc_shard_run *run, struct sfc_error *err)
                  mib(m->head.scratch_bytes),
                  mib(m->dense.state_bytes + m->dense.step_bytes + m->dense.scratch_bytes),
                  mib(m->answers), mib(run->shard->memory_limit));
+    sfc_info_log("run %" PRIu64 ": memory plan: %.1f MiB: the program %.1f and the run %.1f",
+                 run->id, mib(program + m->total), mib(program), mib(m->total));
     if (m->total > run->shard->memory_limit)
         return sfc_fail(
             err, SFC_ENOMEM,
