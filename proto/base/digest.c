@@ -59,6 +59,11 @@ void sfc_digest_final(const struct sfc_digest *digest, uint8_t out[SFC_DIGEST_SI
     canonical(XXH3_128bits_digest(digest->state), out);
 }
 
+uint64_t sfc_digest_final64(const struct sfc_digest *digest)
+{
+    return XXH3_64bits_digest(digest->state); /* one state serves both widths */
+}
+
 void sfc_digest_free(struct sfc_digest *digest)
 {
     if (digest != NULL) {

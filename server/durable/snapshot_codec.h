@@ -1,0 +1,68 @@
+/* Bytes of a snapshot file, pure: one block (or the history) at one step. docs/FORMATS.md
+ * ("Snapshots of a shard") has the table. A header of 512 bytes, then the parts that exist, each
+ * padded with zeros to a multiple of 8. Every byte is under a checksum or must be zero. */
+#ifndef SFC_DURABLE_SNAPSHOT_CODEC_H
+#define SFC_DURABLE_SNAPSHOT_CODEC_H
+
+#include <stdbool.h>
+
+#include "proto/base/bytes.h"
+#include "server/durable/identity.h"
+
+#define SFC_SNAPSHOT_VERSION   1u
+#define SFC_SNAPSHOT_HEADER    512u
+#define SFC_SNAPSHOT_NAME_SIZE 80u
+
+enum sfc_snapshot_kind { SFC_SNAPSHOT_CLASS, SFC_SNAPSHOT_DENSE, SFC_SNAPSHOT_HISTORY };
+enum { SFC_SNAPSHOT_KINDS = 3 };
+/* Of values, momentum and second moment. The last steps are always f32. */
+enum sfc_snapshot_dtype { SFC_SNAPSHOT_F32, SFC_SNAPSHOT_BF16 };
+enum sfc_snapshot_part { /* in the order of kernels/backend.h */
+                         SFC_SNAPSHOT_VALUES,
+                         SFC_SNAPSHOT_MOMENTUM,
+                         SFC_SNAPSHOT_LAST_STEP,     /* momentum mode dense: [rows] */
+                         SFC_SNAPSHOT_SECOND_MOMENT, /* AdamW */
+};
+enum { SFC_SNAPSHOT_PARTS = 4 };
+
+struct sfc_snapshot_key {
+    enum sfc_snapshot_kind kind;
+    uint64_t block; /* HISTORY: 0 */
+    uint64_t step;  /* the stamp: the state after this step */
+};
+
+/* Rows and columns of a block: class [rows, dim], dense [floats, 1], history [steps, 1]. */
+struct sfc_snapshot_shape {
+    enum sfc_snapshot_dtype dtype;
+    uint64_t rows;
+    uint32_t dim;
+    bool has[SFC_SNAPSHOT_PARTS]; /* VALUES always, except that rows may be 0 */
+};
+/* Bytes of a part, without padding; 0 where there is none. */
+uint64_t sfc_snapshot_part_bytes(const struct sfc_snapshot_shape *shape,
+                                 enum sfc_snapshot_part part);
+/* Where a part begins in the file. */
+uint64_t sfc_snapshot_part_offset(const struct sfc_snapshot_shape *shape,
+                                  enum sfc_snapshot_part part);
+uint64_t sfc_snapshot_file_bytes(const struct sfc_snapshot_shape *shape);
+/* SFC_EINVAL: a number out of proto/limits.h. */
+int sfc_snapshot_shape_check(const struct sfc_snapshot_shape *shape, struct sfc_error *err);
+
+struct sfc_snapshot_header {
+    struct sfc_run_identity identity;
+    struct sfc_snapshot_key key;
+    struct sfc_snapshot_shape shape;
+    uint64_t checksum[SFC_SNAPSHOT_PARTS]; /* XXH3-64 of a part; 0 where there is none */
+};
+
+/* "class-17-1200.sfs", "dense-0-1200.sfs", "history-0-1200.sfs"; parse: false when it is none. */
+void sfc_snapshot_name(const struct sfc_snapshot_key *key, char out[SFC_SNAPSHOT_NAME_SIZE]);
+bool sfc_snapshot_parse_name(const char *name, struct sfc_snapshot_key *out);
+
+void sfc_snapshot_encode_header(const struct sfc_snapshot_header *header,
+                                uint8_t out[SFC_SNAPSHOT_HEADER]);
+/* SFC_ECORRUPT with the cause, SFC_EUNSUPPORTED: another format version. */
+int sfc_snapshot_decode_header(const uint8_t *data, size_t size, struct sfc_snapshot_header *out,
+                               struct sfc_error *err);
+
+#endif

@@ -1,0 +1,38 @@
+/* Private to server/durable: what snapshot_store.c (list, reading) and snapshot_write.c share. */
+#ifndef SFC_DURABLE_SNAPSHOT_INTERNAL_H
+#define SFC_DURABLE_SNAPSHOT_INTERNAL_H
+
+#include "server/durable/snapshot_store.h"
+
+#ifndef SFC_PLANT_BUG
+#define SFC_PLANT_BUG                                                                              \
+    0 /* tests/unit builds the store with each known bug to prove that it is caught */
+#endif
+
+#define SFC_SNAPSHOT_TMP ".tmp" /* behind the name of a snapshot that is being written */
+
+struct sfc_snapshot_store {
+    struct sfc_folder *folder;
+    struct sfc_run_identity identity;
+    struct sfc_snapshot_key *keys; /* by kind, block, newest first */
+    size_t count, room;
+    struct sfc_snapshot_write *writing;
+    bool remains; /* a temporary file was removed, and its name may still be on the disk */
+    void *buffer; /* of the last read */
+    size_t buffer_size;
+    uint8_t *piece;
+    struct sfc_digest *digest;
+};
+
+/* Room for one more key. SFC_ENOMEM. */
+int sfc_snapshot_store_reserve(struct sfc_snapshot_store *store, struct sfc_error *err);
+/* After reserve: puts the key in its place; false: it is there already. */
+bool sfc_snapshot_store_add(struct sfc_snapshot_store *store, const struct sfc_snapshot_key *key);
+/* Deletes what is older than the newest two of the block. */
+void sfc_snapshot_store_prune(struct sfc_snapshot_store *store, enum sfc_snapshot_kind kind,
+                              uint64_t block);
+/* First position of a block in keys, and how many there are. */
+size_t sfc_snapshot_store_find(const struct sfc_snapshot_store *store, enum sfc_snapshot_kind kind,
+                               uint64_t block, size_t *count);
+
+#endif

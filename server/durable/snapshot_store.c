@@ -1,0 +1,382 @@
+#include "server/durable/snapshot_store.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "server/durable/snapshot_file.h"
+#include "server/durable/snapshot_internal.h"
+
+#define KEPT      2u
+#define ALIGNMENT 64u
+
+/* ---- the list */
+
+/* By kind, block, then newest first. */
+static int compare(const struct sfc_snapshot_key *a, const struct sfc_snapshot_key *b)
+{
+    if (a->kind != b->kind) {
+        return a->kind < b->kind ? -1 : 1;
+    }
+    if (a->block != b->block) {
+        return a->block < b->block ? -1 : 1;
+    }
+    return a->step > b->step ? -1 : a->step < b->step;
+}
+
+/* First position whose key is not before this one. */
+static size_t lower_bound(const struct sfc_snapshot_store *store,
+                          const struct sfc_snapshot_key *key)
+{
+    size_t low = 0, high = store->count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (compare(&store->keys[middle], key) < 0) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+size_t sfc_snapshot_store_find(const struct sfc_snapshot_store *store, enum sfc_snapshot_kind kind,
+                               uint64_t block, size_t *count)
+{
+    struct sfc_snapshot_key newest = {.kind = kind, .block = block, .step = UINT64_MAX};
+    size_t first = lower_bound(store, &newest), n = 0;
+    while (first + n < store->count && store->keys[first + n].kind == kind &&
+           store->keys[first + n].block == block) {
+        n++;
+    }
+    *count = n;
+    return first;
+}
+
+int sfc_snapshot_store_reserve(struct sfc_snapshot_store *store, struct sfc_error *err)
+{
+    if (store->count == store->room) {
+        size_t room = store->room + store->room / 2 + 16;
+        struct sfc_snapshot_key *keys = reallocarray(store->keys, room, sizeof *keys);
+        if (keys == NULL) {
+            return sfc_fail(err, SFC_ENOMEM, "out of memory for %zu snapshots", room);
+        }
+        store->keys = keys;
+        store->room = room;
+    }
+    return SFC_OK;
+}
+
+bool sfc_snapshot_store_add(struct sfc_snapshot_store *store, const struct sfc_snapshot_key *key)
+{
+    size_t at = lower_bound(store, key);
+    if (at < store->count && compare(&store->keys[at], key) == 0) {
+        return false;
+    }
+    memmove(store->keys + at + 1, store->keys + at, (store->count - at) * sizeof *store->keys);
+    store->keys[at] = *key;
+    store->count++;
+    return true;
+}
+
+/* A removal that fails or is lost in a crash leaves a file that the next open removes. */
+void sfc_snapshot_store_prune(struct sfc_snapshot_store *store, enum sfc_snapshot_kind kind,
+                              uint64_t block)
+{
+    size_t n, first = sfc_snapshot_store_find(store, kind, block, &n);
+    for (size_t i = KEPT; i < n; i++) {
+        char name[SFC_SNAPSHOT_NAME_SIZE];
+        sfc_snapshot_name(&store->keys[first + i], name);
+        (void)store->folder->ops->remove(store->folder, name, NULL);
+    }
+    if (n > KEPT) {
+        size_t behind = first + n;
+        memmove(store->keys + first + KEPT, store->keys + behind,
+                (store->count - behind) * sizeof *store->keys);
+        store->count -= n - KEPT;
+    }
+}
+
+/* ---- opening */
+
+struct listing {
+    struct sfc_snapshot_store *store;
+    struct sfc_snapshot_key *unfinished; /* of temporary files */
+    size_t unfinished_count;
+};
+
+static bool is_temporary(const char *name, struct sfc_snapshot_key *key)
+{
+    char stem[SFC_SNAPSHOT_NAME_SIZE];
+    size_t length = strlen(name), suffix = strlen(SFC_SNAPSHOT_TMP);
+    if (length <= suffix || length - suffix >= sizeof stem ||
+        strcmp(name + length - suffix, SFC_SNAPSHOT_TMP) != 0) {
+        return false;
+    }
+    memcpy(stem, name, length - suffix);
+    stem[length - suffix] = '\0';
+    return sfc_snapshot_parse_name(stem, key);
+}
+
+static int visit(void *arg, const char *name, struct sfc_error *err)
+{
+    struct listing *listing = arg;
+    struct sfc_snapshot_key key;
+    if (sfc_snapshot_parse_name(name, &key)) {
+        int code = sfc_snapshot_store_reserve(listing->store, err);
+        if (code == SFC_OK) {
+            (void)sfc_snapshot_store_add(listing->store, &key);
+        }
+        return code;
+    }
+    if (is_temporary(name, &key)) {
+        struct sfc_snapshot_key *keys = reallocarray(
+            listing->unfinished, listing->unfinished_count + 1, sizeof *listing->unfinished);
+        if (keys == NULL) {
+            return sfc_fail(err, SFC_ENOMEM, "out of memory for listing snapshots");
+        }
+        listing->unfinished = keys;
+        keys[listing->unfinished_count++] = key;
+    }
+    return SFC_OK;
+}
+
+static void remove_unfinished(const struct listing *listing)
+{
+    struct sfc_folder *folder = listing->store->folder;
+    for (size_t i = 0; i < listing->unfinished_count; i++) {
+        char name[SFC_SNAPSHOT_NAME_SIZE], temporary[SFC_SNAPSHOT_NAME_SIZE + 8];
+        sfc_snapshot_name(&listing->unfinished[i], name);
+        snprintf(temporary, sizeof temporary, "%s" SFC_SNAPSHOT_TMP, name);
+        (void)folder->ops->remove(folder, temporary, NULL);
+    }
+}
+
+static void prune_all(struct sfc_snapshot_store *store)
+{
+    for (size_t i = 0; i < store->count; i++) {
+        sfc_snapshot_store_prune(store, store->keys[i].kind, store->keys[i].block);
+    }
+}
+
+/* What is listed may be in the page cache only, when the process died and the machine lived; the
+ * log will be trimmed by it, so the names are made durable first. */
+static int list_folder(struct sfc_snapshot_store *store, struct sfc_error *err)
+{
+    struct sfc_folder *folder = store->folder;
+    struct listing listing = {.store = store};
+    int code = folder->ops->list(folder, visit, &listing, err);
+    if (code == SFC_OK && SFC_PLANT_BUG != 5) { /* bug 5: trusts the page cache */
+        code = folder->ops->sync_names(folder, err);
+    }
+    if (code == SFC_OK) {
+        remove_unfinished(&listing);
+        store->remains = listing.unfinished_count > 0;
+        prune_all(store);
+    }
+    free(listing.unfinished);
+    return code;
+}
+
+int sfc_snapshot_store_open(struct sfc_folder *folder, const struct sfc_run_identity *identity,
+                            struct sfc_snapshot_store **out, struct sfc_error *err)
+{
+    struct sfc_snapshot_store *store = calloc(1, sizeof *store);
+    if (store == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for the snapshots");
+    }
+    store->folder = folder;
+    store->identity = *identity;
+    store->digest = sfc_digest_new();
+    store->piece = malloc(SFC_SNAPSHOT_PIECE);
+    int code = store->digest == NULL || store->piece == NULL
+                   ? sfc_fail(err, SFC_ENOMEM, "out of memory for the snapshots")
+                   : list_folder(store, err);
+    if (code != SFC_OK) {
+        sfc_snapshot_store_close(store);
+        return code;
+    }
+    *out = store;
+    return SFC_OK;
+}
+
+void sfc_snapshot_store_close(struct sfc_snapshot_store *store)
+{
+    if (store == NULL) {
+        return;
+    }
+    sfc_digest_free(store->digest);
+    free(store->piece);
+    free(store->buffer);
+    free(store->keys);
+    free(store);
+}
+
+/* ---- what there is */
+
+size_t sfc_snapshot_store_stamps(const struct sfc_snapshot_store *store,
+                                 enum sfc_snapshot_kind kind, uint64_t block, uint64_t stamps[2])
+{
+    size_t n, first = sfc_snapshot_store_find(store, kind, block, &n);
+    n = n < KEPT ? n : KEPT;
+    for (size_t i = 0; i < n; i++) {
+        stamps[i] = store->keys[first + i].step;
+    }
+    return n;
+}
+
+uint64_t sfc_snapshot_store_floor(const struct sfc_snapshot_store *store,
+                                  const struct sfc_snapshot_block *blocks, size_t count,
+                                  uint64_t start_step)
+{
+    uint64_t floor = count == 0 ? start_step : UINT64_MAX;
+    for (size_t i = 0; i < count; i++) {
+        uint64_t stamps[KEPT];
+        size_t n = sfc_snapshot_store_stamps(store, blocks[i].kind, blocks[i].block, stamps);
+        uint64_t stamp = n == 0 ? start_step : stamps[n - 1];
+        floor = stamp < floor ? stamp : floor;
+    }
+    return floor;
+}
+
+/* ---- reading */
+
+static int reserve_buffer(struct sfc_snapshot_store *store, uint64_t size, struct sfc_error *err)
+{
+    if (size <= store->buffer_size) {
+        return SFC_OK;
+    }
+    free(store->buffer);
+    store->buffer_size = 0;
+    store->buffer = aligned_alloc(ALIGNMENT, (size_t)size);
+    if (store->buffer == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for a snapshot of %" PRIu64 " bytes", size);
+    }
+    store->buffer_size = (size_t)size;
+    return SFC_OK;
+}
+
+static uint64_t aligned(uint64_t size)
+{
+    return (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+static bool same_shape(const struct sfc_snapshot_shape *a, const struct sfc_snapshot_shape *b)
+{
+    return a->dtype == b->dtype && a->rows == b->rows && a->dim == b->dim &&
+           memcmp(a->has, b->has, sizeof a->has) == 0;
+}
+
+static int check_owner(const struct sfc_snapshot_store *store,
+                       const struct sfc_snapshot_header *header,
+                       const struct sfc_snapshot_shape *shape, const char *name,
+                       struct sfc_error *err)
+{
+    int code = sfc_run_identity_check(&header->identity, &store->identity, err);
+    if (code == SFC_OK && !same_shape(&header->shape, shape)) {
+        code = sfc_fail(err, SFC_ESTALE,
+                        "has %" PRIu64 " rows of %u numbers; this run's block has %" PRIu64
+                        " of %u, or other parts",
+                        header->shape.rows, header->shape.dim, shape->rows, shape->dim);
+    }
+    return code == SFC_OK ? SFC_OK : (sfc_prefix(err, "%s/%s", store->folder->path, name), code);
+}
+
+static int read_parts(struct sfc_snapshot_store *store, struct sfc_file *file, const char *name,
+                      const struct sfc_snapshot_header *header, struct sfc_snapshot_content *out,
+                      struct sfc_error *err)
+{
+    uint64_t size = 0;
+    for (int part = 0; part < SFC_SNAPSHOT_PARTS; part++) {
+        size += aligned(sfc_snapshot_part_bytes(&header->shape, (enum sfc_snapshot_part)part));
+    }
+    int code = reserve_buffer(store, size + ALIGNMENT, err);
+    uint8_t *at = store->buffer;
+    struct sfc_snapshot_content content = {.step = header->key.step};
+    for (int i = 0; i < SFC_SNAPSHOT_PARTS && code == SFC_OK; i++) {
+        enum sfc_snapshot_part part = (enum sfc_snapshot_part)i;
+        content.parts[i] = header->shape.has[i] ? at : NULL;
+        code =
+            sfc_snapshot_file_part(file, name, header, part, at, store->piece, store->digest, err);
+        at += aligned(sfc_snapshot_part_bytes(&header->shape, part));
+    }
+    if (code == SFC_OK) {
+        *out = content;
+    }
+    return code;
+}
+
+static int read_one(struct sfc_snapshot_store *store, const struct sfc_snapshot_key *key,
+                    const struct sfc_snapshot_shape *shape, struct sfc_snapshot_content *out,
+                    struct sfc_error *err)
+{
+    char name[SFC_SNAPSHOT_NAME_SIZE];
+    struct sfc_snapshot_header header;
+    struct sfc_snapshot_shape expected = *shape;
+    struct sfc_file *file;
+    sfc_snapshot_name(key, name);
+    if (key->kind == SFC_SNAPSHOT_HISTORY) {
+        expected.rows = key->step;
+    }
+    int code = sfc_snapshot_file_open(store->folder, name, &file, &header, err);
+    if (code != SFC_OK) {
+        return code;
+    }
+    code = check_owner(store, &header, &expected, name, err);
+    if (code == SFC_OK) {
+        code = read_parts(store, file, name, &header, out, err);
+    }
+    store->folder->ops->close_file(file);
+    return code;
+}
+
+/* The disk gave other bytes than were written, or none. */
+static bool is_damage(int code)
+{
+    return code == SFC_ECORRUPT || code == SFC_EIO || code == SFC_ENOTFOUND;
+}
+
+static void tell(char loud[512], const struct sfc_error *damage, uint64_t used)
+{
+    snprintf(loud, 512,
+             "%.380s: used the snapshot of step %" PRIu64 " instead and more of the step log",
+             damage->text, used);
+}
+
+int sfc_snapshot_store_read(struct sfc_snapshot_store *store, enum sfc_snapshot_kind kind,
+                            uint64_t block, uint64_t max_step,
+                            const struct sfc_snapshot_shape *shape,
+                            struct sfc_snapshot_content *out, char loud[512], struct sfc_error *err)
+{
+    size_t n, first = sfc_snapshot_store_find(store, kind, block, &n);
+    struct sfc_error damage = {0}, failure;
+    loud[0] = '\0';
+    for (size_t i = 0; i < n; i++) {
+        const struct sfc_snapshot_key *key = &store->keys[first + i];
+        if (key->step > max_step) {
+            continue;
+        }
+        int code = read_one(store, key, shape, out, &failure);
+        if (code == SFC_OK) {
+            if (damage.code != SFC_OK) {
+                tell(loud, &damage, key->step);
+            }
+            return SFC_OK;
+        }
+        if (!is_damage(code)) {
+            return sfc_fail(err, code, "%s", failure.text);
+        }
+        damage = damage.code == SFC_OK ? failure : damage;
+    }
+    if (damage.code == SFC_OK) {
+        return sfc_fail(err, SFC_ENOTFOUND,
+                        "%s: no snapshot of block %" PRIu64 " of step %" PRIu64 " or before",
+                        store->folder->path, block, max_step);
+    }
+    return sfc_fail(
+        err, damage.code == SFC_EIO ? SFC_EIO : SFC_ECORRUPT,
+        "%.300s, and there is no other whole snapshot of this block; restore the run from "
+        "a checkpoint, or this folder from a copy",
+        damage.text);
+}

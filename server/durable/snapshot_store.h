@@ -1,0 +1,86 @@
+/* The snapshots of a shard's blocks: one file per block and step, the newest two of a block are
+ * kept. There is no manifest: the folder is the list, a file is whole or absent (temporary name,
+ * sync, rename, sync of the folder), and name, header and checksums must agree.
+ *
+ * Order of calls: step_log.h has the life of a run. While it runs:
+ *
+ *   copy the parts of a block between two applies (the caller's buffers), then
+ *   sfc_snapshot_write_begin
+ *   sfc_snapshot_write_some ... until *done, each a bounded number of bytes, so that the thread can
+ * flush the log in between and keep to a rate sfc_snapshot_write_end, in every case; the parts are
+ * the caller's again sfc_snapshot_store_floor, to be told to the scheduler
+ *
+ * Threads: one at a time. */
+#ifndef SFC_DURABLE_SNAPSHOT_STORE_H
+#define SFC_DURABLE_SNAPSHOT_STORE_H
+
+#include "server/durable/file_layer.h"
+#include "server/durable/snapshot_codec.h"
+
+struct sfc_snapshot_store;
+struct sfc_snapshot_write;
+
+/* Lists the folder (borrowed; it must outlive the store) and removes remains of writes that a crash
+ * cut off, and what is older than the newest two of a block. Contents are not read. */
+int sfc_snapshot_store_open(struct sfc_folder *folder, const struct sfc_run_identity *identity,
+                            struct sfc_snapshot_store **out, struct sfc_error *err);
+void sfc_snapshot_store_close(struct sfc_snapshot_store *store); /* NULL is fine */
+
+/* ---- writing. parts: pointers per part that the shape has, NULL for the others; borrowed until
+ * end. Only one write at a time (SFC_ESTATE). SFC_EEXIST: there is one of this step already. */
+int sfc_snapshot_write_begin(struct sfc_snapshot_store *store, const struct sfc_snapshot_key *key,
+                             const struct sfc_snapshot_shape *shape,
+                             const void *const parts[SFC_SNAPSHOT_PARTS],
+                             struct sfc_snapshot_write **out, struct sfc_error *err);
+/* Writes at most max_bytes more and syncs them. *done: the snapshot is durable under its name, and
+ * what was older than the newest two of this block is gone. After an error only end may be called;
+ * SFC_ELIMIT (disk full) and SFC_EIO: begin anew later. */
+int sfc_snapshot_write_some(struct sfc_snapshot_write *write, uint64_t max_bytes, bool *done,
+                            struct sfc_error *err);
+/* Frees; what is not done is removed. NULL is fine. */
+void sfc_snapshot_write_end(struct sfc_snapshot_write *write);
+
+/* ---- reading */
+
+/* Stamps of a block in the folder, newest first; returns how many (0..2). */
+size_t sfc_snapshot_store_stamps(const struct sfc_snapshot_store *store,
+                                 enum sfc_snapshot_kind kind, uint64_t block, uint64_t stamps[2]);
+
+struct sfc_snapshot_content {
+    uint64_t step;
+    const void *parts[SFC_SNAPSHOT_PARTS]; /* the store's, until its next read; 64-byte aligned */
+};
+/* The newest valid snapshot of the block with a stamp <= max_step and this shape (HISTORY: rows =
+ * stamp, shape->rows is ignored). A damaged one is passed over for the older one; then `loud` names
+ * file, offset and what was used instead, otherwise it is "". SFC_ENOTFOUND: the block has none of
+ * such a stamp. SFC_ECORRUPT, SFC_EIO: there are some, and none can be read; the text names the
+ * newest, its damage and what to do. SFC_ESTALE: of another run, configuration or numerics class.
+ * Allocates no more than the shape asks. */
+int sfc_snapshot_store_read(struct sfc_snapshot_store *store, enum sfc_snapshot_kind kind,
+                            uint64_t block, uint64_t max_step,
+                            const struct sfc_snapshot_shape *shape,
+                            struct sfc_snapshot_content *out, char loud[512],
+                            struct sfc_error *err);
+
+/* ---- floor */
+
+/* One block of the shard. */
+struct sfc_snapshot_block {
+    enum sfc_snapshot_kind kind;
+    uint64_t block;
+};
+/* The log is needed from floor + 1 on: the least over the blocks of the stamp of its second-newest
+ * snapshot (the newest where there is one, start_step where there is none). */
+uint64_t sfc_snapshot_store_floor(const struct sfc_snapshot_store *store,
+                                  const struct sfc_snapshot_block *blocks, size_t count,
+                                  uint64_t start_step);
+
+/* ---- offline (shardfc log) */
+
+/* Reads one file whatever run it belongs to, checks every byte, 1 MiB at a time. SFC_ECORRUPT names
+ * file and offset. *header (may be NULL) is written when the header is good, also if a part is not.
+ */
+int sfc_snapshot_check(struct sfc_folder *folder, const char *name,
+                       struct sfc_snapshot_header *header, struct sfc_error *err);
+
+#endif

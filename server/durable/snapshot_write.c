@@ -1,0 +1,215 @@
+/* Writing one snapshot in pieces: temporary file, sync, rename, sync of the folder. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "server/durable/snapshot_internal.h"
+
+struct sfc_snapshot_write {
+    struct sfc_snapshot_store *store;
+    struct sfc_snapshot_header header;
+    const void *parts[SFC_SNAPSHOT_PARTS];
+    struct sfc_file *file;
+    int part;      /* being written */
+    uint64_t done; /* bytes of it */
+    bool finished;
+    char temporary[SFC_SNAPSHOT_NAME_SIZE + 8];
+};
+
+static int check_begin(const struct sfc_snapshot_store *store, const struct sfc_snapshot_key *key,
+                       const struct sfc_snapshot_shape *shape,
+                       const void *const parts[SFC_SNAPSHOT_PARTS], struct sfc_error *err)
+{
+    size_t n, first = sfc_snapshot_store_find(store, key->kind, key->block, &n);
+    if (store->writing != NULL) {
+        return sfc_fail(err, SFC_ESTATE, "another snapshot is being written");
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (store->keys[first + i].step == key->step) {
+            return sfc_fail(err, SFC_EEXIST,
+                            "block %" PRIu64 " has a snapshot of step %" PRIu64 " already",
+                            key->block, key->step);
+        }
+    }
+    for (int i = 0; i < SFC_SNAPSHOT_PARTS; i++) {
+        if (shape->has[i] != (parts[i] != NULL)) {
+            return sfc_fail(err, SFC_EINVAL,
+                            "snapshot: the parts given are not those of the shape");
+        }
+    }
+    return sfc_snapshot_shape_check(shape, err);
+}
+
+/* The name must be free on the disk too: a rename that survives a crash must not find the remains
+ * of an attempt before under it. */
+static int clear_temporary(struct sfc_snapshot_store *store, const char *temporary,
+                           struct sfc_error *err)
+{
+    int code = store->folder->ops->remove(store->folder, temporary, err);
+    if (code != SFC_OK && code != SFC_ENOTFOUND) {
+        return code;
+    }
+    if (code == SFC_ENOTFOUND && !store->remains) {
+        return SFC_OK;
+    }
+    code = store->folder->ops->sync_names(store->folder, err);
+    if (code == SFC_OK) {
+        store->remains = false;
+    }
+    return code;
+}
+
+int sfc_snapshot_write_begin(struct sfc_snapshot_store *store, const struct sfc_snapshot_key *key,
+                             const struct sfc_snapshot_shape *shape,
+                             const void *const parts[SFC_SNAPSHOT_PARTS],
+                             struct sfc_snapshot_write **out, struct sfc_error *err)
+{
+    int code = check_begin(store, key, shape, parts, err);
+    if (code == SFC_OK) {
+        code = sfc_snapshot_store_reserve(store, err);
+    }
+    if (code != SFC_OK) {
+        return code;
+    }
+    struct sfc_snapshot_write *w = calloc(1, sizeof *w);
+    if (w == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for a snapshot");
+    }
+    char name[SFC_SNAPSHOT_NAME_SIZE];
+    sfc_snapshot_name(key, name);
+    snprintf(w->temporary, sizeof w->temporary, "%s" SFC_SNAPSHOT_TMP, name);
+    w->store = store;
+    w->header =
+        (struct sfc_snapshot_header){.identity = store->identity, .key = *key, .shape = *shape};
+    memcpy(w->parts, parts, sizeof w->parts);
+    code = clear_temporary(store, w->temporary, err);
+    if (code == SFC_OK) {
+        code = store->folder->ops->create(store->folder, w->temporary, &w->file, err);
+    }
+    if (code != SFC_OK) {
+        free(w);
+        return code;
+    }
+    sfc_digest_reset(store->digest);
+    store->writing = w;
+    *out = w;
+    return SFC_OK;
+}
+
+/* One piece of the part at hand. */
+static int write_piece(struct sfc_snapshot_write *w, uint64_t *budget, struct sfc_error *err)
+{
+    enum sfc_snapshot_part part = (enum sfc_snapshot_part)w->part;
+    uint64_t left = sfc_snapshot_part_bytes(&w->header.shape, part) - w->done;
+    uint64_t n = left < *budget ? left : *budget;
+    const uint8_t *from = (const uint8_t *)w->parts[part] + w->done;
+    struct sfc_bytes bytes = {from, (size_t)n};
+    uint64_t offset = sfc_snapshot_part_offset(&w->header.shape, part) + w->done;
+    int code = w->store->folder->ops->write(w->file, offset, &bytes, 1, err);
+    if (code == SFC_OK) {
+        sfc_digest_update(w->store->digest, from, (size_t)n);
+        w->done += n;
+        *budget -= n;
+    }
+    return code;
+}
+
+/* Padding, and on to the next part. */
+static int end_part(struct sfc_snapshot_write *w, struct sfc_error *err)
+{
+    static const uint8_t zeros[8];
+    enum sfc_snapshot_part part = (enum sfc_snapshot_part)w->part;
+    struct sfc_bytes padding = {zeros, (size_t)(-w->done & 7)};
+    uint64_t offset = sfc_snapshot_part_offset(&w->header.shape, part) + w->done;
+    int code = SFC_OK;
+    if (padding.size > 0) {
+        code = w->store->folder->ops->write(w->file, offset, &padding, 1, err);
+    }
+    w->header.checksum[part] = sfc_digest_final64(w->store->digest);
+    sfc_digest_reset(w->store->digest);
+    w->part++;
+    w->done = 0;
+    return code;
+}
+
+static int publish(struct sfc_snapshot_write *w, struct sfc_error *err)
+{
+    struct sfc_folder *folder = w->store->folder;
+    char name[SFC_SNAPSHOT_NAME_SIZE];
+    sfc_snapshot_name(&w->header.key, name);
+    int code = folder->ops->rename(folder, w->temporary, name, err);
+    if (code == SFC_OK) {
+        code = folder->ops->sync_names(folder, err);
+        if (code != SFC_OK) { /* nobody knows whether the name is durable: it is not listed */
+            (void)folder->ops->remove(folder, name, NULL);
+        }
+    }
+    return code;
+}
+
+static int finish(struct sfc_snapshot_write *w, struct sfc_error *err)
+{
+    uint8_t header[SFC_SNAPSHOT_HEADER];
+    struct sfc_bytes bytes = {header, sizeof header};
+    const struct sfc_folder_ops *ops = w->store->folder->ops;
+    sfc_snapshot_encode_header(&w->header, header);
+    int code = ops->write(w->file, 0, &bytes, 1, err);
+    if (code == SFC_OK && SFC_PLANT_BUG != 4) { /* bug 4: rename before the content is durable */
+        code = ops->sync(w->file, err);
+    }
+    if (code == SFC_OK) {
+        code = publish(w, err);
+    }
+    if (code == SFC_OK) {
+        w->finished = true;
+        (void)sfc_snapshot_store_add(w->store, &w->header.key);
+        sfc_snapshot_store_prune(w->store, w->header.key.kind, w->header.key.block);
+    }
+    return code;
+}
+
+int sfc_snapshot_write_some(struct sfc_snapshot_write *w, uint64_t max_bytes, bool *done,
+                            struct sfc_error *err)
+{
+    int code = SFC_OK;
+    while (code == SFC_OK && w->part < SFC_SNAPSHOT_PARTS) {
+        enum sfc_snapshot_part part = (enum sfc_snapshot_part)w->part;
+        if (!w->header.shape.has[part]) {
+            w->part++;
+        } else if (w->done == sfc_snapshot_part_bytes(&w->header.shape, part)) {
+            code = end_part(w, err);
+        } else if (max_bytes > 0) {
+            code = write_piece(w, &max_bytes, err);
+        } else {
+            break;
+        }
+    }
+    if (code != SFC_OK) {
+        return code;
+    }
+    if (w->part < SFC_SNAPSHOT_PARTS) {
+        *done = false;
+        return w->store->folder->ops->sync(w->file, err);
+    }
+    code = finish(w, err);
+    if (code == SFC_OK) {
+        *done = true;
+    }
+    return code;
+}
+
+void sfc_snapshot_write_end(struct sfc_snapshot_write *w)
+{
+    if (w == NULL) {
+        return;
+    }
+    struct sfc_folder *folder = w->store->folder;
+    folder->ops->close_file(w->file);
+    if (!w->finished) {
+        (void)folder->ops->remove(folder, w->temporary, NULL);
+        w->store->remains = true;
+    }
+    w->store->writing = NULL;
+    free(w);
+}

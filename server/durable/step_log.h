@@ -1,0 +1,128 @@
+/* The step log of a shard: what every step needs to be done again, on disk before the shard says
+ * Ready.
+ *
+ * Life of a run, in the order of calls:
+ *
+ *   fresh     sfc_run_folder_remove, sfc_run_folder_open(create), sfc_snapshot_store_open,
+ *             sfc_step_log_create
+ *   recover   sfc_run_folder_open, sfc_snapshot_store_open, for each block sfc_snapshot_store_read
+ * (or the seed), then sfc_step_log_recover with `from` = least stamp restored + 1 and the
+ * scheduler's last commit; for step = from .. last: sfc_step_log_commit_of, and where it says
+ * apply, sfc_step_log_read of the round it names, then replay; then go on as after create Prepare
+ * sfc_step_log_append_prepare, sfc_step_log_flush; Ready only when both said SFC_OK. If one failed,
+ * the step is not in the log: answer the error, and call both again for the next try Commit
+ * sfc_step_log_append_commit (no flush) floor     sfc_step_log_trim with the least floor of all
+ * shards that the scheduler announced; sfc_snapshot_store_floor is the own one stop
+ * sfc_step_log_close, sfc_snapshot_store_close, sfc_folder_close, sfc_run_folder_remove
+ *
+ * What the log promises: after append_prepare and flush said SFC_OK the record, and every commit
+ * given before, survives any crash. A record that is not whole is never returned. Commits are kept
+ * in memory and written together with the next Prepare (the scheduler knows the last one): a flush
+ * that fails loses none of them.
+ *
+ * After a failed write or sync a segment is never written again: it counts up to its last durable
+ * record, and the log goes on in a new segment. Prepares that were appended but not flushed are
+ * then no longer in the log.
+ *
+ * Threads: one at a time. Nothing is logged; what a person should read is in the report. */
+#ifndef SFC_DURABLE_STEP_LOG_H
+#define SFC_DURABLE_STEP_LOG_H
+
+#include "server/durable/file_layer.h"
+#include "server/durable/log_codec.h"
+
+struct sfc_step_log;
+
+struct sfc_step_log_config {
+    struct sfc_run_identity identity;
+    struct sfc_log_geometry geometry;
+    uint64_t segment_bytes; /* a new segment begins behind this many; 0: 128 MiB */
+    uint64_t limit_bytes;   /* of all segments; 0: no limit. sfc_step_log_default_limit */
+    uint64_t reserve_bytes; /* of the disk that stay free */
+};
+
+/* Bytes that one step takes on disk, records and padding included. */
+uint64_t sfc_step_log_step_bytes(const struct sfc_log_geometry *geometry);
+/* A fifth of the free space, at least 16 steps. */
+uint64_t sfc_step_log_default_limit(const struct sfc_log_geometry *geometry, uint64_t free_space);
+
+/* A log with nothing in it. The folder is borrowed and must outlive the log; it must hold no
+ * segments (SFC_EEXIST). Writes nothing yet. */
+int sfc_step_log_create(struct sfc_folder *folder, const struct sfc_step_log_config *config,
+                        struct sfc_step_log **out, struct sfc_error *err);
+
+/* What recovery found; texts are for the program's log. */
+struct sfc_step_log_report {
+    uint64_t first_step, last_step; /* of the Prepares in the log; 0: none */
+    uint64_t bytes, records, segments;
+    uint64_t torn_bytes;   /* behind the last whole record: dropped */
+    uint64_t torn_records; /* at least so many records, all above the last commit */
+    uint64_t missing;      /* steps of from..last that the log can't give (only with peers) */
+    uint64_t first_missing;
+    char torn[256];   /* "" or: file, offset, why */
+    char damage[256]; /* "" or: file, offset, why; the first of them (only with peers) */
+};
+
+struct sfc_step_log_recovery {
+    uint64_t from; /* first step that is to be replayed; last.step + 1: none */
+    struct sfc_log_commit
+        last;      /* the scheduler's last commit; step = start_step where there is none */
+    bool has_last; /* false: the run has no commit yet (last.step still says from where) */
+    bool peers;    /* missing steps can be had elsewhere: report them instead of failing */
+};
+
+/* Reads every record, drops a torn tail, removes remains of failed segments, and goes on in a new
+ * segment. Takes the last commit into the log where it isn't there. SFC_ECORRUPT: a record that was
+ * durable is damaged, or a step of from..last is not there whole; names file, offset and what to
+ * do. SFC_ESTALE: files of another run, configuration, numerics class or geometry.
+ * SFC_EUNSUPPORTED: another format version. */
+int sfc_step_log_recover(struct sfc_folder *folder, const struct sfc_step_log_config *config,
+                         const struct sfc_step_log_recovery *recovery, struct sfc_step_log **out,
+                         struct sfc_step_log_report *report, struct sfc_error *err);
+/* Writes nothing more. NULL is fine. */
+void sfc_step_log_close(struct sfc_step_log *log);
+
+/* Borrowed during the call only; nothing is copied on the way to the file. */
+struct sfc_log_prepare {
+    uint64_t step;
+    struct sfc_attempt round;
+    double lr;
+    const uint64_t *labels;       /* [batch] */
+    const float *const *features; /* [micro-batches]: each [micro_batch, dim], raw as received */
+    const struct sfc_attempt *attempts; /* [micro-batches]: the ones that count */
+    const double *const *lse;           /* [micro-batches]: each [micro_batch] */
+    const float *dense; /* [dense_floats]: sums as commit applies them; NULL if none */
+};
+/* SFC_ELIMIT: the log is at its limit, or the disk at its reserve or full; the text says which,
+ * from which step on the log is needed, and what to do; nothing was written, and the call may be
+ * repeated when the floor has moved. SFC_EIO: the disk failed; may be repeated too. */
+int sfc_step_log_append_prepare(struct sfc_step_log *log, const struct sfc_log_prepare *prepare,
+                                struct sfc_error *err);
+/* Kept in memory until it is durable with the next flush. SFC_ENOMEM. */
+int sfc_step_log_append_commit(struct sfc_step_log *log, const struct sfc_log_commit *commit,
+                               struct sfc_error *err);
+/* Writes commits that wait, then makes everything appended so far durable. */
+int sfc_step_log_flush(struct sfc_step_log *log, struct sfc_error *err);
+
+/* Deletes segments whose steps are all <= floor. An error leaves the log usable. */
+int sfc_step_log_trim(struct sfc_step_log *log, uint64_t floor, struct sfc_error *err);
+
+/* The commit of a step: SFC_ENOTFOUND when the log has none. The last one given for a step counts.
+ */
+int sfc_step_log_commit_of(const struct sfc_step_log *log, uint64_t step,
+                           struct sfc_log_commit *out, struct sfc_error *err);
+/* Reads the Prepare of (step, round) into body, sfc_step_log_body_size bytes, 8-byte aligned, and
+ * checks it again. SFC_ENOTFOUND: not in the log; SFC_ECORRUPT names file and offset. */
+size_t sfc_step_log_body_size(const struct sfc_step_log *log);
+int sfc_step_log_read(struct sfc_step_log *log, uint64_t step, struct sfc_attempt round,
+                      uint8_t *body, struct sfc_log_prepare_view *out, struct sfc_error *err);
+
+struct sfc_step_log_state {
+    uint64_t first_step, last_step; /* of the Prepares in the log; 0: none */
+    uint64_t bytes, limit_bytes;
+    uint64_t segments;
+    uint64_t failures; /* writes and syncs that failed so far */
+};
+void sfc_step_log_state(const struct sfc_step_log *log, struct sfc_step_log_state *out);
+
+#endif
