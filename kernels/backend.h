@@ -219,8 +219,11 @@ int sfc_head_set_block_step(struct sfc_head *head, uint64_t block, uint64_t step
 int sfc_head_commit(struct sfc_head *head, const uint32_t *slots, double lr, struct sfc_error *err);
 /* Ends step `step` without an update (a step that was not finite): the identity for every row. */
 int sfc_head_skip(struct sfc_head *head, uint64_t step, struct sfc_error *err);
-/* True when every p of these slots is finite. */
-bool sfc_head_finite(const struct sfc_head *head, const uint32_t *slots);
+/* Whether the step may be committed with these slots and this learning rate: every p is finite, and
+ * no class centre or moment would overflow, now or when rows that the step doesn't sample are
+ * caught up (kernels/extent.h). False: skip it. A function of the state and the step's inputs, as
+ * the bits are. Where the state is far out of bounds it may take a pass over all of it. */
+bool sfc_head_finite(struct sfc_head *head, const uint32_t *slots, double lr);
 
 /* ---- dense: blocks of the backbone's parameter vector */
 
@@ -270,11 +273,12 @@ int sfc_dense_pull(struct sfc_dense *dense, float *out, struct sfc_error *err);
 struct sfc_dense_sum {
     uint64_t block;
     double sum_of_squares; /* of the summed gradient, weights only, fixed order */
-    bool finite;           /* every summed gradient and averaged statistic is finite */
+    bool finite;           /* every summed gradient and averaged statistic is finite, and no weight
+                              or moment would overflow (kernels/extent.h) */
 };
 /* Adds the slices of slots[0..micro_batches) in this order (f32) and reports each block:
  * out [number of blocks]. Nothing in the state changes. step (>= 1) and lr are those of the update
- * that may follow. */
+ * that may follow; `finite` is said for clip scales up to 1. */
 int sfc_dense_prepare(struct sfc_dense *dense, uint64_t step, double lr, const uint32_t *slots,
                       struct sfc_dense_sum *out, struct sfc_error *err);
 /* The sums of the last prepare or load, [sfc_dense_length]: with them and the arguments of the

@@ -21,6 +21,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/exact_sum.h"
+#include "kernels/extent.h"
 
 enum sfc_slot_state { SFC_SLOT_EMPTY, SFC_SLOT_LOGITS, SFC_SLOT_GRADIENT };
 
@@ -54,6 +55,11 @@ struct sfc_backend_ops {
     int (*head_commit)(struct sfc_head *head, const uint32_t *slots, double lr,
                        struct sfc_error *err);
     bool (*head_finite)(const struct sfc_head *head, const uint32_t *slots);
+    /* After pass 1, of each block: the largest 1 / |w| of a sampled class (0 for a zero row). */
+    void (*head_inverse_norms)(const struct sfc_head *head, double *out);
+    /* Of each block, with all rows caught up with the plan (kernels/extent.h). May take as long as
+     * a pass over the whole state. */
+    void (*head_extents)(struct sfc_head *head, struct sfc_extent *out);
 
     int (*dense_memory)(const struct sfc_backend *backend, const struct sfc_dense_config *config,
                         const uint64_t *blocks, size_t count, struct sfc_memory *out,
@@ -73,6 +79,8 @@ struct sfc_backend_ops {
                          struct sfc_error *err);
     int (*dense_sums)(struct sfc_dense *dense, float *out, struct sfc_error *err);
     int (*dense_load)(struct sfc_dense *dense, const float *sums, struct sfc_error *err);
+    /* Of the weights of each block; statistics don't count. */
+    void (*dense_extents)(struct sfc_dense *dense, struct sfc_extent *out);
     int (*dense_commit)(struct sfc_dense *dense, double clip_scale, double lr,
                         struct sfc_error *err);
 };
@@ -92,9 +100,10 @@ struct sfc_head {
     uint64_t *block_step; /* [block_count] set by the caller, else 0 */
     bool planned;
     uint64_t step;
-    uint64_t *labels;                /* [batch] of the present plan */
-    float *rates;                    /* mode dense: [config.steps], kernels/lag.h; else NULL */
-    uint64_t done;                   /* mode dense: steps in the history */
+    uint64_t *labels; /* [batch] of the present plan */
+    float *rates;     /* mode dense: [config.steps], kernels/lag.h; else NULL */
+    uint64_t done;    /* mode dense: steps in the history */
+    struct sfc_extents extents;
     enum sfc_slot_state *slot_state; /* [slots] */
     uint32_t *slot_micro;            /* [slots] micro-batch that the slot holds */
     double *slot_lse;                /* [slots, micro_batch] local log-sum-exp after pass 1 */
@@ -112,6 +121,7 @@ struct sfc_dense {
     bool prepared;
     uint64_t step; /* of the sums */
     bool loaded;   /* they come from a load */
+    struct sfc_extents extents;
 };
 
 int sfc_backend_cpu_open(unsigned threads, struct sfc_backend **out, struct sfc_error *err);

@@ -8,6 +8,11 @@
 #define MAX_SIZE  ((uint64_t)1 << 40)
 #define MAX_BLOCK (1u << 30)
 #define MAX_SLOTS 65536u
+/* Weights, gradients and moments of sane runs are far below, f32 goes to 3.4e38. AdamW squares
+ * gradients. */
+#define MAX_MAGNITUDE 1e36
+#define MAX_SQUARED   1e18
+#define MAX_NORMAL    8.0 /* of the initial values: Box-Muller with 24 bits */
 
 uint64_t sfc_dense_block_count(const struct sfc_dense_config *config)
 {
@@ -81,10 +86,34 @@ int sfc_dense_memory(const struct sfc_backend *backend, const struct sfc_dense_c
         rc = backend->ops->dense_memory(backend, config, blocks, count, &memory, err);
     if (rc)
         return rc;
-    memory.step_bytes += count * 2 * sizeof(uint64_t) + config->slots * sizeof(bool) +
+    memory.step_bytes += sfc_extents_bytes(count) + count * 2 * sizeof(uint64_t) +
+                         config->slots * sizeof(bool) +
                          config->segment_count * sizeof(struct sfc_dense_segment);
     *out = memory;
     return SFC_OK;
+}
+
+static struct sfc_extent_rule extent_rule(const struct sfc_dense_config *c)
+{
+    return (struct sfc_extent_rule){
+        .optimizer = c->optimizer,
+        .momentum = c->momentum,
+        .beta1 = c->beta1,
+        .beta2 = c->beta2,
+        .epsilon = c->epsilon,
+        .weight_decay = c->weight_decay,
+        .slack = 1 + 0x1p-22,
+        .limit = MAX_MAGNITUDE,
+        .gradient = c->optimizer == SFC_OPTIMIZER_ADAMW ? MAX_SQUARED : MAX_MAGNITUDE,
+    };
+}
+
+static double initial_extent(const struct sfc_dense_config *c)
+{
+    double w = 0;
+    for (size_t i = 0; i < c->segment_count; i++)
+        w = fmax(w, fabs(c->segments[i].init_mean) + MAX_NORMAL * c->segments[i].init_std);
+    return w;
 }
 
 static int base_init(struct sfc_dense *dense, struct sfc_backend *backend,
@@ -106,7 +135,8 @@ static int base_init(struct sfc_dense *dense, struct sfc_backend *backend,
     memcpy(dense->blocks, blocks, count * sizeof *blocks);
     for (size_t i = 0; i < count; i++)
         dense->length += sfc_dense_block_length(config, blocks[i]);
-    return SFC_OK;
+    struct sfc_extent_rule rule = extent_rule(config);
+    return sfc_extents_init(&dense->extents, &rule, count, initial_extent(config), err);
 }
 
 int sfc_dense_new(struct sfc_backend *backend, const struct sfc_dense_config *config,
@@ -136,6 +166,7 @@ void sfc_dense_free(struct sfc_dense *dense)
     free(dense->blocks);
     free(dense->block_step);
     free(dense->pushed);
+    sfc_extents_free(&dense->extents);
     dense->backend->ops->dense_free(dense);
 }
 
@@ -174,6 +205,8 @@ int sfc_dense_write(struct sfc_dense *dense, uint64_t block, enum sfc_block_part
     int rc = find_range(dense, block, part, offset, count, &index, err);
     if (!rc)
         rc = sfc_values_check("dense", block, part, offset, count, values, err);
+    if (!rc)
+        sfc_extents_forget(&dense->extents, index);
     return rc ? rc
               : dense->backend->ops->dense_write(dense, index, part, offset, count, values, err);
 }
@@ -200,6 +233,21 @@ int sfc_dense_pull(struct sfc_dense *dense, float *out, struct sfc_error *err)
     return dense->backend->ops->dense_pull(dense, out, err);
 }
 
+/* A block whose update doesn't fit is not finite. */
+static void check_extents(struct sfc_dense *dense, uint64_t step, double lr,
+                          struct sfc_dense_sum *sums)
+{
+    struct sfc_extents *e = &dense->extents;
+    for (size_t i = 0; i < e->count; i++)
+        e->gradient[i] = sqrt(sums[i].sum_of_squares);
+    if (sfc_extents_fit(e, lr, step))
+        return;
+    dense->backend->ops->dense_extents(dense, e->now);
+    sfc_extents_fit(e, lr, step);
+    for (size_t i = 0; i < e->count; i++)
+        sums[i].finite = sums[i].finite && sfc_extents_fits(e, i);
+}
+
 int sfc_dense_prepare(struct sfc_dense *dense, uint64_t step, double lr, const uint32_t *slots,
                       struct sfc_dense_sum *out, struct sfc_error *err)
 {
@@ -218,6 +266,8 @@ int sfc_dense_prepare(struct sfc_dense *dense, uint64_t step, double lr, const u
                 return sfc_fail(err, SFC_EINVAL, "dense: slot %u is named twice", slots[j]);
     }
     int rc = dense->backend->ops->dense_prepare(dense, slots, out, err);
+    if (!rc)
+        check_extents(dense, step, lr, out);
     dense->prepared = rc == SFC_OK;
     dense->step = step;
     dense->loaded = false;
@@ -266,6 +316,8 @@ int sfc_dense_commit(struct sfc_dense *dense, double clip_scale, double lr, stru
     int rc = dense->backend->ops->dense_commit(dense, clip_scale, lr, err);
     if (rc)
         return rc;
+    dense->extents.asked = dense->extents.asked && !dense->loaded && clip_scale <= 1;
+    sfc_extents_commit(&dense->extents);
     dense->prepared = false;
     memset(dense->pushed, 0, dense->config.slots * sizeof *dense->pushed);
     return SFC_OK;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/extent.h"
 #include "kernels/lag.h"
 
 #define MAX_CLASSES    ((uint64_t)1 << 40)
@@ -12,6 +13,9 @@
 #define MAX_BATCH      (1u << 20)
 #define MAX_SLOTS      65536u
 #define MAX_SCALE      512.0
+/* A row of 8192 such weights still has a norm whose square f32 holds. */
+#define MAX_MAGNITUDE 1e17
+#define MAX_NORMAL    8.0 /* of the initial values: Box-Muller with 24 bits */
 
 static int check_integer(const char *field, uint64_t value, uint64_t low, uint64_t high,
                          struct sfc_error *err)
@@ -132,8 +136,8 @@ static bool is_dense(const struct sfc_head_config *c)
 
 static uint64_t base_bytes(const struct sfc_head_config *c, size_t count)
 {
-    return (is_dense(c) ? c->steps * sizeof(float) : 0) + (uint64_t)count * 2 * sizeof(uint64_t) +
-           (uint64_t)c->batch * sizeof(uint64_t) +
+    return sfc_extents_bytes(count) + (is_dense(c) ? c->steps * sizeof(float) : 0) +
+           (uint64_t)count * 2 * sizeof(uint64_t) + (uint64_t)c->batch * sizeof(uint64_t) +
            (uint64_t)c->slots * (sizeof(enum sfc_slot_state) + sizeof(uint32_t)) +
            (uint64_t)c->slots * c->micro_batch * sizeof(double);
 }
@@ -153,6 +157,21 @@ int sfc_head_memory(const struct sfc_backend *backend, const struct sfc_head_con
     memory.step_bytes += base_bytes(config, count);
     *out = memory;
     return SFC_OK;
+}
+
+static struct sfc_extent_rule extent_rule(const struct sfc_head_config *c)
+{
+    return (struct sfc_extent_rule){
+        .optimizer = c->optimizer,
+        .momentum = c->momentum,
+        .beta1 = c->beta1,
+        .beta2 = c->beta2,
+        .epsilon = c->epsilon,
+        .weight_decay = c->weight_decay,
+        .slack = c->dtype == SFC_DTYPE_BF16 ? 1 + 0x1p-7 : 1 + 0x1p-22,
+        .limit = MAX_MAGNITUDE,
+        .gradient = MAX_MAGNITUDE,
+    };
 }
 
 /* Fills in the base members of a head that head_new returned. */
@@ -176,7 +195,8 @@ static int base_init(struct sfc_head *head, struct sfc_backend *backend,
         return sfc_fail(err, SFC_ENOMEM, "head: out of memory for %zu blocks and %u slots", count,
                         config->slots);
     memcpy(head->blocks, blocks, count * sizeof *blocks);
-    return SFC_OK;
+    struct sfc_extent_rule rule = extent_rule(config);
+    return sfc_extents_init(&head->extents, &rule, count, MAX_NORMAL * config->init_std, err);
 }
 
 int sfc_head_new(struct sfc_backend *backend, const struct sfc_head_config *config,
@@ -210,6 +230,7 @@ void sfc_head_free(struct sfc_head *head)
     free(head->slot_micro);
     free(head->slot_lse);
     free(head->rates);
+    sfc_extents_free(&head->extents);
     head->backend->ops->head_free(head);
 }
 
@@ -261,6 +282,7 @@ int sfc_head_write(struct sfc_head *head, uint64_t block, enum sfc_block_part pa
                             "step of the run",
                             (double)values[i], (unsigned long long)(offset + i),
                             (unsigned long long)block);
+    sfc_extents_forget(&head->extents, index);
     return head->backend->ops->head_write(head, index, part, offset, count, values, err);
 }
 
@@ -328,6 +350,7 @@ static void end_step(struct sfc_head *head, float rate)
 {
     memset(head->slot_state, 0, head->config.slots * sizeof *head->slot_state);
     head->planned = false;
+    head->extents.asked = false;
     if (head->rates)
         head->rates[head->done++] = rate;
 }
@@ -508,15 +531,48 @@ int sfc_head_commit(struct sfc_head *head, const uint32_t *slots, double lr, str
     int rc = head->backend->ops->head_commit(head, slots, lr, err);
     if (rc)
         return rc;
+    sfc_extents_commit(&head->extents);
     end_step(head, (float)lr);
     return SFC_OK;
 }
 
-bool sfc_head_finite(const struct sfc_head *head, const uint32_t *slots)
+/* A bound of |f'|. */
+static double steepest_margin(const struct sfc_head_config *c)
+{
+    bool below_one =
+        c->margin_grad == SFC_MARGIN_GRAD_IDENTITY || (c->margin_m1 == 1 && c->margin_m2 == 0);
+    return below_one ? 1 : fmax(1, c->margin_m1 * 1e4);
+}
+
+/* The update keeps every number within bounds (kernels/extent.h). The gradient of a class is at
+ * most the scale times |f'| over |w|: p is at most 1, but for what rounding adds, in each row of
+ * the batch, and the rows are unit vectors. */
+static bool update_fits(struct sfc_head *head, double lr)
+{
+    struct sfc_extents *e = &head->extents;
+    double factor = 2 * head->config.scale * steepest_margin(&head->config);
+    head->backend->ops->head_inverse_norms(head, e->gradient);
+    for (size_t i = 0; i < e->count; i++)
+        e->gradient[i] *= factor;
+    if (sfc_extents_fit(e, lr, head->step))
+        return true;
+    head->backend->ops->head_extents(head, e->now);
+    for (size_t i = 0; i < e->count; i++)
+        if (sfc_head_left_out(head, i, head->step))
+            e->now[i] = (struct sfc_extent){0}; /* this step doesn't concern it */
+    bool fit = sfc_extents_fit(e, lr, head->step);
+    for (size_t i = 0; i < e->count; i++)
+        if (sfc_head_left_out(head, i, head->step))
+            sfc_extents_forget(e, i);
+    return fit;
+}
+
+bool sfc_head_finite(struct sfc_head *head, const uint32_t *slots, double lr)
 {
     const struct sfc_head_config *c = &head->config;
     for (uint32_t j = 0; j < c->batch / c->micro_batch; j++)
         if (slots[j] >= c->slots || head->slot_state[slots[j]] != SFC_SLOT_GRADIENT)
             return false;
-    return head->backend->ops->head_finite(head, slots);
+    return isfinite((float)lr) && head->backend->ops->head_finite(head, slots) &&
+           update_fits(head, lr);
 }

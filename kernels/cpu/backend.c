@@ -38,6 +38,8 @@ static const struct sfc_backend_ops cpu_ops = {
     .head_gradient = sfc_cpu_head_gradient,
     .head_commit = sfc_cpu_head_commit,
     .head_finite = sfc_cpu_head_finite,
+    .head_inverse_norms = sfc_cpu_head_inverse_norms,
+    .head_extents = sfc_cpu_head_extents,
     .dense_memory = sfc_cpu_dense_memory,
     .dense_new = sfc_cpu_dense_new,
     .dense_free = sfc_cpu_dense_free,
@@ -48,6 +50,7 @@ static const struct sfc_backend_ops cpu_ops = {
     .dense_prepare = sfc_cpu_dense_prepare,
     .dense_sums = sfc_cpu_dense_sums,
     .dense_load = sfc_cpu_dense_load,
+    .dense_extents = sfc_cpu_dense_extents,
     .dense_commit = sfc_cpu_dense_commit,
 };
 

@@ -38,6 +38,7 @@ int sfc_cpu_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct
                           struct sfc_error *err);
 int sfc_cpu_dense_sums(struct sfc_dense *dense, float *out, struct sfc_error *err);
 int sfc_cpu_dense_load(struct sfc_dense *dense, const float *sums, struct sfc_error *err);
+void sfc_cpu_dense_extents(struct sfc_dense *dense, struct sfc_extent *out);
 int sfc_cpu_dense_commit(struct sfc_dense *dense, double clip_scale, double lr,
                          struct sfc_error *err);
 

@@ -322,6 +322,21 @@ int sfc_cpu_dense_load(struct sfc_dense *dense, const float *sums, struct sfc_er
     return SFC_OK;
 }
 
+void sfc_cpu_dense_extents(struct sfc_dense *dense, struct sfc_extent *out)
+{
+    const struct cpu_dense *d = (const struct cpu_dense *)dense;
+    for (size_t i = 0; i < dense->block_count; i++) {
+        out[i] = (struct sfc_extent){0};
+        for (size_t p = d->first_piece[i]; p < d->first_piece[i + 1]; p++) {
+            const struct piece *piece = &d->pieces[p];
+            if (piece->role != SFC_DENSE_STATISTIC)
+                sfc_extent_add(&out[i], d->values + piece->at, d->momentum + piece->at,
+                               d->second ? d->second + piece->at : NULL, piece->length,
+                               dense->config.epsilon);
+        }
+    }
+}
+
 static void update_statistics(float *restrict w, const float *restrict mean, uint64_t n, float rate)
 {
     for (uint64_t k = 0; k < n; k++) {

@@ -1,5 +1,5 @@
 /* Class blocks of the CPU backend (private). Files: head_new.c (sizes, memory, life), head_plan.c
- * (samples), head_passes.c (logits and gradient), head_commit.c (update).
+ * (samples), head_passes.c (logits and gradient), head_commit.c (update), head_extent.c (overflow).
  *
  * A block's sample is worked on in tiles of `tile` rows, the same number for every block and step,
  * so every matrix product has one of a few fixed shapes: logits    [tile, pitch] x [pitch, g * mp]
@@ -173,5 +173,7 @@ int sfc_cpu_head_gradient(struct sfc_head *head, struct sfc_head_gradient_item *
 int sfc_cpu_head_commit(struct sfc_head *head, const uint32_t *slots, double lr,
                         struct sfc_error *err);
 bool sfc_cpu_head_finite(const struct sfc_head *head, const uint32_t *slots);
+void sfc_cpu_head_inverse_norms(const struct sfc_head *head, double *out);
+void sfc_cpu_head_extents(struct sfc_head *head, struct sfc_extent *out);
 
 #endif

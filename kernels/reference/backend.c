@@ -28,6 +28,8 @@ static const struct sfc_backend_ops ref_ops = {
     .head_gradient = sfc_ref_head_gradient,
     .head_commit = sfc_ref_head_commit,
     .head_finite = sfc_ref_head_finite,
+    .head_inverse_norms = sfc_ref_head_inverse_norms,
+    .head_extents = sfc_ref_head_extents,
     .dense_memory = sfc_ref_dense_memory,
     .dense_new = sfc_ref_dense_new,
     .dense_free = sfc_ref_dense_free,
@@ -38,6 +40,7 @@ static const struct sfc_backend_ops ref_ops = {
     .dense_prepare = sfc_ref_dense_prepare,
     .dense_sums = sfc_ref_dense_sums,
     .dense_load = sfc_ref_dense_load,
+    .dense_extents = sfc_ref_dense_extents,
     .dense_commit = sfc_ref_dense_commit,
 };
 

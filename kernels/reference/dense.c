@@ -207,6 +207,28 @@ int sfc_ref_dense_load(struct sfc_dense *dense, const float *sums, struct sfc_er
     return SFC_OK;
 }
 
+void sfc_ref_dense_extents(struct sfc_dense *dense, struct sfc_extent *out)
+{
+    const struct ref_dense *d = (const struct ref_dense *)dense;
+    const struct sfc_dense_config *c = &dense->config;
+    uint64_t at = 0;
+    for (size_t i = 0; i < dense->block_count; i++) {
+        uint64_t first = dense->blocks[i] * c->block_size;
+        out[i] = (struct sfc_extent){0};
+        for (uint64_t k = 0; k < sfc_dense_block_length(c, dense->blocks[i]); k++, at++) {
+            if (segment_of(c, first + k)->role == SFC_DENSE_STATISTIC) {
+                continue;
+            }
+            out[i].w = fmax(out[i].w, fabs(d->value[at]));
+            out[i].m = fmax(out[i].m, fabs(d->momentum[at]));
+            if (d->second) {
+                out[i].ratio =
+                    fmax(out[i].ratio, fabs(d->momentum[at]) / (sqrt(d->second[at]) + c->epsilon));
+            }
+        }
+    }
+}
+
 static void update(struct ref_dense *d, uint64_t at, enum sfc_dense_role role, double clip,
                    double lr)
 {

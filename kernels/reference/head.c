@@ -581,3 +581,36 @@ bool sfc_ref_head_finite(const struct sfc_head *head, const uint32_t *slots)
     }
     return true;
 }
+
+void sfc_ref_head_inverse_norms(const struct sfc_head *head, double *out)
+{
+    const struct ref_head *h = (const struct ref_head *)head;
+    uint32_t dim = head->config.dim;
+    for (size_t b = 0; b < h->block_count; b++) {
+        const struct ref_block *block = &h->blocks[b];
+        out[b] = 0;
+        for (uint32_t s = 0; s < block->sampled; s++) {
+            const double *w = h->w + (block->row_at + h->sample[block->sample_at + s]) * dim;
+            double norm = sqrt(dot(w, w, dim));
+            out[b] = norm < MIN_NORM ? out[b] : fmax(out[b], 1 / norm);
+        }
+    }
+}
+
+void sfc_ref_head_extents(struct sfc_head *head, struct sfc_extent *out)
+{
+    const struct ref_head *h = (const struct ref_head *)head;
+    for (size_t b = 0; b < h->block_count; b++) {
+        uint64_t at = h->blocks[b].row_at * head->config.dim;
+        uint64_t end = at + (uint64_t)h->blocks[b].rows * head->config.dim;
+        out[b] = (struct sfc_extent){0};
+        for (; at < end; at++) {
+            out[b].w = fmax(out[b].w, fabs(h->w[at]));
+            out[b].m = fmax(out[b].m, fabs(h->m[at]));
+            if (h->v) {
+                out[b].ratio =
+                    fmax(out[b].ratio, fabs(h->m[at]) / (sqrt(h->v[at]) + head->config.epsilon));
+            }
+        }
+    }
+}

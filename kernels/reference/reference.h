@@ -29,6 +29,8 @@ int sfc_ref_head_gradient(struct sfc_head *head, struct sfc_head_gradient_item *
 int sfc_ref_head_commit(struct sfc_head *head, const uint32_t *slots, double lr,
                         struct sfc_error *err);
 bool sfc_ref_head_finite(const struct sfc_head *head, const uint32_t *slots);
+void sfc_ref_head_inverse_norms(const struct sfc_head *head, double *out);
+void sfc_ref_head_extents(struct sfc_head *head, struct sfc_extent *out);
 
 /* kernels/reference/dense.c */
 int sfc_ref_dense_memory(const struct sfc_backend *backend, const struct sfc_dense_config *config,
@@ -50,6 +52,7 @@ int sfc_ref_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct
                           struct sfc_error *err);
 int sfc_ref_dense_sums(struct sfc_dense *dense, float *out, struct sfc_error *err);
 int sfc_ref_dense_load(struct sfc_dense *dense, const float *sums, struct sfc_error *err);
+void sfc_ref_dense_extents(struct sfc_dense *dense, struct sfc_extent *out);
 int sfc_ref_dense_commit(struct sfc_dense *dense, double clip_scale, double lr,
                          struct sfc_error *err);
 

@@ -93,7 +93,7 @@ static int prepare(struct sfc_compute *c, struct sfc_compute_job *job)
 {
     if (!c->head)
         return no_head(job);
-    job->u.prepare.head_finite = sfc_head_finite(c->head, job->u.prepare.slots);
+    job->u.prepare.head_finite = sfc_head_finite(c->head, job->u.prepare.slots, job->u.prepare.lr);
     if (!c->dense)
         return SFC_OK;
     return sfc_dense_prepare(c->dense, job->u.prepare.step, job->u.prepare.lr, job->u.prepare.slots,

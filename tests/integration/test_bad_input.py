@@ -2,7 +2,7 @@
 """Whatever is wrong from outside gets a clear error that names the field, file or record, is counted where
 a daemon saw it, and every daemon lives on and finishes a run afterwards.
 
-    test_bad_input.py [calls|noise|runs|files|data|broken ...]     default: all
+    test_bad_input.py [calls|noise|runs|overflow|files|data|broken ...]     default: all
 Seeds come from SFC_SEED (default 1) and are printed on failure.
 """
 import json
@@ -466,6 +466,29 @@ def test_runs():
 
 # ---- files, read by the tools
 
+def test_overflow():
+    """Rates at which the class centres would leave f32 within a few steps: those steps are skipped by
+    every shard alike, the run stops with a reason, and what it leaves is finite."""
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(2)
+        c.start_worker()
+        for mode in ("sampled", "dense"):
+            c.create_run(classes=2000, steps=100, sample_ppm=1000000, lr=1e4, weight_decay=0.05, warmup_steps=0,
+                         lr_end=1.0, momentum_mode=mode)
+            status = c.wait_state("blocked", 60)
+            check("not finite" in status.reason and "learning rate" in status.reason, status.reason)
+            check(status.skipped_steps == 10 and status.step > 12, f"{status.skipped_steps} of {status.step}")
+            applied = [p.applied for p in c.history()]
+            check(applied == [True] * (status.step - 10) + [False] * 10, f"steps applied: {applied}")
+            held = c.hold()
+            for name, data in c.read_state(held):
+                check(np.isfinite(np.frombuffer(data, dtype="<f4")).all(), f"{name} is not finite")
+            c.release(held)
+            stop_run(c)
+        finish_a_run(c)
+
+
 def cut(path, share=0.5):
     data = path.read_bytes()
     path.write_bytes(data[:int(len(data) * share)])
@@ -701,7 +724,7 @@ def drop_and_go_on(c):
 
 
 def main():
-    names = sys.argv[1:] or ["calls", "noise", "runs", "files", "data", "broken"]
+    names = sys.argv[1:] or ["calls", "noise", "runs", "overflow", "files", "data", "broken"]
     for name in names:
         begin = time.monotonic()
         try:

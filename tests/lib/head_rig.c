@@ -222,16 +222,32 @@ void rig_forward(struct rig *rig, uint64_t number, const uint64_t *labels, const
     }
 }
 
+static void slots_of(const struct rig *rig, uint32_t *slots)
+{
+    for (uint32_t j = 0; j < rig->config.batch / rig->config.micro_batch; j++) {
+        slots[j] = rig_slot(rig, j);
+    }
+}
+
+bool rig_finite(struct rig *rig, double lr)
+{
+    bool finite = true;
+    uint32_t *slots = zeroed(rig->config.batch / rig->config.micro_batch, sizeof *slots);
+    slots_of(rig, slots);
+    for (size_t h = 0; h < rig->setup.heads; h++) {
+        finite = sfc_head_finite(rig->head[h], slots, lr) && finite;
+    }
+    free(slots);
+    return finite;
+}
+
 void rig_commit(struct rig *rig, double lr)
 {
     struct sfc_error err = {0};
-    uint32_t count = rig->config.batch / rig->config.micro_batch;
-    uint32_t *slots = zeroed(count, sizeof *slots);
-    for (uint32_t j = 0; j < count; j++) {
-        slots[j] = rig_slot(rig, j);
-    }
+    uint32_t *slots = zeroed(rig->config.batch / rig->config.micro_batch, sizeof *slots);
+    slots_of(rig, slots);
+    assert_true(rig_finite(rig, lr));
     for (size_t h = 0; h < rig->setup.heads; h++) {
-        assert_true(sfc_head_finite(rig->head[h], slots));
         must(sfc_head_commit(rig->head[h], slots, lr, &err), &err, "commit");
     }
     free(slots);

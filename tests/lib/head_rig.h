@@ -43,6 +43,8 @@ void rig_step_free(struct rig_step *step);
 /* Plan, logits, gradient of every micro-batch; features [batch, dim]. */
 void rig_forward(struct rig *rig, uint64_t number, const uint64_t *labels, const float *features,
                  struct rig_step *out);
+/* Whether the step may be committed with this rate; rig_commit asserts that it may. */
+bool rig_finite(struct rig *rig, double lr);
 void rig_commit(struct rig *rig, double lr);
 void rig_skip(struct rig *rig, uint64_t number);
 /* Slot of micro-batch j. */

@@ -142,7 +142,7 @@ static struct outcome *train(const char *backend_name, const struct sfc_head_con
         must(sfc_head_plan(head, step + 1, labels, NULL, &err), &err);
         for (uint32_t j = 0; j < MICROS; j += group)
             pass(head, c, step, j, j + group < MICROS ? group : MICROS - j, slots, features, out);
-        assert_true(sfc_head_finite(head, slots));
+        assert_true(sfc_head_finite(head, slots, 0.1));
         must(sfc_head_commit(head, slots, 0.1, &err), &err);
     }
     read_state(head, c, out);
@@ -410,7 +410,7 @@ static void slots_are_used_again(void **state)
     assert_int_equal(sfc_head_commit(f->head, slots, NAN, &err), SFC_EINVAL);
     must(sfc_head_plan(f->head, 1, f->labels, NULL, &err), &err); /* an abort forgets the slots */
     assert_int_equal(sfc_head_commit(f->head, slots, 0.1, &err), SFC_ESTATE);
-    assert_false(sfc_head_finite(f->head, slots));
+    assert_false(sfc_head_finite(f->head, slots, 0.1));
 }
 
 static void diverged_centres_are_an_error(void **state)

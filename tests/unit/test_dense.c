@@ -286,6 +286,59 @@ static void test_steps_follow_the_equations(void **state)
     }
 }
 
+/* A rate and gradients that would overflow are found at prepare; the block is named, the state
+ * stays, and a sane step goes on. */
+static void overflow_is_found(const char *backend, enum sfc_optimizer optimizer, bool written)
+{
+    struct parts p;
+    struct sums sums;
+    uint32_t slots[MICRO];
+    float slice[SIZE], before[SIZE], after[SIZE];
+    double lr[] = {1e38, 0.1};
+    open_parts(&p, backend, 2, 2, optimizer);
+    step(&p, 1, &sums);
+    pull(&p, before);
+    for (uint64_t k = 0; written && k < BLOCKS; k++) { /* so that the state has to be looked at */
+        assert_int_equal(sfc_dense_write(p.dense[k % 2], k, SFC_PART_VALUES, 0, block_length(k),
+                                         before + k * BLOCK, NULL),
+                         SFC_OK);
+    }
+    for (int huge = 0; huge < 2; huge++) { /* a huge rate, then a huge gradient in block 0 */
+        slots_of(2, slots);
+        for (uint32_t j = 0; j < MICRO; j++) {
+            slice_of(2, j, slice);
+            slice[7] = huge ? 1e37f : slice[7];
+            push(&p, slots[j], slice);
+        }
+        for (size_t i = 0; i < p.count; i++) {
+            struct sfc_dense_sum part[BLOCKS];
+            assert_int_equal(sfc_dense_prepare(p.dense[i], 2, lr[huge], slots, part, NULL), SFC_OK);
+            for (uint64_t b = i, n = 0; b < BLOCKS; b += p.count, n++) {
+                bool statistics = b * BLOCK >= 320 && (b + 1) * BLOCK <= 448;
+                statistics = statistics || b * BLOCK >= 948;
+                bool fits = huge ? b > 0 : statistics;
+                assert_int_equal(part[n].finite, fits);
+            }
+        }
+    }
+    pull(&p, after);
+    assert_memory_equal(before, after, sizeof before);
+    step(&p, 3, &sums);
+    for (size_t k = 0; k < BLOCKS; k++) {
+        assert_true(sums.block[k].finite);
+    }
+    close_parts(&p);
+}
+
+static void test_overflow_is_found_at_prepare(void **state)
+{
+    (void)state;
+    for (size_t b = 0; b < 4 * BACKENDS; b++) {
+        overflow_is_found(backends[b / 4], b % 2 ? SFC_OPTIMIZER_ADAMW : SFC_OPTIMIZER_SGD,
+                          b / 2 % 2);
+    }
+}
+
 static void test_memory_is_that_of_the_state(void **state)
 {
     (void)state;
@@ -578,6 +631,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_initial_values),
         cmocka_unit_test(test_steps_follow_the_equations),
+        cmocka_unit_test(test_overflow_is_found_at_prepare),
         cmocka_unit_test(test_memory_is_that_of_the_state),
         cmocka_unit_test(test_bits_never_depend_on_placement_or_threads),
         cmocka_unit_test(test_prepare_reports_what_is_not_finite),

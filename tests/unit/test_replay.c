@@ -145,7 +145,7 @@ static void replay_head(struct rig *rig, size_t h, uint64_t t, const struct reco
     }
     assert_int_equal(sfc_head_logits(head, items, BATCH / MICRO, &err), SFC_OK);
     assert_int_equal(sfc_head_gradient(head, gradients, BATCH / MICRO, &err), SFC_OK);
-    assert_true(sfc_head_finite(head, slots));
+    assert_true(sfc_head_finite(head, slots, rate_of(t)));
     assert_int_equal(sfc_head_commit(head, slots, rate_of(t), &err), SFC_OK);
 }
 

@@ -1,0 +1,49 @@
+/* How large the numbers of each block are: a pass over the whole state, needed when a run diverges.
+ */
+#include "kernels/cpu/head.h"
+#include "kernels/cpu/pool.h"
+
+void sfc_cpu_head_inverse_norms(const struct sfc_head *base, double *out)
+{
+    const struct sfc_cpu_head *head = (const struct sfc_cpu_head *)base;
+    for (size_t i = 0; i < head->block_count; i++) {
+        const struct sfc_cpu_block *block = &head->blocks[i];
+        out[i] = sfc_extent_largest(head->inverse_norm + block->sample, block->count);
+    }
+}
+
+struct extent_call {
+    struct sfc_cpu_head *head;
+    struct sfc_extent *out;
+};
+
+static void extent_block(void *arg, size_t index, unsigned worker_index)
+{
+    const struct extent_call *call = arg;
+    struct sfc_cpu_head *head = call->head;
+    const struct sfc_head_config *c = &head->config;
+    const struct sfc_cpu_block *block = &head->blocks[index];
+    float *w = head->workers[worker_index].result, *m = w + head->sizes.pitch; /* it has 16 rows */
+    struct sfc_extent extent = {0};
+    for (uint64_t row = 0; row < block->rows; row++) {
+        float last = 0;
+        sfc_cpu_head_read(&head->base, index, SFC_PART_VALUES, row * c->dim, c->dim, w, NULL);
+        sfc_cpu_head_read(&head->base, index, SFC_PART_MOMENTUM, row * c->dim, c->dim, m, NULL);
+        if (head->lag) {
+            sfc_cpu_head_read(&head->base, index, SFC_PART_LAST_STEP, row, 1, &last, NULL);
+            sfc_lag_apply(&head->lag[(uint32_t)last], w, m, c->dim);
+        }
+        sfc_extent_add(&extent, w, m, NULL, c->dim, c->epsilon);
+    }
+    call->out[index] = extent;
+}
+
+void sfc_cpu_head_extents(struct sfc_head *base, struct sfc_extent *out)
+{
+    struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
+    struct extent_call call = {head, out};
+    if (head->lag) /* the plan's table begins at the oldest of the sampled rows */
+        sfc_lag_table(base->rates, head->config.momentum, head->config.weight_decay, 0,
+                      base->step - 1, head->lag);
+    sfc_cpu_pool_run(head->cpu->pool, extent_block, &call, head->block_count);
+}

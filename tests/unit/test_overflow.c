@@ -1,0 +1,254 @@
+/* Steps that would overflow are found before anything changes: the bounds hold, a diverging run is
+ * skipped step by step and stays readable, and the decision follows from state and inputs alone. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "kernels/extent.h"
+#include "kernels/rng/philox.h"
+#include "tests/lib/head_rig.h"
+
+/* ---- the bounds */
+
+enum { N = 64, STEPS = 200 };
+
+struct element {
+    double w, m, v;
+};
+
+static void step_of(const struct sfc_extent_rule *r, struct element *x, double g, double lr,
+                    uint64_t t)
+{
+    if (r->optimizer == SFC_OPTIMIZER_SGD) {
+        x->m = r->momentum * x->m + g + r->weight_decay * x->w;
+        x->w -= lr * x->m;
+        return;
+    }
+    x->m = r->beta1 * x->m + (1 - r->beta1) * g;
+    x->v = r->beta2 * x->v + (1 - r->beta2) * g * g;
+    double first = x->m / (1 - pow(r->beta1, (double)t));
+    double second = x->v / (1 - pow(r->beta2, (double)t));
+    x->w -= lr * (first / (sqrt(second) + r->epsilon) + r->weight_decay * x->w);
+}
+
+/* Gradients of many sizes, the largest often on the same side, elements left alone at times. */
+static void walk(const struct sfc_extent_rule *rule, uint64_t seed, double lr)
+{
+    struct element x[N] = {{0}};
+    struct sfc_extents e;
+    assert_int_equal(sfc_extents_init(&e, rule, 1, 0, NULL), SFC_OK);
+    for (uint64_t t = 1; t <= STEPS; t++) {
+        double bound = ldexp(1, (int)(sfc_random(seed, SFC_STREAM_SYNTHETIC, t, N).v[0] % 30) - 20);
+        e.gradient[0] = bound;
+        assert_true(sfc_extents_fit(&e, lr, t));
+        for (uint64_t i = 0; i < N; i++) {
+            const struct sfc_philox p = sfc_random(seed, SFC_STREAM_SYNTHETIC, t, i);
+            double g = p.v[0] % 2 ? bound : bound * (2 * (double)sfc_uniform(p.v[1]) - 1);
+            if (p.v[2] % 3)
+                step_of(rule, &x[i], g, lr, t);
+        }
+        sfc_extents_commit(&e);
+        for (size_t i = 0; i < N; i++) {
+            assert_true(fabs(x[i].w) <= e.now[0].w && fabs(x[i].m) <= e.now[0].m);
+            if (rule->optimizer == SFC_OPTIMIZER_ADAMW)
+                assert_true(fabs(x[i].m) / (sqrt(x[i].v) + rule->epsilon) <= e.now[0].ratio);
+        }
+    }
+    sfc_extents_free(&e);
+}
+
+static void bounds_hold(void **state)
+{
+    (void)state;
+    struct sfc_extent_rule rule = {.momentum = 0.9,
+                                   .epsilon = 1e-8,
+                                   .weight_decay = 0.01,
+                                   .slack = 1 + 0x1p-22,
+                                   .limit = INFINITY,
+                                   .gradient = INFINITY};
+    static const double betas[][2] = {
+        {0.9, 0.999}, {0, 0.9}, {0.99, 0.5}, {0.9, 0}, {0.999, 0.9999}};
+    for (uint64_t seed = 1; seed <= 20; seed++) {
+        rule.optimizer = SFC_OPTIMIZER_SGD;
+        walk(&rule, seed, 0.1);
+        walk(&rule, seed, 30);
+        rule.optimizer = SFC_OPTIMIZER_ADAMW;
+        for (size_t b = 0; b < sizeof betas / sizeof *betas; b++) {
+            rule.beta1 = betas[b][0];
+            rule.beta2 = betas[b][1];
+            walk(&rule, seed, 0.1);
+        }
+    }
+}
+
+/* In a run like any other the bounds alone say that steps fit, but for once in a while. */
+static void sane_runs_are_hardly_looked_at(void **state)
+{
+    (void)state;
+    for (int kind = 0; kind < 4; kind++) { /* SGD and AdamW, f32 and bf16 */
+        struct sfc_extent_rule rule = {
+            .optimizer = kind % 2 ? SFC_OPTIMIZER_ADAMW : SFC_OPTIMIZER_SGD,
+            .momentum = 0.9,
+            .beta1 = 0.9,
+            .beta2 = 0.999,
+            .epsilon = 1e-8,
+            .weight_decay = kind % 2 ? 0.1 : 5e-4,
+            .slack = kind / 2 ? 1 + 0x1p-7 : 1 + 0x1p-22,
+            .limit = 1e17,
+            .gradient = 1e17,
+        };
+        struct sfc_extents e;
+        unsigned looks = 0;
+        assert_int_equal(sfc_extents_init(&e, &rule, 1, 0.08, NULL), SFC_OK);
+        e.gradient[0] = 2 * 64 * 1e4 / 0.1; /* ArcFace's worst slope, short rows */
+        for (uint64_t t = 1; t <= 100000; t++) {
+            if (!sfc_extents_fit(&e, kind % 2 ? 1e-3 : 0.1, t)) {
+                e.now[0] = (struct sfc_extent){1, 1, 4};
+                looks++;
+                assert_true(sfc_extents_fit(&e, kind % 2 ? 1e-3 : 0.1, t));
+            }
+            sfc_extents_commit(&e);
+        }
+        print_message("%s %s: %u looks in 100000 steps\n", kind % 2 ? "AdamW" : "SGD",
+                      kind / 2 ? "bf16" : "f32", looks);
+        assert_true(looks <= (kind / 2 ? 50 : 5));
+        sfc_extents_free(&e);
+    }
+}
+
+/* ---- runs that diverge */
+
+static struct sfc_head_config wild(int format, enum sfc_momentum_mode mode)
+{
+    struct sfc_head_config c = rig_config(300, 24, 64, 16, 4);
+    c.dtype = format % 2 ? SFC_DTYPE_BF16 : SFC_DTYPE_F32;
+    c.gemm = format / 2 ? SFC_DTYPE_BF16 : SFC_DTYPE_F32;
+    c.momentum_mode = mode;
+    c.weight_decay = 0.05;
+    c.sample_ppm = 600000;
+    return c;
+}
+
+/* Grows a hundredfold a step for a while; in between and afterwards it is sane. */
+static double wild_rate(uint64_t t)
+{
+    return t < 4 || t > 24 ? 1e-3 : 3000;
+}
+
+struct outcome {
+    bool applied[40];
+    float *w, *m;
+};
+
+static void assert_finite(const float *v, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        assert_true(isfinite(v[i]));
+}
+
+/* `moves`: after each of so many steps the state goes to other heads. */
+static void diverge(struct rig_setup setup, const struct sfc_head_config *c, uint64_t moves,
+                    struct outcome *out)
+{
+    enum { LAST = 32 };
+    struct rig rig;
+    struct rig_step step;
+    size_t size = (size_t)c->classes * c->dim;
+    bool lags = c->momentum_mode == SFC_MOMENTUM_DENSE;
+    float *centres = calloc(size, sizeof *centres), *last = calloc(c->classes, sizeof *last);
+    float *x = calloc((size_t)c->batch * c->dim, sizeof *x), rates[LAST + 1];
+    uint64_t labels[16];
+    *out = (struct outcome){.w = calloc(size, sizeof *out->w), .m = calloc(size, sizeof *out->m)};
+    assert_true(centres && last && x && out->w && out->m);
+    rig_open(&rig, setup, c);
+    rig_step_init(&step, c);
+    rig_read(&rig, SFC_PART_VALUES, centres);
+    for (uint64_t t = 1; t <= LAST; t++) {
+        rig_labels(t, RIG_UNIFORM, c, labels);
+        rig_features(t, c, labels, centres, x);
+        rig_forward(&rig, t, labels, x, &step);
+        out->applied[t] = rig_finite(&rig, wild_rate(t));
+        if (out->applied[t])
+            rig_commit(&rig, wild_rate(t));
+        else
+            rig_skip(&rig, t);
+        rig_read(&rig, SFC_PART_VALUES, out->w);
+        rig_read(&rig, SFC_PART_MOMENTUM, out->m);
+        assert_finite(out->w, size);
+        assert_finite(out->m, size);
+        if (!moves || t % moves)
+            continue;
+        if (lags) {
+            rig_read(&rig, SFC_PART_LAST_STEP, last);
+            rig_read_rates(&rig, t, rates);
+        }
+        rig_close(&rig);
+        rig_open(&rig, setup, c);
+        if (lags) {
+            rig_write_rates(&rig, t, rates);
+            rig_write(&rig, SFC_PART_LAST_STEP, last);
+        }
+        rig_write(&rig, SFC_PART_VALUES, out->w);
+        rig_write(&rig, SFC_PART_MOMENTUM, out->m);
+    }
+    rig_step_free(&step);
+    rig_close(&rig);
+    free(centres), free(last), free(x);
+}
+
+static void diverging_steps_are_skipped(void **state)
+{
+    (void)state;
+    static const struct rig_setup setup = {"cpu", 2, 1, 2, false};
+    for (int format = 0; format < 4; format++)
+        for (int mode = SFC_MOMENTUM_SAMPLED; mode <= SFC_MOMENTUM_DENSE; mode++) {
+            struct sfc_head_config c = wild(format, (enum sfc_momentum_mode)mode);
+            size_t bytes = (size_t)c.classes * c.dim * sizeof(float);
+            struct outcome alone, other;
+            diverge(setup, &c, 0, &alone);
+            unsigned wild_ones = 0, skipped = 0;
+            for (uint64_t t = 4; t <= 24; t++) {
+                wild_ones += alone.applied[t];
+                skipped += !alone.applied[t];
+            }
+            assert_true(wild_ones >= 5 && skipped >= 5);
+            for (uint64_t t = 1; t <= 32; t++)
+                assert_true(alone.applied[t] || (t >= 4 && t <= 24));
+            for (int way = 0; way < 2; way++) { /* other heads, and heads that know nothing */
+                diverge(way ? setup : (struct rig_setup){"cpu", 1, 5, 4, true}, &c, way ? 3 : 0,
+                        &other);
+                assert_memory_equal(alone.applied, other.applied, sizeof alone.applied);
+                assert_memory_equal(alone.w, other.w, bytes);
+                assert_memory_equal(alone.m, other.m, bytes);
+                free(other.w), free(other.m);
+            }
+            free(alone.w), free(alone.m);
+        }
+}
+
+static void the_reference_skips_too(void **state)
+{
+    (void)state;
+    struct sfc_head_config c = wild(0, SFC_MOMENTUM_SAMPLED);
+    struct outcome out;
+    diverge((struct rig_setup){"reference", 1, 2, 4, false}, &c, 0, &out);
+    assert_true(out.applied[3] && !out.applied[24] && out.applied[32]);
+    free(out.w), free(out.m);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(bounds_hold),
+        cmocka_unit_test(sane_runs_are_hardly_looked_at),
+        cmocka_unit_test(diverging_steps_are_skipped),
+        cmocka_unit_test(the_reference_skips_too),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
