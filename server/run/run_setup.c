@@ -193,6 +193,26 @@ static uint64_t memory_sum(const struct sfc_memory *m)
     return m->state_bytes + m->step_bytes + m->scratch_bytes;
 }
 
+/* Bytes of the largest block's state as snapshots hold it. */
+static uint64_t largest_block(const struct sfc_run_setup *setup, const uint64_t *class_blocks,
+                              size_t class_count, const uint64_t *dense_blocks, size_t dense_count)
+{
+    const struct sfc_head_config *head = &setup->head;
+    uint64_t moments = head->optimizer == SFC_OPTIMIZER_ADAMW ? 2 : 1, largest = 0;
+    uint64_t row = head->dim * (1 + moments) * (head->dtype == SFC_DTYPE_BF16 ? 2 : 4) + 4;
+    for (size_t i = 0; i < class_count; i++) {
+        uint64_t bytes = sfc_head_block_rows(head, class_blocks[i]) * row;
+        largest = bytes > largest ? bytes : largest;
+    }
+    for (size_t i = 0; i < dense_count; i++) {
+        uint64_t bytes = sfc_run_dense_length(setup, dense_blocks[i]) * (1 + moments) * 4;
+        largest = bytes > largest ? bytes : largest;
+    }
+    if (head->momentum_mode == SFC_MOMENTUM_DENSE && head->steps * 4 > largest)
+        largest = head->steps * 4;
+    return largest;
+}
+
 int sfc_run_setup_memory(const struct sfc_run_setup *setup, const struct sfc_backend *backend,
                          const uint64_t *class_blocks, size_t class_count,
                          const uint64_t *dense_blocks, size_t dense_count,
@@ -207,10 +227,15 @@ int sfc_run_setup_memory(const struct sfc_run_setup *setup, const struct sfc_bac
     if (code != SFC_OK)
         return code;
     uint64_t rows = 2 * (uint64_t)setup->slots * setup->head.micro_batch; /* steps t and t + 1 */
-    uint64_t row_bytes = 32 + 4 + 1 + (uint64_t)setup->head.dim * 8;      /* sum, logit, flag, dx */
+    /* sum, logit, flag, dx; features and log-sum-exp as they came */
+    uint64_t row_bytes = 32 + 4 + 1 + (uint64_t)setup->head.dim * 8 + setup->head.dim * 4ull + 8;
     m.answers = rows * row_bytes + (uint64_t)setup->head.batch * 8 +
                 SFC_RUN_PULL_COPIES * sfc_run_dense_floats(setup, dense_blocks, dense_count) * 4;
-    m.total = memory_sum(&m.head) + memory_sum(&m.dense) + m.answers;
+    uint64_t floats = sfc_run_dense_floats(setup, dense_blocks, dense_count);
+    uint64_t step = (uint64_t)setup->head.batch * (setup->head.dim * 4ull + 32) + floats * 4;
+    m.durability = 2 * largest_block(setup, class_blocks, class_count, dense_blocks, dense_count) +
+                   step + floats * 4;
+    m.total = memory_sum(&m.head) + memory_sum(&m.dense) + m.answers + m.durability;
     *out = m;
     return SFC_OK;
 }

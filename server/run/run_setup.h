@@ -41,7 +41,8 @@ uint64_t sfc_run_dense_floats(const struct sfc_run_setup *setup, const uint64_t 
 struct sfc_run_memory {
     struct sfc_memory head;
     struct sfc_memory dense;
-    uint64_t answers; /* answers kept per slot, pulled parameters, labels */
+    uint64_t answers;    /* answers and inputs kept per slot, pulled parameters, labels */
+    uint64_t durability; /* a block on its way to or from the disk, a step of the log */
     uint64_t total;
 };
 /* What a shard with these blocks uses, before anything is allocated. */

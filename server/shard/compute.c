@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { JOIN_MAX = 64 };
 
@@ -96,8 +97,11 @@ static int prepare(struct sfc_compute *c, struct sfc_compute_job *job)
     job->u.prepare.head_finite = sfc_head_finite(c->head, job->u.prepare.slots, job->u.prepare.lr);
     if (!c->dense)
         return SFC_OK;
-    return sfc_dense_prepare(c->dense, job->u.prepare.step, job->u.prepare.lr, job->u.prepare.slots,
-                             job->u.prepare.sums, &job->error);
+    int code = sfc_dense_prepare(c->dense, job->u.prepare.step, job->u.prepare.lr,
+                                 job->u.prepare.slots, job->u.prepare.sums, &job->error);
+    if (code == SFC_OK && job->u.prepare.dense_sums)
+        code = sfc_dense_sums(c->dense, job->u.prepare.dense_sums, &job->error);
+    return code;
 }
 
 static int commit(struct sfc_compute *c, struct sfc_compute_job *job)
@@ -186,6 +190,9 @@ static int run_one(struct sfc_compute *c, struct sfc_compute_job *job)
         return block_read(c, job);
     case SFC_COMPUTE_WRITE:
         return block_write(c, job);
+    case SFC_COMPUTE_CALL:
+        return c->head ? job->u.call.fn(job->u.call.ctx, c->head, c->dense, &job->error)
+                       : no_head(job);
     }
     return sfc_fail(&job->error, SFC_EINTERNAL, "unknown job");
 }
@@ -216,12 +223,22 @@ static bool run_joined(struct sfc_compute *c, struct sfc_compute_job **jobs, siz
     return true;
 }
 
+static uint64_t nanoseconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
 static void run_jobs(struct sfc_compute *c, struct sfc_compute_job **jobs, size_t n)
 {
-    if (n > 1 && run_joined(c, jobs, n))
-        return;
-    for (size_t i = 0; i < n; i++)
+    uint64_t began = nanoseconds();
+    bool joined = n > 1 && run_joined(c, jobs, n);
+    for (size_t i = 0; !joined && i < n; i++)
         jobs[i]->code = run_one(c, jobs[i]);
+    uint64_t took = nanoseconds() - began;
+    for (size_t i = 0; i < n; i++)
+        jobs[i]->ns = took / n;
 }
 
 /* ---- the thread */

@@ -24,7 +24,8 @@ enum sfc_compute_kind {
     SFC_COMPUTE_COMMIT,
     SFC_COMPUTE_PULL,
     SFC_COMPUTE_READ,
-    SFC_COMPUTE_WRITE
+    SFC_COMPUTE_WRITE,
+    SFC_COMPUTE_CALL /* a function of the submitter, on the blocks of the run */
 };
 
 /* HISTORY: the learning rates of the run (momentum mode dense). */
@@ -36,6 +37,7 @@ struct sfc_compute_job {
     void *owner;                               /* for done */
     int code;                                  /* result */
     struct sfc_error error;
+    uint64_t ns;                  /* how long it took; of joined jobs its share */
     struct sfc_compute_job *next; /* private */
     union {
         struct {
@@ -61,6 +63,7 @@ struct sfc_compute_job {
             uint64_t step;
             double lr;
             struct sfc_dense_sum *sums; /* out, one per dense block */
+            float *dense_sums;          /* out: sfc_dense_sums; NULL: not wanted */
             bool head_finite;           /* out */
         } prepare;
         struct {
@@ -81,6 +84,11 @@ struct sfc_compute_job {
             float *out;          /* READ */
             const float *values; /* WRITE */
         } block;
+        struct {
+            int (*fn)(void *ctx, struct sfc_head *head, struct sfc_dense *dense,
+                      struct sfc_error *err); /* dense: NULL without dense blocks */
+            void *ctx;
+        } call;
     } u;
 };
 

@@ -58,6 +58,18 @@ void sfc_shard_event(struct sfc_shard_run *run, struct sfc_rpc_call *call,
     perform(run);
 }
 
+void sfc_shard_feed(struct sfc_shard_run *run, const struct sfc_step_event *event)
+{
+    sfc_step_step(&run->fsm, event, &run->actions);
+    perform(run);
+}
+
+struct sfc_answer *sfc_shard_answer(const struct sfc_shard_run *run, uint32_t generation,
+                                    uint32_t slot)
+{
+    return &run->answers[(generation & 1) * run->setup.slots + slot];
+}
+
 /* ---- jobs */
 
 static void dense_digests(struct sfc_shard_run *run, struct sfc_bytes slice)
@@ -118,14 +130,18 @@ static void job_done(struct sfc_compute_job *compute)
                  job->refused == SFC_ENOMEM ? "no memory for the answer"
                                             : "answers of an older step are still on their way");
     event.text = error.text;
+    if (job->kind != SFC_JOB_PULL && job->kind != SFC_JOB_DENSE)
+        run->durability.step_ns += compute->ns;
     if (event.code == SFC_OK)
         job_report(job, &event);
     else if (job->kind == SFC_JOB_PULL && job->waiting->pull)
         job->waiting->pull->step = 0;
     job->next_free = run->free_jobs;
     run->free_jobs = job;
-    sfc_step_step(&run->fsm, &event, &run->actions);
-    perform(run);
+    bool applied = event.code == SFC_OK && job->kind == SFC_JOB_COMMIT;
+    sfc_shard_feed(run, &event); /* may use the job again */
+    if (applied)
+        sfc_durability_applied(run);
 }
 
 /* The answer's memory, fresh when a reply of an older attempt still borrows it. */
@@ -176,6 +192,7 @@ static void start_logits(struct sfc_run_job *job, const struct sfc_step_action *
     }
     sfc_digest_reset(answer->digest);
     sfc_digest_update(answer->digest, features.data, features.size);
+    memcpy(answer->features, features.data, features.size);
     job->compute.kind = SFC_COMPUTE_LOGITS;
     job->compute.u.logits = (struct sfc_head_logits_item){
         .slot = a->slot,
@@ -198,6 +215,7 @@ static void start_gradient(struct sfc_run_job *job, const struct sfc_step_action
     sfc_digest_copy(job->run->scratch_digest, answer->digest);
     sfc_digest_update(job->run->scratch_digest, lse.data, lse.size);
     sfc_digest_final(job->run->scratch_digest, job->head_digest.bytes);
+    memcpy(answer->lse, lse.data, lse.size);
     job->compute.kind = SFC_COMPUTE_GRADIENT;
     job->compute.u.gradient = (struct sfc_head_gradient_item){
         .slot = a->slot,
@@ -243,6 +261,7 @@ static void start_prepare(struct sfc_run_job *job, const struct sfc_step_action 
     job->compute.u.prepare.step = a->step;
     job->compute.u.prepare.lr = a->lr;
     job->compute.u.prepare.sums = run->sums;
+    job->compute.u.prepare.dense_sums = run->dense_sums;
     job->compute.u.prepare.head_finite = false;
 }
 
@@ -256,6 +275,7 @@ static void start_commit(struct sfc_run_job *job, const struct sfc_step_action *
     job->compute.u.commit.lr = a->lr;
     job->compute.u.commit.step = a->step;
     job->compute.u.commit.apply = a->apply;
+    sfc_durability_commit(run, a);
 }
 
 static void start(struct sfc_shard_run *run, const struct sfc_step_action *a)
@@ -266,7 +286,7 @@ static void start(struct sfc_shard_run *run, const struct sfc_step_action *a)
     job->kind = a->kind;
     job->refused = SFC_OK;
     job->waiting = waiting_of(a->token);
-    job->answer = &run->answers[(a->generation & 1) * run->setup.slots + a->slot];
+    job->answer = sfc_shard_answer(run, a->generation, a->slot);
     job->compute.done = job_done;
     job->compute.owner = job;
     switch (a->kind) {
@@ -342,7 +362,7 @@ static void reply_pull(struct sfc_shard_run *run, struct sfc_waiting_call *w, ui
 static void reply(struct sfc_shard_run *run, const struct sfc_step_action *a)
 {
     struct sfc_waiting_call *w = waiting_of(a->token);
-    struct sfc_answer *answer = &run->answers[(a->generation & 1) * run->setup.slots + a->slot];
+    struct sfc_answer *answer = sfc_shard_answer(run, a->generation, a->slot);
     switch (w->type) {
     case SFC_SE_LOGITS:
         reply_logits(run, w->call, answer);
@@ -422,17 +442,9 @@ static void fail(struct sfc_shard_run *run, const struct sfc_step_action *a)
     waiting_remove(w);
 }
 
-/* There is no step log: what was prepared counts as durable. */
-static void flushed(struct sfc_shard_run *run)
-{
-    struct sfc_step_event event = {.type = SFC_SE_FLUSHED, .code = SFC_OK};
-    sfc_step_step(&run->fsm, &event, &run->actions);
-    perform(run);
-}
-
 static void perform(struct sfc_shard_run *run)
 {
-    bool flush = false;
+    const struct sfc_step_action *flush = NULL;
     for (size_t i = 0; i < run->actions.count; i++) {
         const struct sfc_step_action *a = &run->actions.items[i];
         switch (a->type) {
@@ -443,7 +455,7 @@ static void perform(struct sfc_shard_run *run)
             reply(run, a);
             break;
         case SFC_SA_FLUSH:
-            flush = true;
+            flush = a;
             break;
         case SFC_SA_REPLY_PREPARE:
             reply_prepare(run, a);
@@ -453,6 +465,6 @@ static void perform(struct sfc_shard_run *run)
             break;
         }
     }
-    if (flush)
-        flushed(run);
+    if (flush) /* may bring the next event, which empties the actions */
+        sfc_durability_flush(run, flush);
 }

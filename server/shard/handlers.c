@@ -117,7 +117,7 @@ static void on_close_run(struct sfc_rpc_call *call, void *ctx)
     if (newer(shard, r->incarnation, &err) != SFC_OK) {
         refuse(shard, call, &err);
     } else if (shard->run && shard->run->id == r->run_id) {
-        sfc_shard_close_run(shard, call);
+        sfc_shard_close_run(shard, call, true);
     } else {
         Shardfc__V1__Empty reply = SHARDFC__V1__EMPTY__INIT; /* gone already */
         sfc_call_reply(call, &reply);
@@ -160,6 +160,7 @@ static void on_plan(struct sfc_rpc_call *call, void *ctx)
         attempt_of(r->round, "round", &event.round, &err) == SFC_OK) {
         run->planned = true;
         sfc_shard_event(run, call, &event);
+        sfc_durability_planned(run);
     } else {
         refuse(shard, call, &err);
     }

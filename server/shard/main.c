@@ -25,7 +25,9 @@ int main(int argc, char **argv)
     struct sfc_shard *shard = NULL;
     struct sfc_error err = {0};
     const char *address = NULL;
-    code = sfc_daemon_init(&daemon, &err);
+    code = sfc_shard_options_check(&options, &err);
+    if (code == SFC_OK)
+        code = sfc_daemon_init(&daemon, &err);
     if (code == SFC_OK) {
         code = sfc_shard_start(daemon.rpc, &daemon.uv, &options, &shard, &address, &err);
         if (code != SFC_OK)

@@ -1,6 +1,10 @@
 #include "server/shard/options.h"
 
+#include <string.h>
+
 #define AT(field) offsetof(struct sfc_shard_options, field)
+
+static const char *const durable_names[] = {"on", "off", NULL};
 
 static const struct sfc_option table[] = {
     {.name = "scheduler",
@@ -30,7 +34,38 @@ static const struct sfc_option table[] = {
      .metavar = "DIR",
      .max = 3000,
      .offset = AT(state),
-     .help = "folder of this shard, made with mode 0700 and used by one shard at a time"},
+     .help = "folder of this shard, made with mode 0700 and used by one shard at a time: step log "
+             "and snapshots of the run, from which a shard that died comes back when it is started "
+             "again with the same --state and the same address"},
+    {.name = "durable",
+     .type = SFC_OPTION_ENUM,
+     .choices = durable_names,
+     .fallback = "on",
+     .offset = AT(durable),
+     .help = "off: nothing is written, and a run ends with the first shard that dies; for "
+             "measurements and throw-away runs"},
+    {.name = "recovery-target",
+     .type = SFC_OPTION_DURATION,
+     .min = 10,
+     .max = UINT64_C(7) * 86400 * 1000,
+     .fallback = "5m",
+     .offset = AT(recovery_target),
+     .help =
+         "how long the logged steps should take at most after a crash; sets how often each block "
+         "is copied to disk"},
+    {.name = "log-limit",
+     .type = SFC_OPTION_SIZE,
+     .min = 1 << 10,
+     .offset = AT(log_limit),
+     .help = "most bytes of the step log; where it is full, steps wait for snapshots (default: a "
+             "fifth of the free space when the run is opened, at least 16 steps)"},
+    {.name = "snapshot-rate",
+     .type = SFC_OPTION_SIZE,
+     .min = 64 << 10,
+     .fallback = "128M",
+     .offset = AT(snapshot_rate),
+     .unit = "per second",
+     .help = "most bytes of snapshots that are written per second"},
     {.name = "backend",
      .type = SFC_OPTION_STRING,
      .metavar = "NAME",
@@ -51,6 +86,19 @@ static const struct sfc_option table[] = {
      .offset = AT(threads),
      .help = "compute threads; never changes a bit of any result (default: all processors)"},
 };
+
+int sfc_shard_options_check(const struct sfc_shard_options *o, struct sfc_error *err)
+{
+    if (o->durable == SFC_DURABLE_ON && !o->state)
+        return sfc_fail(err, SFC_EINVAL,
+                        "--state DIR is needed: the shard keeps step log and snapshots there "
+                        "(or --durable off, and a run ends with the first shard that dies)");
+    if (o->durable == SFC_DURABLE_ON && !strcmp(o->backend, "reference"))
+        return sfc_fail(err, SFC_EINVAL,
+                        "--backend reference computes in double precision, which no snapshot "
+                        "holds exactly: use it with --durable off");
+    return SFC_OK;
+}
 
 const struct sfc_program sfc_shard_program = {
     .name = "shardfc-shard",

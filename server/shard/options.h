@@ -7,13 +7,22 @@
 struct sfc_shard_options {
     const char *scheduler;
     const char *listen;
-    const char *advertise; /* NULL: the host of listen with the bound port */
-    const char *state;     /* NULL: none */
+    const char *advertise;    /* NULL: the host of listen with the bound port */
+    const char *state;        /* NULL only with durable off */
+    int durable;              /* enum sfc_durable */
+    uint64_t recovery_target; /* ms */
+    uint64_t log_limit;       /* bytes; 0: a share of the free space */
+    uint64_t snapshot_rate;   /* bytes per second */
     const char *backend;
     uint64_t memory;  /* 0: a share of what is free now */
     uint64_t threads; /* 0: number of processors */
 };
 
+enum sfc_durable { SFC_DURABLE_ON, SFC_DURABLE_OFF };
+
 extern const struct sfc_program sfc_shard_program;
+
+/* What the table can't say. */
+int sfc_shard_options_check(const struct sfc_shard_options *options, struct sfc_error *err);
 
 #endif

@@ -113,6 +113,8 @@ static void heartbeat_answered(const struct sfc_rpc_reply_view *view, void *ctx)
         return;
     }
     bool known = reply->registered;
+    if (reply->has_log_floor && shard->run && shard->run->open && shard->run->id == reply->run_id)
+        sfc_durability_trim(shard->run, reply->log_floor);
     if (reply->incarnation > shard->incarnation)
         shard->incarnation = reply->incarnation;
     sfc_message_free(reply);
@@ -148,6 +150,24 @@ static size_t fill_counters(const struct sfc_shard *shard, Shardfc__V1__Counter 
     return n;
 }
 
+/* What the heartbeat says about the run: its durability, and a recovery at work. */
+static void fill_run(const struct sfc_shard_run *run, Shardfc__V1__ShardHeartbeatRequest *r,
+                     Shardfc__V1__ShardDurability *durability, Shardfc__V1__ShardRecovery *recovery)
+{
+    r->run_id = run->id;
+    r->memory_bytes = run->memory.total;
+    if (run->open) {
+        r->step = sfc_step_applied(&run->fsm);
+        sfc_durability_report(run, durability);
+        r->durability = durability;
+    } else if (run->durability.recovers) {
+        recovery->step = atomic_load(&run->durability.recovery.step);
+        recovery->to_step = run->durability.recovery.last.step;
+        recovery->eta_s = 1e-3 * (double)atomic_load(&run->durability.recovery.eta_ms);
+        r->recovery = recovery;
+    }
+}
+
 static void heartbeat_now(struct sfc_shard *shard)
 {
     Shardfc__V1__Counter items[SFC_SHARD_COUNTERS + 1], *list[SFC_SHARD_COUNTERS + 1];
@@ -155,10 +175,10 @@ static void heartbeat_now(struct sfc_shard *shard)
     Shardfc__V1__ShardHeartbeatRequest r = SHARDFC__V1__SHARD_HEARTBEAT_REQUEST__INIT;
     r.shard = shard->id;
     r.boot_id = shard->boot_id;
-    if (shard->run && shard->run->open) {
-        r.step = sfc_step_applied(&shard->run->fsm);
-        r.memory_bytes = shard->run->memory.total;
-    }
+    Shardfc__V1__ShardDurability durability = SHARDFC__V1__SHARD_DURABILITY__INIT;
+    Shardfc__V1__ShardRecovery recovery = SHARDFC__V1__SHARD_RECOVERY__INIT;
+    if (shard->run)
+        fill_run(shard->run, &r, &durability, &recovery);
     r.n_counters = fill_counters(shard, items, list, names);
     r.counters = list;
     struct sfc_error err = {0};
@@ -183,6 +203,8 @@ int sfc_shard_register_start(struct sfc_shard *shard, struct sfc_error *err)
         return sfc_prefix(err, "--scheduler");
     uv_timer_init(shard->uv, &shard->timer);
     shard->timer.data = shard;
+    uv_timer_init(shard->uv, &shard->tick);
+    shard->tick.data = shard;
     shard->timer_open = true;
     later(shard, 0);
     return SFC_OK;
@@ -194,4 +216,5 @@ void sfc_shard_register_stop(struct sfc_shard *shard)
         return;
     shard->timer_open = false;
     uv_close((uv_handle_t *)&shard->timer, NULL);
+    uv_close((uv_handle_t *)&shard->tick, NULL);
 }

@@ -70,6 +70,8 @@ static void answers_free(struct sfc_shard_run *run)
         free(run->answers[i].target);
         free(run->answers[i].has_target);
         sfc_digest_free(run->answers[i].digest);
+        free(run->answers[i].features);
+        free(run->answers[i].lse);
     }
     free(run->answers);
 }
@@ -87,6 +89,7 @@ static void run_free(struct sfc_shard_run *run)
         free(w);
         w = next;
     }
+    sfc_durability_free(run);
     answers_free(run);
     for (unsigned i = 0; i < SFC_RUN_PULL_COPIES; i++)
         sfc_shared_drop(run->pulls[i]);
@@ -98,6 +101,7 @@ static void run_free(struct sfc_shard_run *run)
     free(run->prepare_slots);
     free(run->commit_slots);
     free(run->sums);
+    free(run->dense_sums);
     free(run->own_sums);
     free(run->dense_digests);
     free(run->class_blocks);
@@ -118,7 +122,10 @@ static int answers_new(struct sfc_shard_run *run)
         a->target = calloc(rows, sizeof *a->target);
         a->has_target = calloc(rows, 1);
         a->digest = sfc_digest_new();
-        if (!a->sums || !a->dx || !a->target || !a->has_target || !a->digest)
+        a->features = calloc(rows * run->setup.head.dim, sizeof *a->features);
+        a->lse = calloc(rows, sizeof *a->lse);
+        if (!a->sums || !a->dx || !a->target || !a->has_target || !a->digest || !a->features ||
+            !a->lse)
             return SFC_ENOMEM;
     }
     return SFC_OK;
@@ -148,7 +155,9 @@ static int buffers_new(struct sfc_shard_run *run, struct sfc_error *err)
     run->own_sums = calloc(dense, sizeof *run->own_sums);
     run->dense_digests = calloc(dense, sizeof *run->dense_digests);
     run->scratch_digest = sfc_digest_new();
-    bool copies = true;
+    if (run->dense_floats > 0)
+        run->dense_sums = calloc(run->dense_floats, sizeof *run->dense_sums);
+    bool copies = run->dense_floats == 0 || run->dense_sums;
     for (unsigned i = 0; i < SFC_RUN_PULL_COPIES; i++) {
         run->pulls[i] = sfc_shared_new(run->dense_floats * 4);
         copies = copies && run->pulls[i];
@@ -227,14 +236,14 @@ static int check_memory(struct sfc_shard_run *run, struct sfc_error *err)
     uint64_t program = sfc_process_memory() + GROWTH_BYTES;
     sfc_info_log("run %" PRIu64 ": %zu class blocks (%" PRIu64
                  " classes) and %zu dense blocks need "
-                 "%.1f MiB: head %.1f state + %.1f step + %.1f scratch, dense %.1f, answers %.1f; "
-                 "limit %.1f MiB",
+                 "%.1f MiB: head %.1f state + %.1f step + %.1f scratch, dense %.1f, answers %.1f, "
+                 "durability %.1f; limit %.1f MiB",
                  run->id, run->class_count,
                  sfc_run_class_rows(&run->setup, run->class_blocks, run->class_count),
                  run->dense_count, mib(m->total), mib(m->head.state_bytes), mib(m->head.step_bytes),
                  mib(m->head.scratch_bytes),
                  mib(m->dense.state_bytes + m->dense.step_bytes + m->dense.scratch_bytes),
-                 mib(m->answers), mib(run->shard->memory_limit));
+                 mib(m->answers), mib(m->durability), mib(run->shard->memory_limit));
     sfc_info_log("run %" PRIu64 ": memory plan: %.1f MiB: the program %.1f and the run %.1f",
                  run->id, mib(program + m->total), mib(program), mib(m->total));
     if (m->total > run->shard->memory_limit)
@@ -253,7 +262,7 @@ static int machine_new(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequ
         .run_id = r->run_id,
         .incarnation = r->incarnation,
         .map_version = r->map->version,
-        .start_step = r->start_step,
+        .start_step = run->start_step,
         .global_batch = run->setup.head.batch,
         .micro_batch = run->setup.head.micro_batch,
         .slots = run->setup.slots,
@@ -276,7 +285,7 @@ static int run_new(struct sfc_shard *shard, const Shardfc__V1__OpenRunRequest *r
     run->shard = shard;
     run->id = r->run_id;
     run->load = r->load;
-    run->start_step = r->start_step;
+    run->start_step = r->recover && r->last_commit ? r->last_commit->step : r->start_step;
     int code = sfc_run_config_check(r->config, err);
     if (code == SFC_OK)
         code = sfc_run_setup_init(&run->setup, r->config, err);
@@ -290,6 +299,8 @@ static int run_new(struct sfc_shard *shard, const Shardfc__V1__OpenRunRequest *r
         code = machine_new(run, r, err);
     if (code == SFC_OK)
         code = buffers_new(run, err);
+    if (code == SFC_OK)
+        code = sfc_durability_init(run, r, err);
     if (code == SFC_OK)
         *out = run;
     else
@@ -305,25 +316,31 @@ static void reply_open(struct sfc_shard_run *run, struct sfc_rpc_call *call)
     sfc_call_reply(call, &reply);
 }
 
-static void opened(struct sfc_compute_job *job)
+/* The blocks are allocated, and what is on disk of them is in place. */
+static void ready(struct sfc_shard_run *run, int code, const char *text)
 {
-    struct sfc_shard_run *run = job->owner;
     struct sfc_rpc_call *call = run->open_call;
     run->open_call = NULL;
-    if (run->closed) { /* its close job follows and frees it */
-        sfc_shard_refuse(run->shard, call, SFC_ECANCELED, "the run was closed");
-        return;
-    }
-    if (job->code != SFC_OK) {
-        sfc_error_log("run %" PRIu64 ": %s", run->id, job->error.text);
-        sfc_shard_refuse(run->shard, call, job->code, job->error.text);
-        run->shard->run = NULL;
-        run_free(run);
+    if (code != SFC_OK) {
+        sfc_error_log("run %" PRIu64 ": %s", run->id, text);
+        sfc_shard_refuse(run->shard, call, code, text);
+        sfc_shard_close_run(run->shard, NULL, false);
         return;
     }
     run->open = true;
     sfc_info_log("run %" PRIu64 ": blocks are ready at step %" PRIu64, run->id, run->start_step);
     reply_open(run, call);
+}
+
+static void opened(struct sfc_compute_job *job)
+{
+    struct sfc_shard_run *run = job->owner;
+    if (run->closed) /* its close job follows and frees it */
+        return;
+    if (job->code != SFC_OK)
+        ready(run, job->code, job->error.text);
+    else
+        sfc_durability_open(run, ready);
 }
 
 /* The run is here already: the scheduler asks again. */
@@ -336,11 +353,20 @@ static void open_again(struct sfc_shard_run *run, struct sfc_rpc_call *call)
     reply_open(run, call);
 }
 
+/* The run is here, but neither at the step that it is to be recovered to nor ready to commit it:
+ * what is on disk brings it there. */
+static bool left_behind(const struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r)
+{
+    uint64_t step = r->last_commit ? r->last_commit->step : r->start_step;
+    return r->recover && run->open && sfc_step_applied(&run->fsm) != step &&
+           sfc_step_prepared(&run->fsm) != step;
+}
+
 void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
                         const Shardfc__V1__OpenRunRequest *request)
 {
     struct sfc_error err = {0};
-    if (shard->run && shard->run->id == request->run_id) {
+    if (shard->run && shard->run->id == request->run_id && !left_behind(shard->run, request)) {
         open_again(shard->run, call);
         return;
     }
@@ -348,14 +374,8 @@ void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
         sfc_shard_refuse(shard, call, SFC_ESTALE, "a newer run is open here");
         return;
     }
-    if (request->recover) {
-        sfc_shard_refuse(shard, call, SFC_EUNSUPPORTED,
-                         "this shard keeps nothing on disk to recover the run from: restore it "
-                         "from a checkpoint");
-        return;
-    }
     struct sfc_shard_run *run = NULL;
-    sfc_shard_close_run(shard, NULL);
+    sfc_shard_close_run(shard, NULL, false);
     int code = run_new(shard, request, &run, &err);
     if (code != SFC_OK) {
         sfc_error_log("open run %" PRIu64 ": %s", request->run_id, err.text);
@@ -374,9 +394,8 @@ void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
     sfc_compute_submit(shard->compute, &run->open_job);
 }
 
-static void closed(struct sfc_compute_job *job)
+static void files_closed(struct sfc_shard_run *run)
 {
-    struct sfc_shard_run *run = job->owner;
     if (run->close_call) {
         Shardfc__V1__Empty reply = SHARDFC__V1__EMPTY__INIT;
         sfc_call_reply(run->close_call, &reply);
@@ -385,7 +404,12 @@ static void closed(struct sfc_compute_job *job)
     run_free(run); /* every earlier job is done: jobs finish in order */
 }
 
-void sfc_shard_close_run(struct sfc_shard *shard, struct sfc_rpc_call *call)
+static void closed(struct sfc_compute_job *job)
+{
+    sfc_durability_close(job->owner, files_closed);
+}
+
+void sfc_shard_close_run(struct sfc_shard *shard, struct sfc_rpc_call *call, bool remove)
 {
     struct sfc_shard_run *run = shard->run;
     if (!run) {
@@ -398,6 +422,11 @@ void sfc_shard_close_run(struct sfc_shard *shard, struct sfc_rpc_call *call)
     shard->run = NULL;
     run->closed = true;
     run->close_call = call;
+    run->durability.remove = remove;
+    sfc_durability_abandon(run);
+    if (run->open_call)
+        sfc_shard_refuse(shard, run->open_call, SFC_ECANCELED, "the run was closed");
+    run->open_call = NULL;
     run->close_job =
         (struct sfc_compute_job){.kind = SFC_COMPUTE_CLOSE, .done = closed, .owner = run};
     sfc_compute_submit(shard->compute, &run->close_job);

@@ -102,6 +102,12 @@ int sfc_shard_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
     code = sfc_compute_start(options->backend, threads, post, rpc, &shard->compute, err);
     if (code != SFC_OK)
         return sfc_prefix(err, "--backend %s", options->backend), code;
+    if (options->durable == SFC_DURABLE_OFF)
+        sfc_warning_log("--durable off: nothing is written down; a run ends with the first shard "
+                        "that dies");
+    else if ((code = sfc_tasks_start(post, rpc, &shard->log_thread, err)) != SFC_OK ||
+             (code = sfc_tasks_start(post, rpc, &shard->snapshot_thread, err)) != SFC_OK)
+        return code;
     int port = 0;
     code = sfc_rpc_server_start(rpc, options->listen, sfc_shard_methods, sfc_shard_method_count,
                                 shard, &shard->server, &port, err);
@@ -115,6 +121,20 @@ int sfc_shard_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
     return sfc_shard_register_start(shard, err);
 }
 
+static void on_tick(uv_timer_t *timer)
+{
+    struct sfc_shard *shard = timer->data;
+    if (shard->run)
+        sfc_durability_tick(shard->run);
+}
+
+void sfc_shard_tick_in(struct sfc_shard *shard, uint64_t ms)
+{
+    if (!shard->stopping)
+        uv_timer_start(&shard->tick, on_tick, ms, 0);
+}
+
+/* A run ends on the compute thread, then the snapshot thread, then the log thread. */
 void sfc_shard_stop(struct sfc_shard *shard)
 {
     if (!shard || shard->stopping)
@@ -122,8 +142,10 @@ void sfc_shard_stop(struct sfc_shard *shard)
     shard->stopping = true;
     sfc_shard_register_stop(shard);
     if (shard->compute)
-        sfc_shard_close_run(shard, NULL);
+        sfc_shard_close_run(shard, NULL, false);
     sfc_compute_stop(shard->compute);
+    sfc_tasks_stop(shard->snapshot_thread);
+    sfc_tasks_stop(shard->log_thread);
 }
 
 void sfc_shard_free(struct sfc_shard *shard)
@@ -131,6 +153,8 @@ void sfc_shard_free(struct sfc_shard *shard)
     if (!shard)
         return;
     sfc_compute_free(shard->compute);
+    sfc_tasks_free(shard->snapshot_thread);
+    sfc_tasks_free(shard->log_thread);
     if (shard->lock >= 0)
         close(shard->lock);
     free(shard);

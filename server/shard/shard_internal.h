@@ -6,6 +6,7 @@
 #include "server/core/step_fsm.h"
 #include "server/run/messages.h"
 #include "server/shard/compute.h"
+#include "server/shard/durability.h"
 #include "server/shard/shard.h"
 
 /* Bytes that a reply borrows: freed when the last reply let go and its run no longer wants it. */
@@ -21,7 +22,7 @@ void sfc_shared_drop(struct sfc_shared *shared);               /* by its run; NU
 struct sfc_bytes sfc_shared_borrow(struct sfc_shared *shared); /* for a reply */
 void sfc_shared_release(void *shared);                         /* by the reply */
 
-/* The answers of one attempt. */
+/* The answers of one attempt, and what it sent. */
 struct sfc_answer {
     struct sfc_shared *sums; /* u64 [micro_batch, 4] */
     struct sfc_shared *dx;   /* i64 [micro_batch, dim] */
@@ -29,6 +30,8 @@ struct sfc_answer {
     uint8_t *has_target;
     uint32_t zero_features;
     struct sfc_digest *digest; /* of the features */
+    float *features;           /* [micro_batch, dim] raw, for the log */
+    double *lse;               /* [micro_batch] */
 };
 
 struct sfc_shard_run;
@@ -78,6 +81,7 @@ struct sfc_shard_run {
     struct sfc_run_job *jobs, *free_jobs;
     uint32_t *prepare_slots, *commit_slots;
     struct sfc_dense_sum *sums;
+    float *dense_sums; /* [dense_floats] of the last prepare, for the log; NULL: no dense blocks */
     struct sfc_own_dense_sum *own_sums;
     uint64_t *dense_digests;
     struct sfc_digest *scratch_digest;
@@ -85,6 +89,9 @@ struct sfc_shard_run {
     struct sfc_waiting_call *waiting; /* list */
     struct sfc_compute_job open_job, close_job;
     struct sfc_rpc_call *open_call, *close_call;
+    struct sfc_durability durability;
+    void (*on_durable)(struct sfc_shard_run *run, int code, const char *text);
+    void (*on_closed)(struct sfc_shard_run *run);
 };
 
 enum { SFC_SHARD_COUNTERS = SFC_EINTERNAL + 1 };
@@ -95,6 +102,7 @@ struct sfc_shard {
     struct sfc_rpc_server *server;
     struct sfc_rpc_client *scheduler;
     struct sfc_compute *compute;
+    struct sfc_tasks *log_thread, *snapshot_thread; /* NULL with --durable off */
     const struct sfc_shard_options *options;
     char listening[300];
     char advertised[300];
@@ -104,6 +112,7 @@ struct sfc_shard {
     uint64_t incarnation; /* greatest seen */
     int lock;             /* of --state, -1: none */
     uv_timer_t timer;     /* registration and heartbeats */
+    uv_timer_t tick;      /* pace of writing snapshots */
     bool timer_open;
     bool stopping;
     unsigned failures; /* of registration in a row */
@@ -117,12 +126,23 @@ struct sfc_shard {
 /* Takes the call in every case. */
 void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
                         const Shardfc__V1__OpenRunRequest *request);
-/* call: NULL, or answered when the blocks are freed. */
-void sfc_shard_close_run(struct sfc_shard *shard, struct sfc_rpc_call *call);
+/* call: NULL, or answered when the blocks are freed. remove: the run is over, what is on disk of it
+ * goes too. */
+void sfc_shard_close_run(struct sfc_shard *shard, struct sfc_rpc_call *call, bool remove);
 /* Adds the call to the run's waiting ones and gives the event, with its token, to the step machine.
  * Takes the call. */
 void sfc_shard_event(struct sfc_shard_run *run, struct sfc_rpc_call *call,
                      struct sfc_step_event *event);
+
+/* ---- events.c */
+/* An event without a call. */
+void sfc_shard_feed(struct sfc_shard_run *run, const struct sfc_step_event *event);
+struct sfc_answer *sfc_shard_answer(const struct sfc_shard_run *run, uint32_t generation,
+                                    uint32_t slot);
+
+/* ---- shard.c */
+/* sfc_durability_tick of the run then. */
+void sfc_shard_tick_in(struct sfc_shard *shard, uint64_t ms);
 
 /* ---- handlers.c */
 void sfc_shard_refuse(struct sfc_shard *shard, struct sfc_rpc_call *call, int code,

@@ -104,7 +104,8 @@ def train(c, a):
 def measure(a):
     with Cluster() as c:
         c.start_scheduler()
-        c.start_shards(a.shards, "--threads", a.threads)
+        # step log and snapshots would take twice the run's memory of disk
+        c.start_shards(a.shards, "--threads", a.threads, "--durable", "off")
         create(c, a)
         before = rank(c, a)
         c.start_worker(threads=a.batch // a.micro_batch)

@@ -212,15 +212,21 @@ class Cluster:
                 raise Failure(f"the scheduler ended\n{self.scheduler.tail()}") from None
             return None
 
-    def start_shard(self, *extra):
+    def start_shard(self, *extra, listen="127.0.0.1:0", state=None):
         self._counter += 1
-        state = self.folder / f"shard-state{self._counter}"
+        state = state or self.folder / f"shard-state{self._counter}"
         shard = self.start("shard", [
-            BIN / "shardfc-shard", "--scheduler", self.address, "--listen", "127.0.0.1:0",
+            BIN / "shardfc-shard", "--scheduler", self.address, "--listen", listen,
             "--state", state, "--threads", "1", *extra])
         shard.wait_listening()
+        shard.state, shard.extra = state, extra
         self.shards.append(shard)
         return shard
+
+    def restart_shard(self, shard, state=None):
+        """Starts a shard that has ended again, on the same address and, unless given, the same state."""
+        self.shards.remove(shard)
+        return self.start_shard(*shard.extra, listen=shard.address, state=state or shard.state)
 
     def start_shards(self, count, *extra):
         """Starts `count` shards and waits until the scheduler has them all."""

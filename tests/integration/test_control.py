@@ -45,7 +45,12 @@ def test_usage():
     expect(tool("shardfc", "trian"), 2, "trian", "--help")
     expect(tool("shardfc", "data", "glyps"), 2)
     expect(tool("shardfc-shard", "--listen", "127.0.0.1:0"), 2, "scheduler")
-    expect(tool("shardfc-shard", "--scheduler", "nowhere", "--listen", "127.0.0.1:0"), 2, "nowhere")
+    expect(tool("shardfc-shard", "--scheduler", "nowhere", "--listen", "127.0.0.1:0", "--durable", "off"), 2,
+           "nowhere")
+    expect(tool("shardfc-shard", "--scheduler", "127.0.0.1:1", "--listen", "127.0.0.1:0"), 2, "--state",
+           "--durable off")
+    expect(tool("shardfc-shard", "--scheduler", "127.0.0.1:1", "--listen", "127.0.0.1:0", "--state", "/tmp/x",
+                "--backend", "reference"), 2, "--durable off")
     expect(tool("shardfc-worker", "--scheduler", "nowhere", "--data", "synthetic"), 2, "nowhere")
     expect(tool("shardfc-scheduler", "--listen", "127.0.0.1:0"), 2, "state")
     expect(tool("shardfc-worker", "--scheduler", "127.0.0.1:1"), 2, "--data")

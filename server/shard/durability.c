@@ -1,0 +1,598 @@
+#include "server/shard/durability.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/base/log.h"
+#include "server/shard/block_copy.h"
+#include "server/shard/shard_internal.h"
+
+#define PIECE       (UINT64_C(4) << 20) /* most bytes of a snapshot in one go */
+#define LEAST_PIECE (UINT64_C(256) << 10)
+#define WAIT_MS     20 /* until the pace of writing is asked again */
+
+static struct sfc_durability *of(struct sfc_shard_run *run)
+{
+    return &run->durability;
+}
+
+/* ---- memory */
+
+static uint64_t padded(uint64_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
+
+static uint64_t staging_bytes(const struct sfc_storage *s, size_t index)
+{
+    struct sfc_snapshot_shape shape;
+    uint64_t bytes = 0;
+    sfc_storage_shape(s, index, s->setup->head.steps, &shape);
+    for (int i = 0; i < SFC_SNAPSHOT_PARTS; i++)
+        bytes += padded(sfc_snapshot_part_bytes(&shape, (enum sfc_snapshot_part)i));
+    return bytes;
+}
+
+static int storage_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
+                        struct sfc_error *err)
+{
+    const struct sfc_shard_options *o = run->shard->options;
+    struct sfc_storage_config c = {
+        .state = o->state,
+        .run_id = run->id,
+        .start_step = r->start_step,
+        .from_seed = !r->load && r->start_step == 0,
+        .log_limit = o->log_limit,
+        .numerics = sfc_backend_numerics(sfc_compute_backend(run->shard->compute)),
+        .setup = &run->setup,
+        .class_blocks = run->class_blocks,
+        .class_count = run->class_count,
+        .dense_blocks = run->dense_blocks,
+        .dense_count = run->dense_count,
+    };
+    uint8_t *packed = sfc_message_pack(r->config, &c.packed_size);
+    if (!packed)
+        return sfc_fail(err, SFC_ENOMEM, "no memory for the configuration");
+    c.packed_config = packed;
+    int code = sfc_storage_init(&of(run)->storage, &c, err);
+    free(packed);
+    return code;
+}
+
+static int buffers_new(struct sfc_shard_run *run, struct sfc_error *err)
+{
+    struct sfc_durability *d = of(run);
+    uint64_t largest = 64;
+    for (size_t i = 0; i < d->storage.count; i++) {
+        uint64_t bytes = staging_bytes(&d->storage, i);
+        largest = bytes > largest ? bytes : largest;
+    }
+    d->staging = aligned_alloc(64, largest);
+    d->features = calloc(run->setup.micro_batches, sizeof *d->features);
+    d->lse = calloc(run->setup.micro_batches, sizeof *d->lse);
+    if (!d->staging || !d->features || !d->lse)
+        return sfc_fail(err, SFC_ENOMEM, "%" PRIu64 " bytes to copy a block to", largest);
+    return SFC_OK;
+}
+
+static int sweep_init(struct sfc_shard_run *run, struct sfc_error *err)
+{
+    struct sfc_durability *d = of(run);
+    const struct sfc_shard_options *o = run->shard->options;
+    struct sfc_sweep_config c = {.recovery_target_ms = o->recovery_target,
+                                 .log_limit = d->storage.config.limit_bytes,
+                                 .rate = o->snapshot_rate,
+                                 .start_step = d->storage.start_step};
+    uint64_t *bytes = calloc(d->storage.count, sizeof *bytes);
+    if (!bytes)
+        return sfc_fail(err, SFC_ENOMEM, "no memory for %zu blocks", d->storage.count);
+    for (size_t i = 0; i < d->storage.count; i++) {
+        struct sfc_snapshot_shape shape;
+        sfc_storage_shape(&d->storage, i, sfc_step_applied(&run->fsm), &shape);
+        bytes[i] = sfc_snapshot_file_bytes(&shape);
+    }
+    int code = sfc_sweep_init(&d->sweep, &c, bytes, d->storage.count, err);
+    d->sweeps = code == SFC_OK;
+    free(bytes);
+    for (size_t i = 0; code == SFC_OK && i < d->storage.count; i++) {
+        uint64_t stamps[2];
+        const struct sfc_snapshot_block *b = &d->storage.blocks[i];
+        if (sfc_snapshot_store_stamps(d->storage.store, b->kind, b->block, stamps) > 0)
+            sfc_sweep_stamped(&d->sweep, i, stamps[0]);
+    }
+    return code;
+}
+
+int sfc_durability_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
+                        struct sfc_error *err)
+{
+    struct sfc_durability *d = of(run);
+    d->on = run->shard->options->durable == SFC_DURABLE_ON;
+    if (!d->on && r->recover)
+        return sfc_fail(
+            err, SFC_EUNSUPPORTED,
+            "this shard runs with --durable off and keeps nothing to recover from; stop "
+            "the run and restore its last checkpoint");
+    if (!d->on)
+        return SFC_OK;
+    int code = storage_init(run, r, err);
+    if (code == SFC_OK)
+        code = buffers_new(run, err);
+    if (code != SFC_OK)
+        return code;
+    d->recovers = r->recover;
+    d->base_missing = !d->storage.from_seed && !r->recover;
+    d->recovery.storage = &d->storage;
+    d->recovery.last.step = r->start_step;
+    if (r->recover && r->last_commit) {
+        const Shardfc__V1__CommitRecord *c = r->last_commit;
+        d->recovery.has_last = true;
+        d->recovery.last = (struct sfc_log_commit){
+            .step = c->step, .clip_scale = c->clip_scale, .lr = c->lr, .apply = c->apply};
+        if (c->round)
+            d->recovery.last.round = (struct sfc_attempt){c->round->incarnation, c->round->counter};
+    }
+    return SFC_OK;
+}
+
+void sfc_durability_free(struct sfc_shard_run *run)
+{
+    struct sfc_durability *d = of(run);
+    sfc_snapshot_write_end(d->write);
+    sfc_storage_free(&d->storage);
+    sfc_sweep_close(&d->sweep);
+    free(d->staging);
+    free(d->features);
+    free(d->lse);
+}
+
+/* ---- open and close */
+
+static void opened(struct sfc_shard_run *run, int code, const char *text)
+{
+    struct sfc_durability *d = of(run);
+    struct sfc_error err = {0};
+    if (code == SFC_OK)
+        code = sweep_init(run, &err);
+    if (code == SFC_OK)
+        d->floor = sfc_storage_floor(&d->storage);
+    run->on_durable(run, code, err.code ? err.text : text);
+}
+
+static void recovered(struct sfc_compute_job *job)
+{
+    struct sfc_shard_run *run = job->owner;
+    if (!run->closed)
+        opened(run, job->code, job->error.text);
+}
+
+static int recover_work(void *ctx, struct sfc_head *head, struct sfc_dense *dense,
+                        struct sfc_error *err)
+{
+    struct sfc_shard_run *run = ctx;
+    return sfc_recovery_run(&of(run)->recovery, head, dense, err);
+}
+
+static int open_work(struct sfc_task *task, struct sfc_error *err)
+{
+    struct sfc_durability *d = of(task->owner);
+    return d->recovers ? sfc_storage_open(&d->storage, err) : sfc_storage_create(&d->storage, err);
+}
+
+static void open_done(struct sfc_task *task)
+{
+    struct sfc_shard_run *run = task->owner;
+    struct sfc_durability *d = of(run);
+    if (run->closed)
+        return;
+    if (task->code != SFC_OK || !d->recovers) {
+        opened(run, task->code, task->error.text);
+        return;
+    }
+    sfc_info_log("run %" PRIu64 ": recovering to step %" PRIu64 " from %s", run->id,
+                 d->recovery.last.step, d->storage.state);
+    d->recover_job =
+        (struct sfc_compute_job){.kind = SFC_COMPUTE_CALL, .done = recovered, .owner = run};
+    d->recover_job.u.call.fn = recover_work;
+    d->recover_job.u.call.ctx = run;
+    sfc_compute_submit(run->shard->compute, &d->recover_job);
+}
+
+static int no_work(struct sfc_task *task, struct sfc_error *err)
+{
+    (void)task;
+    (void)err;
+    return SFC_OK;
+}
+
+static void fence_done(struct sfc_task *task)
+{
+    struct sfc_shard_run *run = task->owner;
+    struct sfc_durability *d = of(run);
+    if (run->closed)
+        return;
+    d->open_task = (struct sfc_task){.work = open_work, .done = open_done, .owner = run};
+    sfc_tasks_submit(run->shard->log_thread, &d->open_task);
+}
+
+/* A run before this one ends on the same way, compute thread, snapshot thread, log thread: so its
+ * files are closed when this one opens its own. */
+void sfc_durability_open(struct sfc_shard_run *run,
+                         void (*done)(struct sfc_shard_run *run, int code, const char *text))
+{
+    struct sfc_durability *d = of(run);
+    run->on_durable = done;
+    if (!d->on) {
+        done(run, SFC_OK, "");
+        return;
+    }
+    d->fence_task = (struct sfc_task){.work = no_work, .done = fence_done, .owner = run};
+    sfc_tasks_submit(run->shard->snapshot_thread, &d->fence_task);
+}
+
+static int close_work(struct sfc_task *task, struct sfc_error *err)
+{
+    struct sfc_durability *d = of(task->owner);
+    sfc_storage_close(&d->storage);
+    return d->remove ? sfc_storage_remove(&d->storage, err) : SFC_OK;
+}
+
+static void close_done(struct sfc_task *task)
+{
+    struct sfc_shard_run *run = task->owner;
+    if (task->code != SFC_OK)
+        sfc_warning_log("run %" PRIu64 ": %s", run->id, task->error.text);
+    run->on_closed(run);
+}
+
+/* Ends a write that the close cut off. */
+static int end_write_work(struct sfc_task *task, struct sfc_error *err)
+{
+    struct sfc_durability *d = of(task->owner);
+    (void)err;
+    sfc_snapshot_write_end(d->write);
+    d->write = NULL;
+    return SFC_OK;
+}
+
+static void end_write_done(struct sfc_task *task)
+{
+    struct sfc_shard_run *run = task->owner;
+    struct sfc_durability *d = of(run);
+    d->close_task = (struct sfc_task){.work = close_work, .done = close_done, .owner = run};
+    sfc_tasks_submit(run->shard->log_thread, &d->close_task);
+}
+
+void sfc_durability_close(struct sfc_shard_run *run, void (*done)(struct sfc_shard_run *run))
+{
+    struct sfc_durability *d = of(run);
+    run->on_closed = done;
+    if (!d->on) {
+        done(run);
+        return;
+    }
+    d->close_task = (struct sfc_task){.work = end_write_work, .done = end_write_done, .owner = run};
+    sfc_tasks_submit(run->shard->snapshot_thread, &d->close_task);
+}
+
+void sfc_durability_abandon(struct sfc_shard_run *run)
+{
+    atomic_store(&of(run)->recovery.abandon, true);
+}
+
+/* ---- snapshots */
+
+static void kick(struct sfc_shard_run *run);
+static void write_piece(struct sfc_shard_run *run);
+static void flush_now(struct sfc_shard_run *run);
+static void flush_end(struct sfc_shard_run *run, int code, const char *text);
+
+static void say_error(struct sfc_shard_run *run, char *place, const char *text)
+{
+    if (strcmp(place, text) && text[0])
+        sfc_error_log("run %" PRIu64 ": %s", run->id, text);
+    snprintf(place, SFC_LIMIT_ERROR_TEXT, "%s", text);
+}
+
+/* The base is complete: the flush that waited for it goes on. */
+static void base_done(struct sfc_shard_run *run)
+{
+    struct sfc_durability *d = of(run);
+    if (!d->base_missing || !sfc_sweep_complete(&d->sweep))
+        return;
+    d->base_missing = false;
+    sfc_sweep_urgent(&d->sweep, false);
+    sfc_info_log("run %" PRIu64 ": every block has a snapshot of step %" PRIu64, run->id,
+                 d->storage.start_step);
+    if (d->flush_waits) {
+        d->flush_waits = false;
+        flush_now(run);
+    }
+}
+
+static void snapshot_failed(struct sfc_shard_run *run, const char *text)
+{
+    struct sfc_durability *d = of(run);
+    d->copying = false;
+    say_error(run, d->snapshot_error, text);
+    if (d->flush_waits) { /* the scheduler asks again, and then the base goes on */
+        d->flush_waits = false;
+        flush_end(run, SFC_EUNAVAILABLE, text);
+    }
+}
+
+static void snapshot_done(struct sfc_shard_run *run)
+{
+    struct sfc_durability *d = of(run);
+    d->copying = false;
+    d->snapshot_error[0] = 0;
+    sfc_sweep_stamped(&d->sweep, d->index, d->key.step);
+    base_done(run);
+    kick(run);
+}
+
+static int write_work(struct sfc_task *task, struct sfc_error *err)
+{
+    struct sfc_durability *d = of(task->owner);
+    int code = SFC_OK;
+    d->written = false;
+    if (!d->write)
+        code = sfc_snapshot_write_begin(d->storage.store, &d->key, &d->shape,
+                                        (const void *const *)d->parts, &d->write, err);
+    if (code == SFC_OK)
+        code = sfc_snapshot_write_some(d->write, d->piece, &d->written, err);
+    if (code == SFC_OK && !d->written)
+        return SFC_OK;
+    sfc_snapshot_write_end(d->write);
+    d->write = NULL;
+    if (code == SFC_OK)
+        d->written_floor = sfc_storage_floor(&d->storage);
+    return code;
+}
+
+static void write_done(struct sfc_task *task)
+{
+    struct sfc_shard_run *run = task->owner;
+    struct sfc_durability *d = of(run);
+    if (run->closed)
+        return;
+    if (task->code != SFC_OK) {
+        snapshot_failed(run, task->error.text);
+        return;
+    }
+    sfc_sweep_wrote(&d->sweep, d->piece);
+    if (d->written)
+        d->floor = d->written_floor;
+    if (d->written)
+        snapshot_done(run);
+    else
+        write_piece(run);
+}
+
+/* Gives the next piece to the thread, or leaves it to the timer. */
+static void write_piece(struct sfc_shard_run *run)
+{
+    struct sfc_durability *d = of(run);
+    uint64_t room = sfc_sweep_allowance(&d->sweep, uv_now(run->shard->uv));
+    if (room < LEAST_PIECE) {
+        sfc_shard_tick_in(run->shard, WAIT_MS);
+        return;
+    }
+    d->piece = room < PIECE ? room : PIECE;
+    d->write_task = (struct sfc_task){.work = write_work, .done = write_done, .owner = run};
+    sfc_tasks_submit(run->shard->snapshot_thread, &d->write_task);
+}
+
+static int copy_work(void *ctx, struct sfc_head *head, struct sfc_dense *dense,
+                     struct sfc_error *err)
+{
+    struct sfc_durability *d = ctx;
+    return sfc_block_save(head, dense, &d->storage.blocks[d->index], &d->shape, d->parts, err);
+}
+
+static void copy_done(struct sfc_compute_job *job)
+{
+    struct sfc_shard_run *run = job->owner;
+    if (run->closed)
+        return;
+    if (job->code != SFC_OK)
+        snapshot_failed(run, job->error.text);
+    else
+        write_piece(run);
+}
+
+/* The step that the blocks will be at when a job that is submitted now runs. */
+static uint64_t stamp_now(const struct sfc_shard_run *run)
+{
+    return sfc_step_applied(&run->fsm) + (run->fsm.phase == SFC_STEP_COMMITTING);
+}
+
+static void copy_block(struct sfc_shard_run *run, size_t index)
+{
+    struct sfc_durability *d = of(run);
+    char *at = d->staging;
+    d->copying = true;
+    d->index = index;
+    d->key = (struct sfc_snapshot_key){d->storage.blocks[index].kind,
+                                       d->storage.blocks[index].block, stamp_now(run)};
+    sfc_storage_shape(&d->storage, index, d->key.step, &d->shape);
+    for (int i = 0; i < SFC_SNAPSHOT_PARTS; i++) {
+        d->parts[i] = d->shape.has[i] ? at : NULL;
+        at += padded(sfc_snapshot_part_bytes(&d->shape, (enum sfc_snapshot_part)i));
+    }
+    d->copy_job =
+        (struct sfc_compute_job){.kind = SFC_COMPUTE_CALL, .done = copy_done, .owner = run};
+    d->copy_job.u.call.fn = copy_work;
+    d->copy_job.u.call.ctx = d;
+    sfc_compute_submit(run->shard->compute, &d->copy_job);
+}
+
+/* Copies the block that is due, if one is and no other is at work. */
+static void kick(struct sfc_shard_run *run)
+{
+    struct sfc_durability *d = of(run);
+    size_t index = 0;
+    if (!d->sweeps || d->copying || run->fsm.phase == SFC_STEP_FAILED ||
+        !sfc_sweep_next(&d->sweep, &index))
+        return;
+    copy_block(run, index);
+}
+
+void sfc_durability_tick(struct sfc_shard_run *run)
+{
+    struct sfc_durability *d = of(run);
+    if (d->on && d->sweeps && d->copying)
+        write_piece(run);
+}
+
+void sfc_durability_planned(struct sfc_shard_run *run)
+{
+    struct sfc_durability *d = of(run);
+    if (!d->on || !d->base_missing)
+        return;
+    sfc_sweep_urgent(&d->sweep, true);
+    base_done(run);
+    kick(run);
+}
+
+void sfc_durability_applied(struct sfc_shard_run *run)
+{
+    struct sfc_durability *d = of(run);
+    if (!d->on)
+        return;
+    sfc_sweep_applied(&d->sweep, sfc_step_applied(&run->fsm), 1e-6 * (double)d->step_ns,
+                      sfc_step_log_step_bytes(&d->storage.config.geometry), d->log_bytes);
+    d->step_ns = 0;
+    kick(run);
+}
+
+/* ---- the log */
+
+static int flush_work(struct sfc_task *task, struct sfc_error *err)
+{
+    struct sfc_durability *d = of(task->owner);
+    struct sfc_step_log *log = d->storage.log;
+    struct sfc_step_log_state state;
+    int code = d->has_commit ? sfc_step_log_append_commit(log, &d->commit, err) : SFC_OK;
+    d->has_commit = d->has_commit && code != SFC_OK;
+    if (code == SFC_OK)
+        code = sfc_step_log_append_prepare(log, &d->prepare, err);
+    if (code == SFC_OK)
+        code = sfc_step_log_flush(log, err);
+    sfc_step_log_state(log, &state);
+    d->flushed_bytes = state.bytes;
+    return code;
+}
+
+static void flush_end(struct sfc_shard_run *run, int code, const char *text)
+{
+    struct sfc_step_event event = {.type = SFC_SE_FLUSHED, .code = code, .text = text};
+    sfc_shard_feed(run, &event);
+}
+
+static void flush_done(struct sfc_task *task)
+{
+    struct sfc_shard_run *run = task->owner;
+    struct sfc_durability *d = of(run);
+    if (run->closed)
+        return;
+    d->log_bytes = d->flushed_bytes;
+    say_error(run, d->log_error, task->code == SFC_OK ? "" : task->error.text);
+    sfc_sweep_urgent(&d->sweep, task->code == SFC_ELIMIT);
+    flush_end(run, task->code, task->error.text);
+    if (task->code != SFC_OK)
+        kick(run);
+}
+
+static void flush_now(struct sfc_shard_run *run)
+{
+    struct sfc_durability *d = of(run);
+    d->flush_task = (struct sfc_task){.work = flush_work, .done = flush_done, .owner = run};
+    sfc_tasks_submit(run->shard->log_thread, &d->flush_task);
+}
+
+void sfc_durability_flush(struct sfc_shard_run *run, const struct sfc_step_action *a)
+{
+    struct sfc_durability *d = of(run);
+    if (!d->on) {
+        flush_end(run, SFC_OK, "");
+        return;
+    }
+    for (uint32_t j = 0; j < run->setup.micro_batches; j++) {
+        const struct sfc_answer *answer = sfc_shard_answer(run, a->generation, a->slots[j]);
+        d->features[j] = answer->features;
+        d->lse[j] = answer->lse;
+    }
+    d->prepare = (struct sfc_log_prepare){.step = a->step,
+                                          .round = a->round,
+                                          .lr = a->lr,
+                                          .labels = sfc_step_labels(&run->fsm, a->step),
+                                          .features = d->features,
+                                          .attempts = run->fsm.prepared,
+                                          .lse = d->lse,
+                                          .dense = run->dense_sums};
+    d->flush_waits = d->base_missing;
+    if (!d->base_missing)
+        flush_now(run);
+    else
+        kick(run);
+}
+
+void sfc_durability_commit(struct sfc_shard_run *run, const struct sfc_step_action *a)
+{
+    struct sfc_durability *d = of(run);
+    d->has_commit = d->on;
+    d->commit = (struct sfc_log_commit){.step = a->step,
+                                        .round = a->round,
+                                        .clip_scale = a->clip_scale,
+                                        .lr = a->lr,
+                                        .apply = a->apply};
+}
+
+static int trim_work(struct sfc_task *task, struct sfc_error *err)
+{
+    struct sfc_durability *d = of(task->owner);
+    struct sfc_step_log_state state;
+    int code = sfc_step_log_trim(d->storage.log, d->trim_floor, err);
+    sfc_step_log_state(d->storage.log, &state);
+    d->trimmed_bytes = state.bytes;
+    return code;
+}
+
+static void trim_done(struct sfc_task *task)
+{
+    struct sfc_shard_run *run = task->owner;
+    struct sfc_durability *d = of(run);
+    d->trimming = false;
+    d->trimmed = d->trim_floor;
+    d->log_bytes = d->trimmed_bytes;
+    if (task->code != SFC_OK && !run->closed)
+        sfc_warning_log("run %" PRIu64 ": %s", run->id, task->error.text);
+}
+
+void sfc_durability_trim(struct sfc_shard_run *run, uint64_t floor)
+{
+    struct sfc_durability *d = of(run);
+    if (!d->on || d->trimming || floor <= d->trimmed)
+        return;
+    d->trimming = true;
+    d->trim_floor = floor;
+    d->trim_task = (struct sfc_task){.work = trim_work, .done = trim_done, .owner = run};
+    sfc_tasks_submit(run->shard->log_thread, &d->trim_task);
+}
+
+/* ---- status */
+
+void sfc_durability_report(const struct sfc_shard_run *run, Shardfc__V1__ShardDurability *out)
+{
+    const struct sfc_durability *d = &run->durability;
+    out->has_floor = true;
+    out->log_floor = d->on ? d->floor : sfc_step_applied(&run->fsm);
+    if (!d->on)
+        return;
+    out->log_bytes = d->log_bytes;
+    out->snapshot_lag = sfc_sweep_lag(&d->sweep);
+    out->error = (char *)(uintptr_t)(d->log_error[0] ? d->log_error : d->snapshot_error);
+}

@@ -1,0 +1,97 @@
+/* A run's durability as the loop thread drives it: the inputs of a step are flushed before Ready,
+ * the blocks are copied one after another between two commits and written behind the run's back,
+ * the log is trimmed, and after a crash everything is brought back.
+ *
+ *   FLUSH action ----> log thread: commit before it, Prepare, fdatasync ----> FLUSHED event
+ *   commit is applied ----> compute thread: copy of the block that is due
+ *                     ----> snapshot thread: write it, a piece at a time ----> next block
+ *   floor in a heartbeat's answer ----> log thread: delete segments
+ *
+ * A run that begins from a checkpoint gets a snapshot of every block before its first flush. */
+#ifndef SFC_SHARD_DURABILITY_H
+#define SFC_SHARD_DURABILITY_H
+
+#include "proto/limits.h"
+#include "proto/shardfc.pb-c.h"
+#include "server/core/step_fsm.h"
+#include "server/durable/sweep.h"
+#include "server/shard/compute.h"
+#include "server/shard/recovery.h"
+#include "server/shard/storage.h"
+#include "server/shard/tasks.h"
+
+struct sfc_shard_run;
+
+struct sfc_durability {
+    bool on; /* false: --durable off; nothing below is used */
+    struct sfc_storage storage;
+    struct sfc_recovery recovery;
+    bool recovers; /* the blocks come from the disk */
+    /* flush: one at a time */
+    struct sfc_task flush_task;
+    struct sfc_log_prepare prepare;
+    const float **features;       /* [micro-batches] */
+    const double **lse;           /* [micro-batches] */
+    struct sfc_log_commit commit; /* goes with the next flush */
+    bool has_commit;
+    uint64_t flushed_bytes;
+    bool flush_waits; /* for the base */
+    bool base_missing;
+    /* snapshots: one at a time */
+    struct sfc_sweep sweep;
+    bool sweeps, copying;
+    size_t index; /* of the block at work */
+    struct sfc_snapshot_key key;
+    struct sfc_snapshot_shape shape;
+    void *staging;
+    void *parts[SFC_SNAPSHOT_PARTS]; /* in staging */
+    struct sfc_snapshot_write *write;
+    uint64_t piece;
+    bool written;
+    uint64_t written_floor;
+    struct sfc_compute_job copy_job;
+    struct sfc_task write_task;
+    /* trim: one at a time */
+    struct sfc_task trim_task;
+    bool trimming;
+    uint64_t trim_floor, trimmed, trimmed_bytes;
+    /* life */
+    struct sfc_task fence_task, open_task, close_task;
+    struct sfc_compute_job recover_job;
+    bool remove; /* close_task removes the folder */
+    /* what status says */
+    uint64_t floor, log_bytes;
+    char log_error[SFC_LIMIT_ERROR_TEXT], snapshot_error[SFC_LIMIT_ERROR_TEXT];
+    uint64_t step_ns; /* compute time of the present step */
+};
+
+/* SFC_EUNSUPPORTED: to be recovered, but --durable is off. */
+int sfc_durability_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *request,
+                        struct sfc_error *err);
+void sfc_durability_free(struct sfc_shard_run *run);
+
+/* After the blocks are allocated: opens the storage, recovers; then `opened` on the loop thread,
+ * unless the run was closed meanwhile. */
+void sfc_durability_open(struct sfc_shard_run *run,
+                         void (*opened)(struct sfc_shard_run *run, int code, const char *text));
+/* After the last compute job of a closed run: `closed` when the files are closed (and removed). */
+void sfc_durability_close(struct sfc_shard_run *run, void (*closed)(struct sfc_shard_run *run));
+/* Makes a recovery at work end soon. */
+void sfc_durability_abandon(struct sfc_shard_run *run);
+
+/* Carries out a FLUSH action; FLUSHED follows. */
+void sfc_durability_flush(struct sfc_shard_run *run, const struct sfc_step_action *a);
+/* A COMMIT job begins. */
+void sfc_durability_commit(struct sfc_shard_run *run, const struct sfc_step_action *a);
+/* A commit is applied. */
+void sfc_durability_applied(struct sfc_shard_run *run);
+/* The first plan: nobody writes blocks any more. */
+void sfc_durability_planned(struct sfc_shard_run *run);
+void sfc_durability_trim(struct sfc_shard_run *run, uint64_t floor);
+/* The pace of writing has room again. */
+void sfc_durability_tick(struct sfc_shard_run *run);
+
+/* Fields of a heartbeat. */
+void sfc_durability_report(const struct sfc_shard_run *run, Shardfc__V1__ShardDurability *out);
+
+#endif

@@ -1,0 +1,61 @@
+/* What a shard keeps on its disk of a run: the step log and the snapshots of its blocks
+ * (server/durable), with the list of those blocks.
+ *
+ * Threads: init and free on the loop thread. Everything else blocks on the disk: one thread at a
+ * time for each of log and store; create, open and close while nobody else uses either. */
+#ifndef SFC_SHARD_STORAGE_H
+#define SFC_SHARD_STORAGE_H
+
+#include "server/durable/run_folder.h"
+#include "server/durable/snapshot_store.h"
+#include "server/durable/step_log.h"
+#include "server/run/run_setup.h"
+
+struct sfc_storage {
+    const char *state; /* --state, borrowed */
+    uint64_t run_id;
+    uint64_t start_step;
+    bool from_seed; /* blocks without a snapshot are as the seed makes them */
+    uint64_t log_limit;
+    const struct sfc_run_setup *setup;
+    struct sfc_snapshot_block *blocks; /* class blocks, dense blocks, the history */
+    size_t count;
+    struct sfc_step_log_config config;
+    struct sfc_folder *log_folder, *snapshot_folder;
+    struct sfc_step_log *log;
+    struct sfc_snapshot_store *store;
+};
+
+struct sfc_storage_config {
+    const char *state;
+    uint64_t run_id;
+    uint64_t start_step;
+    bool from_seed;
+    uint64_t log_limit; /* --log-limit; 0: a share of the free space */
+    const char *numerics;
+    const struct sfc_run_setup *setup;
+    const uint64_t *class_blocks, *dense_blocks;
+    size_t class_count, dense_count;
+    const void *packed_config;
+    size_t packed_size;
+};
+
+int sfc_storage_init(struct sfc_storage *storage, const struct sfc_storage_config *config,
+                     struct sfc_error *err);
+void sfc_storage_free(struct sfc_storage *storage); /* zeroed is fine; closes first */
+
+/* A fresh run: what is there of it, and of other runs, is removed. */
+int sfc_storage_create(struct sfc_storage *storage, struct sfc_error *err);
+/* A run that is to be recovered: the store is open then, the log not yet (sfc_step_log_recover).
+ * SFC_ENOTFOUND says what to do. */
+int sfc_storage_open(struct sfc_storage *storage, struct sfc_error *err);
+void sfc_storage_close(struct sfc_storage *storage);
+/* After close: the run is over and its folder goes. */
+int sfc_storage_remove(struct sfc_storage *storage, struct sfc_error *err);
+
+/* Shape of a block's snapshot of this step. */
+void sfc_storage_shape(const struct sfc_storage *storage, size_t index, uint64_t step,
+                       struct sfc_snapshot_shape *out);
+uint64_t sfc_storage_floor(const struct sfc_storage *storage);
+
+#endif
