@@ -283,8 +283,18 @@ static double median(double *ms, size_t n)
     return n % 2 ? ms[n / 2] : (ms[n / 2 - 1] + ms[n / 2]) / 2;
 }
 
-/* Bytes of a step: rows of W, in the format that products read, for the first two passes, and z as
- * it is written, replaced and read; w and m read and written by the third. */
+/* Bytes of one number of W as the first two passes read it: what the products take of it where the
+ * row is up to date; in mode dense, where nearly no row is, all of w and m. */
+static double row_bytes(const struct sfc_head_config *c)
+{
+    double stored = c->dtype == SFC_DTYPE_BF16 ? 2 : 4;
+    if (c->momentum_mode == SFC_MOMENTUM_DENSE)
+        return 2 * stored;
+    return c->gemm == SFC_DTYPE_BF16 ? 2 : stored;
+}
+
+/* Bytes of a step: rows of W for the first two passes, and z as it is written, replaced and read;
+ * w and m read and written by the third. */
 static int measure_floor(struct bench *b, struct sfc_bench_floor *out,
                          struct sfc_bench_head_result *r, struct sfc_error *err)
 {
@@ -293,9 +303,9 @@ static int measure_floor(struct bench *b, struct sfc_bench_floor *out,
     if (rc)
         return rc;
     double rows = (double)b->sampled, dim = b->config.dim, batch = b->config.batch;
-    double operand = floor.half ? 2 : 4, stored = b->config.dtype == SFC_DTYPE_BF16 ? 2 : 4;
-    double row = operand < stored ? operand : stored;
-    double read = 2 * rows * dim * row + 4 * rows * batch * operand;
+    double kept = b->config.gemm == SFC_DTYPE_BF16 ? 2 : 4;
+    double stored = b->config.dtype == SFC_DTYPE_BF16 ? 2 : 4;
+    double read = 2 * rows * dim * row_bytes(&b->config) + 4 * rows * batch * kept;
     double update = 4 * rows * dim * stored;
     out->gflops = floor.gflops;
     out->read_gb_s = floor.read_gb_s;
@@ -303,7 +313,7 @@ static int measure_floor(struct bench *b, struct sfc_bench_floor *out,
     out->gemm_ms = 6 * rows * dim * batch / floor.gflops * 1e-6;
     out->bytes_ms = read / floor.read_gb_s * 1e-6 + update / floor.update_gb_s * 1e-6;
     out->ms = out->gemm_ms + out->bytes_ms;
-    r->half_products = floor.half;
+    r->native = floor.bf16;
     r->exact_ms = floor.exact_ms;
     return SFC_OK;
 }

@@ -43,7 +43,7 @@ struct sfc_bench_head_result {
     uint64_t peak_rss_bytes; /* without what measuring the floor takes */
     uint64_t steps;          /* timed */
     uint32_t block_size;
-    bool half_products; /* cpu: the products are of bf16 */
+    bool native; /* cpu: bf16 operands are multiplied as such, not in f32 arithmetic */
     char numerics[128];
 };
 

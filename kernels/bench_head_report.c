@@ -1,8 +1,19 @@
 #include "kernels/bench_head.h"
 
+#include <string.h>
+
 static const char *const number_formats[] = {"f32", "bf16"};
 static const char *const roundings[] = {"stochastic", "nearest"};
 static const char *const momentum_modes[] = {"sampled", "dense"};
+
+/* What the products multiply and, by the cpu backend, how. */
+static const char *products_name(const struct sfc_bench_head_options *o,
+                                 const struct sfc_bench_head_result *r)
+{
+    if (o->gemm == SFC_DTYPE_F32 || strcmp(o->backend, "cpu"))
+        return number_formats[o->gemm];
+    return r->native ? "bf16 (native)" : "bf16 (in f32 arithmetic)";
+}
 
 static void floor_json(FILE *out, const struct sfc_bench_floor *f)
 {
@@ -31,13 +42,14 @@ void sfc_bench_head_json(FILE *out, const struct sfc_bench_head_options *o,
             sfc_bench_head_quiet(r) ? "true" : "false", r->exact_ms, r->init_ms);
     fprintf(out,
             "\"classes\": %llu, \"sampled\": %llu, \"batch\": %u, \"micro_batch\": %u, "
-            "\"dim\": %u, \"block_size\": %u, \"dtype\": \"%s\", \"gemm\": \"%s\", "
+            "\"dim\": %u, \"block_size\": %u, \"dtype\": \"%s\", \"gemm\": \"%s\", \"products\": "
+            "\"%s\", "
             "\"rounding\": \"%s\", \"momentum_mode\": \"%s\", \"backend\": \"%s\", "
             "\"threads\": %u, \"numerics\": \"%s\", "
             "\"peak_rss_bytes\": %llu, \"state_bytes\": %llu}\n",
             (unsigned long long)o->classes, (unsigned long long)r->sampled, o->batch,
             o->micro_batch, o->dim, r->block_size, number_formats[o->dtype],
-            number_formats[r->half_products], roundings[o->rounding],
+            number_formats[o->gemm], products_name(o, r), roundings[o->rounding],
             momentum_modes[o->momentum_mode], o->backend, o->threads, r->numerics,
             (unsigned long long)r->peak_rss_bytes, (unsigned long long)r->state_bytes);
 }
@@ -63,9 +75,9 @@ void sfc_bench_head_table(FILE *out, const struct sfc_bench_head_options *o,
             "%llu classes x %u %s, products of %s, %llu sampled, batch %u in micro-batches of %u, "
             "momentum %s, "
             "%u threads\n",
-            (unsigned long long)o->classes, o->dim, number_formats[o->dtype],
-            number_formats[r->half_products], (unsigned long long)r->sampled, o->batch,
-            o->micro_batch, momentum_modes[o->momentum_mode], o->threads);
+            (unsigned long long)o->classes, o->dim, number_formats[o->dtype], products_name(o, r),
+            (unsigned long long)r->sampled, o->batch, o->micro_batch,
+            momentum_modes[o->momentum_mode], o->threads);
     fprintf(out, "numerics  %s\n", r->numerics);
     fprintf(out, "step      %8.2f ms (median of %llu; best %.2f)\n", r->step_ms,
             (unsigned long long)r->steps, r->best_ms);

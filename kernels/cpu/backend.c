@@ -78,7 +78,19 @@ static const char *isa_name(dnnl_cpu_isa_t isa)
     }
 }
 
+static const char *products_name(enum sfc_cpu_products products)
+{
+    return products == SFC_CPU_PRODUCTS_NATIVE ? "gemm-bf16-native" : "gemm-bf16-by-f32";
+}
+
 int sfc_backend_cpu_open(unsigned threads, struct sfc_backend **out, struct sfc_error *err)
+{
+    return sfc_backend_cpu_open_products(threads, sfc_cpu_products_of(sfc_cpu_features()), out,
+                                         err);
+}
+
+int sfc_backend_cpu_open_products(unsigned threads, enum sfc_cpu_products products,
+                                  struct sfc_backend **out, struct sfc_error *err)
 {
     struct sfc_cpu *cpu = calloc(1, sizeof *cpu);
     if (!cpu)
@@ -86,12 +98,11 @@ int sfc_backend_cpu_open(unsigned threads, struct sfc_backend **out, struct sfc_
     const dnnl_version_t *version = dnnl_version();
     cpu->base.ops = &cpu_ops;
     cpu->threads = threads;
-    dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
-    cpu->half_products =
-        ((int)isa & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
-    snprintf(cpu->numerics, sizeof cpu->numerics, "cpu %s %s %s onednn-%d.%d.%d n%d", isa_name(isa),
-             sfc_simd_select()->name, cpu->half_products ? "gemm-bf16" : "gemm-f32-only",
-             version->major, version->minor, version->patch, NUMERICS_VERSION);
+    cpu->products = products;
+    snprintf(cpu->numerics, sizeof cpu->numerics, "cpu %s %s %s onednn-%d.%d.%d n%d",
+             isa_name(dnnl_get_effective_cpu_isa()), sfc_simd_select()->name,
+             products_name(products), version->major, version->minor, version->patch,
+             NUMERICS_VERSION);
     int rc = SFC_OK;
     if (dnnl_engine_create(&cpu->engine, dnnl_cpu, 0))
         rc = sfc_fail(err, SFC_EDEVICE, "cpu backend: oneDNN has no CPU engine");

@@ -6,13 +6,14 @@
 #include <dnnl.h>
 
 #include "kernels/backend_impl.h"
+#include "kernels/cpu/products.h"
 
 struct sfc_cpu_pool;
 
 struct sfc_cpu {
     struct sfc_backend base;
     unsigned threads;
-    bool half_products; /* oneDNN multiplies bf16 natively on this CPU */
+    enum sfc_cpu_products products;
     dnnl_engine_t engine;
     struct sfc_cpu_pool *pool; /* kernels/cpu/pool.h */
     char numerics[128];

@@ -30,7 +30,7 @@ struct floor_call {
     struct lane *lanes;
     size_t tile, pitch, batch, dim, products;
     uint64_t blocks;
-    bool half;
+    bool bf16; /* operands of the products */
     volatile float sink;
 };
 
@@ -76,9 +76,9 @@ static void lane_open(void *arg, size_t item, unsigned index)
     struct lane *lane = &call->lanes[index];
     int64_t t = (int64_t)call->tile, p = (int64_t)call->pitch, b = (int64_t)call->batch;
     const struct sfc_gemm_shape shapes[3] = {
-        {t, b, p, false, true, call->half},
-        {b, p, t, true, false, call->half},
-        {t, p, b, false, false, call->half},
+        {t, b, p, false, true, call->bf16},
+        {b, p, t, true, false, call->bf16},
+        {t, p, b, false, false, call->bf16},
     };
     size_t widest = call->pitch > call->batch ? call->pitch : call->batch;
     size_t scratch = 64, most = (call->tile > call->batch ? call->tile : call->batch) * widest;
@@ -101,7 +101,7 @@ static void lane_open(void *arg, size_t item, unsigned index)
     lane->scratch = carve(lane, scratch);
     if (dnnl_stream_create(&lane->stream, call->cpu->engine, dnnl_stream_default_flags))
         sfc_fail(&lane->error, SFC_EDEVICE, "bench: oneDNN can't make a stream");
-    if (call->half && !lane->error.code) { /* in place: the result is behind what is read */
+    if (call->bf16 && !lane->error.code) { /* in place: the result is behind what is read */
         call->simd->half->pack(lane->a, most, SFC_STORE_BF16, (uint16_t *)lane->a, NULL);
         call->simd->half->pack(lane->b, most, SFC_STORE_BF16, (uint16_t *)lane->b, NULL);
     }
@@ -197,7 +197,7 @@ int sfc_cpu_floor(struct sfc_backend *backend, const struct sfc_head_config *con
         .dim = config->dim,
         .products = (size_t)(sampled / sizes.tile + 1),
         .blocks = sfc_head_block_count(config),
-        .half = config->gemm == SFC_DTYPE_BF16 && cpu->half_products,
+        .bf16 = config->gemm == SFC_DTYPE_BF16 && cpu->products == SFC_CPU_PRODUCTS_NATIVE,
     };
     int rc = SFC_OK;
     if (!call.lanes)
@@ -209,7 +209,7 @@ int sfc_cpu_floor(struct sfc_backend *backend, const struct sfc_head_config *con
     if (!rc) {
         double flops = 6.0 * (double)sizes.tile * (double)sizes.pitch * (double)sizes.bp;
         double bytes = (double)STREAM_FLOATS * sizeof(float) * cpu->threads;
-        out->half = call.half;
+        out->bf16 = call.bf16;
         out->exact_ms = best_ms(&call, add_exact, (size_t)call.blocks);
         out->gflops =
             flops * (double)call.products / best_ms(&call, multiply, call.products) * 1e-6;

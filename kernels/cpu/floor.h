@@ -5,7 +5,7 @@
 #include "kernels/backend.h"
 
 struct sfc_cpu_floor {
-    bool half;          /* products of bf16 */
+    bool bf16;          /* the products are native bf16 (kernels/cpu/products.h) */
     double gflops;      /* mean over the three products of a step, hot operands */
     double read_gb_s;   /* contiguous reads */
     double update_gb_s; /* w and m read and written in place, contiguous */

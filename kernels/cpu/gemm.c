@@ -13,7 +13,7 @@ static int describe(const struct sfc_gemm_shape *shape, dnnl_memory_desc_t md[3]
 {
     dnnl_matmul_desc_t desc;
     dnnl_primitive_attr_t attr = NULL;
-    dnnl_data_type_t type = shape->half ? dnnl_bf16 : dnnl_f32;
+    dnnl_data_type_t type = shape->bf16 ? dnnl_bf16 : dnnl_f32;
     dnnl_dims_t a = {shape->m, shape->k}, b = {shape->k, shape->n}, c = {shape->m, shape->n};
     dnnl_status_t status =
         dnnl_memory_desc_init_by_tag(&md[0], 2, a, type, shape->a_transposed ? dnnl_ba : dnnl_ab);

@@ -15,7 +15,7 @@ struct sfc_gemm_shape {
     int64_t m, n, k;
     bool a_transposed; /* A is stored as [k, m] instead of [m, k] */
     bool b_transposed; /* B is stored as [n, k] instead of [k, n] */
-    bool half;         /* A and B are bf16; C and all sums are f32 */
+    bool bf16;         /* A and B are bf16; C and all sums are f32 */
 };
 
 /* Belongs to the thread that made it. */

@@ -9,9 +9,10 @@
  * product, a power of two. A call for n micro-batches is cut into products of such sizes; where
  * oneDNN's kernel does not keep the bits of one micro-batch for every g, g is 1 (head->joint).
  *
- * "operand" is the number format of what products multiply: bf16 where the configuration asks for
- * it and the CPU has it (head->half), else f32. z, p and x of the slots are kept in it too, z
- * beside bf16 as fixed-point cosines (kernels/cpu/simd.h). */
+ * Two formats: of what products multiply (head->operand: kernels/cpu/simd.h), and of what slots
+ * keep of z and p: f32 beside f32 operands, else 16 bits (head->half), z as fixed-point cosines and
+ * p in bf16. Operands rounded to bf16 are bf16 or f32 numbers, by the CPU (kernels/cpu/products.h).
+ */
 #ifndef SFC_KERNELS_CPU_HEAD_H
 #define SFC_KERNELS_CPU_HEAD_H
 
@@ -81,8 +82,9 @@ struct sfc_cpu_head {
     struct sfc_cpu_sizes sizes;
     struct sfc_memory memory;
     bool joint;
-    bool half;      /* products of bf16 */
-    size_t operand; /* bytes of one number */
+    enum sfc_operand operand;
+    bool half;                        /* operands are rounded to bf16 */
+    size_t operand_bytes, kept_bytes; /* of one number */
     enum sfc_store_format format;
     struct sfc_cpu_block *blocks;
     size_t block_count;
@@ -100,7 +102,7 @@ struct sfc_cpu_head {
     struct sfc_cpu_label *labels;                /* [batch] sorted */
     uint32_t *target_row, *target_at, *positive; /* [batch] */
     /* the slots */
-    void *z;             /* [slots, sample_rows, mp] operands */
+    void *z;             /* [slots, sample_rows, mp] kept numbers */
     void *x;             /* [slots, micro_batch, pitch] unit features, operands */
     float *target_z;     /* [slots, micro_batch] logits of the targets held here */
     float *slope;        /* [slots, micro_batch] f' of the target */
@@ -115,13 +117,19 @@ struct sfc_cpu_head {
 /* Operand number `index` of an array of them. */
 static inline void *sfc_cpu_at(const struct sfc_cpu_head *head, void *array, size_t index)
 {
-    return (char *)array + index * head->operand;
+    return (char *)array + index * head->operand_bytes;
+}
+
+/* Kept number `index` of an array of them. */
+static inline void *sfc_cpu_kept_at(const struct sfc_cpu_head *head, void *array, size_t index)
+{
+    return (char *)array + index * head->kept_bytes;
 }
 
 static inline void *sfc_cpu_slot_z(const struct sfc_cpu_head *head, uint32_t slot, size_t row)
 {
-    return sfc_cpu_at(head, head->z,
-                      ((size_t)slot * head->sizes.sample_rows + row) * head->sizes.mp);
+    return sfc_cpu_kept_at(head, head->z,
+                           ((size_t)slot * head->sizes.sample_rows + row) * head->sizes.mp);
 }
 
 static inline void *sfc_cpu_slot_x(const struct sfc_cpu_head *head, uint32_t slot)

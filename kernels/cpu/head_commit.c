@@ -14,11 +14,17 @@ static void assemble(const struct commit_call *call, size_t at, size_t n, char *
 {
     const struct sfc_cpu_head *head = call->head;
     const struct sfc_cpu_sizes *s = &head->sizes;
-    size_t m = head->config.micro_batch * head->operand, row = s->bp * head->operand;
-    size_t batch = head->config.batch * head->operand;
+    size_t columns = head->config.micro_batch, m = columns * head->operand_bytes;
+    size_t row = s->bp * head->operand_bytes, batch = head->config.batch * head->operand_bytes;
     for (size_t i = 0; i < n; i++, out += row) {
-        for (size_t j = 0; j < s->micro_batches; j++)
-            memcpy(out + j * m, sfc_cpu_slot_z(head, call->slots[j], at + i), m);
+        for (size_t j = 0; j < s->micro_batches; j++) {
+            const void *p = sfc_cpu_slot_z(head, call->slots[j], at + i);
+            if (head->operand == SFC_OPERAND_WIDE)
+                head->simd->half->unpack(p, NULL, columns, SFC_STORE_BF16,
+                                         (float *)(void *)(out + j * m));
+            else
+                memcpy(out + j * m, p, m);
+        }
         memset(out + batch, 0, row - batch);
     }
     memset(out, 0, (s->tile - n) * row);
@@ -50,14 +56,14 @@ int sfc_cpu_head_commit(struct sfc_head *base, const uint32_t *slots, double lr,
 {
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
     const struct sfc_head_config *c = &head->config;
-    size_t bytes = (size_t)c->micro_batch * head->sizes.pitch * head->operand;
+    size_t bytes = (size_t)c->micro_batch * head->sizes.pitch * head->operand_bytes;
     struct commit_call call = {
         .head = head,
         .slots = slots,
         .update = {(float)(c->scale / c->batch), (float)lr, (float)c->momentum,
                    (float)c->weight_decay},
     };
-    memset(head->call_x, 0, head->sizes.bp * head->sizes.pitch * head->operand);
+    memset(head->call_x, 0, head->sizes.bp * head->sizes.pitch * head->operand_bytes);
     for (size_t j = 0; j < head->sizes.micro_batches; j++)
         memcpy((char *)head->call_x + j * bytes, sfc_cpu_slot_x(head, slots[j]), bytes);
     sfc_cpu_pool_run(head->cpu->pool, commit_block, &call, head->block_count);

@@ -90,7 +90,7 @@ static void lay_out_worker(const struct sfc_cpu_head *head, struct sfc_cpu_worke
     const struct sfc_head_config *c = &head->config;
     const struct sfc_cpu_sizes *s = &head->sizes;
     size_t columns = s->mp << (s->groups - 1);
-    worker->tile = carve(carver, s->tile * s->pitch, head->operand);
+    worker->tile = carve(carver, s->tile * s->pitch, head->operand_bytes);
     worker->row = carve(carver, 2 * s->pitch, sizeof(float));
     worker->product = carve(carver, s->tile * larger(columns, s->bp), sizeof(float));
     worker->result = carve(carver, larger(s->tile, columns) * s->pitch, sizeof(float));
@@ -111,8 +111,12 @@ static void lay_out_state(struct sfc_cpu_head *head, struct carver *carver)
 /* The formats that follow from the configuration and the CPU. */
 static void choose_formats(struct sfc_cpu_head *head, const struct sfc_cpu *cpu)
 {
-    head->half = head->config.gemm == SFC_DTYPE_BF16 && cpu->half_products;
-    head->operand = head->half ? sizeof(uint16_t) : sizeof(float);
+    head->half = head->config.gemm == SFC_DTYPE_BF16;
+    head->operand = !head->half                                ? SFC_OPERAND_F32
+                    : cpu->products == SFC_CPU_PRODUCTS_NATIVE ? SFC_OPERAND_BF16
+                                                               : SFC_OPERAND_WIDE;
+    head->operand_bytes = head->operand == SFC_OPERAND_BF16 ? sizeof(uint16_t) : sizeof(float);
+    head->kept_bytes = head->half ? sizeof(uint16_t) : sizeof(float);
     head->format = head->config.dtype == SFC_DTYPE_BF16 ? SFC_STORE_BF16
                    : head->half                         ? SFC_STORE_SPLIT
                                                         : SFC_STORE_F32;
@@ -129,13 +133,13 @@ static void lay_out_step(struct sfc_cpu_head *head, struct carver *carver)
     head->target_row = carve(carver, c->batch, sizeof(uint32_t));
     head->target_at = carve(carver, c->batch, sizeof(uint32_t));
     head->positive = carve(carver, c->batch, sizeof(uint32_t));
-    head->z = carve(carver, (size_t)c->slots * s->sample_rows * s->mp, head->operand);
-    head->x = carve(carver, (size_t)c->slots * c->micro_batch * s->pitch, head->operand);
+    head->z = carve(carver, (size_t)c->slots * s->sample_rows * s->mp, head->kept_bytes);
+    head->x = carve(carver, (size_t)c->slots * c->micro_batch * s->pitch, head->operand_bytes);
     head->target_z = carve(carver, (size_t)c->slots * c->micro_batch, sizeof(float));
     head->slope = carve(carver, (size_t)c->slots * c->micro_batch, sizeof(float));
     head->zero = carve(carver, (size_t)c->slots * c->micro_batch, sizeof(bool));
     head->finite = carve(carver, c->slots, sizeof *head->finite);
-    head->call_x = carve(carver, s->call_rows * s->pitch, head->operand);
+    head->call_x = carve(carver, s->call_rows * s->pitch, head->operand_bytes);
     head->unit = carve(carver, s->pitch, sizeof(float));
     head->high = carve(carver, s->call_rows, sizeof(float));
     head->low = carve(carver, s->call_rows, sizeof(float));
@@ -157,25 +161,30 @@ static int check_size(const struct sfc_head_config *c, const struct sfc_cpu_size
     return SFC_OK;
 }
 
+static bool is_bf16(const struct sfc_cpu_head *head)
+{
+    return head->operand == SFC_OPERAND_BF16;
+}
+
 static struct sfc_gemm_shape logits_shape(const struct sfc_cpu_head *head, size_t g)
 {
     const struct sfc_cpu_sizes *s = &head->sizes;
     return (struct sfc_gemm_shape){
-        (int64_t)s->tile, (int64_t)(s->mp << g), (int64_t)s->pitch, false, true, head->half};
+        (int64_t)s->tile, (int64_t)(s->mp << g), (int64_t)s->pitch, false, true, is_bf16(head)};
 }
 
 static struct sfc_gemm_shape gradient_shape(const struct sfc_cpu_head *head, size_t g)
 {
     const struct sfc_cpu_sizes *s = &head->sizes;
     return (struct sfc_gemm_shape){
-        (int64_t)(s->mp << g), (int64_t)s->pitch, (int64_t)s->tile, true, false, head->half};
+        (int64_t)(s->mp << g), (int64_t)s->pitch, (int64_t)s->tile, true, false, is_bf16(head)};
 }
 
 static struct sfc_gemm_shape commit_shape(const struct sfc_cpu_head *head)
 {
     const struct sfc_cpu_sizes *s = &head->sizes;
     return (struct sfc_gemm_shape){
-        (int64_t)s->tile, (int64_t)s->pitch, (int64_t)s->bp, false, false, head->half};
+        (int64_t)s->tile, (int64_t)s->pitch, (int64_t)s->bp, false, false, is_bf16(head)};
 }
 
 struct scratch_call {

@@ -34,10 +34,10 @@ void sfc_cpu_gather(struct sfc_cpu_head *head, struct sfc_cpu_worker *worker,
         head->simd->gather(&store, head->rows + at, n, head->config.dim, pitch, worker->tile,
                            head->inverse_norm + at);
     else
-        head->simd->half->gather(&store, head->half, head->rows + at, n, head->config.dim, pitch,
+        head->simd->half->gather(&store, head->operand, head->rows + at, n, head->config.dim, pitch,
                                  worker->tile, head->inverse_norm + at);
     memset(sfc_cpu_at(head, worker->tile, n * pitch), 0,
-           (head->sizes.tile - n) * pitch * head->operand);
+           (head->sizes.tile - n) * pitch * head->operand_bytes);
 }
 
 static size_t least(size_t a, size_t b)
@@ -66,7 +66,7 @@ static double margin(const struct sfc_head_config *c, double cosine, double *slo
 }
 
 /* Replaces z of this item's targets in tile rows [first, first + n) by their margin logits; exps:
- * the item's sums, to which the marks beside bf16 products add nothing by themselves. */
+ * the item's sums, to which the marks beside bf16 operands add nothing by themselves. */
 static void set_targets(const struct logits_call *call, size_t index,
                         const struct sfc_cpu_block *block, size_t first, size_t n,
                         const float *product, size_t stride, double *exps)
@@ -84,7 +84,7 @@ static void set_targets(const struct logits_call *call, size_t index,
             head->config.scale * margin(&head->config, fmax(-1, fmin(1, cosine)), &slope);
         float z = (float)logit + 0.0f;
         size_t kept = (size_t)item->slot * m + c;
-        void *entry = sfc_cpu_at(head, sfc_cpu_slot_z(head, item->slot, s), c);
+        void *entry = sfc_cpu_kept_at(head, sfc_cpu_slot_z(head, item->slot, s), c);
         head->target_z[kept] = z;
         if (head->half) {
             *(int16_t *)entry = SFC_COSINE_TARGET;
@@ -167,28 +167,40 @@ static void logits_block(void *arg, size_t index, unsigned worker_index)
     }
 }
 
+/* The unit feature as an operand; false where it has no direction. */
+static bool load_feature(const struct sfc_cpu_head *head, const float *in, void *out)
+{
+    size_t dim = head->config.dim, pitch = head->sizes.pitch;
+    if (!head->half)
+        return head->simd->unit_row(in, dim, pitch, out);
+    bool usable = head->simd->unit_row(in, dim, pitch, head->unit);
+    head->simd->half->pack(head->unit, pitch, SFC_STORE_BF16, out, NULL);
+    if (head->operand == SFC_OPERAND_WIDE) {
+        head->simd->half->unpack(out, NULL, pitch, SFC_STORE_BF16, head->unit);
+        memcpy(out, head->unit, pitch * sizeof *head->unit);
+    }
+    return usable;
+}
+
 /* Unit features into the slot and, by product, into the call's matrix. */
 static void load_features(struct logits_call *call)
 {
     struct sfc_cpu_head *head = call->head;
     const struct sfc_cpu_sizes *s = &head->sizes;
     uint32_t m = head->config.micro_batch, dim = head->config.dim;
-    memset(head->call_x, 0, call->n * s->mp * s->pitch * head->operand);
+    memset(head->call_x, 0, call->n * s->mp * s->pitch * head->operand_bytes);
     for (size_t i = 0; i < call->n; i++) {
         struct sfc_head_logits_item *item = &call->items[i];
         void *x = sfc_cpu_slot_x(head, item->slot);
         bool *zero = head->zero + (size_t)item->slot * m;
         item->zero_features = 0;
         for (uint32_t r = 0; r < m; r++) {
-            float *unit = head->half ? head->unit : (float *)x + r * s->pitch;
-            zero[r] = !head->simd->unit_row(item->features + (size_t)r * dim, dim, s->pitch, unit);
-            if (head->half)
-                head->simd->half->pack(unit, s->pitch, SFC_STORE_BF16, (uint16_t *)x + r * s->pitch,
-                                       NULL);
+            zero[r] = !load_feature(head, item->features + (size_t)r * dim,
+                                    sfc_cpu_at(head, x, r * s->pitch));
             item->zero_features += zero[r];
         }
         memcpy(sfc_cpu_at(head, head->call_x, i * s->mp * s->pitch), x,
-               m * s->pitch * head->operand);
+               m * s->pitch * head->operand_bytes);
         memset(item->target_logit, 0, m * sizeof *item->target_logit);
         memset(item->has_target, 0, m * sizeof *item->has_target);
     }
@@ -237,7 +249,7 @@ static void adjust_targets(const struct gradient_call *call, size_t index,
         if (at < first || at >= first + n || row < row0 || row >= row0 + m)
             continue;
         size_t c = row - row0, kept = (size_t)slot * m + c, s = block->sample + at;
-        void *entry = sfc_cpu_at(head, sfc_cpu_slot_z(head, slot, s), c);
+        void *entry = sfc_cpu_kept_at(head, sfc_cpu_slot_z(head, slot, s), c);
         if (!head->half) {
             float *p = entry;
             *p = (*p - 1.0f) * head->slope[kept];
@@ -272,8 +284,10 @@ static void softmax_tile(const struct gradient_call *call, size_t index,
     adjust_targets(call, index, block, first, n);
     if (!out)
         return;
-    if (head->half)
+    if (head->operand == SFC_OPERAND_BF16)
         head->simd->half->scale_rows(p, n, mp, inverse_norm, factor, out, stride);
+    else if (head->operand == SFC_OPERAND_WIDE)
+        head->simd->half->scale_rows_wide(p, n, mp, inverse_norm, factor, out, stride);
     else
         head->simd->scale_rows(p, n, mp, inverse_norm, factor, out, stride);
 }
@@ -292,7 +306,7 @@ static int gradient_tile(const struct gradient_call *call, struct sfc_cpu_worker
             softmax_tile(call, i + k, block, first, n, sfc_cpu_at(head, worker->product, k * s->mp),
                          stride);
         memset(sfc_cpu_at(head, worker->product, n * stride), 0,
-               (s->tile - n) * stride * head->operand);
+               (s->tile - n) * stride * head->operand_bytes);
         int rc = sfc_gemm_run(&worker->gradient[log2], worker->stream, worker->product,
                               worker->tile, worker->result, worker->gemm, &worker->error);
         if (rc)

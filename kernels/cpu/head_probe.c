@@ -20,7 +20,7 @@ static void fill(const struct sfc_cpu_head *head, void *out, size_t n, uint32_t 
     for (size_t i = 0; i < n; i++) {
         x = x * 1664525u + 1013904223u;
         float v = ((float)(x >> 8) * 0x1p-23f - 1.0f) * (x & 64 ? 1.0f : 0.03125f);
-        if (head->half)
+        if (head->operand == SFC_OPERAND_BF16)
             head->simd->half->pack(&v, 1, SFC_STORE_BF16, (uint16_t *)out + i, NULL);
         else
             ((float *)out)[i] = v;
@@ -64,7 +64,7 @@ static bool gradient_agrees(struct probe *p, struct sfc_cpu_worker *worker, size
     for (size_t k = 0; k < (size_t)1 << g; k++) {
         for (size_t i = 0; i < s->tile; i++)
             memcpy(sfc_cpu_at(head, worker->product, i * s->mp),
-                   sfc_cpu_at(head, p->x, i * columns + k * s->mp), s->mp * head->operand);
+                   sfc_cpu_at(head, p->x, i * columns + k * s->mp), s->mp * head->operand_bytes);
         if (sfc_gemm_run(&worker->gradient[0], worker->stream, worker->product, worker->tile,
                          p->single, worker->gemm, &worker->error))
             return false;

@@ -21,6 +21,12 @@
  *        rest of the integer bits, exact together; m in f32 */
 enum sfc_store_format { SFC_STORE_F32, SFC_STORE_BF16, SFC_STORE_SPLIT };
 
+/* What products multiply:
+ * F32    f32
+ * BF16   numbers rounded to bf16, as bf16
+ * WIDE   numbers rounded to bf16, as f32 */
+enum sfc_operand { SFC_OPERAND_F32, SFC_OPERAND_BF16, SFC_OPERAND_WIDE };
+
 /* The records of a block. Mode dense: row r is as it was after step last[r], and lag[last[r]] is
  * the way from there to the state before the step in work; else last is NULL. */
 struct sfc_store {
@@ -54,7 +60,7 @@ struct sfc_update {
     float lr, momentum, weight_decay;
 };
 
-/* Cosines are kept as integers, 1 = SFC_COSINE_ONE, beside bf16 products (bf16 itself would make a
+/* Cosines are kept as integers, 1 = SFC_COSINE_ONE, beside bf16 operands (bf16 itself would make a
  * logit of 45 wrong by 0.13). A target's entry is SFC_COSINE_TARGET: it counts for nothing here,
  * its margin logit is kept elsewhere. */
 #define SFC_COSINE_ONE    32766.0f
@@ -62,10 +68,10 @@ struct sfc_update {
 
 /* The loops over 16-bit formats; like those of struct sfc_simd where nothing else is said. */
 struct sfc_simd_half {
-    /* Of a BF16 or SPLIT store. to_half: the tile is bf16 (SPLIT always), else f32; the norm is
-     * that of the tile. */
-    void (*gather)(const struct sfc_store *store, bool to_half, const uint32_t *rows, size_t n,
-                   size_t dim, size_t pitch, void *tile, float *inverse_norm);
+    /* Of a BF16 or SPLIT store into a tile of operands (of SPLIT not F32); the norm is that of the
+     * tile. */
+    void (*gather)(const struct sfc_store *store, enum sfc_operand operand, const uint32_t *rows,
+                   size_t n, size_t dim, size_t pitch, void *tile, float *inverse_norm);
     void (*update)(const struct sfc_store *store, const uint32_t *rows, size_t n, size_t dim,
                    size_t pitch, const float *dw, const float *inverse_norm,
                    const struct sfc_update *u);
@@ -78,6 +84,9 @@ struct sfc_simd_half {
                     const float *high, const float *low);
     void (*scale_rows)(const uint16_t *p, size_t n, size_t width, const float *inverse_norm,
                        float factor, uint16_t *out, size_t stride);
+    /* The same without rounding the result. */
+    void (*scale_rows_wide)(const uint16_t *p, size_t n, size_t width, const float *inverse_norm,
+                            float factor, float *out, size_t stride);
     /* n floats to bf16 (nearest, ties to even; low unused) or to the halves of SPLIT, and back. */
     void (*pack)(const float *in, size_t n, enum sfc_store_format format, uint16_t *high,
                  uint16_t *low);

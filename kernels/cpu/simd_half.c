@@ -140,58 +140,63 @@ INLINE void prefetch_record(struct record r, enum sfc_store_format format, size_
 
 /* What the product reads of one row: without lag the stored bf16 themselves. */
 INLINE float gather_one(struct record row, struct record next, enum sfc_store_format format,
-                        bool to_half, const struct sfc_lag *lag, size_t dim, void *out)
+                        enum sfc_operand operand, const struct sfc_lag *lag, size_t dim, void *out)
 {
     vec square[2] = {{0}, {0}};
     for (size_t k = 0; k < dim; k += LANES) {
         size_t n = dim - k;
         hvec bits = load_half(row.high + k, n);
+        vec w = widen(bits);
         if (lag) {
-            vec w = splat(lag->ww) * record_w(row, format, k, n) +
-                    splat(lag->wm) * record_m(row, format, k, n);
+            w = splat(lag->ww) * record_w(row, format, k, n) +
+                splat(lag->wm) * record_m(row, format, k, n);
             bits = nearest(w);
-            if (!to_half)
-                store((float *)out + k, w);
-            square[k / LANES % 2] += to_half ? widen(bits) * widen(bits) : w * w;
-        } else {
-            vec w = widen(bits);
-            if (!to_half)
-                store((float *)out + k, w);
-            square[k / LANES % 2] += w * w;
+            if (operand != SFC_OPERAND_F32)
+                w = widen(bits);
         }
-        if (to_half)
+        square[k / LANES % 2] += w * w;
+        if (operand == SFC_OPERAND_BF16)
             store_half((uint16_t *)out + k, bits, LANES);
+        else
+            store((float *)out + k, w);
         prefetch_record(next, format, k, lag != NULL);
     }
     return inverse(total(square[0] + square[1]));
 }
 
-INLINE void gather_all(const struct sfc_store *block, enum sfc_store_format format, bool to_half,
-                       const uint32_t *rows, size_t n, size_t dim, size_t pitch, void *tile,
-                       float *inverse_norm)
+INLINE void gather_all(const struct sfc_store *block, enum sfc_store_format format,
+                       enum sfc_operand operand, const uint32_t *rows, size_t n, size_t dim,
+                       size_t pitch, void *tile, float *inverse_norm)
 {
-    size_t bytes = to_half ? sizeof(uint16_t) : sizeof(float);
+    size_t bytes = operand == SFC_OPERAND_BF16 ? sizeof(uint16_t) : sizeof(float);
     for (size_t i = 0; i < n; i++) {
         struct record row = record_of(block, format, rows[i], dim);
         struct record next = record_of(block, format, rows[i + AHEAD < n ? i + AHEAD : n - 1], dim);
         const struct sfc_lag *lag = lag_of(block, rows[i]);
         void *out = (char *)tile + i * pitch * bytes;
         if (lag)
-            inverse_norm[i] = gather_one(row, next, format, to_half, lag, dim, out);
+            inverse_norm[i] = gather_one(row, next, format, operand, lag, dim, out);
         else
-            inverse_norm[i] = gather_one(row, next, format, to_half, NULL, dim, out);
+            inverse_norm[i] = gather_one(row, next, format, operand, NULL, dim, out);
     }
 }
 
-static void gather(const struct sfc_store *block, bool to_half, const uint32_t *rows, size_t n,
-                   size_t dim, size_t pitch, void *tile, float *inverse_norm)
+static void gather(const struct sfc_store *block, enum sfc_operand operand, const uint32_t *rows,
+                   size_t n, size_t dim, size_t pitch, void *tile, float *inverse_norm)
 {
-    if (block->format == SFC_STORE_SPLIT)
-        gather_all(block, SFC_STORE_SPLIT, true, rows, n, dim, pitch, tile, inverse_norm);
-    else if (to_half)
-        gather_all(block, SFC_STORE_BF16, true, rows, n, dim, pitch, tile, inverse_norm);
+#define GATHER(format, operand)                                                                    \
+    gather_all(block, format, operand, rows, n, dim, pitch, tile, inverse_norm)
+    if (block->format == SFC_STORE_SPLIT && operand == SFC_OPERAND_BF16)
+        GATHER(SFC_STORE_SPLIT, SFC_OPERAND_BF16);
+    else if (block->format == SFC_STORE_SPLIT)
+        GATHER(SFC_STORE_SPLIT, SFC_OPERAND_WIDE);
+    else if (operand == SFC_OPERAND_BF16)
+        GATHER(SFC_STORE_BF16, SFC_OPERAND_BF16);
+    else if (operand == SFC_OPERAND_WIDE)
+        GATHER(SFC_STORE_BF16, SFC_OPERAND_WIDE);
     else
-        gather_all(block, SFC_STORE_BF16, false, rows, n, dim, pitch, tile, inverse_norm);
+        GATHER(SFC_STORE_BF16, SFC_OPERAND_F32);
+#undef GATHER
 }
 
 /* ---- update */
@@ -350,6 +355,16 @@ static void scale_rows(const uint16_t *p, size_t n, size_t width, const float *i
     }
 }
 
+static void scale_rows_wide(const uint16_t *p, size_t n, size_t width, const float *inverse_norm,
+                            float factor, float *out, size_t stride)
+{
+    for (size_t i = 0; i < n; i++) {
+        vec f = splat(inverse_norm[i] * factor);
+        for (size_t c = 0; c < width; c += LANES)
+            store(out + i * stride + c, widen(load_half(p + i * width + c, LANES)) * f);
+    }
+}
+
 /* ---- whole arrays */
 
 static void pack(const float *in, size_t n, enum sfc_store_format format, uint16_t *high,
@@ -380,6 +395,7 @@ const struct sfc_simd_half JOIN(sfc_simd_half_, SFC_LEVEL) = {
     .exp_sum = exp_sum,
     .softmax = softmax,
     .scale_rows = scale_rows,
+    .scale_rows_wide = scale_rows_wide,
     .pack = pack,
     .unpack = unpack_all,
 };

@@ -11,6 +11,7 @@
 #define PI            3.14159265358979323846
 #define MIN_NORM      1e-12
 #define MIN_SIN_THETA 1e-4
+#define COSINE_ONE    32766.0
 
 struct ref_block {
     uint64_t first_class;
@@ -286,16 +287,38 @@ static double dot(const double *a, const double *b, uint32_t n)
     return sum;
 }
 
-/* Unit vector of w into h->unit_w; returns 1 / |w|, or 0 and a zero vector. */
+/* As the products read it. */
+static double operand(const struct sfc_head_config *c, double value)
+{
+    return c->gemm == SFC_DTYPE_BF16 ? sfc_bf16_nearest((float)value) : value;
+}
+
+/* What products read of w, as a unit vector, into h->unit_w; returns 1 over its norm before, or 0
+ * and a zero vector. */
 static double normalise_class(struct ref_head *h, const double *w)
 {
-    uint32_t dim = h->base.config.dim;
-    double norm = sqrt(dot(w, w, dim));
+    const struct sfc_head_config *c = &h->base.config;
+    for (uint32_t k = 0; k < c->dim; k++) {
+        h->unit_w[k] = operand(c, w[k]);
+    }
+    double norm = sqrt(dot(h->unit_w, h->unit_w, c->dim));
     double inverse = norm < MIN_NORM ? 0 : 1 / norm;
-    for (uint32_t k = 0; k < dim; k++) {
-        h->unit_w[k] = w[k] * inverse;
+    for (uint32_t k = 0; k < c->dim; k++) {
+        h->unit_w[k] *= inverse;
     }
     return inverse;
+}
+
+/* A negative's cosine as it is kept between the passes: beside bf16 operands in 16 bits. */
+static double kept_cosine(const struct sfc_head_config *c, double cosine)
+{
+    return c->gemm == SFC_DTYPE_BF16 ? rint(cosine * COSINE_ONE) / COSINE_ONE : cosine;
+}
+
+/* p (at a target (p - 1) f') as it is kept and multiplied. */
+static double kept_p(const struct sfc_head_config *c, double p)
+{
+    return c->gemm == SFC_DTYPE_BF16 ? sfc_bf16_nearest((float)p) : p;
 }
 
 struct margin {
@@ -357,7 +380,7 @@ static uint32_t normalise_features(struct ref_head *h, const struct sfc_head_log
         h->zero[row] = sqrt(square) < MIN_NORM;
         zeros += h->zero[row];
         for (uint32_t k = 0; k < c->dim; k++) {
-            h->x[row * c->dim + k] = h->zero[row] ? 0 : (double)from[k] / sqrt(square);
+            h->x[row * c->dim + k] = h->zero[row] ? 0 : operand(c, (double)from[k] / sqrt(square));
         }
     }
     return zeros;
@@ -381,7 +404,7 @@ static void class_logits(struct ref_head *h, const struct ref_block *b, uint32_t
             item->target_logit[r] = (float)l->z;
             item->has_target[r] = 1;
         } else {
-            l->z = (is_filtered(c, l->cos) ? 0 : c->scale * l->cos) + correction;
+            l->z = (is_filtered(c, l->cos) ? 0 : c->scale * kept_cosine(c, l->cos)) + correction;
         }
         struct sfc_sum256 sum;
         memcpy(sum.word, item->exp_sum + 4 * (size_t)r, sizeof sum.word);
@@ -421,9 +444,9 @@ static double gradient_of(const struct ref_head *h, const struct logit *l, size_
     }
     double p = exp(l->z - lse);
     if (label == class) {
-        return c->scale * (p - 1) * target_margin(c, l->cos).slope / c->batch;
+        return c->scale * kept_p(c, (p - 1) * target_margin(c, l->cos).slope) / c->batch;
     }
-    return is_filtered(c, l->cos) ? 0 : c->scale * p / c->batch;
+    return is_filtered(c, l->cos) ? 0 : c->scale * kept_p(c, p) / c->batch;
 }
 
 /* One row of one block: dcos of each class, and the block's part of dx where it is wanted. */
@@ -509,6 +532,9 @@ static void update_class(struct ref_head *h, const struct ref_block *b, uint32_t
         for (uint32_t k = 0; k < c->dim; k++) {
             h->product[k] += dcos * h->x[row * c->dim + k];
         }
+    }
+    for (uint32_t k = 0; k < c->dim; k++) { /* w itself, by the norm of what the products read */
+        h->unit_w[k] = w[k] * inverse;
     }
     double along = dot(h->unit_w, h->product, c->dim);
     for (uint32_t k = 0; k < c->dim; k++) {

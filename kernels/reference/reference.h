@@ -1,6 +1,8 @@
 /* The reference backend (private to kernels/reference): the equations of kernels/backend.h in
  * double precision, one class and one row at a time, in the order in which they are written there.
- * It is the yardstick of the conformance tests: clarity first, no speed, no threads. */
+ * It is the yardstick of the conformance tests: clarity first, no speed, no threads. Where the
+ * configuration asks for bf16, numbers are rounded where the formats say so (docs/ARCHITECTURE.md):
+ * state after an update, operands of products, kept cosines and p. All else stays in double. */
 #ifndef SFC_KERNELS_REFERENCE_REFERENCE_H
 #define SFC_KERNELS_REFERENCE_REFERENCE_H
 

@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "kernels/cpu/products.h"
 #include "kernels/exact_sum.h"
 #include "kernels/lag.h"
 #include "kernels/rng/philox.h"
@@ -26,6 +27,21 @@ static void *zeroed(size_t count, size_t size)
     void *p = calloc(count, size);
     assert_non_null(p);
     return p;
+}
+
+bool rig_has_native(void)
+{
+    struct sfc_head_config c = rig_config(10, 8, 10, 4, 4);
+    struct sfc_error err = {0};
+    struct sfc_backend *backend = NULL;
+    struct sfc_memory memory;
+    uint64_t block = 0;
+    c.gemm = SFC_DTYPE_BF16;
+    must(sfc_backend_cpu_open_products(1, SFC_CPU_PRODUCTS_NATIVE, &backend, &err), &err, "open");
+    int rc = sfc_head_memory(backend, &c, &block, 1, &memory, &err);
+    sfc_backend_close(backend);
+    assert_true(rc == SFC_OK || rc == SFC_EDEVICE);
+    return rc == SFC_OK;
 }
 
 struct sfc_head_config rig_config(uint64_t classes, uint32_t dim, uint32_t block_size,
@@ -57,7 +73,11 @@ void rig_open(struct rig *rig, struct rig_setup setup, const struct sfc_head_con
     uint64_t *blocks = zeroed(count, sizeof *blocks);
     *rig = (struct rig){.setup = setup, .config = *config};
     assert_true(setup.heads >= 1 && setup.heads <= RIG_MAX_HEADS && setup.heads <= count);
-    must(sfc_backend_open(setup.backend, setup.threads, &rig->backend, &err), &err, "open");
+    must(strcmp(setup.backend, RIG_CPU_NATIVE)
+             ? sfc_backend_open(setup.backend, setup.threads, &rig->backend, &err)
+             : sfc_backend_cpu_open_products(setup.threads, SFC_CPU_PRODUCTS_NATIVE, &rig->backend,
+                                             &err),
+         &err, "open");
     for (size_t h = 0; h < setup.heads; h++) {
         size_t n = 0;
         for (uint64_t b = h; b < count; b += setup.heads) {

@@ -7,9 +7,11 @@
 #include "kernels/backend.h"
 
 #define RIG_MAX_HEADS 64
+#define RIG_CPU_NATIVE                                                                             \
+    "cpu native" /* native bf16 products, chosen or not (kernels/cpu/products.h) */
 
 struct rig_setup {
-    const char *backend;
+    const char *backend; /* as of sfc_backend_open, or RIG_CPU_NATIVE */
     unsigned threads;
     size_t heads;   /* block b belongs to head b % heads; at most RIG_MAX_HEADS and the blocks */
     uint32_t group; /* micro-batches per call */
@@ -59,6 +61,8 @@ void rig_write_rates(struct rig *rig, uint64_t steps, const float *rates);
 void rig_read_now(struct rig *rig, uint64_t steps, float *w, float *m);
 /* Marks sampled classes, [classes]; returns how many. */
 uint64_t rig_sample(struct rig *rig, uint8_t *in);
+/* oneDNN multiplies or emulates bf16 natively here, so RIG_CPU_NATIVE works. */
+bool rig_has_native(void);
 
 /* A configuration with the usual numbers: cosface 0.4, scale 64, momentum 0.9, decay 5e-4. */
 struct sfc_head_config rig_config(uint64_t classes, uint32_t dim, uint32_t block_size,
