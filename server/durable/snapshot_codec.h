@@ -17,11 +17,13 @@ enum sfc_snapshot_kind { SFC_SNAPSHOT_CLASS, SFC_SNAPSHOT_DENSE, SFC_SNAPSHOT_HI
 enum { SFC_SNAPSHOT_KINDS = 3 };
 /* Of values, momentum and second moment. The last steps are always f32. */
 enum sfc_snapshot_dtype { SFC_SNAPSHOT_F32, SFC_SNAPSHOT_BF16 };
-enum sfc_snapshot_part { /* in the order of kernels/backend.h */
-                         SFC_SNAPSHOT_VALUES,
-                         SFC_SNAPSHOT_MOMENTUM,
-                         SFC_SNAPSHOT_LAST_STEP,     /* momentum mode dense: [rows] */
-                         SFC_SNAPSHOT_SECOND_MOMENT, /* AdamW */
+/* In the order of kernels/backend.h. LAST_STEP: momentum mode dense, [rows]; SECOND_MOMENT: adamw.
+ */
+enum sfc_snapshot_part {
+    SFC_SNAPSHOT_VALUES,
+    SFC_SNAPSHOT_MOMENTUM,
+    SFC_SNAPSHOT_LAST_STEP,
+    SFC_SNAPSHOT_SECOND_MOMENT,
 };
 enum { SFC_SNAPSHOT_PARTS = 4 };
 
@@ -36,7 +38,7 @@ struct sfc_snapshot_shape {
     enum sfc_snapshot_dtype dtype;
     uint64_t rows;
     uint32_t dim;
-    bool has[SFC_SNAPSHOT_PARTS]; /* VALUES always, except that rows may be 0 */
+    bool has[SFC_SNAPSHOT_PARTS]; /* VALUES always; rows may be 0 */
 };
 /* Bytes of a part, without padding; 0 where there is none. */
 uint64_t sfc_snapshot_part_bytes(const struct sfc_snapshot_shape *shape,

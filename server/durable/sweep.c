@@ -54,11 +54,10 @@ void sfc_sweep_applied(struct sfc_sweep *sweep, uint64_t step, double replay_ms,
     sweep->replay_ms = replay_ms;
     sweep->step_bytes = step_bytes;
     sweep->log_used = log_used;
-    uint64_t round = sfc_sweep_round_steps(sweep);
-    uint64_t earned = sweep->total_bytes / round + (sweep->total_bytes % round != 0);
     /* A round's worth at most: after a long stop the sweep doesn't burst. */
-    sweep->credit =
-        sweep->credit + earned < sweep->total_bytes ? sweep->credit + earned : sweep->total_bytes;
+    double total = (double)sweep->total_bytes;
+    sweep->credit += total / (double)sfc_sweep_round_steps(sweep);
+    sweep->credit = sweep->credit < total ? sweep->credit : total;
 }
 
 void sfc_sweep_urgent(struct sfc_sweep *sweep, bool urgent)
@@ -90,10 +89,11 @@ bool sfc_sweep_next(struct sfc_sweep *sweep, size_t *index)
     bool fresh = sweep->count == 0 ||
                  (block->has ? block->stamp >= sweep->step
                              : sweep->step == sweep->config.start_step && !sweep->urgent);
-    if (fresh || (!pressed(sweep) && sweep->credit < block->bytes)) {
+    double bytes = (double)block->bytes;
+    if (fresh || (!pressed(sweep) && sweep->credit < bytes)) {
         return false;
     }
-    sweep->credit -= sweep->credit < block->bytes ? sweep->credit : block->bytes;
+    sweep->credit -= sweep->credit < bytes ? sweep->credit : bytes;
     *index = oldest;
     return true;
 }

@@ -39,8 +39,8 @@ struct sfc_sweep {
     struct sfc_sweep_block *blocks;
     size_t count;
     uint64_t total_bytes;
-    uint64_t step;   /* newest applied */
-    uint64_t credit; /* bytes earned and not used */
+    uint64_t step; /* newest applied */
+    double credit; /* bytes earned and not used */
     uint64_t log_used;
     double replay_ms;    /* of a step */
     uint64_t step_bytes; /* log bytes of a step */

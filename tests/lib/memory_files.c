@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SECTOR = 512, NAME = 96, NAMES = 256, INODES = 4096, PENDING = 1024 };
+enum { SECTOR = 512, NAME = 96, NAMES = 256, INODES = 8192, PENDING = 16384 };
 enum sector { CLEAN, DIRTY, LOST };
 
 struct inode {

@@ -1,0 +1,269 @@
+/* Snapshots: what is written is read, damage falls back to the older one, floor, owners. The loops
+ * over failing calls are in tests/fault/test_snapshot_crash.c. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/lib/log_rig.h"
+#include "tests/lib/memory_files.h"
+#include "tests/lib/snapshot_rig.h"
+
+struct fixture {
+    struct memory_files *files;
+    struct sfc_folder *folder;
+    struct sfc_run_identity identity;
+    struct sfc_snapshot_store *store;
+    struct sfc_error err;
+    char loud[512];
+};
+
+static void reopen(struct fixture *f)
+{
+    sfc_snapshot_store_close(f->store);
+    f->store = NULL;
+    assert_int_equal(sfc_snapshot_store_open(f->folder, &f->identity, &f->store, &f->err), SFC_OK);
+}
+
+static int set_up(void **state)
+{
+    struct fixture *f = calloc(1, sizeof *f);
+    f->files = memory_files_new(1);
+    f->folder = memory_files_folder(f->files);
+    rig_identity(&f->identity);
+    reopen(f);
+    *state = f;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct fixture *f = *state;
+    sfc_snapshot_store_close(f->store);
+    sfc_folder_close(f->folder);
+    memory_files_free(f->files);
+    free(f);
+    return 0;
+}
+
+static void put(struct fixture *f, size_t block, uint64_t step)
+{
+    assert_int_equal(rig_snapshot_write(f->store, block, step, &f->err), SFC_OK);
+}
+
+static int get(struct fixture *f, size_t block, uint64_t max_step,
+               struct sfc_snapshot_content *content)
+{
+    struct sfc_snapshot_shape shape = rig_shape(block, 0);
+    return sfc_snapshot_store_read(f->store, rig_blocks[block].kind, rig_blocks[block].block,
+                                   max_step, &shape, content, f->loud, &f->err);
+}
+
+static uint64_t floor_of(struct fixture *f)
+{
+    return sfc_snapshot_store_floor(f->store, rig_blocks, RIG_BLOCKS, 5);
+}
+
+static void assert_says(const char *text, const char *word)
+{
+    if (strstr(text, word) == NULL) {
+        fail_msg("no '%s' in '%s'", word, text);
+    }
+}
+
+static void is_read_as_written(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_snapshot_content content;
+    for (size_t block = 0; block < RIG_BLOCKS; block++) {
+        assert_int_equal(get(f, block, UINT64_MAX, &content), SFC_ENOTFOUND);
+        put(f, block, 6 + block);
+        put(f, block, 20 + block);
+    }
+    for (int round = 0; round < 2; round++) {
+        for (size_t block = 0; block < RIG_BLOCKS; block++) {
+            assert_int_equal(get(f, block, UINT64_MAX, &content), SFC_OK);
+            assert_int_equal(content.step, 20 + block);
+            assert_true(rig_snapshot_same(&content, block));
+            assert_string_equal(f->loud, "");
+            assert_int_equal(get(f, block, 19, &content), SFC_OK);
+            assert_int_equal(content.step, 6 + block);
+            assert_true(rig_snapshot_same(&content, block));
+            assert_int_equal(get(f, block, 5, &content), SFC_ENOTFOUND);
+        }
+        reopen(f);
+    }
+}
+
+static void two_are_kept_and_the_floor_is_the_second_newest(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t stamps[2];
+    assert_int_equal(floor_of(f), 5); /* no snapshot: the run's beginning */
+    for (size_t block = 0; block < RIG_BLOCKS; block++) {
+        put(f, block, 10 + block);
+    }
+    assert_int_equal(floor_of(f), 10);
+    put(f, 0, 20);
+    assert_int_equal(floor_of(f), 10);
+    put(f, 0, 30);
+    assert_int_equal(floor_of(f), 11);
+    assert_int_equal(memory_files_count(f->files), RIG_BLOCKS + 1);
+    assert_int_equal(sfc_snapshot_store_stamps(f->store, SFC_SNAPSHOT_CLASS, 3, stamps), 2);
+    assert_int_equal(stamps[0], 30);
+    assert_int_equal(stamps[1], 20);
+    assert_int_equal(rig_snapshot_write(f->store, 0, 30, &f->err), SFC_EEXIST);
+    reopen(f);
+    assert_int_equal(floor_of(f), 11);
+}
+
+static void remains_are_removed(void **state)
+{
+    struct fixture *f = *state;
+    struct rig_snapshot s;
+    struct sfc_snapshot_write *write;
+    bool done;
+    put(f, 1, 7);
+    rig_snapshot_fill(&s, 1, 9);
+    assert_int_equal(sfc_snapshot_write_begin(f->store, &s.key, &s.shape, s.parts, &write, &f->err),
+                     SFC_OK);
+    assert_int_equal(sfc_snapshot_write_some(write, 10, &done, &f->err), SFC_OK);
+    assert_false(done);
+    assert_int_equal(memory_files_count(f->files), 2);
+    struct sfc_snapshot_store *second;
+    assert_int_equal(sfc_snapshot_store_open(f->folder, &f->identity, &second, &f->err), SFC_OK);
+    assert_int_equal(memory_files_count(f->files), 1);
+    sfc_snapshot_store_close(second);
+    sfc_snapshot_write_end(write);
+    put(f, 1, 9);
+}
+
+static void every_flip_falls_back_loudly(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_snapshot_content content;
+    for (uint64_t i = 0; i < 2000; i++) {
+        uint64_t words[] = {i, 78}, random = sfc_digest64(words, sizeof words);
+        size_t block = random % RIG_BLOCKS, size;
+        if (i < RIG_BLOCKS) {
+            put(f, i, 40);
+            put(f, i, 50);
+        }
+        block = i < RIG_BLOCKS ? i : block;
+        char name[SFC_SNAPSHOT_NAME_SIZE];
+        struct sfc_snapshot_key key = {rig_blocks[block].kind, rig_blocks[block].block, 50};
+        sfc_snapshot_name(&key, name);
+        uint8_t *data = memory_files_data(f->files, name, &size);
+        assert_non_null(data);
+        size_t at = (random >> 8) % size;
+        data[at] ^= (uint8_t)(1u << (random >> 60) % 8);
+        assert_int_equal(get(f, block, UINT64_MAX, &content), SFC_OK);
+        assert_int_equal(content.step, 40);
+        assert_true(rig_snapshot_same(&content, block));
+        assert_says(f->loud, name);
+        assert_says(f->loud, "byte ");
+        assert_says(f->loud, "step 40 instead");
+        assert_int_equal(sfc_snapshot_check(f->folder, name, NULL, &f->err), SFC_ECORRUPT);
+        assert_says(f->err.text, name);
+        data[at] ^= (uint8_t)(1u << (random >> 60) % 8);
+    }
+    assert_int_equal(get(f, 0, UINT64_MAX, &content), SFC_OK);
+    assert_string_equal(f->loud, "");
+}
+
+static void no_whole_snapshot_is_refused(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_snapshot_content content;
+    size_t size;
+    put(f, 0, 8);
+    memory_files_data(f->files, "class-3-8.sfs", &size)[600] ^= 1;
+    assert_int_equal(get(f, 0, UINT64_MAX, &content), SFC_ECORRUPT);
+    assert_says(f->err.text, "class-3-8.sfs: byte 512");
+    assert_says(f->err.text, "restore the run from a checkpoint");
+    for (size_t cut = 0; cut < size; cut += 7) {
+        memory_files_resize(f->files, "class-3-8.sfs", cut);
+        assert_int_equal(get(f, 0, UINT64_MAX, &content), SFC_ECORRUPT);
+        memory_files_resize(f->files, "class-3-8.sfs", size);
+    }
+}
+
+static void another_owner_or_shape_is_refused(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_snapshot_content content;
+    struct sfc_snapshot_shape shape = rig_shape(0, 0);
+    put(f, 0, 8);
+    shape.rows++;
+    assert_int_equal(sfc_snapshot_store_read(f->store, SFC_SNAPSHOT_CLASS, 3, 9, &shape, &content,
+                                             f->loud, &f->err),
+                     SFC_ESTALE);
+    f->identity.run_id++;
+    reopen(f);
+    assert_int_equal(get(f, 0, 9, &content), SFC_ESTALE);
+    assert_says(f->err.text, "class-3-8.sfs");
+}
+
+/* A file under another block's name is whole, and not that block. */
+static void a_wrong_name_is_damage(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_snapshot_content content;
+    put(f, 0, 8);
+    assert_int_equal(f->folder->ops->rename(f->folder, "class-3-8.sfs", "class-3-9.sfs", &f->err),
+                     SFC_OK);
+    reopen(f);
+    assert_int_equal(get(f, 0, 9, &content), SFC_ECORRUPT);
+    assert_says(f->err.text, "another block or step");
+}
+
+static void one_write_at_a_time(void **state)
+{
+    struct fixture *f = *state;
+    struct rig_snapshot s;
+    struct sfc_snapshot_write *write, *second;
+    rig_snapshot_fill(&s, 0, 9);
+    assert_int_equal(sfc_snapshot_write_begin(f->store, &s.key, &s.shape, s.parts, &write, &f->err),
+                     SFC_OK);
+    assert_int_equal(
+        sfc_snapshot_write_begin(f->store, &s.key, &s.shape, s.parts, &second, &f->err),
+        SFC_ESTATE);
+    sfc_snapshot_write_end(write);
+    s.parts[1] = NULL;
+    assert_int_equal(sfc_snapshot_write_begin(f->store, &s.key, &s.shape, s.parts, &write, &f->err),
+                     SFC_EINVAL);
+    assert_int_equal(memory_files_count(f->files), 0);
+}
+
+static void names_are_exact(void **state)
+{
+    (void)state;
+    struct sfc_snapshot_key key;
+    assert_true(sfc_snapshot_parse_name("dense-12-345.sfs", &key));
+    assert_int_equal(key.kind, SFC_SNAPSHOT_DENSE);
+    assert_int_equal(key.block, 12);
+    assert_int_equal(key.step, 345);
+    assert_false(sfc_snapshot_parse_name("dense-012-345.sfs", &key));
+    assert_false(sfc_snapshot_parse_name("dense-12-345.sfs.tmp", &key));
+    assert_false(sfc_snapshot_parse_name("dense-12.sfs", &key));
+    assert_false(sfc_snapshot_parse_name("classes-1-2.sfs", &key));
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(is_read_as_written),           TEST(two_are_kept_and_the_floor_is_the_second_newest),
+        TEST(remains_are_removed),          TEST(every_flip_falls_back_loudly),
+        TEST(no_whole_snapshot_is_refused), TEST(another_owner_or_shape_is_refused),
+        TEST(a_wrong_name_is_damage),       TEST(one_write_at_a_time),
+        cmocka_unit_test(names_are_exact),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
