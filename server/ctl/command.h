@@ -29,6 +29,7 @@ int sfc_cmd_eval(int argc, char **argv);
 int sfc_cmd_data(int argc, char **argv);
 int sfc_cmd_rank(int argc, char **argv);
 int sfc_cmd_bench(int argc, char **argv);
+int sfc_cmd_log(int argc, char **argv);
 
 /* Prints "shardfc COMMAND: message" and returns the exit code of err->code: 2 for what the caller has
  * to change (a value, a file that is missing, damaged, in the way or of an unknown kind), else 1. */

@@ -167,9 +167,11 @@ static void close_segment(struct sfc_step_log *log)
 static void note_durable(struct sfc_step_log *log)
 {
     log->durable = open_part(log)->length;
-    log->waiting_count -= log->waiting_written;
-    memmove(log->waiting, log->waiting + log->waiting_written,
-            log->waiting_count * sizeof *log->waiting);
+    if (log->waiting_written > 0) {
+        log->waiting_count -= log->waiting_written;
+        memmove(log->waiting, log->waiting + log->waiting_written,
+                log->waiting_count * sizeof *log->waiting);
+    }
     log->waiting_written = 0;
 }
 

@@ -1,0 +1,118 @@
+/* shardfc log: checks and dumps the state folder of a shard, offline. */
+#include <dirent.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "server/ctl/command.h"
+#include "server/ctl/state_report.h"
+
+struct log_options {
+    bool json, records;
+};
+
+#define AT(field) offsetof(struct log_options, field)
+static const struct sfc_option table[] = {
+    {.name = "records",
+     .type = SFC_OPTION_BOOL,
+     .offset = AT(records),
+     .help = "list every record of the step log",
+     .flags = SFC_OPTION_FLAG_ONLY},
+    {.name = "json",
+     .type = SFC_OPTION_BOOL,
+     .offset = AT(json),
+     .help = "print one JSON object per run",
+     .flags = SFC_OPTION_FLAG_ONLY},
+};
+static const struct sfc_program program = {
+    .name = "shardfc log",
+    .summary =
+        "Checks every byte of the step log and the snapshots of a shard, offline, and says which "
+        "steps can be recovered. DIR is the shard's --state folder or one run-ID folder in it. "
+        "The tail of a shard that is running may look torn.",
+    .arguments = "DIR",
+    .min_arguments = 1,
+    .max_arguments = 1,
+    .options = table,
+    .count = sizeof table / sizeof *table,
+    .footer = "Exit status: 0 everything is whole, 1 problems were found, 2 wrong usage or no such "
+              "state.\n",
+};
+
+/* *clean stays true when there are no problems. */
+static int report_folder(const char *path, const struct log_options *o, bool *clean,
+                         struct sfc_error *err)
+{
+    struct sfc_folder *folder;
+    json_t *report;
+    int code = sfc_folder_open(path, false, &folder, err);
+    if (code != SFC_OK) {
+        return code;
+    }
+    code = sfc_state_report(folder, o->records, &report, err);
+    sfc_folder_close(folder);
+    if (code != SFC_OK) {
+        return code;
+    }
+    *clean = *clean && json_integer_value(json_object_get(report, "problems")) == 0;
+    if (o->json) {
+        sfc_command_json(report);
+    } else {
+        sfc_state_report_print(report, stdout);
+        json_decref(report);
+    }
+    return SFC_OK;
+}
+
+static int by_name(const struct dirent **a, const struct dirent **b)
+{
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
+
+static int is_run(const struct dirent *entry)
+{
+    return strncmp(entry->d_name, "run-", 4) == 0;
+}
+
+/* A state folder: all its runs; otherwise DIR itself. */
+static int report_all(const char *dir, const struct log_options *o, bool *clean,
+                      struct sfc_error *err)
+{
+    struct dirent **runs;
+    int count = scandir(dir, &runs, is_run, by_name);
+    if (count < 0) {
+        return sfc_fail_errno(err, "open folder %s", dir);
+    }
+    int code = count == 0 ? report_folder(dir, o, clean, err) : SFC_OK;
+    for (int i = 0; i < count; i++) {
+        char path[PATH_MAX];
+        int n = snprintf(path, sizeof path, "%s/%s", dir, runs[i]->d_name);
+        if (code == SFC_OK) {
+            code = n < (int)sizeof path
+                       ? report_folder(path, o, clean, err)
+                       : sfc_fail(err, SFC_EINVAL, "the name is too long: %s", dir);
+        }
+        free(runs[i]);
+    }
+    free(runs);
+    return code;
+}
+
+int sfc_cmd_log(int argc, char **argv)
+{
+    struct log_options o;
+    struct sfc_options *parsed;
+    int exit_code = sfc_options_main(&program, argc, argv, &o, &parsed);
+    if (exit_code >= 0) {
+        return exit_code;
+    }
+    struct sfc_error err;
+    bool clean = true;
+    int code = report_all(sfc_options_argument(parsed, 0), &o, &clean, &err);
+    sfc_options_free(parsed);
+    if (code != SFC_OK) {
+        return sfc_command_failed("log", &err);
+    }
+    return clean ? 0 : 1;
+}

@@ -1,0 +1,186 @@
+/* The offline check: what it lists, which steps it calls recoverable, and the exit status of
+ * `shardfc log` (SFC_BIN: folder of the program). */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include <cmocka.h>
+
+#include "server/ctl/state_report.h"
+#include "server/durable/run_folder.h"
+#include "tests/lib/log_rig.h"
+#include "tests/lib/snapshot_rig.h"
+
+enum { STEPS = 12 };
+
+struct fixture {
+    char state[64];
+    struct sfc_folder *folder;
+    struct sfc_error err;
+};
+
+static int set_up(void **state)
+{
+    struct fixture *f = calloc(1, sizeof *f);
+    strcpy(f->state, "/tmp/sfc-report-XXXXXX");
+    assert_non_null(mkdtemp(f->state));
+    assert_int_equal(sfc_run_folder_open(f->state, 42, true, &f->folder, &f->err), SFC_OK);
+    *state = f;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct fixture *f = *state;
+    char command[128];
+    sfc_folder_close(f->folder);
+    snprintf(command, sizeof command, "rm -rf '%s'", f->state);
+    int code = system(command);
+    free(f);
+    return code;
+}
+
+static void write_log(struct fixture *f, uint64_t first)
+{
+    struct sfc_step_log_config config = {
+        .geometry = rig_geometry, .segment_bytes = 5 * sfc_step_log_step_bytes(&rig_geometry)};
+    struct sfc_step_log *log;
+    rig_identity(&config.identity);
+    assert_int_equal(sfc_step_log_create(f->folder, &config, &log, &f->err), SFC_OK);
+    for (uint64_t step = first; step <= STEPS; step++) {
+        struct rig_step record;
+        struct sfc_log_commit commit = rig_commit(step, (struct sfc_attempt){1, step});
+        rig_fill(&record, step, commit.round);
+        assert_int_equal(sfc_step_log_append_prepare(log, &record.prepare, &f->err), SFC_OK);
+        assert_int_equal(sfc_step_log_flush(log, &f->err), SFC_OK);
+        assert_int_equal(sfc_step_log_append_commit(log, &commit, &f->err), SFC_OK);
+    }
+    sfc_step_log_close(log);
+}
+
+static void write_snapshots(struct fixture *f, uint64_t step)
+{
+    struct sfc_snapshot_store *store;
+    struct sfc_run_identity identity;
+    rig_identity(&identity);
+    assert_int_equal(sfc_snapshot_store_open(f->folder, &identity, &store, &f->err), SFC_OK);
+    for (size_t block = 0; block < RIG_BLOCKS; block++) {
+        assert_int_equal(rig_snapshot_write(store, block, step + block, &f->err), SFC_OK);
+    }
+    sfc_snapshot_store_close(store);
+}
+
+static void flip(struct fixture *f, const char *name, uint64_t offset)
+{
+    struct sfc_file *file;
+    uint8_t byte;
+    size_t got;
+    const struct sfc_folder_ops *ops = f->folder->ops;
+    assert_int_equal(ops->open(f->folder, name, true, &file, &f->err), SFC_OK);
+    assert_int_equal(ops->read(file, offset, &byte, 1, &got, &f->err), SFC_OK);
+    byte ^= 1;
+    struct sfc_bytes bytes = {&byte, 1};
+    assert_int_equal(ops->write(file, offset, &bytes, 1, &f->err), SFC_OK);
+    ops->close_file(file);
+}
+
+static json_int_t number(const json_t *object, const char *key)
+{
+    return json_integer_value(json_object_get(object, key));
+}
+
+static json_t *report_of(struct fixture *f)
+{
+    json_t *report;
+    assert_int_equal(sfc_state_report(f->folder, true, &report, &f->err), SFC_OK);
+    return report;
+}
+
+static int exit_status(const struct fixture *f, const char *options)
+{
+    char command[512];
+    const char *bin = getenv("SFC_BIN");
+    snprintf(command, sizeof command, "'%s/shardfc' log %s '%s' >'%s/out' 2>&1",
+             bin == NULL ? "." : bin, options, f->state, f->state);
+    int status = system(command);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void whole_state_is_clean(void **state)
+{
+    struct fixture *f = *state;
+    assert_int_equal(exit_status(f, ""), 2); /* nothing there yet */
+    write_log(f, 1);
+    json_t *report = report_of(f);
+    const json_t *range = json_object_get(report, "recoverable");
+    assert_int_equal(number(report, "problems"), 0);
+    assert_int_equal(number(report, "run"), 42);
+    assert_int_equal(json_array_size(json_object_get(report, "records")), 2 * STEPS - 1);
+    assert_int_equal(number(range, "from"), 0); /* from the seed */
+    assert_int_equal(number(range, "to"), STEPS - 1);
+    assert_int_equal(number(range, "prepared"), STEPS);
+    json_decref(report);
+    write_snapshots(f, 4);
+    report = report_of(f);
+    range = json_object_get(report, "recoverable");
+    assert_int_equal(json_array_size(json_object_get(report, "snapshots")), RIG_BLOCKS);
+    assert_int_equal(number(report, "floor"), 4);
+    assert_int_equal(number(range, "from"), 4 + RIG_BLOCKS - 1);
+    assert_int_equal(number(report, "problems"), 0);
+    json_decref(report);
+    assert_int_equal(exit_status(f, ""), 0);
+    assert_int_equal(exit_status(f, "--records"), 0);
+    assert_int_equal(exit_status(f, "--json --records"), 0);
+    assert_int_equal(exit_status(f, "--nonsense"), 2);
+}
+
+static void damage_is_listed(void **state)
+{
+    struct fixture *f = *state;
+    write_log(f, 1);
+    write_snapshots(f, 4);
+    flip(f, "log-00000002.sfl", 700);
+    json_t *report = report_of(f);
+    const json_t *bad = json_array_get(json_object_get(report, "bad"), 0);
+    assert_string_equal(json_string_value(json_object_get(bad, "file")), "log-00000002.sfl");
+    assert_string_equal(json_string_value(json_object_get(bad, "state")), "corrupt");
+    assert_true(number(report, "problems") >= 1);
+    json_decref(report);
+    assert_int_equal(exit_status(f, ""), 1);
+    flip(f, "log-00000002.sfl", 700);
+    assert_int_equal(exit_status(f, ""), 0);
+    flip(f, "class-3-4.sfs", 530);
+    report = report_of(f);
+    assert_int_equal(number(report, "problems"), 1);
+    json_decref(report);
+    assert_int_equal(exit_status(f, "--json"), 1);
+}
+
+static void a_gap_is_not_recoverable(void **state)
+{
+    struct fixture *f = *state;
+    write_log(f, 6); /* the snapshots end before */
+    write_snapshots(f, 2);
+    json_t *report = report_of(f);
+    assert_int_equal(number(json_object_get(report, "recoverable"), "to"), 0);
+    assert_true(json_is_null(json_object_get(report, "recoverable")));
+    json_decref(report);
+    assert_int_equal(exit_status(f, ""), 1);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(whole_state_is_clean),
+        TEST(damage_is_listed),
+        TEST(a_gap_is_not_recoverable),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
