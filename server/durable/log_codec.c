@@ -122,9 +122,14 @@ static bool zero_terminated(const char *text, size_t size)
     return length < size;
 }
 
-static int check_segment(const struct sfc_log_segment *s, uint32_t zero, struct sfc_error *err)
+/* Bytes that no field has must be zero: what is decoded is encoded to the same bytes. */
+static int check_segment(const struct sfc_log_segment *s, const uint8_t *data,
+                         struct sfc_error *err)
 {
-    if (zero != 0 || !zero_terminated(s->identity.numerics, SFC_NUMERICS_SIZE) || s->number == 0 ||
+    uint8_t again[SFC_LOG_SEGMENT_HEADER];
+    sfc_log_encode_segment(s, again);
+    if (memcmp(again, data, sizeof again) != 0 ||
+        !zero_terminated(s->identity.numerics, SFC_NUMERICS_SIZE) || s->number == 0 ||
         s->previous >= s->number ||
         (s->previous == 0 ? s->previous_length != 0
                           : s->previous_length < SFC_LOG_SEGMENT_HEADER) ||
@@ -157,7 +162,7 @@ int sfc_log_decode_segment(const uint8_t *data, size_t size, struct sfc_log_segm
     s.geometry.batch = sfc_read_u32(&r);
     s.geometry.micro_batch = sfc_read_u32(&r);
     s.geometry.dim = sfc_read_u32(&r);
-    uint32_t zero = sfc_read_u32(&r);
+    (void)sfc_read_u32(&r);
     s.geometry.dense_floats = sfc_read_u64(&r);
     s.geometry.dense_blocks = sfc_read_u64(&r);
     s.number = sfc_read_u64(&r);
@@ -173,7 +178,7 @@ int sfc_log_decode_segment(const uint8_t *data, size_t size, struct sfc_log_segm
                         "step log format %u; this version of ShardFC reads format %u", version,
                         SFC_LOG_VERSION);
     }
-    int code = check_segment(&s, zero, err);
+    int code = check_segment(&s, data, err);
     if (code == SFC_OK) {
         *out = s;
     }

@@ -213,7 +213,7 @@ int sfc_log_scan(const struct sfc_log_source *source, uint64_t end, struct sfc_l
         return code;
     }
     s.size = end < source->size ? end : source->size;
-    s.buffer = malloc(SFC_LOG_SCAN_BUFFER);
+    s.buffer = malloc(s.size < SFC_LOG_SCAN_BUFFER ? (size_t)s.size + 1 : SFC_LOG_SCAN_BUFFER);
     s.digest = sfc_digest_new();
     if (s.buffer == NULL || s.digest == NULL) {
         code = sfc_fail(err, SFC_ENOMEM, "out of memory for reading the step log");

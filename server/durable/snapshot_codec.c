@@ -175,6 +175,13 @@ int sfc_snapshot_decode_header(const uint8_t *data, size_t size, struct sfc_snap
                         SFC_SNAPSHOT_VERSION);
     }
     int code = read_fields(&r, &header, err);
+    uint8_t again[SFC_SNAPSHOT_HEADER];
+    if (code == SFC_OK) {
+        sfc_snapshot_encode_header(&header, again);
+    }
+    if (code == SFC_OK && memcmp(again, data, sizeof again) != 0) {
+        code = sfc_fail(err, SFC_ECORRUPT, "byte 0: the header has bytes that no field has");
+    }
     if (code == SFC_OK) {
         *out = header;
     }

@@ -57,7 +57,7 @@ static void read_whole(struct sfc_folder *folder, const struct sfc_snapshot_head
     uint8_t again[SFC_SNAPSHOT_HEADER];
     sfc_snapshot_encode_header(header, again);
     must(sfc_snapshot_file_bytes(&header->shape) == size);
-    must(memcmp(again, data, 40) == 0);
+    must(memcmp(again, data, sizeof again) == 0);
     must(sfc_snapshot_store_open(folder, &header->identity, &store, NULL) == SFC_OK);
     int code = sfc_snapshot_store_read(store, header->key.kind, header->key.block, UINT64_MAX,
                                        &header->shape, &content, loud, NULL);

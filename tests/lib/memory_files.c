@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SECTOR = 512, NAME = 96, NAMES = 256, INODES = 8192, PENDING = 16384 };
+enum { SECTOR = 512, NAME = 96, NAMES = 256, INODES = 8192 };
 enum sector { CLEAN, DIRTY, LOST };
 
 struct inode {
@@ -32,8 +32,8 @@ struct memory_files {
     struct inode *inodes[INODES];
     size_t inode_count;
     struct directory now, durable;
-    struct change pending[PENDING];
-    size_t pending_count;
+    struct change *pending;
+    size_t pending_count, pending_room;
     uint64_t space;
     enum memory_fault fault;
     uint64_t countdown, times; /* countdown 0: none */
@@ -122,7 +122,11 @@ static void apply(struct directory *d, const struct change *change)
 static void change_names(struct memory_files *m, struct inode *inode, const char *from,
                          const char *to)
 {
-    must(m->pending_count < PENDING, "too many changes of the folder without a sync");
+    if (m->pending_count == m->pending_room) {
+        m->pending_room = 2 * m->pending_room + 16;
+        m->pending = realloc(m->pending, m->pending_room * sizeof *m->pending);
+        must(m->pending != NULL, "out of memory");
+    }
     struct change *change = &m->pending[m->pending_count++];
     *change = (struct change){.inode = inode};
     snprintf(change->from, NAME, "%s", from);
@@ -483,6 +487,7 @@ void memory_files_free(struct memory_files *m)
         free(m->inodes[i]->sectors);
         free(m->inodes[i]);
     }
+    free(m->pending);
     free(m);
 }
 
