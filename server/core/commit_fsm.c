@@ -77,6 +77,11 @@ void sfc_commit_unwant_all(struct sfc_commit_fsm *c)
     memset(c->duties, 0, c->config.shards * sizeof(*c->duties));
 }
 
+void sfc_commit_unwant_shard(struct sfc_commit_fsm *c, uint32_t shard)
+{
+    memset(c->duties[shard], 0, sizeof(c->duties[shard]));
+}
+
 static void unwant(struct sfc_commit_fsm *c, enum sfc_duty duty)
 {
     for (uint32_t k = 0; k < c->config.shards; k++)

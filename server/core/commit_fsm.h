@@ -108,6 +108,7 @@ void sfc_commit_free(struct sfc_commit_fsm *c);
 void sfc_commit_want(struct sfc_commit_fsm *c, uint32_t shard, enum sfc_duty duty);
 void sfc_commit_want_all(struct sfc_commit_fsm *c, enum sfc_duty duty);
 void sfc_commit_unwant_all(struct sfc_commit_fsm *c); /* every duty of every shard */
+void sfc_commit_unwant_shard(struct sfc_commit_fsm *c, uint32_t shard); /* every duty of this one */
 bool sfc_commit_idle(const struct sfc_commit_fsm *c, enum sfc_duty duty); /* acknowledged by all */
 /* The next message to send now: marks it in flight. false: none. */
 bool sfc_commit_next(struct sfc_commit_fsm *c, uint64_t now_ms, uint32_t *shard,

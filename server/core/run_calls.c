@@ -1,4 +1,4 @@
-/* Events of a run: calls of workers and people, answers of shards. */
+/* Events of a run: calls of workers and people. */
 #include <stdio.h>
 #include <string.h>
 
@@ -16,7 +16,7 @@ static void reply_state(struct sfc_run_fsm *run, uint64_t token, struct sfc_run_
     reply_error(run, token, actions);
 }
 
-static bool ended(const struct sfc_run_fsm *run)
+bool sfc_run_ended(const struct sfc_run_fsm *run)
 {
     return run->failed || run->stopped;
 }
@@ -48,7 +48,7 @@ static void on_announce(struct sfc_run_fsm *run, const struct sfc_run_event *e,
                         struct sfc_run_actions *actions)
 {
     bool complete;
-    if (ended(run)) {
+    if (sfc_run_ended(run)) {
         reply_state(run, e->token, actions);
         return;
     }
@@ -95,7 +95,7 @@ static void on_done(struct sfc_run_fsm *run, const struct sfc_run_event *e,
         reply_error(run, e->token, actions);
         return;
     }
-    if (ended(run)) {
+    if (sfc_run_ended(run)) {
         reply_state(run, e->token, actions);
         return;
     }
@@ -132,7 +132,7 @@ static void on_done(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     reply_done(actions, e->token, taken);
 }
 
-static void block(struct sfc_run_fsm *run, uint64_t step, uint32_t j, int code, const char *cause)
+void sfc_run_block(struct sfc_run_fsm *run, uint64_t step, uint32_t j, int code, const char *cause)
 {
     if (run->blocked)
         return;
@@ -151,20 +151,20 @@ static void on_give_up(struct sfc_run_fsm *run, const struct sfc_run_event *e,
                        struct sfc_run_actions *actions)
 {
     bool counts = !sfc_run_transient(e->code), limit = false;
-    if (!ended(run) && e->data)
+    if (!sfc_run_ended(run) && e->data)
         limit = sfc_tickets_return_data(&run->tickets, e->worker, e->step, e->j, counts);
-    else if (!ended(run))
+    else if (!sfc_run_ended(run))
         limit = sfc_tickets_return_grant(&run->tickets, e->step, e->j, e->attempt, counts);
     if (limit)
-        block(run, e->step, e->j, e->code, e->text);
+        sfc_run_block(run, e->step, e->j, e->code, e->text);
     sfc_run_reply(actions, e->token, SFC_OK, "");
 }
 
 static void on_open_session(struct sfc_run_fsm *run, const struct sfc_run_event *e,
                             struct sfc_run_actions *actions)
 {
-    if (ended(run) || !run->config.session) {
-        if (ended(run)) {
+    if (sfc_run_ended(run) || !run->config.session) {
+        if (sfc_run_ended(run)) {
             reply_state(run, e->token, actions);
             return;
         }
@@ -194,6 +194,7 @@ static void resume(struct sfc_run_fsm *run)
 {
     run->paused = false;
     run->blocked = false;
+    run->blocked_before_restart = false;
     run->blocked_j = UINT32_MAX;
     run->commit.record.skipped_in_row = 0;
     sfc_tickets_forgive(&run->tickets);
@@ -207,22 +208,75 @@ static void stop(struct sfc_run_fsm *run)
     sfc_commit_want_all(&run->commit, SFC_DUTY_CLOSE);
 }
 
-static bool drop(struct sfc_run_fsm *run, const struct sfc_run_event *e)
+/* Is this what the run is blocked by? After a restart only the person knows. */
+static bool may_drop(struct sfc_run_fsm *run, const struct sfc_run_event *e)
 {
-    if (!run->blocked || run->blocked_j != e->j || run->blocked_step != e->step)
+    if (!run->blocked || !sfc_tickets_step(&run->tickets, e->step))
         return false;
+    return run->blocked_before_restart || (run->blocked_j == e->j && run->blocked_step == e->step);
+}
+
+/* First made durable: a restart must not bring the rows back. */
+static void write_drop(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                       struct sfc_run_actions *actions)
+{
+    if (run->waiting_count == run->config.max_waiting) {
+        sfc_run_reply(actions, e->token, SFC_ELIMIT, "too many waiting calls: try again");
+        return;
+    }
+    const struct sfc_waiting w = {.kind = SFC_WAITING_DROP,
+                                  .token = e->token,
+                                  .hold_id = ++run->last_drop,
+                                  .since_ms = e->now_ms};
+    sfc_run_wait(run, &w, actions);
+    struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_WRITE_DROP);
+    a->number = run->last_drop;
+    a->step = e->step;
+    a->j = e->j;
+}
+
+/* Shards may have a plan with the old labels. */
+static bool planned(const struct sfc_run_fsm *run, uint64_t step)
+{
+    const struct sfc_commit_fsm *c = &run->commit;
+    return (step == c->committed + 1 && c->plan_sent) ||
+           (step == c->committed + 2 && c->next_plan_sent);
+}
+
+static int drop(struct sfc_run_fsm *run, const struct sfc_run_event *e)
+{
+    const struct sfc_commit_fsm *c = &run->commit;
+    if (e->code != SFC_OK)
+        return sfc_fail(&run->error, e->code, "the drop can't be written: %s",
+                        e->text ? e->text : sfc_status_text(e->code));
+    if (e->step <= c->committed || (c->phase == SFC_PHASE_RECORD && e->step == c->record.step))
+        return sfc_fail(&run->error, SFC_ESTATE,
+                        "step %llu was committed with micro-batch %u meanwhile", (ull)e->step,
+                        e->j);
+    run->round_wanted = run->round_wanted || planned(run, e->step);
     sfc_tickets_drop(&run->tickets, e->step, e->j);
-    /* Shards may have the plan with the old labels. */
-    if (e->step == run->commit.committed + 1 && run->commit.phase == SFC_PHASE_COMPUTE)
-        sfc_run_new_round(run);
     resume(run);
-    return true;
+    return SFC_OK;
+}
+
+static void on_dropped(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                       struct sfc_run_actions *actions)
+{
+    uint64_t token = sfc_run_unwait_drop(run, e->number);
+    if (sfc_run_ended(run)) {
+        if (token != 0)
+            reply_state(run, token, actions);
+        return;
+    }
+    int rc = drop(run, e);
+    if (token != 0)
+        sfc_run_reply(actions, token, rc, rc == SFC_OK ? "" : run->error.text);
 }
 
 static void on_control(struct sfc_run_fsm *run, const struct sfc_run_event *e,
                        struct sfc_run_actions *actions)
 {
-    bool ok = !ended(run) && !run->finished;
+    bool ok = !sfc_run_ended(run) && !run->finished;
     switch (e->type) {
     case SFC_EV_START:
         ok = ok && run->config.load;
@@ -236,7 +290,11 @@ static void on_control(struct sfc_run_fsm *run, const struct sfc_run_event *e,
             resume(run);
         break;
     case SFC_EV_DROP:
-        ok = ok && drop(run, e);
+        if (ok && may_drop(run, e)) {
+            write_drop(run, e, actions);
+            return;
+        }
+        ok = false;
         break;
     default:
         ok = !run->stopped;
@@ -248,118 +306,6 @@ static void on_control(struct sfc_run_fsm *run, const struct sfc_run_event *e,
         sfc_run_reply(actions, e->token, SFC_OK, "");
     else
         reply_state(run, e->token, actions);
-}
-
-/* ---- shards */
-
-static void on_prepare_reply(struct sfc_run_fsm *run, const struct sfc_run_event *e,
-                             struct sfc_run_actions *actions)
-{
-    bool all;
-    if (run->commit.phase != SFC_PHASE_PREPARE)
-        return;
-    if (!e->prepare.ready) {
-        for (uint32_t i = 0; i < e->prepare.missing_count; i++)
-            if (sfc_tickets_failed(&run->tickets, e->prepare.missing[i]))
-                block(run, e->step, e->prepare.missing[i], SFC_EINTERNAL,
-                      "a shard does not have what the worker said it sent");
-        sfc_run_new_round(run);
-        return;
-    }
-    if (sfc_commit_ready(&run->commit, e->shard, e->prepare.reports, e->prepare.report_count,
-                         e->prepare.head_finite, &all, &run->error) != SFC_OK) {
-        sfc_prefix(&run->error, "shard %u of the map", e->shard);
-        sfc_run_fail(run, run->error.text);
-        return;
-    }
-    if (all)
-        sfc_run_decide(run, actions);
-}
-
-static void on_shard_reply(struct sfc_run_fsm *run, const struct sfc_run_event *e,
-                           struct sfc_run_actions *actions)
-{
-    enum sfc_duty duty = e->duty;
-    uint64_t step;
-    struct sfc_attempt round;
-    if (e->shard >= run->config.shards || duty >= SFC_DUTY_COUNT)
-        return;
-    if (duty == SFC_DUTY_PLAN_NEXT && e->step == run->commit.committed + 1)
-        duty = SFC_DUTY_PLAN; /* its step has opened meanwhile */
-    sfc_commit_key(&run->commit, duty, &step, &round);
-    bool keyed = duty != SFC_DUTY_OPEN && duty != SFC_DUTY_CLOSE;
-    if (keyed && (step != e->step || sfc_attempt_compare(round, e->round) != 0))
-        return;
-    bool ok = e->code == SFC_OK;
-    if (!sfc_commit_answer(&run->commit, e->shard, duty, ok, e->now_ms))
-        return;
-    if (ok && duty == SFC_DUTY_PREPARE)
-        on_prepare_reply(run, e, actions);
-    if (ok || sfc_run_transient(e->code) || duty == SFC_DUTY_CLOSE)
-        return;
-    sfc_fail(&run->error, e->code, "shard %u of the map refused %s of step %llu: %s", e->shard,
-             sfc_duty_names[duty], (ull)e->step, e->text ? e->text : sfc_status_text(e->code));
-    sfc_run_fail(run, run->error.text);
-}
-
-/* After our restart: what does this shard need to be at the committed step in the new round? */
-static void sync_shard(struct sfc_run_fsm *run, const struct sfc_run_event *e)
-{
-    struct sfc_commit_fsm *c = &run->commit;
-    bool ours = e->shard_run_id == run->config.run_id;
-    bool behind = ours && e->step + 1 == c->committed && e->prepared_step == c->committed &&
-                  c->record.step == c->committed;
-    if (!run->started) {
-        sfc_commit_want(c, e->shard, SFC_DUTY_OPEN);
-    } else if (!ours) {
-        sfc_fail(&run->error, SFC_ESTATE,
-                 "shard %u of the map lost the blocks of this run at step %llu: restore the run "
-                 "from a checkpoint",
-                 e->shard, (ull)c->committed);
-        sfc_run_fail(run, run->error.text);
-        return;
-    } else if (e->step != c->committed && !behind) {
-        sfc_fail(&run->error, SFC_ESTATE,
-                 "shard %u of the map is at step %llu (prepared %llu), the scheduler's record at "
-                 "step %llu: restore the run from a checkpoint",
-                 e->shard, (ull)e->step, (ull)e->prepared_step, (ull)c->committed);
-        sfc_run_fail(run, run->error.text);
-        return;
-    }
-    if (behind)
-        sfc_commit_want(c, e->shard, SFC_DUTY_COMMIT);
-    sfc_commit_want(c, e->shard, SFC_DUTY_ABORT);
-    run->shard_known[e->shard] = true;
-}
-
-static void on_shard_back(struct sfc_run_fsm *run, const struct sfc_run_event *e)
-{
-    if (e->shard >= run->config.shards || ended(run))
-        return;
-    run->shard_gone[e->shard] = false;
-    if (run->restoring && !run->shard_known[e->shard]) {
-        sync_shard(run, e);
-        return;
-    }
-    /* The same process, so it has what it acknowledged. What it says about its run may be older
-     * than an OpenRun that it has answered meanwhile: not used. */
-    sfc_commit_resend(&run->commit, e->shard);
-}
-
-static void on_shard_lost(struct sfc_run_fsm *run, const struct sfc_run_event *e)
-{
-    if (e->shard >= run->config.shards || ended(run))
-        return;
-    run->shard_gone[e->shard] = false;
-    if (run->commit.duties[e->shard][SFC_DUTY_OPEN].wanted) {
-        sfc_commit_resend(&run->commit, e->shard);
-        return; /* it had nothing yet */
-    }
-    sfc_fail(&run->error, SFC_ESTATE,
-             "shard %u of the map was restarted and lost the blocks of step %llu%s%s: restore the "
-             "run from a checkpoint",
-             e->shard, (ull)run->commit.committed, e->text ? ": " : "", e->text ? e->text : "");
-    sfc_run_fail(run, run->error.text);
 }
 
 static void on_record_failed(struct sfc_run_fsm *run, const struct sfc_run_event *e)
@@ -411,18 +357,16 @@ void sfc_run_handle(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     case SFC_EV_DROP:
         on_control(run, e, actions);
         return;
+    case SFC_EV_DROPPED:
+        on_dropped(run, e, actions);
+        return;
     case SFC_EV_SHARD_REPLY:
-        on_shard_reply(run, e, actions);
-        return;
     case SFC_EV_SHARD_BACK:
-        on_shard_back(run, e);
-        return;
     case SFC_EV_SHARD_LOST:
-        on_shard_lost(run, e);
-        return;
     case SFC_EV_SHARD_GONE:
+    case SFC_EV_SHARD_PROGRESS:
         if (e->shard < run->config.shards)
-            run->shard_gone[e->shard] = true;
+            sfc_run_on_shard(run, e, actions);
         return;
     case SFC_EV_RECORD_DURABLE:
         sfc_run_durable(run, e->step, actions);

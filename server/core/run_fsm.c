@@ -55,16 +55,24 @@ static int check_config(const struct sfc_run_config *c, struct sfc_error *err)
 
 static void begin_restored(struct sfc_run_fsm *run, const struct sfc_run_restore *restore)
 {
-    run->restoring = true;
     run->started = restore->state != SFC_RUN_LOADING;
+    run->failed = restore->state == SFC_RUN_FAILED;
+    run->restoring = !run->failed;
     run->paused = restore->state == SFC_RUN_PAUSED;
     run->blocked = restore->state == SFC_RUN_BLOCKED;
-    if (run->blocked)
-        snprintf(run->reason, sizeof(run->reason), "blocked before the scheduler was restarted");
+    run->blocked_before_restart = run->blocked;
+    if (run->failed)
+        run->state = SFC_RUN_FAILED; /* it is so already: nothing to make durable */
+    if (run->blocked || run->failed)
+        snprintf(run->reason, sizeof(run->reason), "%s",
+                 restore->reason && restore->reason[0] ? restore->reason
+                                                       : "before the scheduler was restarted");
     if (restore->has_record) {
         run->commit.record = restore->record;
         run->commit.committed = restore->record.step;
     }
+    for (size_t i = 0; i < restore->drop_count && SFC_PLANT_BUG != 8; i++)
+        sfc_tickets_drop(&run->tickets, restore->drops[i].step, restore->drops[i].j);
     run->commit.phase = SFC_PHASE_ROUND;
 }
 
@@ -97,13 +105,15 @@ int sfc_run_init(struct sfc_run_fsm *run, const struct sfc_run_config *config,
         rc = sfc_commit_init(&n.commit, &commit, err);
     if (rc != SFC_OK)
         goto fail;
-    n.shard_known = calloc(c->shards, sizeof(*n.shard_known));
-    n.shard_gone = calloc(c->shards, sizeof(*n.shard_gone));
+    n.shards = calloc(c->shards, sizeof(*n.shards));
     n.waiting = calloc(c->max_waiting, sizeof(*n.waiting));
-    if (!n.shard_known || !n.shard_gone || !n.waiting) {
+    if (!n.shards || !n.waiting) {
         rc = sfc_fail(err, SFC_ENOMEM, "run state");
         goto fail;
     }
+    for (uint32_t k = 0; k < c->shards; k++)
+        n.shards[k].id = c->shard_ids ? c->shard_ids[k] : k;
+    n.config.shard_ids = NULL; /* the caller's */
     n.commit.committed = committed;
     n.commit.round = n.tickets.last;
     if (restore)
@@ -122,8 +132,7 @@ void sfc_run_free(struct sfc_run_fsm *run)
     if (run->tickets.steps)
         sfc_tickets_free(&run->tickets);
     sfc_commit_free(&run->commit);
-    free(run->shard_known);
-    free(run->shard_gone);
+    free(run->shards);
     free(run->waiting);
     memset(run, 0, sizeof(*run));
 }
@@ -213,18 +222,10 @@ static void leave_loading(struct sfc_run_fsm *run)
         sfc_commit_idle(&run->commit, SFC_DUTY_OPEN) && (!run->config.load || run->start_wanted);
 }
 
-static bool all_known(const struct sfc_run_fsm *run)
-{
-    for (uint32_t k = 0; k < run->config.shards; k++)
-        if (!run->shard_known[k])
-            return false;
-    return true;
-}
-
 static void leave_round(struct sfc_run_fsm *run)
 {
     struct sfc_commit_fsm *c = &run->commit;
-    if (c->phase != SFC_PHASE_ROUND || (run->restoring && !all_known(run)) ||
+    if (c->phase != SFC_PHASE_ROUND || (run->restoring && !sfc_run_all_known(run)) ||
         !sfc_commit_idle(c, SFC_DUTY_ABORT) || !sfc_commit_idle(c, SFC_DUTY_COMMIT) ||
         !sfc_commit_idle(c, SFC_DUTY_OPEN))
         return;
@@ -247,9 +248,10 @@ static void open_session(struct sfc_run_fsm *run)
 static void advance(struct sfc_run_fsm *run)
 {
     struct sfc_commit_fsm *c = &run->commit;
-    leave_loading(run);
     if (run->failed || run->stopped)
         return;
+    sfc_run_recover(run);
+    leave_loading(run);
     if (run->started)
         open_session(run);
     leave_round(run);
@@ -347,9 +349,11 @@ static void send(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_action
         a->shard = shard;
         a->duty = duty;
         sfc_commit_key(&run->commit, duty, &a->step, &a->round);
+        a->life = run->shards[shard].life;
+        a->recover = duty == SFC_DUTY_OPEN && run->started;
         if (duty == SFC_DUTY_PLAN || duty == SFC_DUTY_PLAN_NEXT)
             a->lr = sfc_schedule_lr(&run->config.schedule, a->step);
-        if (duty == SFC_DUTY_COMMIT)
+        if (duty == SFC_DUTY_COMMIT || (a->recover && run->commit.record.step == a->step))
             a->record = run->commit.record;
     }
 }
@@ -358,6 +362,9 @@ void sfc_run_step(struct sfc_run_fsm *run, const struct sfc_run_event *event,
                   struct sfc_run_actions *actions)
 {
     actions->count = 0;
+#if SFC_PLANT_BUG == 6 /* Commit while the record is on its way */
+    sfc_run_durable(run, run->commit.record.step, actions);
+#endif
     sfc_run_handle(run, event, actions);
     advance(run);
     show_state(run, actions);
@@ -391,30 +398,6 @@ uint32_t sfc_run_held(const struct sfc_run_fsm *run, uint64_t worker)
     return sfc_tickets_held(&run->tickets, worker);
 }
 
-static bool waits_for_shard(const struct sfc_run_fsm *run, char *out, size_t size)
-{
-    for (uint32_t k = 0; k < run->config.shards; k++) {
-        if (run->shard_gone[k]) {
-            snprintf(out, size,
-                     "shard %u of the map, which does not answer; if its process has ended its "
-                     "blocks are lost: stop the run and restore it from a checkpoint",
-                     k);
-            return true;
-        }
-        if (run->restoring && !run->shard_known[k]) {
-            snprintf(out, size, "shard %u of the map, which is not registered since the restart", k);
-            return true;
-        }
-    }
-    for (uint32_t k = 0; k < run->config.shards; k++)
-        for (unsigned d = 0; d < SFC_DUTY_COUNT; d++)
-            if (d != SFC_DUTY_PLAN && d != SFC_DUTY_PLAN_NEXT && run->commit.duties[k][d].wanted) {
-                snprintf(out, size, "%s of shard %u of the map", sfc_duty_names[d], k);
-                return true;
-            }
-    return false;
-}
-
 void sfc_run_waits_for(struct sfc_run_fsm *run, char *out, size_t size)
 {
     const struct sfc_commit_fsm *c = &run->commit;
@@ -422,7 +405,7 @@ void sfc_run_waits_for(struct sfc_run_fsm *run, char *out, size_t size)
     if (size == 0)
         return;
     out[0] = '\0';
-    if (run->failed || run->stopped || run->finished || waits_for_shard(run, out, size))
+    if (run->failed || run->stopped || sfc_run_waits_for_shard(run, out, size) || run->finished)
         return;
     if (!run->started)
         snprintf(out, size, "start");

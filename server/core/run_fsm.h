@@ -5,15 +5,20 @@
  *                                        restore --^  | ^ '--PAUSE-------^
  *                            hold reached / released  | |
  *                                          HELD <-----' | '-RESUME, DROP- BLOCKED  (3 failures, 10
- * skips) last step committed and acknowledged: FINISHED;  a shard lost its blocks: FAILED;  STOP:
- * IDLE
+ * skips) last step committed and acknowledged: FINISHED;  a shard refuses: FAILED;  STOP: IDLE
+ *
+ * A shard that restarted has lost its memory and has the run on its disk: the open step is void,
+ * and OpenRun tells it to recover to the committed step, which includes a Commit that it had not
+ * acknowledged. Where a record is on its way to the store that waits: the record decides to which
+ * step. Several at once, again while it recovers, and together with our own restart are the same.
  *
  * The daemon turns calls into events with a token (any number but 0 that names the waiting call)
  * and carries out the actions, in order, before the next event. Every token gets exactly one reply
- * action, now or at a later event; after CANCEL it gets none. Every SEND_* gets exactly one
- * SHARD_REPLY (a transport failure is a reply with its code); SEND_* is emitted again when that
- * says "unavailable". Every WRITE_RECORD gets exactly one RECORD_DURABLE or RECORD_FAILED. TICK at
- * least every 250 ms. Texts in actions live until the next event. */
+ * action, now or at a later event; after CANCEL it gets none. Every SEND gets exactly one
+ * SHARD_REPLY (a transport failure is a reply with its code); SEND is emitted again when that says
+ * "unavailable". Every WRITE_RECORD gets exactly one RECORD_DURABLE or RECORD_FAILED, every
+ * WRITE_DROP one DROPPED. TICK at least every 250 ms. Texts in actions live until the next event.
+ */
 #ifndef SFC_CORE_RUN_FSM_H
 #define SFC_CORE_RUN_FSM_H
 
@@ -38,8 +43,9 @@ const char *sfc_run_state_name(enum sfc_run_state state); /* "running" */
 
 struct sfc_run_config {
     uint64_t run_id;
-    uint64_t incarnation; /* of the scheduler, durable before the first event */
-    uint32_t shards;      /* of the map; events and actions name shards by index in the map */
+    uint64_t incarnation;      /* of the scheduler, durable before the first event */
+    uint32_t shards;           /* of the map; events and actions name shards by index in the map */
+    const uint64_t *shard_ids; /* [shards], for texts; copied. NULL: the index */
     uint64_t map_version;
     uint64_t classes;
     uint32_t global_batch;
@@ -61,12 +67,21 @@ struct sfc_run_config {
     uint64_t hold_wait_ms;     /* 1000 */
 };
 
+/* A micro-batch that a person dropped: its rows have weight 0. */
+struct sfc_run_drop {
+    uint64_t step;
+    uint32_t j;
+};
+
 /* What a restarted scheduler read from its store. */
 struct sfc_run_restore {
     bool has_record; /* false: no step was committed in the store (step = start_step) */
     struct sfc_commit_record record; /* of the last committed step */
     enum sfc_run_state state;        /* LOADING: OpenRun is sent again to shards without the run (no
-                                        record yet); otherwise the run's blocks must be there */
+                                        record yet); otherwise such shards recover */
+    const char *reason;              /* of BLOCKED and FAILED; copied. NULL: none */
+    const struct sfc_run_drop *drops; /* of steps that are not committed */
+    size_t drop_count;
 };
 
 enum sfc_run_event_type {
@@ -85,11 +100,14 @@ enum sfc_run_event_type {
     SFC_EV_RESUME,
     SFC_EV_STOP,        /* token */
     SFC_EV_DROP,        /* token, step, j */
-    SFC_EV_SHARD_REPLY, /* shard, duty, step, round (as in the SEND), code, text; prepare */
+    SFC_EV_DROPPED,     /* number (of the WRITE_DROP), step, j, code, text: it is durable, or not */
+    SFC_EV_SHARD_REPLY, /* shard, life, duty, step, round (as in the SEND), code, text; prepare;
+                           of OpenRun: applied */
     SFC_EV_SHARD_BACK,  /* shard, shard_run_id, step (applied), prepared_step: it registered again
                            with the same boot id (or for the first time since our restart) */
-    SFC_EV_SHARD_LOST,  /* shard, text: it restarted and lost its memory */
-    SFC_EV_SHARD_GONE,  /* shard: silent for its lease; only shown in the reason */
+    SFC_EV_SHARD_LOST,  /* shard: it restarted and lost its memory */
+    SFC_EV_SHARD_PROGRESS, /* shard, step (recovered so far), to_step, eta_s (0 = not known) */
+    SFC_EV_SHARD_GONE,     /* shard: silent for its lease; only shown in the reason */
     SFC_EV_RECORD_DURABLE, /* step */
     SFC_EV_RECORD_FAILED,  /* step, text: the run fails */
 };
@@ -125,11 +143,18 @@ struct sfc_run_event {
     struct sfc_run_prepare_reply prepare;
     uint64_t shard_run_id;
     uint64_t prepared_step;
+    uint64_t life;
+    uint64_t number;
+    uint64_t applied;
+    uint64_t to_step;
+    double eta_s;
 };
 
 enum sfc_run_action_type {
-    SFC_ACT_SEND,         /* shard, duty, step, round; for Commit: record; for Plan: lr and
-                             sfc_run_labels(); for Prepare: sfc_run_done() of each j */
+    SFC_ACT_SEND,         /* shard, life, duty, step, round; for OpenRun: recover, record (step 0:
+                             none); for Commit: record; for Plan: lr and sfc_run_labels(); for
+                             Prepare: sfc_run_done() of each j */
+    SFC_ACT_WRITE_DROP,   /* number, step, j */
     SFC_ACT_WRITE_RECORD, /* record; attempts, digests and labels from sfc_run_done(), _labels() */
     SFC_ACT_REPLY, /* token, code, text: Announce, GiveUp, Release, controls; and any failure */
     SFC_ACT_REPLY_TICKET,  /* token, granted, data, step, j, attempt, dropped */
@@ -160,6 +185,9 @@ struct sfc_run_action {
     bool held;
     uint64_t hold_id;
     uint64_t session;
+    uint64_t life;
+    uint64_t number;
+    bool recover;
     enum sfc_run_state state;
 };
 
@@ -174,14 +202,15 @@ enum sfc_waiting_kind {
     SFC_WAITING_DATA,
     SFC_WAITING_GRANT,
     SFC_WAITING_HOLD,
-    SFC_WAITING_SESSION
+    SFC_WAITING_SESSION,
+    SFC_WAITING_DROP
 };
 
 struct sfc_waiting {
     enum sfc_waiting_kind kind;
     uint64_t token;
     uint64_t worker;
-    uint64_t hold_id;
+    uint64_t hold_id; /* DROP: its number */
     uint64_t since_ms;
 };
 
@@ -189,6 +218,18 @@ struct sfc_hold {
     uint64_t id; /* 0 = free */
     uint64_t at_step;
     uint64_t seen_ms;
+};
+
+struct sfc_run_shard {
+    uint64_t id;   /* for texts */
+    uint64_t life; /* counts its losses: an answer from an earlier life says nothing */
+    bool known;    /* reported since our restart */
+    bool gone;     /* silent for its lease */
+    bool lost;     /* recovers as soon as no record is on its way */
+    uint64_t recovered, to_step; /* what it says of its recovery; to_step 0: nothing yet */
+    double eta_s;
+    enum sfc_duty refused; /* what it could not do the last time, */
+    char refusal[160];     /* and why; "" = nothing */
 };
 
 struct sfc_run_fsm {
@@ -200,14 +241,16 @@ struct sfc_run_fsm {
     bool paused; /* by a person */
     bool blocked;
     uint64_t blocked_step;
-    uint32_t blocked_j; /* UINT32_MAX: not a micro-batch */
+    uint32_t blocked_j;          /* UINT32_MAX: not a micro-batch */
+    bool blocked_before_restart; /* by what the reason says; step and micro-batch are not known */
     bool start_wanted;
     bool failed, stopped, finished;
-    bool started;                /* past LOADING */
-    bool restoring;              /* waits for shards to report after a restart */
-    bool *shard_known;           /* [shards] reported since our restart */
-    bool *shard_gone;            /* [shards] */
-    struct sfc_waiting *waiting; /* ring in order of arrival */
+    bool started;                 /* past LOADING */
+    bool restoring;               /* waits for shards to report after a restart */
+    bool round_wanted;            /* a new round as soon as no record is on its way */
+    struct sfc_run_shard *shards; /* [shards] */
+    uint64_t last_drop;           /* number */
+    struct sfc_waiting *waiting;  /* ring in order of arrival */
     uint32_t waiting_count;
     struct sfc_hold holds[SFC_MAX_HOLDS];
     uint64_t next_hold;
@@ -237,6 +280,8 @@ const uint64_t *sfc_run_labels(struct sfc_run_fsm *run, uint64_t step);
 const struct sfc_done *sfc_run_done(const struct sfc_run_fsm *run, uint32_t j);
 /* Grants that a worker holds now. */
 uint32_t sfc_run_held(const struct sfc_run_fsm *run, uint64_t worker);
+/* The shard has been told to recover and has not answered yet. */
+bool sfc_run_recovers(const struct sfc_run_fsm *run, uint32_t shard);
 /* What a running run waits for, for people ("labels of step 5: 3 of 4"). out is always terminated.
  */
 void sfc_run_waits_for(struct sfc_run_fsm *run, char *out, size_t size);

@@ -1,5 +1,5 @@
-/* Shared by run_fsm.c (moves of the step), run_calls.c (events) and run_waiting.c (waiting calls);
- * not for others. */
+/* Shared by run_fsm.c (moves of the step), run_calls.c (workers and people), run_shards.c (shards)
+ * and run_waiting.c (waiting calls); not for others. */
 #ifndef SFC_CORE_RUN_INTERNAL_H
 #define SFC_CORE_RUN_INTERNAL_H
 
@@ -17,7 +17,18 @@ bool sfc_run_still(const struct sfc_run_fsm *run);
 void sfc_run_decide(struct sfc_run_fsm *run, struct sfc_run_actions *actions);
 void sfc_run_durable(struct sfc_run_fsm *run, uint64_t step, struct sfc_run_actions *actions);
 
+/* run_shards.c */
+void sfc_run_on_shard(struct sfc_run_fsm *run, const struct sfc_run_event *event,
+                      struct sfc_run_actions *actions);
+/* Lost shards begin to recover, and a wanted round opens, unless a record is on its way. */
+void sfc_run_recover(struct sfc_run_fsm *run);
+bool sfc_run_all_known(const struct sfc_run_fsm *run);
+/* The shard that is waited for, if any. */
+bool sfc_run_waits_for_shard(const struct sfc_run_fsm *run, char *out, size_t size);
+
 /* run_calls.c */
+void sfc_run_block(struct sfc_run_fsm *run, uint64_t step, uint32_t j, int code, const char *cause);
+bool sfc_run_ended(const struct sfc_run_fsm *run);
 void sfc_run_handle(struct sfc_run_fsm *run, const struct sfc_run_event *event,
                     struct sfc_run_actions *actions);
 
@@ -25,6 +36,8 @@ void sfc_run_handle(struct sfc_run_fsm *run, const struct sfc_run_event *event,
 void sfc_run_wait(struct sfc_run_fsm *run, const struct sfc_waiting *waiting,
                   struct sfc_run_actions *actions);
 void sfc_run_unwait(struct sfc_run_fsm *run, uint64_t token);
+/* Ends the waiting DROP of this number; its token, 0: none (any more). */
+uint64_t sfc_run_unwait_drop(struct sfc_run_fsm *run, uint64_t number);
 void sfc_run_worker_waits_no_more(struct sfc_run_fsm *run, uint64_t worker,
                                   struct sfc_run_actions *actions);
 void sfc_run_hold(struct sfc_run_fsm *run, const struct sfc_run_event *event,

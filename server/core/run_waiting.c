@@ -29,6 +29,17 @@ void sfc_run_unwait(struct sfc_run_fsm *run, uint64_t token)
         }
 }
 
+uint64_t sfc_run_unwait_drop(struct sfc_run_fsm *run, uint64_t number)
+{
+    for (uint32_t i = 0; i < run->waiting_count; i++)
+        if (run->waiting[i].kind == SFC_WAITING_DROP && run->waiting[i].hold_id == number) {
+            uint64_t token = run->waiting[i].token;
+            take_out(run, i);
+            return token;
+        }
+    return 0;
+}
+
 static struct sfc_run_action *no_ticket(struct sfc_run_actions *actions, uint64_t token, bool data)
 {
     struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_REPLY_TICKET);
@@ -229,8 +240,10 @@ void sfc_run_serve(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_acti
             answered = serve_ticket(run, w, now_ms, actions);
         else if (w->kind == SFC_WAITING_HOLD)
             answered = serve_hold(run, w, now_ms, actions);
-        else
+        else if (w->kind == SFC_WAITING_SESSION)
             answered = serve_session(run, w, actions);
+        else
+            answered = false; /* DROPPED answers it */
         if (answered)
             take_out(run, i);
         else

@@ -78,19 +78,35 @@ static json_t *number(double value)
     return isfinite(value) ? json_real(value) : json_null();
 }
 
+/* What a shard has on its disk, and how far its recovery is (null: it does not recover). */
+static void durability_json(const Shardfc__V1__ShardStatus *h, json_t *out)
+{
+    const Shardfc__V1__ShardDurability *d = h->durability;
+    const Shardfc__V1__ShardRecovery *r = h->recovery;
+    json_object_set_new(out, "log_floor", json_integer(d ? (json_int_t)d->log_floor : 0));
+    json_object_set_new(out, "log_bytes", json_integer(d ? (json_int_t)d->log_bytes : 0));
+    json_object_set_new(out, "snapshot_lag", json_integer(d ? (json_int_t)d->snapshot_lag : 0));
+    json_object_set_new(out, "disk_error", json_string(d ? d->error : ""));
+    json_object_set_new(out, "recovery",
+                        r ? json_pack("{s:I, s:I, s:f}", "step", (json_int_t)r->step, "to_step",
+                                      (json_int_t)r->to_step, "eta_s", r->eta_s)
+                          : json_null());
+}
+
 static json_t *shards_json(const Shardfc__V1__StatusReply *s)
 {
     json_t *list = json_array();
     for (size_t i = 0; i < s->n_shards; i++) {
         const Shardfc__V1__ShardStatus *h = s->shards[i];
-        json_array_append_new(
-            list,
+        json_t *one =
             json_pack("{s:I, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "id",
                       (json_int_t)h->id, "address", h->address, "state", h->state, "blocks",
                       (json_int_t)h->blocks, "dense_blocks", (json_int_t)h->dense_blocks, "classes",
                       (json_int_t)h->classes, "memory_bytes", (json_int_t)h->memory_bytes,
                       "memory_limit", (json_int_t)h->memory_limit, "step", (json_int_t)h->step,
-                      "backend", h->backend, "numerics", h->numerics));
+                      "backend", h->backend, "numerics", h->numerics);
+        durability_json(h, one);
+        json_array_append_new(list, one);
     }
     return list;
 }
@@ -182,12 +198,16 @@ static void print_status(const Shardfc__V1__StatusReply *s)
 {
     print_run(s);
     printf("\nshards (block map %" PRIu64 ")\n", s->map_version);
-    printf("  %4s  %-22s %-8s %7s %10s %12s %8s\n", "id", "address", "state", "blocks", "classes",
-           "memory MB", "step");
+    printf("  %4s  %-22s %-10s %7s %10s %12s %8s %9s\n", "id", "address", "state", "blocks",
+           "classes", "memory MB", "step", "log MB");
     for (size_t i = 0; i < s->n_shards; i++) {
         const Shardfc__V1__ShardStatus *h = s->shards[i];
-        printf("  %4" PRIu64 "  %-22s %-8s %7" PRIu64 " %10" PRIu64 " %12.1f %8" PRIu64 "\n", h->id,
-               h->address, h->state, h->blocks, h->classes, (double)h->memory_bytes / 1e6, h->step);
+        const Shardfc__V1__ShardDurability *d = h->durability;
+        printf("  %4" PRIu64 "  %-22s %-10s %7" PRIu64 " %10" PRIu64 " %12.1f %8" PRIu64 " %9.1f\n",
+               h->id, h->address, h->state, h->blocks, h->classes, (double)h->memory_bytes / 1e6,
+               h->step, d ? (double)d->log_bytes / 1e6 : 0);
+        if (d && d->error[0] != '\0')
+            printf("        disk: %s\n", d->error);
     }
     printf("\nworkers\n  %4s  %-30s %-8s %6s %8s %14s\n", "id", "name", "state", "lanes", "tickets",
            "micro-batches");

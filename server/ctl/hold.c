@@ -52,7 +52,10 @@ static int renew(struct sfc_hold *hold, struct sfc_error *err)
         return SFC_OK;
     }
     uint64_t step = sfc_hold_reply(hold)->step;
-    int code = ask_hold(hold, step, err);
+    int code;
+    do { /* a shard that recovers meanwhile does so to this very step */
+        code = ask_hold(hold, step, err);
+    } while (code == SFC_OK && !sfc_hold_reply(hold)->held && sfc_hold_reply(hold)->step == step);
     if (code == SFC_OK && (!sfc_hold_reply(hold)->held || sfc_hold_reply(hold)->step != step)) {
         code = sfc_fail(err, SFC_ESTATE, "the hold at step %" PRIu64 " was lost; try again", step);
     }

@@ -1,5 +1,6 @@
 /* Shards and workers: registration, heartbeats, leases. */
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -106,8 +107,7 @@ static void act(struct sfc_scheduler *s, const Shardfc__V1__RegisterShardRequest
             break;
         case SFC_MEMBER_SHARD_RESTARTED:
             sfc_sched_event(s, "shard %" PRIu64 " at %s restarted", a.id, address);
-            snprintf(text, sizeof text, "shard %s restarted and lost its blocks", address);
-            shard_event(s, a.id, SFC_EV_SHARD_LOST, request, text);
+            shard_event(s, a.id, SFC_EV_SHARD_LOST, request, "");
             break;
         case SFC_MEMBER_SHARD_GONE:
             sfc_sched_event(s, "shard %" PRIu64 " at %s does not answer", a.id, address);
@@ -261,7 +261,40 @@ static void reply_shard_heartbeat(struct sfc_scheduler *s, struct sfc_rpc_call *
     Shardfc__V1__ShardHeartbeatReply m = SHARDFC__V1__SHARD_HEARTBEAT_REPLY__INIT;
     m.registered = known;
     m.incarnation = s->incarnation;
+    if (s->run) {
+        m.run_id = s->run->id;
+        m.has_log_floor = sfc_log_floor_least(&s->run->floor, &m.log_floor);
+    }
     sfc_call_reply(call, &m);
+}
+
+/* What the shard says about the present run. */
+static void take_durability(struct sfc_scheduler *s, struct sfc_shard_info *info,
+                            const Shardfc__V1__ShardHeartbeatRequest *r)
+{
+    const Shardfc__V1__ShardDurability *d = r->durability;
+    const Shardfc__V1__ShardRecovery *recovery = r->recovery;
+    uint32_t index = s->run ? sfc_sched_run_shard(s->run, r->shard) : UINT32_MAX;
+    info->recovering = recovery != NULL;
+    info->recovered = recovery ? recovery->step : 0;
+    info->recovers_to = recovery ? recovery->to_step : 0;
+    info->recovery_eta_s = recovery && isfinite(recovery->eta_s) ? recovery->eta_s : 0;
+    info->log_floor = d ? d->log_floor : 0;
+    info->log_bytes = d ? d->log_bytes : 0;
+    info->snapshot_lag = d ? d->snapshot_lag : 0;
+    snprintf(info->disk_error, sizeof info->disk_error, "%s", d ? d->error : "");
+    if (index == UINT32_MAX || r->run_id != s->run->id)
+        return;
+    if (d && d->has_floor)
+        sfc_log_floor_note(&s->run->floor, index, d->log_floor);
+    if (!recovery)
+        return;
+    struct sfc_run_event event = {.type = SFC_EV_SHARD_PROGRESS,
+                                  .shard = index,
+                                  .step = info->recovered,
+                                  .to_step = info->recovers_to,
+                                  .eta_s = info->recovery_eta_s};
+    sfc_sched_run_event(s->run, &event);
 }
 
 void sfc_sched_on_shard_heartbeat(struct sfc_rpc_call *call, void *ctx)
@@ -280,6 +313,7 @@ void sfc_sched_on_shard_heartbeat(struct sfc_rpc_call *call, void *ctx)
     } else {
         info->step = r->step;
         info->memory_bytes = r->memory_bytes;
+        take_durability(s, info, r);
         take_counters(&info->counters, r->counters, r->n_counters);
         struct sfc_parked *p = sfc_sched_park(s, call, SFC_PARKED_SHARD_HEARTBEAT);
         if (p) {

@@ -43,13 +43,15 @@ double sfc_sched_run_average(const struct sfc_sched_run *run)
 
 /* ---- life */
 
-static struct sfc_run_config machine_config(const struct sfc_sched_run *run, uint64_t start_step)
+static struct sfc_run_config machine_config(const struct sfc_sched_run *run, uint64_t start_step,
+                                            const uint64_t *shard_ids)
 {
     const Shardfc__V1__RunConfig *c = run->config;
     return (struct sfc_run_config){
         .run_id = run->id,
         .incarnation = run->scheduler->incarnation,
         .shards = (uint32_t)run->map->n_shards,
+        .shard_ids = shard_ids,
         .map_version = run->map->version,
         .classes = c->classes,
         .global_batch = c->global_batch,
@@ -83,10 +85,15 @@ int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConf
     run->load = load;
     run->loss = NAN;
     int code = sfc_run_setup_init(&run->setup, config, err);
+    uint64_t shard_ids[SFC_CORE_MAX_SHARDS];
+    for (size_t k = 0; k < map->n_shards && k < SFC_CORE_MAX_SHARDS; k++)
+        shard_ids[k] = map->shards[k]->shard;
     if (code == SFC_OK) {
-        struct sfc_run_config machine = machine_config(run, start_step);
+        struct sfc_run_config machine = machine_config(run, start_step, shard_ids);
         code = sfc_run_init(&run->fsm, &machine, restore, err);
     }
+    if (code == SFC_OK)
+        code = sfc_log_floor_init(&run->floor, (uint32_t)map->n_shards, err);
     if (code == SFC_OK)
         code = sfc_run_actions_init(&run->actions, &run->fsm, err);
     if (code == SFC_OK) {
@@ -118,6 +125,7 @@ void sfc_sched_run_free(struct sfc_sched_run *run)
     }
     sfc_run_actions_free(&run->actions);
     sfc_run_free(&run->fsm);
+    sfc_log_floor_free(&run->floor);
     sfc_run_setup_close(&run->setup);
     sfc_message_free(run->config);
     sfc_message_free(run->map);
@@ -127,7 +135,8 @@ void sfc_sched_run_free(struct sfc_sched_run *run)
 static bool restore_state(const char *name, enum sfc_run_state *out)
 {
     static const enum sfc_run_state states[] = {SFC_RUN_LOADING, SFC_RUN_RUNNING, SFC_RUN_PAUSED,
-                                                SFC_RUN_HELD,    SFC_RUN_BLOCKED, SFC_RUN_FINISHED};
+                                                SFC_RUN_HELD,    SFC_RUN_BLOCKED, SFC_RUN_FINISHED,
+                                                SFC_RUN_FAILED};
     for (size_t i = 0; i < sizeof states / sizeof *states; i++)
         if (strcmp(name, sfc_run_state_name(states[i])) == 0) {
             *out = states[i] == SFC_RUN_HELD ? SFC_RUN_RUNNING : states[i];
@@ -163,6 +172,28 @@ static int restore_record(struct sfc_scheduler *s, uint64_t run_id, struct sfc_r
     return SFC_OK;
 }
 
+/* What people dropped of steps that are not committed. *drops is the caller's to free. */
+static int restore_drops(struct sfc_scheduler *s, uint64_t run_id,
+                         const Shardfc__V1__RunConfig *config, struct sfc_run_restore *out,
+                         struct sfc_run_drop **drops, struct sfc_error *err)
+{
+    uint64_t committed = out->has_record ? out->record.step : 0;
+    size_t limit =
+        config->micro_batch ? 8 * (size_t)(config->global_batch / config->micro_batch) : 0;
+    size_t count = 0;
+    struct sfc_store_drop *stored = calloc(limit + 1, sizeof *stored);
+    *drops = calloc(limit + 1, sizeof(**drops));
+    int code = stored && *drops ? SFC_OK : sfc_fail(err, SFC_ENOMEM, "dropped micro-batches");
+    if (code == SFC_OK)
+        code = sfc_store_drops(s->store, run_id, committed, limit, stored, &count, err);
+    for (size_t i = 0; i < count; i++)
+        (*drops)[i] = (struct sfc_run_drop){stored[i].step, stored[i].micro_batch};
+    out->drops = *drops;
+    out->drop_count = count;
+    free(stored);
+    return code;
+}
+
 /* The average rate of what was done before our restart, from the first and the last record. */
 static int restore_average(struct sfc_scheduler *s, struct sfc_error *err)
 {
@@ -192,8 +223,10 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
     s->last_run_id = stored.run_id;
     Shardfc__V1__RunConfig *config = NULL;
     Shardfc__V1__BlockMap *map = NULL;
+    struct sfc_run_drop *drops = NULL;
     if (!restore_state(stored.state, &restore.state))
-        goto done; /* stopped or failed: only its history is left */
+        goto done; /* stopped: only its history is left */
+    restore.reason = stored.reason;
     config = sfc_bytes_unpack((struct sfc_bytes){stored.config, stored.config_size},
                               &shardfc__v1__run_config__descriptor);
     map = sfc_bytes_unpack((struct sfc_bytes){stored.map, stored.map_size},
@@ -204,6 +237,8 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
         goto done;
     }
     code = restore_record(s, stored.run_id, &restore, err);
+    if (code == SFC_OK)
+        code = restore_drops(s, stored.run_id, config, &restore, &drops, err);
     if (code == SFC_OK)
         code = sfc_sched_run_new(s, stored.run_id, config, map, stored.start_step, stored.load,
                                  &restore, &s->run, err);
@@ -218,10 +253,13 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
         s->run->loss = restore.has_record ? restore.record.loss : (double)NAN;
         s->run->lr = restore.record.lr;
         s->run->skipped_steps = restore.record.skipped_total;
-        sfc_info_log("run %" PRIu64 " (%s) goes on at step %" PRIu64, stored.run_id,
-                     s->run->config->name, sfc_run_committed(&s->run->fsm));
+        sfc_info_log("run %" PRIu64 " (%s) %s at step %" PRIu64, stored.run_id,
+                     s->run->config->name,
+                     restore.state == SFC_RUN_FAILED ? "had failed" : "goes on",
+                     sfc_run_committed(&s->run->fsm));
     }
 done:
+    free(drops);
     sfc_message_free(config);
     sfc_message_free(map);
     sfc_store_run_close(&stored);
@@ -306,11 +344,57 @@ static void write_record(struct sfc_sched_run *run, const struct sfc_run_action 
     sfc_store_queue_submit(&run->scheduler->queue, &t->task);
 }
 
+struct drop_task {
+    struct sfc_store_task task;
+    struct sfc_scheduler *scheduler;
+    uint64_t run_id;
+    uint64_t number;
+    struct sfc_store_drop drop;
+};
+
+static void drop_work(struct sfc_store_task *task, struct sfc_store *store)
+{
+    struct drop_task *t = (struct drop_task *)task;
+    task->code = sfc_store_put_drop(store, t->run_id, &t->drop, &task->error);
+}
+
+static void drop_done(struct sfc_store_task *task)
+{
+    struct drop_task *t = (struct drop_task *)task;
+    struct sfc_sched_run *run = t->scheduler->run;
+    struct sfc_run_event event = {.type = SFC_EV_DROPPED,
+                                  .number = t->number,
+                                  .step = t->drop.step,
+                                  .j = t->drop.micro_batch,
+                                  .code = task->code,
+                                  .text = task->error.text};
+    if (run && run->id == t->run_id && !t->scheduler->stopping)
+        sfc_sched_run_event(run, &event);
+    free(t);
+}
+
+static void write_drop(struct sfc_sched_run *run, const struct sfc_run_action *a)
+{
+    struct drop_task *t = calloc(1, sizeof *t);
+    if (!t) {
+        run->lost_drop = (struct sfc_run_drop){a->step, a->j};
+        run->lost_drop_number = a->number;
+        return;
+    }
+    t->scheduler = run->scheduler;
+    t->run_id = run->id;
+    t->number = a->number;
+    t->drop = (struct sfc_store_drop){a->step, a->j};
+    t->task.work = drop_work;
+    t->task.done = drop_done;
+    sfc_store_queue_submit(&run->scheduler->queue, &t->task);
+}
+
 struct state_task {
     struct sfc_store_task task;
     uint64_t run_id;
     char state[16];
-    char reason[256];
+    char reason[512];
 };
 
 static void state_work(struct sfc_store_task *task, struct sfc_store *store)
@@ -494,6 +578,9 @@ static void perform(struct sfc_sched_run *run)
         case SFC_ACT_WRITE_RECORD:
             write_record(run, a);
             break;
+        case SFC_ACT_WRITE_DROP:
+            write_drop(run, a);
+            break;
         case SFC_ACT_COMMITTED:
             committed(run, a);
             break;
@@ -530,6 +617,7 @@ void sfc_sched_run_tick(struct sfc_sched_run *run)
                                       .shard = lost[i].shard,
                                       .duty = lost[i].duty,
                                       .step = lost[i].step,
+                                      .life = lost[i].life,
                                       .round = lost[i].round,
                                       .code = SFC_EUNAVAILABLE,
                                       .text = "no memory for the request"};
@@ -541,6 +629,16 @@ void sfc_sched_run_tick(struct sfc_sched_run *run)
                                       .code = SFC_ENOMEM,
                                       .text = "no memory for the commit record"};
         run->lost_record = 0;
+        sfc_sched_run_event(run, &event);
+    }
+    if (run->lost_drop_number) {
+        struct sfc_run_event event = {.type = SFC_EV_DROPPED,
+                                      .number = run->lost_drop_number,
+                                      .step = run->lost_drop.step,
+                                      .j = run->lost_drop.j,
+                                      .code = SFC_ENOMEM,
+                                      .text = "no memory"};
+        run->lost_drop_number = 0;
         sfc_sched_run_event(run, &event);
     }
     struct sfc_run_event event = {.type = SFC_EV_TICK};

@@ -4,6 +4,7 @@
 
 #include "proto/limits.h"
 #include "server/core/block_map.h"
+#include "server/core/log_floor.h"
 #include "server/core/membership.h"
 #include "server/core/run_fsm.h"
 #include "server/run/messages.h"
@@ -14,7 +15,7 @@
 enum {
     SFC_MAX_WORKERS = SFC_LIMIT_WORKERS,
     SFC_MAX_COUNTERS = SFC_LIMIT_COUNTERS, /* of one member */
-    SFC_MAX_LOST = 64,     /* messages without memory between two ticks */
+    SFC_MAX_LOST = 64,                     /* messages without memory between two ticks */
     SFC_TICK_MS = 100,
     SFC_HEARTBEAT_HOLD_MS = 1000,
     SFC_JOIN_HOLD_MS = 2000,
@@ -40,6 +41,12 @@ struct sfc_shard_info {
     uint64_t memory_limit;
     uint64_t memory_bytes;
     uint64_t step;
+    /* of its last heartbeat */
+    uint64_t log_floor, log_bytes, snapshot_lag;
+    char disk_error[160]; /* "": its last write succeeded */
+    bool recovering;
+    uint64_t recovered, recovers_to;
+    double recovery_eta_s;
     struct sfc_counter_set counters;
 };
 
@@ -86,6 +93,7 @@ struct sfc_sched_run {
     struct sfc_run_fsm fsm;
     struct sfc_run_actions actions;
     bool load;
+    struct sfc_log_floor floor;
     char numerics[128];      /* of its workers; "": none joined yet */
     uint64_t last_commit_us; /* 0: the next step does not count for the rates */
     uint64_t timed_steps, timed_us;
@@ -96,10 +104,13 @@ struct sfc_sched_run {
         uint32_t shard;
         enum sfc_duty duty;
         uint64_t step;
+        uint64_t life;
         struct sfc_attempt round;
     } lost[SFC_MAX_LOST];
     uint32_t lost_count;
     uint64_t lost_record; /* step, 0: none */
+    struct sfc_run_drop lost_drop;
+    uint64_t lost_drop_number; /* 0: none */
 };
 
 struct sfc_scheduler {
@@ -123,8 +134,9 @@ struct sfc_scheduler {
     bool timer_open;
     bool stopping;
     uint64_t refused[SFC_EINTERNAL + 1];
-    uint64_t broken_rows; /* announced with weight 0 because their sample can't be read */
-    uint64_t gave_up;     /* attempts and data tickets that workers gave back with a reason */
+    uint64_t broken_rows;    /* announced with weight 0 because their sample can't be read */
+    uint64_t gave_up;        /* attempts and data tickets that workers gave back with a reason */
+    uint64_t recoveries;     /* of shards, since our start */
     unsigned events_waiting; /* on their way to the store */
     uint64_t events_lost;    /* logged, but not stored: too many at a time */
 };

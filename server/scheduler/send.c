@@ -11,6 +11,8 @@ struct send {
     uint32_t shard;
     enum sfc_duty duty;
     uint64_t step;
+    uint64_t life;
+    bool recover;
     struct sfc_attempt round;
     struct sfc_error error; /* of a call that could not start */
 };
@@ -19,7 +21,7 @@ static const struct {
     const char *method;
     unsigned deadline_ms;
 } duties[SFC_DUTY_COUNT] = {
-    [SFC_DUTY_OPEN] = {"/shardfc.v1.Shard/OpenRun", 900000}, /* initialises every block */
+    [SFC_DUTY_OPEN] = {"/shardfc.v1.Shard/OpenRun", 900000}, /* makes or recovers every block */
     [SFC_DUTY_COMMIT] = {"/shardfc.v1.Shard/Commit", 120000},
     [SFC_DUTY_ABORT] = {"/shardfc.v1.Shard/Abort", 60000},
     [SFC_DUTY_PLAN] = {"/shardfc.v1.Shard/Plan", 120000},
@@ -37,16 +39,29 @@ static void set_attempt(Shardfc__V1__Attempt *out, struct sfc_attempt a)
     out->counter = a.counter;
 }
 
-static uint8_t *pack_open(const struct sfc_sched_run *run, uint32_t shard, size_t *size)
+static uint8_t *pack_open(const struct sfc_sched_run *run, const struct sfc_run_action *a,
+                          size_t *size)
 {
+    Shardfc__V1__CommitRecord last = SHARDFC__V1__COMMIT_RECORD__INIT;
+    Shardfc__V1__Attempt round;
     Shardfc__V1__OpenRunRequest m = SHARDFC__V1__OPEN_RUN_REQUEST__INIT;
     m.run_id = run->id;
     m.incarnation = run->scheduler->incarnation;
     m.config = run->config;
     m.map = run->map;
-    m.self = shard;
+    m.self = a->shard;
     m.start_step = run->fsm.config.start_step;
     m.load = run->load;
+    m.recover = a->recover;
+    if (a->recover && a->record.step != 0) {
+        set_attempt(&round, a->record.round);
+        last.step = a->record.step;
+        last.round = &round;
+        last.clip_scale = a->record.clip_scale;
+        last.lr = a->record.lr;
+        last.apply = a->record.apply;
+        m.last_commit = &last;
+    }
     return sfc_message_pack(&m, size);
 }
 
@@ -178,7 +193,7 @@ static uint8_t *pack(struct sfc_sched_run *run, const struct sfc_run_action *a, 
 {
     switch (a->duty) {
     case SFC_DUTY_OPEN:
-        return pack_open(run, a->shard, size);
+        return pack_open(run, a, size);
     case SFC_DUTY_PLAN:
     case SFC_DUTY_PLAN_NEXT:
         return pack_plan(run, a, size);
@@ -227,22 +242,39 @@ static void take_prepare(struct sfc_bytes head, struct sfc_run_event *event,
                                                     .missing_count = (uint32_t)m->n_missing};
 }
 
+static void take_open(struct sfc_sched_run *run, const struct send *send, struct sfc_bytes head,
+                      struct sfc_run_event *event)
+{
+    struct sfc_scheduler *s = run->scheduler;
+    uint64_t id = run->map->shards[send->shard]->shard;
+    struct sfc_shard_info *info = sfc_sched_shard(s, id);
+    Shardfc__V1__OpenRunReply *m = sfc_bytes_unpack(head, &shardfc__v1__open_run_reply__descriptor);
+    if (!m) {
+        event->code = SFC_EINTERNAL;
+        event->text = "the shard's answer to OpenRun is malformed";
+        return;
+    }
+    event->applied = m->step;
+    if (info) {
+        info->memory_bytes = m->memory_bytes;
+        info->step = m->step;
+        info->recovering = false;
+    }
+    if (send->recover) {
+        s->recoveries++;
+        sfc_sched_event(s, "shard %llu has recovered run %llu at step %llu", (unsigned long long)id,
+                        (unsigned long long)run->id, (unsigned long long)m->step);
+    }
+    sfc_message_free(m);
+}
+
 /* What Status shows between two heartbeats. */
-static void note(struct sfc_sched_run *run, const struct send *send, struct sfc_bytes head)
+static void take_commit(struct sfc_sched_run *run, const struct send *send)
 {
     struct sfc_shard_info *info =
         sfc_sched_shard(run->scheduler, run->map->shards[send->shard]->shard);
-    if (!info)
-        return;
-    if (send->duty == SFC_DUTY_COMMIT && info->step < send->step)
+    if (info && info->step < send->step)
         info->step = send->step;
-    if (send->duty != SFC_DUTY_OPEN)
-        return;
-    Shardfc__V1__OpenRunReply *m = sfc_bytes_unpack(head, &shardfc__v1__open_run_reply__descriptor);
-    if (m)
-        info->memory_bytes = m->memory_bytes;
-    info->step = run->fsm.config.start_step;
-    sfc_message_free(m);
 }
 
 static void report(struct send *send, int code, const char *text, struct sfc_bytes head)
@@ -252,14 +284,17 @@ static void report(struct send *send, int code, const char *text, struct sfc_byt
                                   .shard = send->shard,
                                   .duty = send->duty,
                                   .step = send->step,
+                                  .life = send->life,
                                   .round = send->round,
                                   .code = code,
                                   .text = text ? text : ""};
     struct sfc_dense_report *reports = NULL;
     Shardfc__V1__PrepareReply *prepare = NULL;
     if (run) {
-        if (code == SFC_OK)
-            note(run, send, head);
+        if (send->duty == SFC_DUTY_OPEN && code == SFC_OK)
+            take_open(run, send, head, &event);
+        if (send->duty == SFC_DUTY_COMMIT && code == SFC_OK)
+            take_commit(run, send);
         if (send->duty == SFC_DUTY_PREPARE && code == SFC_OK)
             take_prepare(head, &event, &reports, &prepare);
         sfc_sched_run_event(run, &event);
@@ -288,7 +323,7 @@ void sfc_sched_send(struct sfc_sched_run *run, const struct sfc_run_action *a)
     if (!send) {
         if (run->lost_count < SFC_MAX_LOST)
             run->lost[run->lost_count++] =
-                (struct sfc_lost_send){a->shard, a->duty, a->step, a->round};
+                (struct sfc_lost_send){a->shard, a->duty, a->step, a->life, a->round};
         return;
     }
     *send = (struct send){.scheduler = s,
@@ -296,6 +331,8 @@ void sfc_sched_send(struct sfc_sched_run *run, const struct sfc_run_action *a)
                           .shard = a->shard,
                           .duty = a->duty,
                           .step = a->step,
+                          .life = a->life,
+                          .recover = a->recover,
                           .round = a->round};
     size_t size = 0;
     uint8_t *bytes = pack(run, a, &size);

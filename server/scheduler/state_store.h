@@ -23,9 +23,9 @@ struct sfc_store_run {
     bool load;           /* blocks come from outside before it starts */
     uint64_t map_version;
     char state[16]; /* see sfc_store_set_run_state */
-    char reason[256];
+    char reason[512];
     char numerics[128]; /* class of its workers; "" until the first one joined */
-    uint8_t *config; /* RunConfig; owned by the struct, see sfc_store_run_close */
+    uint8_t *config;    /* RunConfig; owned by the struct, see sfc_store_run_close */
     size_t config_size;
     uint8_t *map; /* BlockMap */
     size_t map_size;
@@ -53,6 +53,12 @@ struct sfc_store_commit {
     const uint8_t
         *attempts; /* packed PrepareRequest: attempts and digests; borrowed (NULL on read) */
     size_t attempts_size;
+};
+
+/* A micro-batch that a person dropped. */
+struct sfc_store_drop {
+    uint64_t step;
+    uint32_t micro_batch;
 };
 
 struct sfc_store_shard {
@@ -91,6 +97,13 @@ int sfc_store_last_commit(struct sfc_store *store, uint64_t run_id, struct sfc_s
 /* Records with step > after_step, ascending, at most limit; *count says how many were written. */
 int sfc_store_history(struct sfc_store *store, uint64_t run_id, uint64_t after_step, size_t limit,
                       struct sfc_store_commit *out, size_t *count, struct sfc_error *err);
+
+/* Again is fine. */
+int sfc_store_put_drop(struct sfc_store *store, uint64_t run_id, const struct sfc_store_drop *drop,
+                       struct sfc_error *err);
+/* Drops of steps > after_step, ascending, at most limit. */
+int sfc_store_drops(struct sfc_store *store, uint64_t run_id, uint64_t after_step, size_t limit,
+                    struct sfc_store_drop *out, size_t *count, struct sfc_error *err);
 
 /* The shards that are known. An address has one id; putting it again, or dropping what is not
  * there, is fine. */

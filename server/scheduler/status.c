@@ -23,6 +23,8 @@ struct status {
     struct totals totals;
     Shardfc__V1__ShardStatus shards[SFC_CORE_MAX_SHARDS];
     Shardfc__V1__ShardStatus *shard_list[SFC_CORE_MAX_SHARDS];
+    Shardfc__V1__ShardDurability durability[SFC_CORE_MAX_SHARDS];
+    Shardfc__V1__ShardRecovery recovery[SFC_CORE_MAX_SHARDS];
     Shardfc__V1__WorkerStatus workers[SFC_MAX_WORKERS];
     Shardfc__V1__WorkerStatus *worker_list[SFC_MAX_WORKERS];
     char waits_for[256];
@@ -66,6 +68,8 @@ static void fill_counters(struct sfc_scheduler *s, struct status *st)
         add_total(&st->totals, "scheduler_events_not_stored", s->events_lost);
     if (s->broken_rows)
         add_total(&st->totals, "broken_rows", s->broken_rows);
+    if (s->recoveries)
+        add_total(&st->totals, "shard_recoveries", s->recoveries);
     if (s->gave_up)
         add_total(&st->totals, "gave_up", s->gave_up);
     for (size_t i = 0; i < SFC_CORE_MAX_SHARDS; i++)
@@ -90,6 +94,33 @@ static void count_blocks(const struct sfc_sched_run *run, uint32_t index,
         out->dense_blocks += run->map->dense_owner[b] == index;
 }
 
+static void fill_durability(const struct sfc_shard_info *info, Shardfc__V1__ShardStatus *out,
+                            Shardfc__V1__ShardDurability *durability,
+                            Shardfc__V1__ShardRecovery *recovery)
+{
+    shardfc__v1__shard_durability__init(durability);
+    durability->log_floor = info->log_floor;
+    durability->log_bytes = info->log_bytes;
+    durability->snapshot_lag = info->snapshot_lag;
+    durability->error = (char *)(uintptr_t)info->disk_error;
+    out->durability = durability;
+    if (!info->recovering)
+        return;
+    shardfc__v1__shard_recovery__init(recovery);
+    recovery->step = info->recovered;
+    recovery->to_step = info->recovers_to;
+    recovery->eta_s = info->recovery_eta_s;
+    out->recovery = recovery;
+}
+
+static const char *shard_state(const struct sfc_scheduler *s, const struct sfc_shard_member *member)
+{
+    uint32_t index = s->run ? sfc_sched_run_shard(s->run, member->id) : UINT32_MAX;
+    if (!member->ready)
+        return "gone";
+    return index != UINT32_MAX && sfc_run_recovers(&s->run->fsm, index) ? "recovering" : "ready";
+}
+
 static void fill_shards(struct sfc_scheduler *s, struct status *st)
 {
     size_t n = 0;
@@ -102,13 +133,14 @@ static void fill_shards(struct sfc_scheduler *s, struct status *st)
         shardfc__v1__shard_status__init(out);
         out->id = member->id;
         out->address = (char *)(uintptr_t)member->address;
-        out->state = (char *)(uintptr_t)(member->ready ? "ready" : "gone");
+        out->state = (char *)(uintptr_t)shard_state(s, member);
         if (info) {
             out->memory_bytes = info->memory_bytes;
             out->memory_limit = info->memory_limit;
             out->step = info->step;
             out->backend = (char *)(uintptr_t)info->backend;
             out->numerics = (char *)(uintptr_t)info->numerics;
+            fill_durability(info, out, &st->durability[n], &st->recovery[n]);
         }
         bool placed = s->run && s->run->fsm.state != SFC_RUN_IDLE; /* idle: blocks are freed */
         uint32_t index = placed ? sfc_sched_run_shard(s->run, member->id) : UINT32_MAX;
@@ -149,7 +181,10 @@ static void fill_run(struct sfc_sched_run *run, struct status *st)
     bool running = run->fsm.state == SFC_RUN_RUNNING;
     m->state = (char *)(uintptr_t)sfc_run_state_name(run->fsm.state);
     m->reason = run->fsm.reason;
-    if (running || run->fsm.state == SFC_RUN_LOADING) {
+    bool recovers = false;
+    for (uint32_t k = 0; k < run->map->n_shards; k++)
+        recovers = recovers || sfc_run_recovers(&run->fsm, k);
+    if (running || run->fsm.state == SFC_RUN_LOADING || (recovers && !run->fsm.reason[0])) {
         sfc_run_waits_for(&run->fsm, st->waits_for, sizeof st->waits_for);
         m->reason = st->waits_for;
     }

@@ -12,7 +12,7 @@
 
 #include "server/scheduler/state_store.h"
 
-enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 3, EVENTS_KEPT = 10000 };
+enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 4, EVENTS_KEPT = 10000 };
 
 static const char SCHEMA[] =
     "BEGIN IMMEDIATE;"
@@ -29,11 +29,14 @@ static const char SCHEMA[] =
     " zero_features INTEGER NOT NULL, skipped_in_row INTEGER NOT NULL, skipped_total INTEGER NOT "
     "NULL,"
     " time_us INTEGER NOT NULL, attempts BLOB NOT NULL, PRIMARY KEY(run_id, step)) WITHOUT ROWID;"
+    "CREATE TABLE drops(run_id INTEGER NOT NULL, step INTEGER NOT NULL, micro_batch INTEGER NOT "
+    "NULL,"
+    " PRIMARY KEY(run_id, step, micro_batch)) WITHOUT ROWID;"
     "CREATE TABLE shards(shard INTEGER PRIMARY KEY, address TEXT UNIQUE NOT NULL);"
     "CREATE TABLE events(id INTEGER PRIMARY KEY AUTOINCREMENT, time_ms INTEGER NOT NULL,"
     " run_id INTEGER NOT NULL, text TEXT NOT NULL);"
     "PRAGMA application_id=1397113683;"
-    "PRAGMA user_version=3;"
+    "PRAGMA user_version=4;"
     "COMMIT;";
 
 struct sfc_store {
@@ -172,6 +175,54 @@ static int take_lock(struct sfc_store *store, const char *where, struct sfc_erro
     return sfc_fail_errno(err, "lock %s", path);
 }
 
+/* SQLite answers a journal mode that it can't have with the one that it keeps. */
+static int check_durable(struct sfc_store *store, struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int64_t synchronous = 0;
+    char mode[16] = "";
+    int code = db_exec(store, "PRAGMA synchronous=FULL", "open state", err);
+    if (code == SFC_OK)
+        code = db_prepare(store, "PRAGMA journal_mode=WAL", &s, "open state", err);
+    if (code != SFC_OK)
+        return code;
+    if (sqlite3_step(s) == SQLITE_ROW)
+        column_text(s, 0, mode, sizeof mode);
+    else
+        code = db_fail(store, err, "open state");
+    sqlite3_finalize(s);
+    if (code == SFC_OK)
+        code = db_integer(store, "PRAGMA synchronous", &synchronous, "open state", err);
+    if (code == SFC_OK && (strcmp(mode, "wal") != 0 || synchronous != 2))
+        code = sfc_fail(err, SFC_EIO,
+                        "%s: journal mode %s, synchronous %lld instead of wal, 2: put --state on a "
+                        "local file system",
+                        store->path, mode, (long long)synchronous);
+    return code;
+}
+
+static int sync_folder(const char *path, struct sfc_error *err)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return sfc_fail_errno(err, "open folder %s", path);
+    int code = fsync(fd) == 0 ? SFC_OK : sfc_fail_errno(err, "flush folder %s", path);
+    close(fd);
+    return code;
+}
+
+/* The names of the files, and of a new folder, are durable as well. */
+static int sync_names(const char *where, bool made, struct sfc_error *err)
+{
+    char parent[4096];
+    if (!made)
+        return sync_folder(where, err);
+    if ((size_t)snprintf(parent, sizeof parent, "%s/..", where) >= sizeof parent)
+        return sfc_fail(err, SFC_EINVAL, "--state: the path is too long");
+    int code = sync_folder(where, err);
+    return code == SFC_OK ? sync_folder(parent, err) : code;
+}
+
 static int check_schema(struct sfc_store *store, struct sfc_error *err)
 {
     int64_t application = 0, version = 0, tables = 0;
@@ -228,7 +279,8 @@ int sfc_store_open(const char *where, struct sfc_store **out, struct sfc_error *
         return sfc_fail(err, SFC_ENOMEM, "open state");
     store->lock = -1;
     int code = SFC_OK;
-    if (mkdir(where, 0700) != 0 && errno != EEXIST) {
+    bool made = mkdir(where, 0700) == 0;
+    if (!made && errno != EEXIST) {
         code = sfc_fail_errno(err, "make folder %s", where);
         goto fail;
     }
@@ -246,9 +298,9 @@ int sfc_store_open(const char *where, struct sfc_store **out, struct sfc_error *
         goto fail;
     }
     sqlite3_extended_result_codes(store->db, 0);
-    if ((code = db_exec(store, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;", "open state",
-                        err)) != SFC_OK ||
-        (code = check_schema(store, err)) != SFC_OK || (code = check_pages(store, err)) != SFC_OK)
+    if ((code = check_durable(store, err)) != SFC_OK ||
+        (code = check_schema(store, err)) != SFC_OK || (code = check_pages(store, err)) != SFC_OK ||
+        (code = sync_names(where, made, err)) != SFC_OK)
         goto fail;
     *out = store;
     return SFC_OK;
@@ -519,6 +571,49 @@ int sfc_store_last_commit(struct sfc_store *store, uint64_t run_id, struct sfc_s
         code = rc == SQLITE_DONE ? sfc_fail(err, SFC_ENOTFOUND, "nothing is committed yet")
                                  : db_fail(store, err, "read last commit");
     sqlite3_finalize(s);
+    return code;
+}
+
+/* ---- dropped micro-batches */
+
+int sfc_store_put_drop(struct sfc_store *store, uint64_t run_id, const struct sfc_store_drop *drop,
+                       struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store,
+                          "INSERT OR IGNORE INTO drops(run_id, step, micro_batch)"
+                          " VALUES(?,?,?)",
+                          &s, "write drop", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, run_id);
+    bind_u64(s, 2, drop->step);
+    bind_u64(s, 3, drop->micro_batch);
+    return db_finish(store, s, "write drop", err);
+}
+
+int sfc_store_drops(struct sfc_store *store, uint64_t run_id, uint64_t after_step, size_t limit,
+                    struct sfc_store_drop *out, size_t *count, struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store,
+                          "SELECT step, micro_batch FROM drops WHERE run_id = ? AND step > ?"
+                          " ORDER BY step, micro_batch LIMIT ?",
+                          &s, "read drops", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, run_id);
+    bind_u64(s, 2, after_step);
+    bind_u64(s, 3, limit);
+    size_t n = 0;
+    int rc = SQLITE_DONE;
+    while (n < limit && (rc = sqlite3_step(s)) == SQLITE_ROW)
+        out[n++] = (struct sfc_store_drop){column_u64(s, 0), (uint32_t)column_u64(s, 1)};
+    if (n < limit && rc != SQLITE_DONE)
+        code = db_fail(store, err, "read drops");
+    sqlite3_finalize(s);
+    if (code == SFC_OK)
+        *count = n;
     return code;
 }
 

@@ -45,6 +45,9 @@ static struct sfc_shard_run *run_of(struct sfc_shard *shard, uint64_t run_id, st
         if (run)
             sfc_fail(err, SFC_ESTALE, "run_id: this shard serves run %" PRIu64 ", not %" PRIu64,
                      run->id, run_id);
+        else if (run_id > shard->last_closed)
+            sfc_fail(err, SFC_EUNAVAILABLE,
+                     "this shard has just started and has not opened run %" PRIu64 " yet", run_id);
         else
             sfc_fail(err, SFC_ESTALE, "run_id: this shard serves no run, not %" PRIu64, run_id);
         return NULL;
@@ -120,6 +123,8 @@ static void on_close_run(struct sfc_rpc_call *call, void *ctx)
         sfc_shard_close_run(shard, call, true);
     } else {
         Shardfc__V1__Empty reply = SHARDFC__V1__EMPTY__INIT; /* gone already */
+        if (r->run_id > shard->last_closed)
+            shard->last_closed = r->run_id;
         sfc_call_reply(call, &reply);
     }
     sfc_message_free(r);

@@ -420,6 +420,7 @@ void sfc_shard_close_run(struct sfc_shard *shard, struct sfc_rpc_call *call, boo
         return;
     }
     shard->run = NULL;
+    shard->last_closed = run->id;
     run->closed = true;
     run->close_call = call;
     run->durability.remove = remove;

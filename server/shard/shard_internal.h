@@ -117,6 +117,7 @@ struct sfc_shard {
     bool stopping;
     unsigned failures; /* of registration in a row */
     struct sfc_shard_run *run;
+    uint64_t last_closed;                 /* greatest run that was closed here */
     unsigned blocks_in_flight;            /* ReadBlock and WriteBlock jobs */
     uint64_t refused[SFC_SHARD_COUNTERS]; /* calls that ended with each status */
     uint64_t zero_features;

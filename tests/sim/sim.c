@@ -113,14 +113,14 @@ static uint64_t life_of(const struct sim *s, struct node n)
 {
     if (n.kind == SCHEDULER)
         return s->scheduler.life;
-    return n.kind == WORKER ? s->worker[n.index].life : 0;
+    return n.kind == WORKER ? s->worker[n.index].life : s->shards[n.index].life;
 }
 
 static bool reachable(const struct sim *s, struct node n)
 {
     if (n.kind == SCHEDULER)
         return s->scheduler.up;
-    return n.kind == WORKER || s->now >= s->shards[n.index].cut_until;
+    return n.kind == WORKER || (s->shards[n.index].up && s->now >= s->shards[n.index].cut_until);
 }
 
 static uint64_t delay(struct sim *s)
@@ -253,10 +253,29 @@ static void control(struct sim *s, enum sfc_run_event_type type)
 {
     struct sfc_run_event e = {.type = type, .token = UINT64_MAX};
     if (type == SFC_EV_DROP) {
+        e.token = DROP_TOKEN;
         e.step = s->poison_step;
         e.j = s->poison_j;
     }
     scheduler_run_event(s, &e);
+}
+
+static void drop_stored(struct sim *s, const struct event *e)
+{
+    struct sfc_run_event n = {
+        .type = SFC_EV_DROPPED, .number = e->a, .step = s->poison_step, .j = s->poison_j};
+    if (e->b != s->scheduler.life)
+        return;
+    s->store.dropped = true;
+    scheduler_run_event(s, &n);
+}
+
+static void state_stored(struct sim *s, const struct event *e)
+{
+    if (e->b != s->scheduler.life)
+        return;
+    s->store.state = (enum sfc_run_state)e->a;
+    memcpy(s->store.reason, e->body.text, sizeof(e->body.text));
 }
 
 /* 1: the run is blocked; 2: hold; 3: ask again; 4: release; 5: pause; 6: resume. */
@@ -271,7 +290,9 @@ static void operate(struct sim *s, uint64_t what)
     const struct sfc_run_fsm *run = &s->scheduler.run;
     switch (what) {
     case 1:
-        if (run->blocked && run->blocked_step == s->poison_step && run->blocked_j == s->poison_j)
+        if (run->blocked && (run->blocked_before_restart ? s->poison_step > sfc_run_committed(run)
+                                                         : run->blocked_step == s->poison_step &&
+                                                               run->blocked_j == s->poison_j))
             control(s, SFC_EV_DROP);
         else
             control(s, SFC_EV_RESUME);
@@ -304,6 +325,14 @@ static void plan_faults(struct sim *s)
         sim_after(s, sim_below(s, end), E_KILL_SCHEDULER);
     for (uint32_t i = sim_below(s, 4); i > 0; i--)
         sim_after(s, sim_below(s, end), E_CUT)->a = sim_below(s, s->k);
+    for (uint32_t i = sim_below(s, 6); i > 0; i--) {
+        uint32_t at = sim_below(s, end);
+        sim_after(s, at, E_KILL_SHARD)->a = sim_below(s, s->k);
+        if (sim_below(s, 3) == 0) /* two at once, or the same again while it recovers */
+            sim_after(s, at + sim_below(s, 600), E_KILL_SHARD)->a = sim_below(s, s->k);
+        if (sim_below(s, 5) == 0)
+            sim_after(s, at + sim_below(s, 100), E_KILL_SCHEDULER);
+    }
     if (sim_below(s, 3) == 0)
         sim_after(s, sim_below(s, end), E_OPERATOR)->a = 2;
     if (sim_below(s, 3) == 0) {
@@ -354,6 +383,8 @@ static void shape(struct sim *s)
         s->poison_step = 1 + sim_below(s, s->steps);
         s->poison_j = sim_below(s, s->j);
     }
+    s->snapshot_ms = 40u << sim_below(s, 6);
+    s->flush_error_ppm = 3 * rates[sim_below(s, 5)];
     s->chaos_end = 2000 + sim_below(s, 8000);
 }
 
@@ -371,10 +402,37 @@ static void dispatch(struct sim *s, struct event *e)
         timeout(s, e);
         break;
     case E_JOB:
-        shard_job(s, (uint32_t)e->a, &e->job);
+        if (e->job.life == s->shards[e->a].life)
+            shard_job(s, (uint32_t)e->a, &e->job);
         break;
     case E_FLUSHED:
-        shard_flushed(s, (uint32_t)e->a);
+        if (e->b == s->shards[e->a].life)
+            shard_flushed(s, (uint32_t)e->a, e->c != 0);
+        break;
+    case E_SNAPSHOT:
+        if (s->shards[e->a].has_run)
+            disk_take_snapshot(s, (uint32_t)e->a);
+        sim_after(s, s->snapshot_ms / 2 + sim_below(s, s->snapshot_ms), E_SNAPSHOT)->a = e->a;
+        break;
+    case E_SNAPSHOT_WRITTEN:
+        if (e->b == s->shards[e->a].life)
+            disk_snapshot_written(s, (uint32_t)e->a, (uint32_t)e->c, e->body.step, e->body.value);
+        break;
+    case E_RECOVERED:
+        if (e->b == s->shards[e->a].life)
+            shard_recovered(s, (uint32_t)e->a, &e->record);
+        break;
+    case E_KILL_SHARD:
+        shard_kill(s, (uint32_t)e->a);
+        break;
+    case E_START_SHARD:
+        shard_start(s, (uint32_t)e->a);
+        break;
+    case E_STATE_STORED:
+        state_stored(s, e);
+        break;
+    case E_DROP_STORED:
+        drop_stored(s, e);
         break;
     case E_STORED:
         stored(s, e);
@@ -413,6 +471,9 @@ static void dispatch(struct sim *s, struct event *e)
 
 static bool finished(const struct sim *s)
 {
+    for (uint32_t k = 0; k < s->k; k++)
+        if (!s->shards[k].has_run)
+            return false;
     return s->scheduler.up && s->scheduler.has_run && s->scheduler.run.state == SFC_RUN_FINISHED &&
            s->now > s->chaos_end;
 }
@@ -460,8 +521,10 @@ int sim_run(uint64_t seed, bool verbose, char *failure, size_t size, struct sim 
     plan_faults(s);
     scheduler_start(s);
     for (uint32_t k = 0; k < s->k; k++) {
+        s->shards[k].up = true;
         s->shards[k].boot_id = mix(seed, k) | 1;
         sim_after(s, sim_below(s, 100), E_SHARD_BEAT)->a = k;
+        sim_after(s, sim_below(s, 200), E_SNAPSHOT)->a = k;
     }
     for (uint32_t w = 0; w < s->workers; w++)
         worker_start(s, w);
@@ -487,6 +550,9 @@ int sim_run(uint64_t seed, bool verbose, char *failure, size_t size, struct sim 
         stats->restarts += s->restarts;
         stats->cuts += s->cuts;
         stats->aborts += s->aborts;
+        stats->crashes += s->crashes;
+        stats->recoveries += s->recoveries;
+        stats->flush_errors += s->flush_errors;
     }
     release(s);
     free(s);

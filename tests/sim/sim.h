@@ -1,10 +1,11 @@
 /* Deterministic cluster simulator: the real machines of the scheduler and of K shards, model
- * workers, a virtual clock and a network that delays, drops, repeats and reorders. Everything is a
- * pure function of the seed.
+ * workers, a virtual clock and a network that delays, drops, repeats and reorders. Workers, shards
+ * and the scheduler crash and come back: a shard with what its disk has flushed, the scheduler with
+ * what its store has. Everything is a pure function of the seed.
  *
- *   workers --calls--> scheduler: membership + run_fsm + durable store
- *      |                   | SEND_*
- *      '---calls-----> shards: step_fsm + one compute queue + model blocks
+ *   workers --calls--> scheduler: membership + run_fsm + log floor + model store
+ *      |                   | SEND
+ *      '---calls-----> shards: step_fsm + one compute queue + model blocks + model disk
  *
  * The arithmetic is replaced by hashes: a block's state after step t is a hash of (its state after
  * t-1, inputs of step t). The oracle (sim_oracle.c) knows no shards and no faults: it computes the
@@ -13,6 +14,7 @@
 #ifndef SFC_TESTS_SIM_H
 #define SFC_TESTS_SIM_H
 
+#include "server/core/log_floor.h"
 #include "server/core/membership.h"
 #include "server/core/run_fsm.h"
 #include "server/core/step_fsm.h"
@@ -31,6 +33,9 @@
 #define MAX_WORKERS 4
 #define RUN_ID      7
 #define MAX_SLOTS   (MAX_J + 2)
+#define MAX_BLOCKS  (BLOCKS + MAX_D)
+#define MAX_RECORDS 512 /* of one shard's log */
+#define DROP_TOKEN  (UINT64_MAX - 1)
 
 enum method {
     M_JOIN,
@@ -60,7 +65,8 @@ struct body {
     uint64_t worker, boot_id, step, prepared_step, digest, run_id;
     uint32_t j;
     struct sfc_attempt attempt, round;
-    bool data, granted, dropped, accepted, ready, head_finite, apply, has_run;
+    bool data, granted, dropped, accepted, ready, head_finite, apply, has_run, recover, has_floor;
+    uint64_t floor;
     uint32_t count;
     uint64_t labels[MAX_B];
     uint64_t value;        /* features, LSE, logits, gradient */
@@ -83,6 +89,7 @@ struct node {
 /* One call of a client. */
 struct rpc {
     bool pending;
+    uint64_t shard_life; /* of the scheduler's machine */
     struct node from, to;
     enum method method;
     uint64_t from_life; /* a reply to an earlier life of the client is dropped */
@@ -105,7 +112,14 @@ enum event_kind {
     E_JOB,
     E_FLUSHED,
     E_STORED,
+    E_STATE_STORED,
+    E_DROP_STORED,
     E_NOTIFY,
+    E_SNAPSHOT,
+    E_SNAPSHOT_WRITTEN,
+    E_RECOVERED,
+    E_KILL_SHARD,
+    E_START_SHARD,
     E_TICK,
     E_WORKER_TIMER,
     E_SHARD_BEAT,
@@ -133,6 +147,32 @@ struct record {
     uint64_t labels[MAX_B];
 };
 
+/* Inputs of a step, or its commit, as a shard's log has them. */
+struct log_record {
+    bool commit;
+    uint64_t step;
+    struct sfc_attempt round;
+    double lr, clip_scale;
+    bool apply;
+    uint64_t labels[MAX_B];
+    struct sfc_attempt attempts[MAX_J];
+    uint64_t features[MAX_J], lse[MAX_J];
+    uint64_t sums[MAX_D]; /* of the own dense blocks */
+};
+
+struct snapshot {
+    bool used;
+    uint64_t step, state;
+};
+
+/* What survives a crash of its shard: the first `flushed` records, perhaps some of those after
+ * them, and snapshots. */
+struct disk {
+    struct log_record records[MAX_RECORDS];
+    uint32_t count, flushed;
+    struct snapshot snapshots[MAX_BLOCKS][2]; /* newest first; class blocks, then dense blocks */
+};
+
 struct event {
     uint64_t time, seq;
     enum event_kind kind;
@@ -150,8 +190,14 @@ struct slot_data {
 };
 
 struct shard {
+    bool up;
+    uint64_t life;
     uint64_t boot_id, id; /* id given by the scheduler */
-    bool has_run;
+    bool has_run, recovering;
+    uint64_t recover_token; /* the call that waits for the recovery */
+    struct sfc_attempt recover_round;
+    struct disk disk;
+    uint32_t next_snapshot; /* block */
     struct sfc_step_fsm fsm;
     struct sfc_step_actions actions;
     uint64_t class_state[BLOCKS], dense_state[MAX_D];
@@ -170,7 +216,8 @@ struct worker {
     uint32_t j;
     struct sfc_attempt attempt;
     bool dropped;
-    unsigned phase, waiting;
+    unsigned phase, waiting, tries;
+    uint64_t round; /* counts phases: an answer belongs to one */
     uint64_t dense[MAX_D], features, sum, lse;
     /* the reader */
     uint64_t data_step;
@@ -180,8 +227,11 @@ struct worker {
 struct store {
     uint64_t incarnation;
     bool created, has_record;
+    uint64_t busy_until; /* it writes one thing after the other */
     enum sfc_run_state state;
+    char reason[512];
     struct record record;
+    bool dropped; /* the poisoned micro-batch */
     uint64_t shard_ids[MAX_K];
 };
 
@@ -193,6 +243,7 @@ struct scheduler {
     bool has_run;
     struct sfc_run_fsm run;
     struct sfc_run_actions actions;
+    struct sfc_log_floor floor;
 };
 
 /* What a Done promised; the oracle checks it when it is committed. */
@@ -220,6 +271,10 @@ struct sim {
     uint32_t class_owner[BLOCKS], dense_owner[MAX_D];
     unsigned drop_ppm, repeat_ppm, slow_ppm, give_up_ppm;
     bool mixed, not_finite;
+    unsigned flush_error_ppm;
+    uint32_t snapshot_ms;                   /* of one block of a shard */
+    unsigned counted[MAX_STEPS + 1][MAX_J]; /* give-ups that were the micro-batch's own fault */
+    bool drop_acknowledged;
     uint64_t poison_step; /* 0 = none */
     uint32_t poison_j;
     uint64_t chaos_end;
@@ -235,7 +290,7 @@ struct sim {
     size_t rpc_count, rpc_capacity;
     struct token *tokens;
     size_t token_count, token_capacity;
-    uint64_t events, kills, restarts, cuts, aborts;
+    uint64_t events, kills, restarts, cuts, aborts, crashes, recoveries, flush_errors;
     uint64_t hold_id, hold_token;
 };
 
@@ -266,7 +321,25 @@ void shard_request(struct sim *s, uint32_t k, uint64_t token);
 void shard_reply(struct sim *s, uint32_t k, const struct rpc *rpc, const struct body *body);
 void shard_job(struct sim *s, uint32_t k, const struct job *job);
 void shard_beat(struct sim *s, uint32_t k);
-void shard_flushed(struct sim *s, uint32_t k);
+void shard_flushed(struct sim *s, uint32_t k, bool ok);
+void shard_recovered(struct sim *s, uint32_t k, const struct record *last);
+void shard_kill(struct sim *s, uint32_t k);
+void shard_start(struct sim *s, uint32_t k);
+
+/* sim_disk.c: the model of a shard's log and snapshots */
+void disk_append(struct sim *s, struct disk *d, const struct log_record *record);
+void disk_crash(struct sim *s, struct disk *d);
+void disk_trim(struct disk *d, uint64_t floor);
+uint64_t disk_floor(const struct sim *s, uint32_t k);
+void disk_take_snapshot(struct sim *s, uint32_t k);
+void disk_snapshot_written(struct sim *s, uint32_t k, uint32_t block, uint64_t step,
+                           uint64_t state);
+/* The committed inputs of a step, NULL: not there. */
+const struct log_record *disk_find(const struct disk *d, uint64_t step, struct sfc_attempt round);
+/* Brings the shard's blocks to `last` (step 0: to the beginning) from what is there; false: a step
+ * is missing. *replayed: the longest replay of a block. */
+bool disk_recover(struct sim *s, uint32_t k, const struct sfc_commit_record *last,
+                  uint64_t *replayed);
 
 /* sim_worker.c */
 void worker_start(struct sim *s, uint32_t w);

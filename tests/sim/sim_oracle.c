@@ -144,8 +144,11 @@ static void check_labels(struct sim *s, const struct record *record, uint32_t j)
 {
     for (uint32_t r = 0; r < ROWS; r++) {
         uint64_t label = record->labels[j * ROWS + r];
-        bool dropped =
-            label == SFC_CORE_LABEL_NONE && s->poison_step == record->r.step && s->poison_j == j;
+        bool poisoned = s->poison_step == record->r.step && s->poison_j == j;
+        bool dropped = label == SFC_CORE_LABEL_NONE && poisoned;
+        if (poisoned && s->drop_acknowledged && !dropped)
+            sim_fail(s, "step %llu micro-batch %u was dropped, and committed with its labels",
+                     (ull)record->r.step, j);
         if (!dropped && label != model_label(s, record->r.step, j, r))
             sim_fail(s, "I4: step %llu micro-batch %u row %u was committed with label %llu",
                      (ull)record->r.step, j, r, (ull)label);
@@ -257,35 +260,43 @@ void oracle_check(struct sim *s)
             check_shard(s, k);
 }
 
-/* Every shard has flushed exactly the attempts that the record will name. */
+/* What the shard has on its disk of this step is what the record will name (I3), and it sampled
+ * what every placement samples (I1). */
+static void check_inputs_durable(struct sim *s, uint32_t k, const struct sfc_commit_record *record)
+{
+    struct sfc_run_fsm *run = &s->scheduler.run;
+    const struct shard *sh = &s->shards[k];
+    const struct log_record *r = disk_find(&sh->disk, record->step, record->round);
+    if (!r || (size_t)(r - sh->disk.records) >= sh->disk.flushed) {
+        sim_fail(s, "I3: step %llu is recorded, but shard %u has not flushed it", (ull)record->step,
+                 k);
+        return;
+    }
+    for (uint32_t j = 0; j < s->j; j++)
+        if (sfc_attempt_compare(r->attempts[j], sfc_run_done(run, j)->attempt) != 0)
+            sim_fail(s,
+                     "step %llu micro-batch %u: shard %u flushed another attempt than the record "
+                     "names",
+                     (ull)record->step, j, k);
+    const uint64_t *labels = sfc_run_labels(run, record->step);
+    if (memcmp(r->labels, labels, s->j * ROWS * sizeof(*labels)) != 0)
+        sim_fail(s, "step %llu: shard %u flushed other labels", (ull)record->step, k);
+    for (uint32_t b = 0; b < BLOCKS && sh->has_run; b++)
+        if (s->class_owner[b] == k &&
+            sh->sample[record->step & 1][b] != model_sample(s, record->step, b, labels))
+            sim_fail(s, "I1: shard %u sampled block %u of step %llu differently", k, b,
+                     (ull)record->step);
+}
+
+/* The scheduler is about to write this record. */
 void oracle_check_record(struct sim *s)
 {
-    const struct sfc_run_fsm *run = &s->scheduler.run;
-    uint64_t step = run->commit.record.step;
-    if (step != committed(s) + 1)
-        sim_fail(s, "I3: record of step %llu after step %llu", (ull)step, (ull)committed(s));
-    for (uint32_t k = 0; k < s->k; k++) {
-        const struct shard *sh = &s->shards[k];
-        if (sh->fsm.phase != SFC_STEP_READY || sh->fsm.applied + 1 != step) {
-            sim_fail(s, "I3: step %llu is recorded, but shard %u is not ready", (ull)step, k);
-            continue;
-        }
-        for (uint32_t j = 0; j < s->j; j++) {
-            const struct sfc_slot *slot = &sh->fsm.attempts[step & 1].slots[sh->fsm.slots[j]];
-            if (slot->j != j ||
-                sfc_attempt_compare(slot->attempt, sfc_run_done(run, j)->attempt) != 0)
-                sim_fail(s,
-                         "step %llu micro-batch %u: shard %u took another attempt than the "
-                         "record names",
-                         (ull)step, j, k);
-        }
-        for (uint32_t b = 0; b < BLOCKS; b++)
-            if (s->class_owner[b] == k &&
-                sh->sample[step & 1][b] !=
-                    model_sample(s, step, b, sfc_run_labels(&s->scheduler.run, step)))
-                sim_fail(s, "I1: shard %u sampled block %u of step %llu differently", k, b,
-                         (ull)step);
-    }
+    const struct sfc_commit_record *record = &s->scheduler.run.commit.record;
+    if (record->step != committed(s) + 1)
+        sim_fail(s, "I3: record of step %llu after step %llu", (ull)record->step,
+                 (ull)committed(s));
+    for (uint32_t k = 0; k < s->k; k++)
+        check_inputs_durable(s, k, record);
 }
 
 void oracle_check_grant(struct sim *s, uint64_t step)

@@ -33,7 +33,8 @@ static void open_machine(struct sim *s, const struct sfc_run_restore *restore)
     const struct sfc_run_config config = run_config(s);
     struct sfc_error err;
     if (sfc_run_init(&sc->run, &config, restore, &err) != SFC_OK ||
-        sfc_run_actions_init(&sc->actions, &sc->run, &err) != SFC_OK)
+        sfc_run_actions_init(&sc->actions, &sc->run, &err) != SFC_OK ||
+        sfc_log_floor_init(&sc->floor, s->k, &err) != SFC_OK)
         sim_fail(s, "scheduler: %s", err.text);
     sc->has_run = true;
 }
@@ -71,14 +72,22 @@ void scheduler_start(struct sim *s)
         sim_fail(s, "membership: %s", err.text);
     for (uint32_t k = 0; k < s->k && s->store.created; k++) {
         snprintf(address, sizeof(address), "shard-%u", k);
-        if (sfc_membership_restore_shard(&sc->members, s->store.shard_ids[k], address,
-                                         s->shards[k].boot_id, &err) != SFC_OK)
+        /* The daemon doesn't store boot ids; a machine that knew them must work as well. */
+        uint64_t boot_id = sim_below(s, 2) ? s->shards[k].boot_id : 0;
+        if (sfc_membership_restore_shard(&sc->members, s->store.shard_ids[k], address, boot_id,
+                                         &err) != SFC_OK)
             sim_fail(s, "membership: %s", err.text);
     }
     if (s->store.created) {
-        const struct sfc_run_restore restore = {.has_record = s->store.has_record,
-                                                .record = s->store.record.r,
-                                                .state = s->store.state};
+        const struct sfc_run_drop drop = {s->poison_step, s->poison_j};
+        const struct sfc_run_restore restore = {
+            .has_record = s->store.has_record,
+            .record = s->store.record.r,
+            .state = s->store.state,
+            .reason = s->store.reason,
+            .drops = &drop,
+            .drop_count = s->store.dropped &&
+                          (!s->store.has_record || s->poison_step > s->store.record.r.step)};
         open_machine(s, &restore);
     }
     sim_after(s, 100, E_TICK)->b = sc->life;
@@ -95,14 +104,26 @@ void scheduler_stop(struct sim *s)
     if (sc->has_run) {
         sfc_run_free(&sc->run);
         sfc_run_actions_free(&sc->actions);
+        sfc_log_floor_free(&sc->floor);
     }
     sc->has_run = false;
+    s->store.busy_until = s->now;
     s->hold_id = 0;
     s->hold_token = 0;
     sim_log(s, "scheduler down");
 }
 
 /* ---- actions of the run */
+
+/* The store writes one thing after the other. */
+static struct event *store_after(struct sim *s, enum event_kind kind)
+{
+    uint64_t begin = s->store.busy_until > s->now ? s->store.busy_until : s->now;
+    s->store.busy_until = begin + 1 + sim_below(s, 30);
+    struct event *e = sim_after(s, s->store.busy_until - s->now, kind);
+    e->b = s->scheduler.life;
+    return e;
+}
 
 static void send(struct sim *s, const struct sfc_run_action *a)
 {
@@ -124,18 +145,24 @@ static void send(struct sim *s, const struct sfc_run_action *a)
     }
     b.clip_scale = a->record.clip_scale;
     b.apply = a->record.apply;
+    if (a->duty == SFC_DUTY_OPEN) {
+        b.recover = a->recover;
+        b.value = a->record.step;
+        b.attempt = a->record.round;
+        b.lr = a->record.lr;
+    }
     s->aborts += a->duty == SFC_DUTY_ABORT;
     sim_log(s, "scheduler: %s of step %llu to shard %u", sfc_duty_names[a->duty], (ull)a->step,
             a->shard);
     sim_call(s, me, (struct node){SHARD, a->shard}, methods[a->duty], a->duty, 800, &b);
+    s->rpcs[s->rpc_count - 1].shard_life = a->life;
 }
 
 static void write_record(struct sim *s, const struct sfc_run_action *a)
 {
     struct sfc_run_fsm *run = &s->scheduler.run;
     oracle_check_record(s);
-    struct event *e = sim_after(s, 1 + sim_below(s, 30), E_STORED);
-    e->b = s->scheduler.life;
+    struct event *e = store_after(s, E_STORED);
     e->record.r = a->record;
     for (uint32_t j = 0; j < s->j; j++)
         e->record.attempts[j] = sfc_run_done(run, j)->attempt;
@@ -145,11 +172,23 @@ static void write_record(struct sim *s, const struct sfc_run_action *a)
 static void new_state(struct sim *s, const struct sfc_run_action *a)
 {
     sim_log(s, "run is %s: %s", sfc_run_state_name(a->state), a->text);
-    s->store.state = a->state;
+    struct event *e = store_after(s, E_STATE_STORED);
+    e->a = a->state;
+    strncpy(e->body.text, a->text, sizeof(e->body.text) - 1);
     if (a->state == SFC_RUN_FAILED)
         sim_fail(s, "the run failed: %s", a->text);
-    if (a->state == SFC_RUN_BLOCKED)
-        sim_after(s, 50, E_OPERATOR)->a = 1;
+    if (a->state != SFC_RUN_BLOCKED)
+        return;
+    const struct sfc_run_fsm *run = &s->scheduler.run;
+    if (run->blocked_j != UINT32_MAX && !run->blocked_before_restart &&
+        s->counted[run->blocked_step][run->blocked_j] < SFC_ATTEMPT_LIMIT)
+        sim_fail(s, "blocked, but step %llu micro-batch %u failed %u times by itself: %s",
+                 (ull)run->blocked_step, run->blocked_j,
+                 s->counted[run->blocked_step][run->blocked_j], a->text);
+    if (s->drop_acknowledged && !run->blocked_before_restart &&
+        run->blocked_step == s->poison_step && run->blocked_j == s->poison_j)
+        sim_fail(s, "blocked by a micro-batch that was dropped: %s", a->text);
+    sim_after(s, 50, E_OPERATOR)->a = 1;
 }
 
 static void reply_ticket(struct sim *s, const struct sfc_run_action *a)
@@ -172,11 +211,19 @@ static void reply_hold(struct sim *s, const struct sfc_run_action *a)
     s->hold_token = 0;
     s->hold_id = a->hold_id;
     for (uint32_t k = 0; k < s->k && a->held; k++)
-        if (sfc_step_applied(&s->shards[k].fsm) != a->step)
+        if (s->shards[k].has_run && sfc_step_applied(&s->shards[k].fsm) != a->step)
             sim_fail(s, "held at step %llu, but shard %u is at %llu", (ull)a->step, k,
                      (ull)sfc_step_applied(&s->shards[k].fsm));
     struct event *e = sim_after(s, 100, E_OPERATOR);
     e->a = a->held ? 4 : 3;
+}
+
+/* The scheduler likes to die right then. */
+static void drop_acknowledged(struct sim *s)
+{
+    if (!s->drop_acknowledged && sim_below(s, 2) == 0)
+        sim_after(s, sim_below(s, 200), E_KILL_SCHEDULER);
+    s->drop_acknowledged = true;
 }
 
 static void act(struct sim *s, const struct sfc_run_action *a)
@@ -189,7 +236,12 @@ static void act(struct sim *s, const struct sfc_run_action *a)
     case SFC_ACT_WRITE_RECORD:
         write_record(s, a);
         break;
+    case SFC_ACT_WRITE_DROP:
+        store_after(s, E_DROP_STORED)->a = a->number;
+        break;
     case SFC_ACT_REPLY:
+        if (a->token == DROP_TOKEN && a->code == SFC_OK)
+            drop_acknowledged(s);
         if (a->token >= UINT32_MAX)
             break; /* the operator's */
         strncpy(b.text, a->text, sizeof(b.text) - 1);
@@ -262,7 +314,8 @@ void scheduler_member_event(struct sim *s, const struct sfc_member_event *event,
             e.type = SFC_EV_SHARD_GONE;
             e.shard = shard_index(s, a.id);
         } else if (a.type == SFC_MEMBER_SHARD_RESTARTED) {
-            sim_fail(s, "shard %llu counts as restarted", (ull)a.id);
+            e.type = SFC_EV_SHARD_LOST;
+            e.shard = shard_index(s, a.id);
         }
         scheduler_run_event(s, &e);
     }
@@ -279,12 +332,15 @@ static void register_shard(struct sim *s, uint64_t token, const struct body *b)
                                        .boot_id = b->boot_id};
     scheduler_member_event(s, &m, &answer.code, &answer.worker);
     s->store.shard_ids[b->j] = answer.worker;
+    bool restarted = answer.code == SFC_OK &&
+                     s->scheduler.member_actions.items[0].type == SFC_MEMBER_SHARD_RESTARTED;
     struct sfc_run_event e = {.type = SFC_EV_SHARD_BACK,
                               .shard = b->j,
                               .shard_run_id = b->run_id,
                               .step = b->step,
                               .prepared_step = b->prepared_step};
-    scheduler_run_event(s, &e);
+    if (!restarted)
+        scheduler_run_event(s, &e);
     create_run(s);
     sim_answer(s, token, &answer);
 }
@@ -302,6 +358,10 @@ static void member_request(struct sim *s, uint64_t token, enum method method, co
         answer.code = SFC_EUNAVAILABLE;
     else
         scheduler_member_event(s, &m, &answer.code, &answer.worker);
+    if (method == M_SHARD_BEAT && answer.code == SFC_OK && s->scheduler.has_run && b->has_floor) {
+        sfc_log_floor_note(&s->scheduler.floor, b->j, b->floor);
+        answer.has_floor = sfc_log_floor_least(&s->scheduler.floor, &answer.floor);
+    }
     sim_answer(s, token, &answer);
 }
 
@@ -359,6 +419,8 @@ void scheduler_reply(struct sim *s, const struct rpc *rpc, const struct body *bo
     struct sfc_run_event e = {.type = SFC_EV_SHARD_REPLY,
                               .shard = k,
                               .duty = (enum sfc_duty)(rpc->tag & 255),
+                              .life = rpc->shard_life,
+                              .applied = body->value,
                               .step = body->step,
                               .round = body->round,
                               .code = body->code,

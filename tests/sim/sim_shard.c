@@ -21,7 +21,7 @@ void shard_beat(struct sim *s, uint32_t k)
     struct shard *sh = &s->shards[k];
     struct body b = {.worker = sh->id, .boot_id = sh->boot_id};
     sim_after(s, 400 + sim_below(s, 200), E_SHARD_BEAT)->a = k;
-    if (sh->registering)
+    if (sh->registering || !sh->up)
         return;
     b.j = k;
     b.has_run = is_open(sh);
@@ -29,6 +29,8 @@ void shard_beat(struct sim *s, uint32_t k)
         b.run_id = RUN_ID;
         b.step = sfc_step_applied(&sh->fsm);
         b.prepared_step = sfc_step_prepared(&sh->fsm);
+        b.has_floor = true;
+        b.floor = disk_floor(s, k);
     }
     sh->registering = sh->id == 0;
     sim_call(s, me(k), (struct node){SCHEDULER, 0}, sh->id == 0 ? M_REGISTER : M_SHARD_BEAT, 0, 700,
@@ -43,36 +45,132 @@ void shard_reply(struct sim *s, uint32_t k, const struct rpc *rpc, const struct 
         sh->id = body->code == SFC_OK ? body->worker : 0;
     } else if (body->code == SFC_ENOTFOUND) {
         sh->id = 0;
+    } else if (body->code == SFC_OK && body->has_floor && sh->has_run) {
+        disk_trim(&sh->disk, body->floor);
     }
+}
+
+/* ---- crash and return */
+
+void shard_kill(struct sim *s, uint32_t k)
+{
+    struct shard *sh = &s->shards[k];
+    if (!sh->up)
+        return;
+    s->crashes++;
+    sfc_step_free(&sh->fsm);
+    sfc_step_actions_free(&sh->actions);
+    memset(sh->class_state, 0, sizeof(sh->class_state));
+    memset(sh->dense_state, 0, sizeof(sh->dense_state));
+    memset(sh->sample, 0, sizeof(sh->sample));
+    memset(sh->slots, 0, sizeof(sh->slots));
+    sh->up = false;
+    sh->life++;
+    sh->has_run = false;
+    sh->recovering = false;
+    sh->registering = false;
+    sh->id = 0;
+    sh->boot_id = mix(sh->boot_id, sh->life) | 1;
+    sh->busy_until = s->now;
+    disk_crash(s, &sh->disk);
+    sim_after(s, 20 + sim_below(s, 2000), E_START_SHARD)->a = k;
+    sim_log(s, "shard %u crashes, %u records in its log", k, sh->disk.count);
+}
+
+void shard_start(struct sim *s, uint32_t k)
+{
+    s->shards[k].up = true;
+    sim_log(s, "shard %u is up again", k);
 }
 
 /* ---- requests */
 
+static void open_machine(struct sim *s, uint32_t k, uint64_t incarnation, uint64_t start_step)
+{
+    struct shard *sh = &s->shards[k];
+    uint32_t own = 0;
+    for (uint32_t d = 0; d < s->d; d++)
+        own += s->dense_owner[d] == k;
+    const struct sfc_step_config config = {.run_id = RUN_ID,
+                                           .incarnation = incarnation,
+                                           .map_version = 1,
+                                           .start_step = start_step,
+                                           .global_batch = s->j * ROWS,
+                                           .micro_batch = ROWS,
+                                           .dense_blocks = own,
+                                           .max_parked = 256};
+    struct sfc_error err;
+    if (sfc_step_init(&sh->fsm, &config, &err) != SFC_OK ||
+        sfc_step_actions_init(&sh->actions, &sh->fsm, &err) != SFC_OK)
+        sim_fail(s, "shard %u: %s", k, err.text);
+    sh->has_run = true;
+}
+
+static void answer_open(struct sim *s, uint32_t k, uint64_t token)
+{
+    struct body answer = {.code = SFC_OK};
+    answer.value = sfc_step_applied(&s->shards[k].fsm);
+    sim_answer(s, token, &answer);
+}
+
+static void unavailable(struct sim *s, uint64_t token, const char *text)
+{
+    struct body answer = {.code = SFC_EUNAVAILABLE};
+    strncpy(answer.text, text, sizeof(answer.text) - 1);
+    sim_answer(s, token, &answer);
+}
+
+/* A replay takes its time; it is answered when the blocks are there. */
+static void begin_recovery(struct sim *s, uint32_t k, uint64_t token, const struct body *b)
+{
+    struct shard *sh = &s->shards[k];
+    struct event *e = sim_after(s, 20 + sim_below(s, 1500), E_RECOVERED);
+    sh->recovering = true;
+    sh->recover_token = token;
+    e->a = k;
+    e->b = sh->life;
+    e->record.r = (struct sfc_commit_record){.step = b->value,
+                                             .round = b->attempt,
+                                             .clip_scale = b->clip_scale,
+                                             .lr = b->lr,
+                                             .apply = b->apply};
+    e->record.attempts[0].incarnation = b->round.incarnation;
+}
+
+void shard_recovered(struct sim *s, uint32_t k, const struct record *last)
+{
+    struct shard *sh = &s->shards[k];
+    struct body answer = {.code = SFC_ECORRUPT, .text = "steps are missing in the log"};
+    uint64_t replayed;
+    sh->recovering = false;
+    if (!disk_recover(s, k, &last->r, &replayed)) {
+        sim_answer(s, sh->recover_token, &answer);
+        return;
+    }
+    s->recoveries++;
+    open_machine(s, k, last->attempts[0].incarnation, last->r.step);
+    sim_log(s, "shard %u has recovered step %llu, replayed %llu", k, (ull)last->r.step,
+            (ull)replayed);
+    answer_open(s, k, sh->recover_token);
+}
+
 static void open_run(struct sim *s, uint32_t k, uint64_t token)
 {
     struct shard *sh = &s->shards[k];
-    struct body answer = {.code = SFC_OK};
-    uint32_t own = 0;
-    if (!sh->has_run) {
-        for (uint32_t d = 0; d < s->d; d++)
-            own += s->dense_owner[d] == k;
-        const struct sfc_step_config config = {.run_id = RUN_ID,
-                                               .incarnation =
-                                                   sim_request(s, token)->round.incarnation,
-                                               .map_version = 1,
-                                               .global_batch = s->j * ROWS,
-                                               .micro_batch = ROWS,
-                                               .dense_blocks = own,
-                                               .max_parked = 256};
-        struct sfc_error err;
-        if (sfc_step_init(&sh->fsm, &config, &err) != SFC_OK ||
-            sfc_step_actions_init(&sh->actions, &sh->fsm, &err) != SFC_OK)
-            sim_fail(s, "shard %u: %s", k, err.text);
+    const struct body *b = sim_request(s, token);
+    if (sh->has_run) {
+        answer_open(s, k, token);
+    } else if (sh->recovering) {
+        unavailable(s, token, "the run is being opened");
+    } else if (b->recover) {
+        begin_recovery(s, k, token, b);
+    } else {
+        memset(&sh->disk, 0, sizeof(sh->disk));
+        open_machine(s, k, b->round.incarnation, 0);
         memcpy(sh->class_state, s->oracle.class_state[0], sizeof(sh->class_state));
         memcpy(sh->dense_state, s->oracle.dense_state[0], sizeof(sh->dense_state));
-        sh->has_run = true;
+        answer_open(s, k, token);
     }
-    sim_answer(s, token, &answer);
 }
 
 static void step(struct sim *s, uint32_t k, struct sfc_step_event *event);
@@ -116,8 +214,7 @@ void shard_request(struct sim *s, uint32_t k, uint64_t token)
         return;
     }
     if (!sh->has_run) {
-        const struct body answer = {.code = SFC_ENOTFOUND, .text = "no run"};
-        sim_answer(s, token, &answer);
+        unavailable(s, token, "no run is open here");
         return;
     }
     struct sfc_step_event e = {.type = types[method],
@@ -150,7 +247,8 @@ static void start_job(struct sim *s, uint32_t k, const struct sfc_step_action *a
     sh->busy_until = begin + 1 + sim_below(s, 4);
     struct event *ev = sim_after(s, sh->busy_until - s->now, E_JOB);
     ev->a = k;
-    ev->job = (struct job){.id = a->job,
+    ev->job = (struct job){.life = sh->life,
+                           .id = a->job,
                            .kind = a->kind,
                            .token = a->token,
                            .step = a->step,
@@ -164,6 +262,38 @@ static void start_job(struct sim *s, uint32_t k, const struct sfc_step_action *a
     if (a->kind == SFC_JOB_PLAN)
         memcpy(ev->job.labels, sfc_step_labels(&sh->fsm, a->step),
                s->j * ROWS * sizeof(*ev->job.labels));
+}
+
+/* What a recovery needs of a step, in the order of its micro-batches. */
+static void write_inputs(struct sim *s, uint32_t k, const struct sfc_step_action *a)
+{
+    struct shard *sh = &s->shards[k];
+    struct log_record r = {.step = a->step, .round = a->round, .lr = a->lr};
+    memcpy(r.labels, sfc_step_labels(&sh->fsm, a->step), s->j * ROWS * sizeof(*r.labels));
+    for (uint32_t j = 0; j < s->j; j++) {
+        const struct slot_data *d = &sh->slots[a->generation][a->slots[j]];
+        r.attempts[j] = sh->fsm.attempts[a->generation].slots[a->slots[j]].attempt;
+        r.features[j] = d->features;
+        r.lse[j] = d->lse;
+        for (uint32_t i = 0; i < s->d; i++)
+            r.sums[i] = mix(r.sums[i], d->dense[i]);
+    }
+    disk_append(s, &sh->disk, &r);
+    struct event *e = sim_after(s, 1 + sim_below(s, 20), E_FLUSHED);
+    e->a = k;
+    e->b = sh->life;
+    e->c = s->now >= s->chaos_end || !sim_chance(s, s->flush_error_ppm);
+}
+
+static void write_commit(struct sim *s, uint32_t k, const struct sfc_step_action *a)
+{
+    const struct log_record r = {.commit = true,
+                                 .step = a->step,
+                                 .round = a->round,
+                                 .lr = a->lr,
+                                 .clip_scale = a->clip_scale,
+                                 .apply = a->apply};
+    disk_append(s, &s->shards[k].disk, &r);
 }
 
 static void reply_prepare(struct sim *s, uint32_t k, const struct sfc_step_action *a)
@@ -203,13 +333,15 @@ static void step(struct sim *s, uint32_t k, struct sfc_step_event *event)
         const struct sfc_step_action *a = &sh->actions.items[i];
         switch (a->type) {
         case SFC_SA_START:
+            if (a->kind == SFC_JOB_COMMIT)
+                write_commit(s, k, a);
             start_job(s, k, a);
             break;
         case SFC_SA_REPLY:
             reply_call(s, k, a);
             break;
         case SFC_SA_FLUSH:
-            sim_after(s, 1 + sim_below(s, 20), E_FLUSHED)->a = k;
+            write_inputs(s, k, a);
             break;
         case SFC_SA_REPLY_PREPARE:
             reply_prepare(s, k, a);
@@ -224,9 +356,19 @@ static void step(struct sim *s, uint32_t k, struct sfc_step_event *event)
     }
 }
 
-void shard_flushed(struct sim *s, uint32_t k)
+/* A write that failed leaves no record behind. */
+void shard_flushed(struct sim *s, uint32_t k, bool ok)
 {
+    struct disk *d = &s->shards[k].disk;
     struct sfc_step_event e = {.type = SFC_SE_FLUSHED, .code = SFC_OK};
+    if (ok) {
+        d->flushed = d->count;
+    } else {
+        s->flush_errors++;
+        e.code = SFC_EIO;
+        e.text = "no space left on device";
+        d->count--; /* it is the last one: nothing is written while a flush is out */
+    }
     step(s, k, &e);
 }
 

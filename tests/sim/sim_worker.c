@@ -9,6 +9,7 @@ enum { T_JOIN = 1, T_BEAT, T_READ, T_COMPUTE, T_ASK_DATA, T_ASK_GRANT };
 /* Lane: PULL, LOGITS, GRADIENT, DENSE each to every shard, then DONE. */
 enum { P_IDLE, P_PULL, P_COMPUTE, P_LOGITS, P_GRADIENT, P_DENSE, P_DONE };
 enum { TAG_DATA = 1u << 20, TAG_READER };
+enum { MAX_TRIES = 6 };
 
 static struct node me(uint32_t w)
 {
@@ -88,8 +89,7 @@ static void to_shard(struct sim *s, uint32_t w, uint32_t k)
     b.digest = mix(b.value, wk->phase);
     for (uint32_t d = 0; d < s->d; d++)
         b.digest = mix(b.digest, b.dense[d]);
-    sim_call(s, me(w), (struct node){SHARD, k}, methods[wk->phase], (uint64_t)wk->phase << 8 | k,
-             1500, &b);
+    sim_call(s, me(w), (struct node){SHARD, k}, methods[wk->phase], wk->round << 8 | k, 1500, &b);
 }
 
 static void next_phase(struct sim *s, uint32_t w);
@@ -109,7 +109,9 @@ static void to_all(struct sim *s, uint32_t w, unsigned phase)
     struct worker *wk = &s->worker[w];
     bool dense = phase == P_PULL || phase == P_DENSE;
     wk->phase = phase;
+    wk->round++;
     wk->waiting = 0;
+    wk->tries = 0;
     wk->sum = 0;
     for (uint32_t k = 0; k < s->k; k++) {
         if (dense && !has_dense(s, k))
@@ -130,6 +132,8 @@ static void give_up(struct sim *s, uint32_t w, int code, const char *text)
     wk->phase = P_IDLE;
     wk->waiting = 0;
     wk->attempt = (struct sfc_attempt){0};
+    if (code == SFC_EINVAL || code == SFC_EDEVICE)
+        s->counted[wk->step][wk->j]++;
     sim_call(s, me(w), scheduler, M_GIVE_UP, 0, 1000, &b);
     timer(s, w, 20, T_ASK_GRANT);
 }
@@ -205,15 +209,15 @@ static void shard_answer(struct sim *s, uint32_t w, const struct rpc *rpc, const
 {
     struct worker *wk = &s->worker[w];
     uint32_t k = (uint32_t)(rpc->tag & 255);
-    if (wk->phase != rpc->tag >> 8 || wk->waiting == 0)
-        return;
-    if (sfc_run_transient(b->code)) {
+    if (wk->round != rpc->tag >> 8 || wk->waiting == 0)
+        return; /* of a phase that is over */
+    if (sfc_run_transient(b->code) && ++wk->tries < MAX_TRIES) {
         to_shard(s, w, k);
         return;
     }
     if (b->code != SFC_OK) {
         sim_log(s, "worker %u: %s", w, b->text);
-        give_up(s, w, SFC_ECANCELED, b->text);
+        give_up(s, w, b->code, b->text);
         return;
     }
     wk->sum += b->value;

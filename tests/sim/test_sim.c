@@ -26,7 +26,7 @@ static bool parse(int argc, char **argv, struct options *o)
     for (int i = 1; i < argc; i++) {
         bool more = i + 1 < argc;
         if (strcmp(argv[i], "--full") == 0) {
-            o->seeds = 2000;
+            o->seeds = 5000;
         } else if (strcmp(argv[i], "--verbose") == 0) {
             o->verbose = true;
         } else if (strcmp(argv[i], "--expect-failure") == 0) {
@@ -47,7 +47,7 @@ static bool parse(int argc, char **argv, struct options *o)
 
 int main(int argc, char **argv)
 {
-    struct options o = {.first = 1, .seeds = 300};
+    struct options o = {.first = 1, .seeds = 1000};
     static struct sim stats;
     char failure[512];
     uint64_t failures = 0;
@@ -67,11 +67,13 @@ int main(int argc, char **argv)
         if (o.expect_failure || failures == 5)
             break;
     }
-    printf("%llu seeds, %llu events, %llu workers killed, %llu scheduler restarts, %llu cuts, %llu "
-           "aborts sent, %llu failures\n",
-           (unsigned long long)o.seeds, (unsigned long long)stats.events,
-           (unsigned long long)stats.kills, (unsigned long long)stats.restarts,
-           (unsigned long long)stats.cuts, (unsigned long long)stats.aborts,
-           (unsigned long long)failures);
+    printf(
+        "%llu seeds, %llu events, %llu workers killed, %llu shard crashes, %llu recoveries, %llu "
+        "scheduler restarts, %llu cuts, %llu failed flushes, %llu aborts sent, %llu failures\n",
+        (unsigned long long)o.seeds, (unsigned long long)stats.events,
+        (unsigned long long)stats.kills, (unsigned long long)stats.crashes,
+        (unsigned long long)stats.recoveries, (unsigned long long)stats.restarts,
+        (unsigned long long)stats.cuts, (unsigned long long)stats.flush_errors,
+        (unsigned long long)stats.aborts, (unsigned long long)failures);
     return (failures > 0) == o.expect_failure ? 0 : 1;
 }

@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "server/core/run_fsm.h"
@@ -85,7 +86,11 @@ static unsigned sends(struct fixture *f, enum sfc_duty duty)
 
 static struct sfc_run_event answer_of(struct fixture *f, uint32_t k, enum sfc_duty duty)
 {
-    struct sfc_run_event e = {.type = SFC_EV_SHARD_REPLY, .shard = k, .duty = duty};
+    struct sfc_run_event e = {.type = SFC_EV_SHARD_REPLY,
+                              .shard = k,
+                              .life = f->run.shards[k].life,
+                              .duty = duty,
+                              .applied = f->run.commit.committed};
     sfc_commit_key(&f->run.commit, duty, &e.step, &e.round);
     return e;
 }
@@ -227,7 +232,22 @@ static void test_missing_opens_a_round(void **state)
     assert_int_equal(f->run.state, SFC_RUN_BLOCKED); /* a worker whose digests never match */
     step(f, (struct sfc_run_event){.type = SFC_EV_DROP, .step = 1, .j = 0});
     assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_ESTATE); /* not that one */
-    step(f, (struct sfc_run_event){.type = SFC_EV_DROP, .step = 1, .j = 1});
+    uint64_t token = step(f, (struct sfc_run_event){.type = SFC_EV_DROP, .step = 1, .j = 1});
+    assert_null(find(f, SFC_ACT_REPLY)); /* first it becomes durable */
+    const struct sfc_run_action *write = find(f, SFC_ACT_WRITE_DROP);
+    assert_true(write && write->step == 1 && write->j == 1);
+    struct sfc_run_event e = {
+        .type = SFC_EV_DROPPED, .number = write->number, .step = 1, .j = 1, .code = SFC_EIO};
+    step(f, e);
+    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_EIO);
+    assert_int_equal(find(f, SFC_ACT_REPLY)->token, token);
+    assert_int_equal(f->run.state, SFC_RUN_BLOCKED);
+    token = step(f, (struct sfc_run_event){.type = SFC_EV_DROP, .step = 1, .j = 1});
+    e.number = find(f, SFC_ACT_WRITE_DROP)->number;
+    e.code = SFC_OK;
+    step(f, e);
+    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_OK);
+    assert_int_equal(find(f, SFC_ACT_REPLY)->token, token);
     assert_int_equal(f->run.state, SFC_RUN_RUNNING);
     answer_all(f, SFC_DUTY_ABORT);
     assert_true(sfc_run_labels(&f->run, 1)[1] == SFC_CORE_LABEL_NONE);
@@ -368,29 +388,308 @@ static void test_restart(void **state)
     assert_int_equal(sends(f, SFC_DUTY_PLAN), K);
 }
 
-static void test_lost_shards(void **state)
+/* ---- shards that come back without their memory */
+
+static void lose(struct fixture *f, uint32_t k)
+{
+    step(f, (struct sfc_run_event){.type = SFC_EV_SHARD_LOST, .shard = k});
+}
+
+static const struct sfc_run_action *open_sent(struct fixture *f)
+{
+    for (size_t i = 0; i < f->a.count; i++)
+        if (f->a.items[i].type == SFC_ACT_SEND && f->a.items[i].duty == SFC_DUTY_OPEN)
+            return &f->a.items[i];
+    return NULL;
+}
+
+/* From the loss of shard k at `committed` until the open step can be computed again. */
+static void recover(struct fixture *f, uint32_t k, uint64_t committed)
+{
+    const struct sfc_run_action *open = open_sent(f);
+    assert_non_null(open);
+    assert_int_equal(open->shard, k);
+    assert_true(open->recover);
+    assert_int_equal(open->record.step, committed);
+    step(f, answer_of(f, 1 - k, SFC_DUTY_ABORT));
+    step(f, answer_of(f, k, SFC_DUTY_OPEN));
+    assert_int_equal(sends(f, SFC_DUTY_ABORT), 1); /* only now: it had no run to abort */
+    assert_int_equal(sends(f, SFC_DUTY_PLAN), 0);
+    step(f, answer_of(f, k, SFC_DUTY_ABORT));
+    assert_int_equal(f->run.state, SFC_RUN_RUNNING);
+}
+
+static void test_a_lost_shard_recovers(void **state)
 {
     struct fixture *f = *state;
-    struct sfc_run_event e = back(0, 5, 0);
+    begin(f, NULL);
+    start(f);
+    lose(f, 1); /* nothing is committed: back to the beginning */
+    recover(f, 1, 0);
+    commit(f, 1, true);
+    answer_all(f, SFC_DUTY_COMMIT);
+
+    announce(f, 2); /* while computing */
+    answer_all(f, SFC_DUTY_PLAN);
+    uint32_t j;
+    struct sfc_attempt old = grant(f, &j);
+    lose(f, 0);
+    recover(f, 0, 1);
+    assert_int_equal(sends(f, SFC_DUTY_PLAN), K);
+    done(f, 2, j, old);
+    assert_false(find(f, SFC_ACT_REPLY_DONE)->accepted); /* of the round that is void */
+
+    answer_all(f, SFC_DUTY_PLAN); /* while preparing, the other one is ready */
+    compute(f, 2);
+    ready(f, 0, 9, true);
+    lose(f, 1);
+    recover(f, 1, 1);
+    commit(f, 2, true);
+    assert_int_equal(sfc_run_committed(&f->run), 2);
+}
+
+static void test_a_shard_lost_beside_a_record(void **state)
+{
+    struct fixture *f = *state;
+    begin(f, NULL);
+    start(f);
+    to_prepare(f, 1);
+    ready(f, 0, 9, true);
+    ready(f, 1, 16, true);
+    lose(f, 1);
+    assert_null(open_sent(f)); /* the record decides to which step */
+    assert_int_equal(f->run.commit.phase, SFC_PHASE_RECORD);
+    step(f, (struct sfc_run_event){.type = SFC_EV_RECORD_DURABLE, .step = 1});
+    assert_int_equal(sends(f, SFC_DUTY_COMMIT), 1); /* the lost one recovers to it */
+    assert_int_equal(open_sent(f)->record.step, 1);
+    step(f, answer_of(f, 0, SFC_DUTY_COMMIT));
+    step(f, answer_of(f, 0, SFC_DUTY_ABORT));
+    step(f, answer_of(f, 1, SFC_DUTY_OPEN));
+    step(f, answer_of(f, 1, SFC_DUTY_ABORT));
+    commit(f, 2, true);
+}
+
+static void test_lost_with_a_commit_on_its_way(void **state)
+{
+    struct fixture *f = *state;
+    begin(f, NULL);
+    start(f);
+    commit(f, 1, true);
+    struct sfc_run_event late = answer_of(f, 1, SFC_DUTY_COMMIT);
+    step(f, answer_of(f, 0, SFC_DUTY_COMMIT));
+    lose(f, 1);
+    assert_int_equal(sends(f, SFC_DUTY_COMMIT), 0);
+    recover(f, 1, 1);
+    step(f, late); /* from the process that is gone */
+    commit(f, 2, true);
+}
+
+static void test_lost_twice_and_both(void **state)
+{
+    struct fixture *f = *state;
+    begin(f, NULL);
+    start(f);
+    commit(f, 1, true);
+    answer_all(f, SFC_DUTY_COMMIT);
+    lose(f, 0);
+    lose(f, 1);
+    struct sfc_run_event old = answer_of(f, 1, SFC_DUTY_OPEN);
+    step(f, answer_of(f, 0, SFC_DUTY_OPEN));
+    lose(f, 1); /* again while it recovers */
+    assert_true(open_sent(f)->recover);
+    step(f, old); /* what its earlier life said does not count */
+    step(f, answer_of(f, 0, SFC_DUTY_ABORT));
+    assert_int_equal(f->run.commit.phase, SFC_PHASE_ROUND);
+    assert_true(sfc_run_recovers(&f->run, 1));
+    step(f, answer_of(f, 1, SFC_DUTY_OPEN));
+    assert_false(sfc_run_recovers(&f->run, 1));
+    step(f, answer_of(f, 1, SFC_DUTY_ABORT));
+    commit(f, 2, true);
+}
+
+/* A late copy of a registration makes a shard look lost that only waits for its Commit. */
+static void test_a_shard_that_was_not_lost(void **state)
+{
+    struct fixture *f = *state;
+    begin(f, NULL);
+    start(f);
+    commit(f, 1, true);
+    step(f, answer_of(f, 0, SFC_DUTY_COMMIT));
+    lose(f, 1);
+    struct sfc_run_event e = answer_of(f, 1, SFC_DUTY_OPEN);
+    e.applied = 0;
+    step(f, e);
+    assert_int_equal(sends(f, SFC_DUTY_COMMIT), 1);
+    assert_int_equal(sends(f, SFC_DUTY_ABORT), 0);
+    step(f, answer_of(f, 1, SFC_DUTY_COMMIT));
+    assert_int_equal(sends(f, SFC_DUTY_ABORT), 1);
+    end(f);
+    begin(f, &restored);
+    step(f, back(0, 5, 0));
+    e = back(1, 5, 0), e.shard_run_id = 0, step(f, e);
+    e = answer_of(f, 1, SFC_DUTY_OPEN), e.applied = 3, step(f, e);
+    assert_int_equal(f->run.state, SFC_RUN_FAILED);
+    assert_non_null(strstr(f->run.reason, "at step 3 instead of 5"));
+}
+
+static void test_lost_in_every_state(void **state)
+{
+    struct fixture *f = *state;
+    begin(f, NULL); /* loading from the seed: it begins again */
+    step(f, (struct sfc_run_event){.type = SFC_EV_TICK});
+    step(f, answer_of(f, 0, SFC_DUTY_OPEN));
+    lose(f, 0);
+    assert_false(open_sent(f)->recover);
+    answer_all(f, SFC_DUTY_OPEN);
+    assert_int_equal(f->run.state, SFC_RUN_RUNNING);
+    end(f);
+
+    f->config.load = true; /* loading from a checkpoint: what was written is gone */
+    begin(f, NULL);
+    step(f, (struct sfc_run_event){.type = SFC_EV_TICK});
+    answer_all(f, SFC_DUTY_OPEN);
+    lose(f, 0);
+    assert_int_equal(f->run.state, SFC_RUN_FAILED);
+    assert_non_null(strstr(f->run.reason, "restore again"));
+    f->config.load = false;
+    end(f);
+
+    f->config.schedule.steps = 1; /* finished: a checkpoint may still be wanted */
+    begin(f, NULL);
+    start(f);
+    commit(f, 1, true);
+    answer_all(f, SFC_DUTY_COMMIT);
+    assert_int_equal(f->run.state, SFC_RUN_FINISHED);
+    lose(f, 1);
+    assert_int_equal(open_sent(f)->record.step, 1);
+    assert_int_equal(f->run.state, SFC_RUN_FINISHED);
+    step(f, (struct sfc_run_event){.type = SFC_EV_HOLD});
+    assert_null(find(f, SFC_ACT_REPLY_HOLD)); /* its blocks are not there yet */
+    step(f, answer_of(f, 1, SFC_DUTY_OPEN));
+    assert_true(find(f, SFC_ACT_REPLY_HOLD)->held);
+}
+
+static void test_a_refused_recovery(void **state)
+{
+    struct fixture *f = *state;
+    const uint64_t ids[K] = {4, 9};
+    f->config.shard_ids = ids;
+    begin(f, NULL);
+    start(f);
+    lose(f, 1);
+    struct sfc_run_event e = answer_of(f, 1, SFC_DUTY_OPEN);
+    e.code = SFC_EUNAVAILABLE; /* comes again */
+    e.text = "no space left on device";
+    step(f, e);
+    char text[256];
+    sfc_run_waits_for(&f->run, text, sizeof(text));
+    assert_string_equal(text, "shard 9, which recovers step 0: no space left on device");
+    f->now += 200;
+    step(f, (struct sfc_run_event){.type = SFC_EV_TICK});
+    assert_non_null(open_sent(f));
+    e.code = SFC_ECORRUPT;
+    e.text = "log-00000001.sfl is damaged at byte 64";
+    step(f, e);
+    assert_int_equal(f->run.state, SFC_RUN_FAILED);
+    assert_string_equal(f->run.reason, "shard 9 refused OpenRun of step 0: log-00000001.sfl is "
+                                       "damaged at byte 64");
+    char reason[512];
+    snprintf(reason, sizeof(reason), "%s", f->run.reason);
+    end(f);
+    const struct sfc_run_restore failed = {.state = SFC_RUN_FAILED, .reason = reason};
+    begin(f, &failed); /* and stays so */
+    step(f, back(0, 0, 0));
+    assert_int_equal(f->a.count, 0);
+    assert_int_equal(f->run.state, SFC_RUN_FAILED);
+    assert_string_equal(f->run.reason, reason);
+    step(f, (struct sfc_run_event){.type = SFC_EV_STOP});
+    assert_int_equal(sends(f, SFC_DUTY_CLOSE), K);
+    assert_int_equal(f->run.state, SFC_RUN_IDLE);
+}
+
+static void test_restart_finds_shards_without_the_run(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_run_event e = back(0, 0, 0);
     f->config.incarnation = 2;
     begin(f, &restored);
     e.shard_run_id = 0;
     step(f, e);
-    assert_int_equal(f->run.state, SFC_RUN_FAILED);
-    assert_non_null(strstr(f->run.reason, "restore the run from a checkpoint"));
+    assert_true(open_sent(f)->recover);
+    assert_int_equal(open_sent(f)->record.round.counter, 40);
+    lose(f, 0); /* again */
+    assert_int_equal(sends(f, SFC_DUTY_ABORT), 0);
+    step(f, answer_of(f, 0, SFC_DUTY_OPEN));
+    step(f, answer_of(f, 0, SFC_DUTY_ABORT));
+    assert_int_equal(f->run.commit.phase, SFC_PHASE_ROUND); /* the other one is not here yet */
+    step(f, back(1, 4, 5));
+    assert_int_equal(sends(f, SFC_DUTY_COMMIT), 1);
+    step(f, answer_of(f, 1, SFC_DUTY_COMMIT));
+    step(f, answer_of(f, 1, SFC_DUTY_ABORT));
+    commit(f, 6, true);
     end(f);
     begin(f, &restored);
-    step(f, back(0, 4, 0)); /* one behind, but not prepared */
+    step(f, back(0, 4, 0)); /* alive, one behind, but not prepared: no record can be of that */
     assert_int_equal(f->run.state, SFC_RUN_FAILED);
-    end(f);
+}
+
+static void test_a_drop_outlives_a_restart(void **state)
+{
+    struct fixture *f = *state;
+    const struct sfc_run_drop drops[] = {{6, 1}};
+    struct sfc_run_restore r = restored;
+    r.state = SFC_RUN_BLOCKED;
+    r.reason = "step 7 micro-batch 0 failed 3 times";
+    r.drops = drops;
+    r.drop_count = 1;
+    f->config.incarnation = 2;
+    begin(f, &r);
+    step(f, back(0, 5, 0));
+    step(f, back(1, 5, 0));
+    answer_all(f, SFC_DUTY_ABORT);
+    assert_int_equal(f->run.state, SFC_RUN_BLOCKED);
+    assert_string_equal(f->run.reason, r.reason);
+    announce(f, 6);
+    assert_true(sfc_run_labels(&f->run, 6)[0] == labels[0]);
+    assert_true(sfc_run_labels(&f->run, 6)[1] == SFC_CORE_LABEL_NONE);
+    step(f, (struct sfc_run_event){.type = SFC_EV_DROP, .step = 5, .j = 0});
+    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_ESTATE); /* committed */
+    step(f, (struct sfc_run_event){.type = SFC_EV_DROP, .step = 7, .j = 0});
+    assert_int_equal(find(f, SFC_ACT_WRITE_DROP)->step, 7);
+    step(f, (struct sfc_run_event){
+                .type = SFC_EV_DROPPED, .number = f->run.last_drop, .step = 7, .j = 0});
+    assert_int_equal(f->run.state, SFC_RUN_RUNNING);
+}
+
+static void test_what_it_waits_for(void **state)
+{
+    struct fixture *f = *state;
+    char text[256];
     begin(f, NULL);
     start(f);
-    step(f, (struct sfc_run_event){.type = SFC_EV_SHARD_LOST, .shard = 1});
-    assert_int_equal(f->run.state, SFC_RUN_FAILED);
-    step(f, (struct sfc_run_event){.type = SFC_EV_STOP});
-    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_OK);
-    assert_int_equal(sends(f, SFC_DUTY_CLOSE), K);
-    assert_int_equal(f->run.state, SFC_RUN_IDLE);
+    to_prepare(f, 1);
+    struct sfc_run_event e = answer_of(f, 1, SFC_DUTY_PREPARE);
+    e.code = SFC_EUNAVAILABLE;
+    e.text = "no space left on device";
+    ready(f, 0, 1, true);
+    step(f, e);
+    sfc_run_waits_for(&f->run, text, sizeof(text));
+    assert_string_equal(text, "Prepare of shard 1: no space left on device");
+    f->now += 200;
+    step(f, (struct sfc_run_event){.type = SFC_EV_TICK});
+    ready(f, 1, 1, true);
+    sfc_run_waits_for(&f->run, text, sizeof(text));
+    assert_string_equal(text, "the durable record of step 1");
+    step(f, (struct sfc_run_event){.type = SFC_EV_SHARD_GONE, .shard = 0});
+    sfc_run_waits_for(&f->run, text, sizeof(text));
+    assert_non_null(strstr(text, "shard 0, which does not answer"));
+    lose(f, 0);
+    step(
+        f,
+        (struct sfc_run_event){
+            .type = SFC_EV_SHARD_PROGRESS, .shard = 0, .step = 480, .to_step = 512, .eta_s = 12.2});
+    sfc_run_waits_for(&f->run, text, sizeof(text));
+    assert_string_equal(text, "shard 0, which recovers: step 480 of 512, 12 s left");
 }
 
 static void test_reports_are_checked(void **state)
@@ -418,7 +717,16 @@ int main(void)
         TEST(test_hold),
         TEST(test_session),
         TEST(test_restart),
-        TEST(test_lost_shards),
+        TEST(test_a_lost_shard_recovers),
+        TEST(test_a_shard_lost_beside_a_record),
+        TEST(test_lost_with_a_commit_on_its_way),
+        TEST(test_lost_twice_and_both),
+        TEST(test_a_shard_that_was_not_lost),
+        TEST(test_lost_in_every_state),
+        TEST(test_a_refused_recovery),
+        TEST(test_restart_finds_shards_without_the_run),
+        TEST(test_a_drop_outlives_a_restart),
+        TEST(test_what_it_waits_for),
         TEST(test_reports_are_checked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -181,6 +181,32 @@ static void test_commits(void **state)
     sfc_store_close(store);
 }
 
+static void test_drops(void **state)
+{
+    struct sfc_store *store = must_open(*state);
+    const struct sfc_store_drop drops[] = {{7, 3}, {5, 1}, {7, 0}};
+    struct sfc_store_drop got[4];
+    size_t n = 9;
+    assert_int_equal(sfc_store_drops(store, 2, 0, 4, got, &n, NULL), SFC_OK);
+    assert_int_equal(n, 0);
+    for (size_t i = 0; i < 3; i++)
+        assert_int_equal(sfc_store_put_drop(store, 2, &drops[i], NULL), SFC_OK);
+    assert_int_equal(sfc_store_put_drop(store, 2, &drops[0], NULL), SFC_OK); /* again */
+    assert_int_equal(sfc_store_put_drop(store, 3, &drops[0], NULL), SFC_OK);
+    sfc_store_close(store);
+    store = must_open(*state);
+    assert_int_equal(sfc_store_drops(store, 2, 4, 4, got, &n, NULL), SFC_OK);
+    assert_int_equal(n, 3);
+    assert_true(got[0].step == 5 && got[0].micro_batch == 1);
+    assert_true(got[1].step == 7 && got[1].micro_batch == 0);
+    assert_int_equal(sfc_store_drops(store, 2, 5, 1, got, &n, NULL), SFC_OK);
+    assert_int_equal(n, 1);
+    assert_int_equal(got[0].step, 7);
+    assert_int_equal(sfc_store_drops(store, 2, 7, 4, got, &n, NULL), SFC_OK);
+    assert_int_equal(n, 0);
+    sfc_store_close(store);
+}
+
 static void test_shards_and_events(void **state)
 {
     struct sfc_store *store = must_open(*state);
@@ -284,6 +310,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_exclusive, setup, teardown),
         cmocka_unit_test_setup_teardown(test_runs, setup, teardown),
         cmocka_unit_test_setup_teardown(test_commits, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_drops, setup, teardown),
         cmocka_unit_test_setup_teardown(test_shards_and_events, setup, teardown),
         cmocka_unit_test_setup_teardown(test_foreign_files, setup, teardown),
         cmocka_unit_test_setup_teardown(test_damaged_page, setup, teardown),

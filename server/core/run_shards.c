@@ -1,0 +1,288 @@
+/* Events of a run: answers of shards, their loss and their recovery. */
+#include <stdio.h>
+#include <string.h>
+
+#include "server/core/run_internal.h"
+
+static ull name(const struct sfc_run_fsm *run, uint32_t k)
+{
+    return (ull)run->shards[k].id;
+}
+
+/* ---- loss and recovery */
+
+bool sfc_run_all_known(const struct sfc_run_fsm *run)
+{
+    for (uint32_t k = 0; k < run->config.shards; k++)
+        if (!run->shards[k].known)
+            return false;
+    return true;
+}
+
+bool sfc_run_recovers(const struct sfc_run_fsm *run, uint32_t shard)
+{
+    return run->started && !sfc_run_ended(run) &&
+           (run->shards[shard].lost || run->commit.duties[shard][SFC_DUTY_OPEN].wanted);
+}
+
+static void open_again(struct sfc_run_fsm *run, uint32_t k)
+{
+    run->shards[k].lost = false;
+    sfc_commit_unwant_shard(&run->commit, k);
+    sfc_commit_want(&run->commit, k, SFC_DUTY_OPEN);
+    sfc_commit_want(&run->commit, k, SFC_DUTY_ABORT);
+}
+
+void sfc_run_recover(struct sfc_run_fsm *run)
+{
+    if (run->commit.phase == SFC_PHASE_RECORD && SFC_PLANT_BUG != 9)
+        return; /* the record decides to which step a lost shard recovers */
+    for (uint32_t k = 0; k < run->config.shards; k++)
+        if (run->shards[k].lost)
+            open_again(run, k);
+    if (run->round_wanted)
+        sfc_run_new_round(run);
+    run->round_wanted = false;
+}
+
+static void forget(struct sfc_run_shard *s)
+{
+    s->life++;
+    s->gone = false;
+    s->recovered = 0;
+    s->to_step = 0;
+    s->refusal[0] = '\0';
+}
+
+/* Its process is a new one. While restoring no round is needed: nothing was granted in this one,
+ * and a shard that isn't known yet may need a Commit before its Abort. */
+static void lose(struct sfc_run_fsm *run, uint32_t k)
+{
+    forget(&run->shards[k]);
+    if (!run->started && run->config.load && !run->commit.duties[k][SFC_DUTY_OPEN].wanted) {
+        sfc_fail(&run->error, SFC_ESTATE,
+                 "shard %llu was restarted while the run was loading: stop it and restore again",
+                 name(run, k));
+        sfc_run_fail(run, run->error.text);
+        return;
+    }
+    run->shards[k].lost = true;
+    run->shards[k].known = true;
+    run->round_wanted = run->round_wanted || (run->started && !run->restoring);
+}
+
+static void on_open_reply(struct sfc_run_fsm *run, const struct sfc_run_event *e)
+{
+    struct sfc_commit_fsm *c = &run->commit;
+    if (e->applied == c->committed)
+        return;
+    /* It had not lost anything: it still waits for the Commit. */
+    if (run->started && e->applied + 1 == c->committed && c->record.step == c->committed) {
+        sfc_commit_want(c, e->shard, SFC_DUTY_COMMIT);
+        return;
+    }
+    sfc_fail(&run->error, SFC_ESTATE, "shard %llu opened the run at step %llu instead of %llu",
+             name(run, e->shard), (ull)e->applied, (ull)c->committed);
+    sfc_run_fail(run, run->error.text);
+}
+
+/* After our restart: what does this shard need to be at the committed step in the new round? */
+static void sync_shard(struct sfc_run_fsm *run, const struct sfc_run_event *e)
+{
+    struct sfc_commit_fsm *c = &run->commit;
+    bool ours = e->shard_run_id == run->config.run_id;
+    bool behind = ours && e->step + 1 == c->committed && e->prepared_step == c->committed &&
+                  c->record.step == c->committed;
+    if (!ours) {
+        lose(run, e->shard);
+        return;
+    }
+    if (run->started && e->step != c->committed && !behind) {
+        sfc_fail(&run->error, SFC_ESTATE,
+                 "shard %llu is at step %llu (prepared %llu), the scheduler's record at step %llu: "
+                 "restore the run from a checkpoint",
+                 name(run, e->shard), (ull)e->step, (ull)e->prepared_step, (ull)c->committed);
+        sfc_run_fail(run, run->error.text);
+        return;
+    }
+    if (!run->started)
+        sfc_commit_want(c, e->shard, SFC_DUTY_OPEN);
+    if (behind)
+        sfc_commit_want(c, e->shard, SFC_DUTY_COMMIT);
+    sfc_commit_want(c, e->shard, SFC_DUTY_ABORT);
+    run->shards[e->shard].known = true;
+}
+
+static void on_shard_back(struct sfc_run_fsm *run, const struct sfc_run_event *e)
+{
+    if (sfc_run_ended(run))
+        return;
+    run->shards[e->shard].gone = false;
+    if (run->restoring && !run->shards[e->shard].known) {
+        sync_shard(run, e);
+        return;
+    }
+    /* The same process, so it has what it acknowledged. What it says about its run may be older
+     * than an OpenRun that it has answered meanwhile: not used. */
+    sfc_commit_resend(&run->commit, e->shard);
+}
+
+/* ---- answers */
+
+static void on_prepare_reply(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                             struct sfc_run_actions *actions)
+{
+    bool all;
+    if (run->commit.phase != SFC_PHASE_PREPARE)
+        return;
+    if (!e->prepare.ready) {
+        for (uint32_t i = 0; i < e->prepare.missing_count; i++)
+            if (sfc_tickets_failed(&run->tickets, e->prepare.missing[i]))
+                sfc_run_block(run, e->step, e->prepare.missing[i], SFC_EINTERNAL,
+                              "a shard does not have what the worker said it sent");
+        sfc_run_new_round(run);
+        return;
+    }
+    if (sfc_commit_ready(&run->commit, e->shard, e->prepare.reports, e->prepare.report_count,
+                         e->prepare.head_finite, &all, &run->error) != SFC_OK) {
+        sfc_prefix(&run->error, "shard %llu", name(run, e->shard));
+        sfc_run_fail(run, run->error.text);
+        return;
+    }
+    if (all)
+        sfc_run_decide(run, actions);
+}
+
+/* Keeps why a shard could not do its duty, for `status`. */
+static void note(struct sfc_run_shard *s, enum sfc_duty duty, int code, const char *text)
+{
+    if (code == SFC_OK && s->refused != duty)
+        return;
+    s->refused = duty;
+    snprintf(s->refusal, sizeof(s->refusal), "%s",
+             code == SFC_OK    ? ""
+             : text && text[0] ? text
+                               : sfc_status_text(code));
+}
+
+static bool current(const struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                    enum sfc_duty duty)
+{
+    uint64_t step;
+    struct sfc_attempt round;
+    if (e->life != run->shards[e->shard].life)
+        return false;
+    if (duty == SFC_DUTY_OPEN || duty == SFC_DUTY_CLOSE)
+        return true;
+    sfc_commit_key(&run->commit, duty, &step, &round);
+    return step == e->step && sfc_attempt_compare(round, e->round) == 0;
+}
+
+static void on_shard_reply(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                           struct sfc_run_actions *actions)
+{
+    enum sfc_duty duty = e->duty;
+    if (duty >= SFC_DUTY_COUNT)
+        return;
+    if (duty == SFC_DUTY_PLAN_NEXT && e->step == run->commit.committed + 1)
+        duty = SFC_DUTY_PLAN; /* its step has opened meanwhile */
+    bool ok = e->code == SFC_OK;
+    if (!current(run, e, duty) || !sfc_commit_answer(&run->commit, e->shard, duty, ok, e->now_ms))
+        return;
+    note(&run->shards[e->shard], duty, e->code, e->text);
+    if (ok && duty == SFC_DUTY_OPEN)
+        on_open_reply(run, e);
+    if (ok && duty == SFC_DUTY_PREPARE)
+        on_prepare_reply(run, e, actions);
+    if (ok || sfc_run_transient(e->code) || duty == SFC_DUTY_CLOSE)
+        return;
+    sfc_fail(&run->error, e->code, "shard %llu refused %s of step %llu: %s", name(run, e->shard),
+             sfc_duty_names[duty], (ull)e->step, e->text ? e->text : sfc_status_text(e->code));
+    sfc_run_fail(run, run->error.text);
+}
+
+void sfc_run_on_shard(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                      struct sfc_run_actions *actions)
+{
+    struct sfc_run_shard *s = &run->shards[e->shard];
+    switch (e->type) {
+    case SFC_EV_SHARD_BACK:
+        on_shard_back(run, e);
+        return;
+    case SFC_EV_SHARD_LOST:
+        if (!sfc_run_ended(run))
+            lose(run, e->shard);
+        return;
+    case SFC_EV_SHARD_GONE:
+        s->gone = true;
+        return;
+    case SFC_EV_SHARD_PROGRESS:
+        s->recovered = e->step;
+        s->to_step = e->to_step;
+        s->eta_s = e->eta_s;
+        return;
+    default:
+        on_shard_reply(run, e, actions);
+        return;
+    }
+}
+
+/* ---- for people */
+
+static void say_recovery(const struct sfc_run_fsm *run, uint32_t k, char *out, size_t size)
+{
+    const struct sfc_run_shard *s = &run->shards[k];
+    const struct sfc_shard_duty *open = &run->commit.duties[k][SFC_DUTY_OPEN];
+    if (s->to_step != 0 && s->eta_s > 0)
+        snprintf(out, size, "shard %llu, which recovers: step %llu of %llu, %.0f s left",
+                 name(run, k), (ull)s->recovered, (ull)s->to_step, s->eta_s);
+    else if (s->to_step != 0)
+        snprintf(out, size, "shard %llu, which recovers: step %llu of %llu", name(run, k),
+                 (ull)s->recovered, (ull)s->to_step);
+    else
+        snprintf(out, size, "shard %llu, which recovers step %llu%s%s", name(run, k),
+                 (ull)run->commit.committed, s->refusal[0] && !open->in_flight ? ": " : "",
+                 open->in_flight ? "" : s->refusal);
+}
+
+static bool say_duty(const struct sfc_run_fsm *run, uint32_t k, char *out, size_t size)
+{
+    const struct sfc_run_shard *s = &run->shards[k];
+    for (unsigned d = 0; d < SFC_DUTY_COUNT; d++) {
+        bool plan = d == SFC_DUTY_PLAN || d == SFC_DUTY_PLAN_NEXT;
+        bool refused = s->refusal[0] && s->refused == d;
+        if (!run->commit.duties[k][d].wanted || (plan && !refused))
+            continue;
+        snprintf(out, size, "%s of shard %llu%s%s", sfc_duty_names[d], name(run, k),
+                 refused ? ": " : "", refused ? s->refusal : "");
+        return true;
+    }
+    return false;
+}
+
+bool sfc_run_waits_for_shard(const struct sfc_run_fsm *run, char *out, size_t size)
+{
+    for (uint32_t k = 0; k < run->config.shards; k++) {
+        const struct sfc_run_shard *s = &run->shards[k];
+        if (s->gone) {
+            snprintf(out, size,
+                     "shard %llu, which does not answer; if its process has ended, start it again "
+                     "with the same --listen and --state",
+                     name(run, k));
+            return true;
+        }
+        if (run->restoring && !s->known) {
+            snprintf(out, size, "shard %llu, which is not registered since the restart",
+                     name(run, k));
+            return true;
+        }
+        if (sfc_run_recovers(run, k)) {
+            say_recovery(run, k, out, size);
+            return true;
+        }
+    }
+    for (uint32_t k = 0; k < run->config.shards; k++)
+        if (say_duty(run, k, out, size))
+            return true;
+    return false;
+}
