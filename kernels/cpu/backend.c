@@ -26,7 +26,6 @@ static const struct sfc_backend_ops cpu_ops = {
     .name = "cpu",
     .close = cpu_close,
     .numerics = cpu_numerics,
-    .head_check = sfc_cpu_head_check,
     .head_memory = sfc_cpu_head_memory,
     .head_new = sfc_cpu_head_new,
     .head_free = sfc_cpu_head_free,

@@ -157,8 +157,6 @@ void sfc_cpu_gather(struct sfc_cpu_head *head, struct sfc_cpu_worker *worker,
 int sfc_cpu_head_probe(struct sfc_cpu_head *head, struct sfc_error *err);
 
 /* The head_* members of struct sfc_backend_ops. */
-int sfc_cpu_head_check(const struct sfc_backend *backend, const struct sfc_head_config *config,
-                       struct sfc_error *err);
 int sfc_cpu_head_memory(const struct sfc_backend *backend, const struct sfc_head_config *config,
                         const uint64_t *blocks, size_t count, struct sfc_memory *out,
                         struct sfc_error *err);

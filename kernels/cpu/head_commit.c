@@ -30,6 +30,17 @@ static void assemble(const struct commit_call *call, size_t at, size_t n, char *
     memset(out, 0, (s->tile - n) * row);
 }
 
+typedef void (*update_fn)(const struct sfc_store *store, const uint32_t *rows, size_t n, size_t dim,
+                          size_t pitch, const float *dw, const float *inverse_norm,
+                          const struct sfc_update *u);
+
+static update_fn update_of(const struct sfc_cpu_head *head)
+{
+    if (head->config.optimizer == SFC_OPTIMIZER_ADAMW)
+        return head->format == SFC_STORE_F32 ? head->simd->adamw : head->simd->half->adamw;
+    return head->format == SFC_STORE_F32 ? head->simd->update : head->simd->half->update;
+}
+
 static void commit_block(void *arg, size_t index, unsigned worker_index)
 {
     const struct commit_call *call = arg;
@@ -45,9 +56,8 @@ static void commit_block(void *arg, size_t index, unsigned worker_index)
         if (sfc_gemm_run(&worker->commit, worker->stream, worker->product, head->call_x,
                          worker->result, worker->gemm, &worker->error))
             return;
-        (head->format == SFC_STORE_F32 ? head->simd->update : head->simd->half->update)(
-            &store, head->rows + at, n, head->config.dim, s->pitch, worker->result,
-            head->inverse_norm + at, &call->update);
+        update_of(head)(&store, head->rows + at, n, head->config.dim, s->pitch, worker->result,
+                        head->inverse_norm + at, &call->update);
     }
 }
 
@@ -60,9 +70,14 @@ int sfc_cpu_head_commit(struct sfc_head *base, const uint32_t *slots, double lr,
     struct commit_call call = {
         .head = head,
         .slots = slots,
-        .update = {(float)(c->scale / c->batch), (float)lr, (float)c->momentum,
-                   (float)c->weight_decay},
+        .update = {.gradient_scale = (float)(c->scale / c->batch),
+                   .lr = (float)lr,
+                   .momentum = (float)c->momentum,
+                   .weight_decay = (float)c->weight_decay},
     };
+    if (c->optimizer == SFC_OPTIMIZER_ADAMW)
+        call.update.adamw =
+            sfc_adamw_at(c->beta1, c->beta2, c->epsilon, c->weight_decay, lr, base->step);
     memset(head->call_x, 0, head->sizes.bp * head->sizes.pitch * head->operand_bytes);
     for (size_t j = 0; j < head->sizes.micro_batches; j++)
         memcpy((char *)head->call_x + j * bytes, sfc_cpu_slot_x(head, slots[j]), bytes);

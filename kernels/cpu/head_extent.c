@@ -23,17 +23,22 @@ static void extent_block(void *arg, size_t index, unsigned worker_index)
     struct sfc_cpu_head *head = call->head;
     const struct sfc_head_config *c = &head->config;
     const struct sfc_cpu_block *block = &head->blocks[index];
-    float *w = head->workers[worker_index].result, *m = w + head->sizes.pitch; /* it has 16 rows */
+    float *w = head->workers[worker_index].result; /* [16 at least, pitch] */
+    float *m = w + head->sizes.pitch;
+    float *v = c->optimizer == SFC_OPTIMIZER_ADAMW ? m + head->sizes.pitch : NULL;
     struct sfc_extent extent = {0};
     for (uint64_t row = 0; row < block->rows; row++) {
         float last = 0;
         sfc_cpu_head_read(&head->base, index, SFC_PART_VALUES, row * c->dim, c->dim, w, NULL);
         sfc_cpu_head_read(&head->base, index, SFC_PART_MOMENTUM, row * c->dim, c->dim, m, NULL);
+        if (v)
+            sfc_cpu_head_read(&head->base, index, SFC_PART_SECOND_MOMENT, row * c->dim, c->dim, v,
+                              NULL);
         if (head->lag) {
             sfc_cpu_head_read(&head->base, index, SFC_PART_LAST_STEP, row, 1, &last, NULL);
             sfc_lag_apply(&head->lag[(uint32_t)last], w, m, c->dim);
         }
-        sfc_extent_add(&extent, w, m, NULL, c->dim, c->epsilon);
+        sfc_extent_add(&extent, w, m, v, c->dim, c->epsilon);
     }
     call->out[index] = extent;
 }

@@ -21,15 +21,6 @@ static size_t larger(size_t a, size_t b)
     return a > b ? a : b;
 }
 
-int sfc_cpu_head_check(const struct sfc_backend *backend, const struct sfc_head_config *config,
-                       struct sfc_error *err)
-{
-    (void)backend;
-    if (config->optimizer != SFC_OPTIMIZER_SGD)
-        return sfc_fail(err, SFC_EUNSUPPORTED, "cpu backend: the optimizer must be sgd");
-    return SFC_OK;
-}
-
 static bool is_dense(const struct sfc_head_config *config)
 {
     return config->momentum_mode == SFC_MOMENTUM_DENSE;
@@ -57,7 +48,7 @@ void sfc_cpu_product_sizes(const struct sfc_head_config *c, struct sfc_cpu_sizes
     size_t tiles = (quota + TILE_ROWS - 1) / TILE_ROWS;
     s->tile = round16((quota + tiles - 1) / tiles);
     s->pitch = round16(c->dim);
-    s->tensors = 2;
+    s->tensors = c->optimizer == SFC_OPTIMIZER_ADAMW ? 3 : 2;
     s->mp = round16(c->micro_batch);
     s->bp = round16(c->batch);
     s->micro_batches = c->batch / c->micro_batch;
@@ -151,7 +142,7 @@ static void lay_out_step(struct sfc_cpu_head *head, struct carver *carver)
 static int check_size(const struct sfc_head_config *c, const struct sfc_cpu_sizes *s,
                       struct sfc_error *err)
 {
-    double rows = (double)s->store_rows * c->dim * 8;
+    double rows = (double)s->store_rows * c->dim * 12;
     double kept = (double)c->slots * (double)s->sample_rows * (double)s->mp * 4;
     double batch = (double)s->call_rows * (double)s->pitch * 16;
     double tile = (double)s->tile * (double)larger(s->pitch, s->bp) * 16;
@@ -346,7 +337,7 @@ struct numbers {
 static struct numbers numbers_at(const struct sfc_store *store, enum sfc_block_part part,
                                  size_t row, size_t k, size_t dim)
 {
-    size_t tensor = part == SFC_PART_VALUES ? 0 : 1;
+    size_t tensor = part == SFC_PART_VALUES ? 0 : part == SFC_PART_MOMENTUM ? 1 : 2;
     void *at = sfc_store_at(store, row, tensor, dim);
     uint16_t *high = (uint16_t *)at + k;
     if (store->format == SFC_STORE_BF16)

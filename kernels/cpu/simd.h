@@ -11,14 +11,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/adamw.h"
 #include "kernels/lag.h"
 
 /* How a block store holds the numbers of a row: a record of its tensors side by side, [dim] each,
  * the weights first, so that an update and a catch-up touch one range of memory.
  * F32    w and m in f32
- * BF16   w (high) and m in bf16, rounded by updates
+ * BF16   w (high), m and v in bf16, rounded by updates
  * SPLIT  w as high, the nearest bf16 (ties away from zero), which products read, and low [dim], the
- *        rest of the integer bits, exact together; m in f32 */
+ *        rest of the integer bits, exact together; m and v in f32
+ * v, AdamW's second moment, is there when a record has three tensors. */
 enum sfc_store_format { SFC_STORE_F32, SFC_STORE_BF16, SFC_STORE_SPLIT };
 
 /* What products multiply:
@@ -56,8 +58,9 @@ static inline void *sfc_store_at(const struct sfc_store *store, size_t row, size
 }
 
 struct sfc_update {
-    float gradient_scale; /* scale / batch */
-    float lr, momentum, weight_decay;
+    float gradient_scale;             /* scale / batch */
+    float lr, momentum, weight_decay; /* of SGD */
+    struct sfc_adamw adamw;
 };
 
 /* Cosines are kept as integers, 1 = SFC_COSINE_ONE, beside bf16 operands (bf16 itself would make a
@@ -75,6 +78,9 @@ struct sfc_simd_half {
     void (*update)(const struct sfc_store *store, const uint32_t *rows, size_t n, size_t dim,
                    size_t pitch, const float *dw, const float *inverse_norm,
                    const struct sfc_update *u);
+    void (*adamw)(const struct sfc_store *store, const uint32_t *rows, size_t n, size_t dim,
+                  size_t pitch, const float *dw, const float *inverse_norm,
+                  const struct sfc_update *u);
     void (*logits)(const float *cos, size_t stride, size_t n, size_t width,
                    const float *inverse_norm, float filter, int16_t *q);
     void (*exp_sum)(const int16_t *q, size_t n, size_t width, float scale, const float *add,
@@ -124,6 +130,10 @@ struct sfc_simd {
     void (*update)(const struct sfc_store *store, const uint32_t *rows, size_t n, size_t dim,
                    size_t pitch, const float *dw, const float *inverse_norm,
                    const struct sfc_update *u);
+    /* The same with AdamW; such rows are always up to date. */
+    void (*adamw)(const struct sfc_store *store, const uint32_t *rows, size_t n, size_t dim,
+                  size_t pitch, const float *dw, const float *inverse_norm,
+                  const struct sfc_update *u);
 };
 
 /* The best level that this CPU has; level "avx512", "avx2" or "base" through SFC_CPU_LEVEL (for

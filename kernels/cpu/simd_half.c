@@ -284,6 +284,76 @@ static void update(const struct sfc_store *block, const uint32_t *rows, size_t n
     }
 }
 
+/* ---- update with AdamW: a record ends with the second moment, in the format of the first */
+
+INLINE vec record_v(struct record r, enum sfc_store_format format, size_t dim, size_t k, size_t n)
+{
+    return format == SFC_STORE_SPLIT ? load_some(r.m + dim + k, n)
+                                     : widen(load_half(r.half_m + dim + k, n));
+}
+
+/* key: of the random bits, NULL rounds bf16 to the nearest. */
+INLINE void put_v(struct record r, enum sfc_store_format format, size_t dim, size_t k, size_t n,
+                  vec v, const struct sfc_rounding_key *key)
+{
+    if (format == SFC_STORE_SPLIT)
+        store_some(r.m + dim + k, v, n);
+    else
+        store_half(r.half_m + dim + k, key ? stochastic(v, mix(*key, k) & 0xffff) : nearest(v), n);
+}
+
+INLINE void prefetch_v(struct record r, enum sfc_store_format format, size_t dim, size_t k)
+{
+    if (format == SFC_STORE_SPLIT)
+        __builtin_prefetch(r.m + dim + k, 1);
+    else
+        __builtin_prefetch(r.half_m + dim + k, 1);
+}
+
+INLINE void adamw_one(const struct sfc_store *block, enum sfc_store_format format, bool rounds,
+                      uint32_t row, uint32_t next, size_t dim, size_t pitch, const float *dw,
+                      float inverse_norm, const struct sfc_update *u)
+{
+    struct record record = record_of(block, format, row, dim);
+    struct record ahead = record_of(block, format, next, dim);
+    float *scratch = block->scratch;
+    double along = fetch_row(record, ahead, format, NULL, dim, pitch, dw, scratch);
+    float a = u->gradient_scale * inverse_norm;
+    float b = (float)(along * inverse_norm * inverse_norm);
+    struct sfc_rounding_key first = {0, 0}, second = {0, 0};
+    if (rounds) {
+        first = sfc_rounding_key(block->seed, block->now, block->first_class + row);
+        second = sfc_rounding_second_key(block->seed, block->now, block->first_class + row);
+    }
+    for (size_t k = 0; k < dim; k += LANES) {
+        vec w = load(scratch + k), m = load(scratch + pitch + k);
+        vec v = record_v(record, format, dim, k, dim - k);
+        prefetch_v(ahead, format, dim, k);
+        step_adamw(&w, &m, &v, splat(a) * (load(dw + k) - splat(b) * w), &u->adamw);
+        put(record, format, k, dim - k, w, m, rounds ? &first : NULL);
+        put_v(record, format, dim, k, dim - k, v, rounds ? &second : NULL);
+    }
+}
+
+static void adamw(const struct sfc_store *block, const uint32_t *rows, size_t n, size_t dim,
+                  size_t pitch, const float *dw, const float *inverse_norm,
+                  const struct sfc_update *u)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t next = rows[i + AHEAD / 2 < n ? i + AHEAD / 2 : n - 1];
+        const float *g = dw + i * pitch;
+        if (block->format == SFC_STORE_SPLIT)
+            adamw_one(block, SFC_STORE_SPLIT, false, rows[i], next, dim, pitch, g, inverse_norm[i],
+                      u);
+        else if (block->nearest)
+            adamw_one(block, SFC_STORE_BF16, false, rows[i], next, dim, pitch, g, inverse_norm[i],
+                      u);
+        else
+            adamw_one(block, SFC_STORE_BF16, true, rows[i], next, dim, pitch, g, inverse_norm[i],
+                      u);
+    }
+}
+
 /* ---- logits and softmax */
 
 static void logits(const float *cos, size_t stride, size_t n, size_t width,
@@ -391,6 +461,7 @@ static void unpack_all(const uint16_t *high, const uint16_t *low, size_t n,
 const struct sfc_simd_half JOIN(sfc_simd_half_, SFC_LEVEL) = {
     .gather = gather,
     .update = update,
+    .adamw = adamw,
     .logits = logits,
     .exp_sum = exp_sum,
     .softmax = softmax,

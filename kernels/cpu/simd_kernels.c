@@ -225,6 +225,45 @@ static void update(const struct sfc_store *block, const uint32_t *rows, size_t n
     }
 }
 
+INLINE void adamw_row(float *row, const float *next, size_t dim, const float *dw,
+                      float inverse_norm, const struct sfc_update *u)
+{
+    float *moment = row + dim, *second = row + 2 * dim;
+    size_t whole = dim / LANES * LANES;
+    float a = u->gradient_scale * inverse_norm;
+    float b = (float)(dot(row, dw, dim) * inverse_norm * inverse_norm);
+    for (size_t k = 0; k < whole; k += LANES) {
+        vec w = load(row + k), m = load(moment + k), v = load(second + k);
+        __builtin_prefetch(next + k, 1);
+        __builtin_prefetch(next + dim + k, 1);
+        __builtin_prefetch(next + 2 * dim + k, 1);
+        step_adamw(&w, &m, &v, splat(a) * (load(dw + k) - splat(b) * w), &u->adamw);
+        store(row + k, w);
+        store(moment + k, m);
+        store(second + k, v);
+    }
+    if (whole < dim) {
+        size_t rest = dim - whole;
+        vec w = load_part(row + whole, rest), m = load_part(moment + whole, rest);
+        vec v = load_part(second + whole, rest);
+        step_adamw(&w, &m, &v, splat(a) * (load(dw + whole) - splat(b) * w), &u->adamw);
+        store_part(row + whole, w, rest);
+        store_part(moment + whole, m, rest);
+        store_part(second + whole, v, rest);
+    }
+}
+
+static void adamw(const struct sfc_store *block, const uint32_t *rows, size_t n, size_t dim,
+                  size_t pitch, const float *dw, const float *inverse_norm,
+                  const struct sfc_update *u)
+{
+    for (size_t i = 0; i < n; i++) {
+        size_t ahead = i + AHEAD / 2 < n ? i + AHEAD / 2 : n - 1;
+        adamw_row(sfc_store_at(block, rows[i], 0, dim), sfc_store_at(block, rows[ahead], 0, dim),
+                  dim, dw + i * pitch, inverse_norm[i], u);
+    }
+}
+
 extern const struct sfc_simd_half JOIN(sfc_simd_half_, SFC_LEVEL);
 
 const struct sfc_simd JOIN(sfc_simd_, SFC_LEVEL) = {
@@ -238,4 +277,5 @@ const struct sfc_simd JOIN(sfc_simd_, SFC_LEVEL) = {
     .scale_rows = scale_rows,
     .add_fixed = add_fixed,
     .update = update,
+    .adamw = adamw,
 };

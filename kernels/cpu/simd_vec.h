@@ -129,4 +129,22 @@ INLINE void step(vec *w, vec *m, vec g, const struct sfc_update *u)
     *w = *w - splat(u->lr) * *m;
 }
 
+INLINE vec root(vec v)
+{
+    float lane[LANES];
+    store(lane, v);
+    for (int i = 0; i < LANES; i++)
+        lane[i] = sqrtf(lane[i]);
+    return load(lane);
+}
+
+/* The same with AdamW. v stays at least 0: it is a sum of such. */
+INLINE void step_adamw(vec *w, vec *m, vec *v, vec g, const struct sfc_adamw *a)
+{
+    *m = splat(a->keep1) * *m + splat(a->take1) * g;
+    *v = splat(a->keep2) * *v + splat(a->take2) * (g * g);
+    vec unit = splat(a->rate) * *m / (splat(a->root) * root(*v) + splat(a->epsilon));
+    *w = *w - (unit + splat(a->decay) * *w);
+}
+
 #endif

@@ -494,9 +494,10 @@ int sfc_ref_head_gradient(struct sfc_head *head, struct sfc_head_gradient_item *
 }
 
 /* An updated row, to bf16 where the state is. */
-static void round_row(const struct ref_head *h, uint64_t class, double *w, double *m)
+static void round_row(const struct ref_head *h, uint64_t class, double *w, double *m, double *v)
 {
     const struct sfc_head_config *c = &h->base.config;
+    struct sfc_rounding_key second = sfc_rounding_second_key(c->seed, h->base.step, class);
     struct sfc_rounding_key key = sfc_rounding_key(c->seed, h->base.step, class);
     for (uint32_t k = 0; k < c->dim; k++) {
         uint32_t word = sfc_rounding_word(key, k);
@@ -505,6 +506,11 @@ static void round_row(const struct ref_head *h, uint64_t class, double *w, doubl
                        : sfc_bf16_stochastic((float)w[k], (uint16_t)word);
         m[k] = nearest ? sfc_bf16_nearest((float)m[k])
                        : sfc_bf16_stochastic((float)m[k], (uint16_t)(word >> 16));
+        if (v) {
+            uint16_t random = (uint16_t)sfc_rounding_word(second, k);
+            v[k] =
+                nearest ? sfc_bf16_nearest((float)v[k]) : sfc_bf16_stochastic((float)v[k], random);
+        }
     }
 }
 
@@ -547,7 +553,8 @@ static void update_class(struct ref_head *h, const struct ref_block *b, uint32_t
         w[k] -= lr * m[k];
     }
     if (c->dtype == SFC_DTYPE_BF16) {
-        round_row(h, b->first_class + h->sample[b->sample_at + s], w, m);
+        round_row(h, b->first_class + h->sample[b->sample_at + s], w, m,
+                  is_adamw(c) ? h->v + at : NULL);
     }
 }
 

@@ -10,6 +10,12 @@ struct sfc_rounding_key sfc_rounding_key(uint64_t seed, uint64_t step, uint64_t 
     return (struct sfc_rounding_key){words.v[0], words.v[1]};
 }
 
+struct sfc_rounding_key sfc_rounding_second_key(uint64_t seed, uint64_t step, uint64_t class)
+{
+    struct sfc_philox words = sfc_random(seed, SFC_STREAM_ROUNDING, step, class);
+    return (struct sfc_rounding_key){words.v[2], words.v[3]};
+}
+
 uint32_t sfc_rounding_word(struct sfc_rounding_key key, uint32_t column)
 {
     uint32_t h = column * 0x9e3779b9u + key.add;

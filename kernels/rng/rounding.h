@@ -16,6 +16,8 @@ struct sfc_rounding_key {
 };
 
 struct sfc_rounding_key sfc_rounding_key(uint64_t seed, uint64_t step, uint64_t class);
+/* The key of AdamW's second moment, which gets the low half of its word. */
+struct sfc_rounding_key sfc_rounding_second_key(uint64_t seed, uint64_t step, uint64_t class);
 /* 32 bits for a column: a bijective mixer of its number under the key (the shifts and the last two
  * factors of MurmurHash3's finaliser). */
 uint32_t sfc_rounding_word(struct sfc_rounding_key key, uint32_t column);

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """The command line as people and scripts meet it: options, exit codes, JSON, checkpoints.
 
-    test_control.py [usage|data|lifecycle|checkpoint|dense|half|memory|glyphs ...]     default: all
+    test_control.py [usage|data|lifecycle|checkpoint|dense|half|adamw|memory|glyphs ...]     default: all
 """
 import json
 import os
@@ -345,6 +345,11 @@ def test_half():
     test_checkpoint("--dtype", "bf16", "--momentum-mode", "dense")
 
 
+def test_adamw():
+    """The same with AdamW: class layer and backbone with second moments."""
+    test_checkpoint("--optimizer", "adamw", "--lr", "2e-3", "--weight-decay", "0.1")
+
+
 def test_checkpoint(*mode):
     """A checkpoint of a running run is the undisturbed state of that step, and goes on to the same end
     on any number of shards; export and eval read it."""
@@ -474,7 +479,7 @@ def test_memory():
 
 
 def main():
-    names = sys.argv[1:] or ["usage", "data", "lifecycle", "checkpoint", "dense", "half", "memory", "glyphs"]
+    names = sys.argv[1:] or ["usage", "data", "lifecycle", "checkpoint", "dense", "half", "adamw", "memory", "glyphs"]
     for name in names:
         begin = time.monotonic()
         try:

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Training through real daemons: the same bits for every topology (I2), and whatever dies (I3, I4).
 
-    test_train.py [synthetic|dense|half|images|kill|scheduler|broken ...]     default: all
+    test_train.py [synthetic|dense|half|adamw|images|kill|scheduler|broken ...]     default: all
 Seeds come from SFC_SEED (default 1) and are printed on failure.
 """
 import math
@@ -74,8 +74,8 @@ def synthetic_run(shards, workers, threads, **fields):
         c.start_workers(workers, "--exit-when-done", threads=threads)
         trace = c.folder / "trace.csv"
         c.start_worker("--exit-when-done", "--trace", trace)
-        c.create_run(classes=3000, samples=5000, steps=40, dim=32, seed=SEED, lr=0.5, lr_end=0.1,
-                     **fields)
+        c.create_run(**{**dict(classes=3000, samples=5000, steps=40, dim=32, seed=SEED, lr=0.5, lr_end=0.1),
+                        **fields})
         c.wait_state("finished")
         for w in c.workers:
             check(w.wait() == 0, f"a worker failed\n{w.tail()}")
@@ -98,6 +98,20 @@ def test_half():
         test_synthetic(dtype=dtype, gemm="bf16", momentum_mode="dense")
 
 
+ADAMW = dict(optimizer="adamw", momentum=0, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.1)
+
+
+def test_adamw():
+    """I2 with AdamW, over two formats of the store and with a backbone."""
+    test_synthetic(lr=0.01, **ADAMW)
+    test_synthetic(lr=0.01, dtype="bf16", gemm="bf16", **ADAMW)
+    options = ("--optimizer", "adamw", "--lr", "2e-3", "--weight-decay", "0.1")
+    digest, losses = image_run(1, 1, 1, *options)
+    check(sum(losses[-5:]) < sum(losses[:5]), f"losses: {losses}")
+    other, other_losses = image_run(3, 2, 1, *options)
+    check(other == digest and other_losses == losses, f"3 shards: state {other}, expected {digest}")
+
+
 def test_synthetic(**fields):
     digest, losses = synthetic_run(1, 1, 1, **fields)
     check(digest[0] == 40, f"state of step {digest[0]}")
@@ -108,12 +122,12 @@ def test_synthetic(**fields):
         check(other_losses == losses, f"{topology}: other losses")
 
 
-def image_run(shards, workers, threads):
+def image_run(shards, workers, threads, *options):
     with Cluster() as c:
         data = make_images(c)
         c.start_scheduler()
         c.start_shards(shards)
-        create_images(c, data)
+        create_images(c, data, *options)
         c.start_workers(workers, "--exit-when-done", data=data, threads=threads)
         c.wait_state("finished", 180)
         for w in c.workers:
@@ -215,7 +229,7 @@ def test_broken():
 
 
 def main():
-    names = sys.argv[1:] or ["synthetic", "dense", "half", "images", "kill", "scheduler", "broken"]
+    names = sys.argv[1:] or ["synthetic", "dense", "half", "adamw", "images", "kill", "scheduler", "broken"]
     for name in names:
         begin = time.monotonic()
         try:

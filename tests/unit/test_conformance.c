@@ -256,6 +256,22 @@ static void write_last(struct rig *rig, uint64_t t)
     free(last);
 }
 
+/* AdamW: compares the second moments and gives both the reference's. */
+static void meet_in_second(const struct way *way, struct rig *ref, struct rig *rig, bool comparable)
+{
+    size_t size = (size_t)rig->config.classes * rig->config.dim;
+    float *v = calloc(size, sizeof *v), *v2 = calloc(size, sizeof *v2);
+    assert_true(v && v2);
+    rig_read(ref, SFC_PART_SECOND_MOMENT, v);
+    rig_read(rig, SFC_PART_SECOND_MOMENT, v2);
+    if (comparable) {
+        compare_floats("second moment", v2, v, size, 2 * way->format->momentum, 1e-9);
+    }
+    rig_write(ref, SFC_PART_SECOND_MOMENT, v);
+    rig_write(rig, SFC_PART_SECOND_MOMENT, v);
+    free(v), free(v2);
+}
+
 /* Three steps; each backend starts each from the reference's state. */
 static void conform(struct way *way, const struct sfc_head_config *c, enum rig_labels kind,
                     uint64_t seed)
@@ -308,6 +324,9 @@ static void conform(struct way *way, const struct sfc_head_config *c, enum rig_l
             rig_write(&rig, SFC_PART_MOMENTUM, m);
             write_last(&rig, t);
         }
+        if (c->optimizer == SFC_OPTIMIZER_ADAMW) {
+            meet_in_second(way, &ref, &rig, comparable);
+        }
     }
     rig_step_free(&a);
     rig_step_free(&b);
@@ -335,6 +354,9 @@ static void conform_everywhere(struct way *way)
             c.gemm = way->format->gemm;
             c.rounding = s / 2 % 2 ? SFC_ROUNDING_NEAREST : SFC_ROUNDING_STOCHASTIC;
             c.momentum_mode = (s + k) % 2 ? SFC_MOMENTUM_DENSE : SFC_MOMENTUM_SAMPLED;
+            bool adamw = (s + k) % 4 == 2 && c.dim > 1; /* with one dimension g is noise */
+            c.optimizer = adamw ? SFC_OPTIMIZER_ADAMW : SFC_OPTIMIZER_SGD;
+            c.epsilon = 1e-3; /* so that elements that are all noise count for little */
             print_message("backend %s format %zu shape %zu loss %zu seed %llu\n", way->backend, f,
                           s, k, (unsigned long long)seed);
             conform(way, &c, shapes[s].labels, seed);
@@ -391,7 +413,7 @@ static struct trace run_bits(struct rig_setup setup, const struct sfc_head_confi
     enum { STEPS = 4 };
     size_t size = (size_t)c->classes * c->dim, rows = (size_t)c->batch * c->dim;
     struct trace trace = {.size = STEPS * (c->batch * 16 + 5 * c->classes + rows * sizeof(int64_t) +
-                                           2 * size * sizeof(float))};
+                                           3 * size * sizeof(float))};
     struct rig rig;
     struct rig_step step;
     float *w = calloc(size, sizeof *w), *x = calloc(rows, sizeof *x);
@@ -428,6 +450,10 @@ static struct trace run_bits(struct rig_setup setup, const struct sfc_head_confi
         record(&trace, w, size * sizeof *w);
         rig_read(&rig, SFC_PART_MOMENTUM, w);
         record(&trace, w, size * sizeof *w);
+        if (c->optimizer == SFC_OPTIMIZER_ADAMW) {
+            rig_read(&rig, SFC_PART_SECOND_MOMENT, w);
+            record(&trace, w, size * sizeof *w);
+        }
     }
     rig_step_free(&step);
     rig_close(&rig);
@@ -460,6 +486,7 @@ static void test_bits_never_depend_on_the_way_of_working(void **state)
         for (size_t s = 0; s < sizeof cases / sizeof *cases; s++) {
             struct sfc_head_config c = config_of(&cases[s], &kinds[s % 2 ? 1 : 5]);
             c.momentum_mode = s % 3 ? SFC_MOMENTUM_DENSE : SFC_MOMENTUM_SAMPLED;
+            c.optimizer = s == 3 ? SFC_OPTIMIZER_ADAMW : SFC_OPTIMIZER_SGD;
             c.dtype = runs[b].format->dtype;
             c.gemm = runs[b].format->gemm;
             size_t blocks = sfc_head_block_count(&c);

@@ -169,7 +169,8 @@ static void update_is_sgd_through_the_normalisation(void **state)
     (void)state;
     const size_t dims[] = {1, 15, 33, 64};
     const uint32_t rows[] = {1, 2, 4};
-    const struct sfc_update u = {0.5f, 0.1f, 0.9f, 5e-4f};
+    const struct sfc_update u = {
+        .gradient_scale = 0.5f, .lr = 0.1f, .momentum = 0.9f, .weight_decay = 5e-4f};
     for (size_t l = 0; l < LEVELS; l++)
         for (size_t d = 0; d < sizeof dims / sizeof *dims; d++) {
             size_t dim = dims[d], pitch = (dim + 15) / 16 * 16;
@@ -221,7 +222,8 @@ static void missed_steps_are_caught_up(void **state)
     (void)state;
     const size_t dims[] = {1, 16, 37};
     const uint32_t rows[] = {0, 2};
-    const struct sfc_update u = {0, 0.1f, 0.9f, 5e-4f}; /* no gradient */
+    const struct sfc_update u = {
+        .gradient_scale = 0, .lr = 0.1f, .momentum = 0.9f, .weight_decay = 5e-4f}; /* no gradient */
     const float rates[] = {0.1f, 0.2f, SFC_RATE_SKIPPED, 0.05f, 0.3f};
     struct sfc_lag lag[6];
     sfc_lag_table(rates, 0.9, 5e-4, 0, 5, lag);

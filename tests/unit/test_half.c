@@ -124,7 +124,8 @@ static struct rounding *rounding_new(float w, float m, uint32_t step)
 static void rounding_is_unbiased(void **state)
 {
     (void)state;
-    const struct sfc_update u = {0, 0.004f, 0.9f, 0};
+    const struct sfc_update u = {
+        .gradient_scale = 0, .lr = 0.004f, .momentum = 0.9f, .weight_decay = 0};
     const double m1 = 0.9f * 0.25f, w1 = 1 - 0.004f * m1;
     for (size_t l = 0; l < LEVELS; l++) {
         double w_sum = 0, m_sum = 0, both = 0, ups_w = 0, ups_m = 0, n = 0;
@@ -155,7 +156,8 @@ static void rounding_is_unbiased(void **state)
 static void rounding_belongs_to_the_row(void **state)
 {
     (void)state;
-    const struct sfc_update u = {0.5f, 0.004f, 0.9f, 1e-3f};
+    const struct sfc_update u = {
+        .gradient_scale = 0.5f, .lr = 0.004f, .momentum = 0.9f, .weight_decay = 1e-3f};
     struct rounding *all = rounding_new(1, 0.25f, 9), *some = rounding_new(1, 0.25f, 9);
     struct rounding *later = rounding_new(1, 0.25f, 10);
     static const uint32_t order[] = {40, 3, 17};
@@ -179,7 +181,8 @@ static void rounding_belongs_to_the_row(void **state)
 static void rounding_is_what_it_says(void **state)
 {
     (void)state;
-    const struct sfc_update u = {0, 0x1p-7f, 0.9f, 0}; /* no product here needs rounding twice */
+    /* no product here needs rounding twice */
+    const struct sfc_update u = {.lr = 0x1p-7f, .momentum = 0.9f};
     const float m1 = 0.9f * 0.25f, w1 = 1 - 0x1p-7f * m1;
     for (size_t l = 0; l < LEVELS; l++)
         for (int nearest = 0; nearest < 2; nearest++) {

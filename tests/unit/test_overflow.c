@@ -124,12 +124,15 @@ static void sane_runs_are_hardly_looked_at(void **state)
 
 /* ---- runs that diverge */
 
-static struct sfc_head_config wild(int format, enum sfc_momentum_mode mode)
+enum mode { SAMPLED, DENSE, ADAMW, MODES };
+
+static struct sfc_head_config wild(int format, enum mode mode)
 {
     struct sfc_head_config c = rig_config(300, 24, 64, 16, 4);
     c.dtype = format % 2 ? SFC_DTYPE_BF16 : SFC_DTYPE_F32;
     c.gemm = format / 2 ? SFC_DTYPE_BF16 : SFC_DTYPE_F32;
-    c.momentum_mode = mode;
+    c.momentum_mode = mode == DENSE ? SFC_MOMENTUM_DENSE : SFC_MOMENTUM_SAMPLED;
+    c.optimizer = mode == ADAMW ? SFC_OPTIMIZER_ADAMW : SFC_OPTIMIZER_SGD;
     c.weight_decay = 0.05;
     c.sample_ppm = 600000;
     return c;
@@ -141,31 +144,65 @@ static double wild_rate(uint64_t t)
     return t < 4 || t > 24 ? 1e-3 : 3000;
 }
 
+enum { LAST = 32, PARTS = 4 };
+
 struct outcome {
-    bool applied[40];
-    float *w, *m;
+    bool applied[LAST + 1];
+    float *part[PARTS]; /* by enum sfc_block_part */
 };
 
-static void assert_finite(const float *v, size_t n)
+static bool has_part(const struct sfc_head_config *c, int part)
 {
-    for (size_t i = 0; i < n; i++)
-        assert_true(isfinite(v[i]));
+    if (part == SFC_PART_LAST_STEP)
+        return c->momentum_mode == SFC_MOMENTUM_DENSE;
+    return part != SFC_PART_SECOND_MOMENT || c->optimizer == SFC_OPTIMIZER_ADAMW;
 }
 
-/* `moves`: after each of so many steps the state goes to other heads. */
+static void read_all(struct rig *rig, struct outcome *out)
+{
+    size_t size = (size_t)rig->config.classes * rig->config.dim;
+    for (int p = 0; p < PARTS; p++) {
+        if (!has_part(&rig->config, p))
+            continue;
+        rig_read(rig, (enum sfc_block_part)p, out->part[p]);
+        for (size_t i = 0; i < size; i++)
+            assert_true(isfinite(out->part[p][i]));
+    }
+}
+
+/* The state goes to heads that know nothing. */
+static void move(struct rig *rig, uint64_t t, const struct outcome *out)
+{
+    struct sfc_head_config c = rig->config;
+    struct rig_setup setup = rig->setup;
+    float rates[LAST + 1];
+    if (c.momentum_mode == SFC_MOMENTUM_DENSE)
+        rig_read_rates(rig, t, rates);
+    rig_close(rig);
+    rig_open(rig, setup, &c);
+    if (c.momentum_mode == SFC_MOMENTUM_DENSE)
+        rig_write_rates(rig, t, rates);
+    for (int p = 0; p < PARTS; p++)
+        if (has_part(&c, p))
+            rig_write(rig, (enum sfc_block_part)p, out->part[p]);
+}
+
+/* moves: the state moves after each of so many steps; 0: never. */
 static void diverge(struct rig_setup setup, const struct sfc_head_config *c, uint64_t moves,
                     struct outcome *out)
 {
-    enum { LAST = 32 };
     struct rig rig;
     struct rig_step step;
     size_t size = (size_t)c->classes * c->dim;
-    bool lags = c->momentum_mode == SFC_MOMENTUM_DENSE;
-    float *centres = calloc(size, sizeof *centres), *last = calloc(c->classes, sizeof *last);
-    float *x = calloc((size_t)c->batch * c->dim, sizeof *x), rates[LAST + 1];
+    float *centres = calloc(size, sizeof *centres);
+    float *x = calloc((size_t)c->batch * c->dim, sizeof *x);
     uint64_t labels[16];
-    *out = (struct outcome){.w = calloc(size, sizeof *out->w), .m = calloc(size, sizeof *out->m)};
-    assert_true(centres && last && x && out->w && out->m);
+    *out = (struct outcome){{false}, {NULL}};
+    for (int p = 0; p < PARTS; p++) {
+        out->part[p] = calloc(size, sizeof(float));
+        assert_non_null(out->part[p]);
+    }
+    assert_true(centres && x);
     rig_open(&rig, setup, c);
     rig_step_init(&step, c);
     rig_read(&rig, SFC_PART_VALUES, centres);
@@ -178,68 +215,65 @@ static void diverge(struct rig_setup setup, const struct sfc_head_config *c, uin
             rig_commit(&rig, wild_rate(t));
         else
             rig_skip(&rig, t);
-        rig_read(&rig, SFC_PART_VALUES, out->w);
-        rig_read(&rig, SFC_PART_MOMENTUM, out->m);
-        assert_finite(out->w, size);
-        assert_finite(out->m, size);
-        if (!moves || t % moves)
-            continue;
-        if (lags) {
-            rig_read(&rig, SFC_PART_LAST_STEP, last);
-            rig_read_rates(&rig, t, rates);
-        }
-        rig_close(&rig);
-        rig_open(&rig, setup, c);
-        if (lags) {
-            rig_write_rates(&rig, t, rates);
-            rig_write(&rig, SFC_PART_LAST_STEP, last);
-        }
-        rig_write(&rig, SFC_PART_VALUES, out->w);
-        rig_write(&rig, SFC_PART_MOMENTUM, out->m);
+        read_all(&rig, out);
+        if (moves && t % moves == 0)
+            move(&rig, t, out);
     }
     rig_step_free(&step);
     rig_close(&rig);
-    free(centres), free(last), free(x);
+    free(centres), free(x);
+}
+
+static void outcome_free(struct outcome *out)
+{
+    for (int p = 0; p < PARTS; p++)
+        free(out->part[p]);
+}
+
+/* Wild steps are applied at first and skipped later, sane ones never skipped; other heads, and
+ * heads that know nothing, decide alike. */
+static void diverge_alike(const struct sfc_head_config *c)
+{
+    static const struct rig_setup setup = {"cpu", 2, 1, 2, false};
+    size_t bytes = (size_t)c->classes * c->dim * sizeof(float);
+    struct outcome alone, other;
+    unsigned applied = 0, skipped = 0;
+    diverge(setup, c, 0, &alone);
+    for (uint64_t t = 1; t <= LAST; t++) {
+        bool wild_step = t >= 4 && t <= 24;
+        applied += wild_step && alone.applied[t];
+        skipped += wild_step && !alone.applied[t];
+        assert_true(wild_step || alone.applied[t]);
+    }
+    assert_true(applied >= 5 && skipped >= 5);
+    for (int way = 0; way < 2; way++) {
+        diverge(way ? setup : (struct rig_setup){"cpu", 1, 5, 4, true}, c, way ? 3 : 0, &other);
+        assert_memory_equal(alone.applied, other.applied, sizeof alone.applied);
+        for (int p = 0; p < PARTS; p++)
+            assert_memory_equal(alone.part[p], other.part[p], bytes);
+        outcome_free(&other);
+    }
+    outcome_free(&alone);
 }
 
 static void diverging_steps_are_skipped(void **state)
 {
     (void)state;
-    static const struct rig_setup setup = {"cpu", 2, 1, 2, false};
     for (int format = 0; format < 4; format++)
-        for (int mode = SFC_MOMENTUM_SAMPLED; mode <= SFC_MOMENTUM_DENSE; mode++) {
-            struct sfc_head_config c = wild(format, (enum sfc_momentum_mode)mode);
-            size_t bytes = (size_t)c.classes * c.dim * sizeof(float);
-            struct outcome alone, other;
-            diverge(setup, &c, 0, &alone);
-            unsigned wild_ones = 0, skipped = 0;
-            for (uint64_t t = 4; t <= 24; t++) {
-                wild_ones += alone.applied[t];
-                skipped += !alone.applied[t];
-            }
-            assert_true(wild_ones >= 5 && skipped >= 5);
-            for (uint64_t t = 1; t <= 32; t++)
-                assert_true(alone.applied[t] || (t >= 4 && t <= 24));
-            for (int way = 0; way < 2; way++) { /* other heads, and heads that know nothing */
-                diverge(way ? setup : (struct rig_setup){"cpu", 1, 5, 4, true}, &c, way ? 3 : 0,
-                        &other);
-                assert_memory_equal(alone.applied, other.applied, sizeof alone.applied);
-                assert_memory_equal(alone.w, other.w, bytes);
-                assert_memory_equal(alone.m, other.m, bytes);
-                free(other.w), free(other.m);
-            }
-            free(alone.w), free(alone.m);
+        for (int mode = 0; mode < MODES; mode++) {
+            struct sfc_head_config c = wild(format, (enum mode)mode);
+            diverge_alike(&c);
         }
 }
 
 static void the_reference_skips_too(void **state)
 {
     (void)state;
-    struct sfc_head_config c = wild(0, SFC_MOMENTUM_SAMPLED);
+    struct sfc_head_config c = wild(0, SAMPLED);
     struct outcome out;
     diverge((struct rig_setup){"reference", 1, 2, 4, false}, &c, 0, &out);
     assert_true(out.applied[3] && !out.applied[24] && out.applied[32]);
-    free(out.w), free(out.m);
+    outcome_free(&out);
 }
 
 int main(void)
