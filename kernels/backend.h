@@ -90,8 +90,9 @@ struct sfc_head_config {
     double weight_decay;
     double init_std;      /* W ~ N(0, init_std), keyed by (seed, class, column) */
     enum sfc_dtype dtype; /* of W and its moments */
-    enum sfc_dtype gemm;  /* of the products' operands; sums are f32. A backend that has no bf16
-                             products  computes in f32 and says so in its numerics class. */
+    enum sfc_dtype gemm;  /* what the products' operands are rounded to; sums are f32. How operands
+                             of bf16 are multiplied is the backend's choice and part of its numerics
+                             class. */
     /* Of bf16 state by the update. Stochastic (kernels/rng/rounding.h) keeps the mean. Nearest
      * (ties to even) is there to compare with: it loses updates that are small against what they
      * change.
