@@ -40,6 +40,15 @@ void sfc_backend_close(struct sfc_backend *backend)
         backend->ops->close(backend);
 }
 
+int sfc_backend_set_store(struct sfc_backend *backend, const char *dir, struct sfc_error *err)
+{
+    if (backend->ops->set_store)
+        return backend->ops->set_store(backend, dir, err);
+    return dir ? sfc_fail(err, SFC_EUNSUPPORTED, "backend '%s' keeps its blocks in memory only",
+                          backend->ops->name)
+               : SFC_OK;
+}
+
 const char *sfc_backend_name(const struct sfc_backend *backend)
 {
     return backend->ops->name;

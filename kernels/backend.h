@@ -121,6 +121,13 @@ struct sfc_dense;
 int sfc_backend_open(const char *name, unsigned threads, struct sfc_backend **out,
                      struct sfc_error *err);
 void sfc_backend_close(struct sfc_backend *backend); /* NULL is fine */
+/* Where the class blocks of heads that are made from now on live: in a file in the folder `dir`,
+ * for blocks larger than memory, or (NULL, as at the beginning) in memory. The file is scratch: it
+ * is made for the head, has no name, and ends with it or with the process. Its space is reserved by
+ * sfc_head_new (SFC_ENOMEM with the numbers); state_bytes of struct sfc_memory is its size, the
+ * rest is memory. Never changes a bit. SFC_EUNSUPPORTED: this backend has no such store; SFC_EIO:
+ * no file can be made there. */
+int sfc_backend_set_store(struct sfc_backend *backend, const char *dir, struct sfc_error *err);
 const char *sfc_backend_name(const struct sfc_backend *backend);
 /* Numerics class: backend, instruction set, library versions, numerics version of this build, e.g.
  * "cpu avx512_core_bf16 onednn-2.6.3 n1". Thread count is not part of it. */
@@ -171,6 +178,10 @@ int sfc_head_write_rates(struct sfc_head *head, uint64_t offset, uint64_t count,
  * history (SFC_ESTATE). */
 int sfc_head_plan(struct sfc_head *head, uint64_t step, const uint64_t *labels, uint64_t *sampled,
                   struct sfc_error *err);
+/* A hint that `step` will be planned with these labels: rows of its sample that lie in a file begin
+ * to be read. Changes nothing (the present plan goes on) and never waits for the disk. labels: as
+ * for sfc_head_plan, borrowed. */
+void sfc_head_prefetch(struct sfc_head *head, uint64_t step, const uint64_t *labels);
 /* The sample of the present plan: ascending row numbers inside the block. Valid until the next
  * plan. */
 int sfc_head_sample(const struct sfc_head *head, uint64_t block, const uint32_t **rows,

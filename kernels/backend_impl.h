@@ -30,6 +30,9 @@ struct sfc_backend_ops {
     void (*close)(struct sfc_backend *backend);
     const char *(*numerics)(const struct sfc_backend *backend);
 
+    int (*set_store)(struct sfc_backend *backend, const char *dir,
+                     struct sfc_error *err); /* (optional) */
+
     /* (optional) what this backend can't do of a configuration whose fields are all in bounds */
     int (*head_check)(const struct sfc_backend *backend, const struct sfc_head_config *config,
                       struct sfc_error *err);
@@ -46,6 +49,8 @@ struct sfc_backend_ops {
                       uint64_t offset, uint64_t count, const float *values, struct sfc_error *err);
     int (*head_plan)(struct sfc_head *head, uint64_t step, const uint64_t *labels,
                      uint64_t *sampled, struct sfc_error *err);
+    /* (optional) */
+    void (*head_prefetch)(struct sfc_head *head, uint64_t step, const uint64_t *labels);
     void (*head_sample)(const struct sfc_head *head, size_t index, const uint32_t **rows,
                         uint32_t *count);
     int (*head_logits)(struct sfc_head *head, struct sfc_head_logits_item *items, size_t n,

@@ -389,6 +389,12 @@ int sfc_head_plan(struct sfc_head *head, uint64_t step, const uint64_t *labels, 
     return SFC_OK;
 }
 
+void sfc_head_prefetch(struct sfc_head *head, uint64_t step, const uint64_t *labels)
+{
+    if (head->backend->ops->head_prefetch)
+        head->backend->ops->head_prefetch(head, step, labels);
+}
+
 int sfc_head_sample(const struct sfc_head *head, uint64_t block, const uint32_t **rows,
                     uint32_t *count, struct sfc_error *err)
 {

@@ -1,5 +1,6 @@
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/head.h"
@@ -12,6 +13,7 @@ static void cpu_close(struct sfc_backend *backend)
 {
     struct sfc_cpu *cpu = (struct sfc_cpu *)backend;
     sfc_cpu_pool_free(cpu->pool);
+    free(cpu->store_dir);
     if (cpu->engine)
         dnnl_engine_destroy(cpu->engine);
     free(cpu);
@@ -22,16 +24,32 @@ static const char *cpu_numerics(const struct sfc_backend *backend)
     return ((const struct sfc_cpu *)backend)->numerics;
 }
 
+static int cpu_set_store(struct sfc_backend *backend, const char *dir, struct sfc_error *err)
+{
+    struct sfc_cpu *cpu = (struct sfc_cpu *)backend;
+    int rc = dir ? sfc_cpu_try_dir(dir, err) : SFC_OK;
+    char *copy = rc || !dir ? NULL : strdup(dir);
+    if (!rc && dir && !copy)
+        rc = sfc_fail(err, SFC_ENOMEM, "cpu backend: out of memory");
+    if (rc)
+        return rc;
+    free(cpu->store_dir);
+    cpu->store_dir = copy;
+    return SFC_OK;
+}
+
 static const struct sfc_backend_ops cpu_ops = {
     .name = "cpu",
     .close = cpu_close,
     .numerics = cpu_numerics,
+    .set_store = cpu_set_store,
     .head_memory = sfc_cpu_head_memory,
     .head_new = sfc_cpu_head_new,
     .head_free = sfc_cpu_head_free,
     .head_read = sfc_cpu_head_read,
     .head_write = sfc_cpu_head_write,
     .head_plan = sfc_cpu_head_plan,
+    .head_prefetch = sfc_cpu_head_prefetch,
     .head_sample = sfc_cpu_head_sample,
     .head_logits = sfc_cpu_head_logits,
     .head_gradient = sfc_cpu_head_gradient,

@@ -16,6 +16,7 @@ struct sfc_cpu {
     enum sfc_cpu_products products;
     dnnl_engine_t engine;
     struct sfc_cpu_pool *pool; /* kernels/cpu/pool.h */
+    char *store_dir;           /* NULL: blocks live in memory */
     char numerics[128];
 };
 

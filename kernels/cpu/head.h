@@ -20,6 +20,7 @@
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/mapping.h"
 #include "kernels/cpu/simd.h"
 
 #define SFC_CPU_MAX_GROUPS 5   /* products of 1, 2, 4, 8, 16 micro-batches */
@@ -48,11 +49,6 @@ struct sfc_cpu_block {
     uint32_t positive, positives; /* range in positive */
 };
 
-struct sfc_cpu_mapping {
-    void *base, *data;
-    size_t size;
-};
-
 struct sfc_cpu_worker {
     dnnl_stream_t stream;
     struct sfc_gemm logits[SFC_CPU_MAX_GROUPS], gradient[SFC_CPU_MAX_GROUPS], commit;
@@ -65,6 +61,7 @@ struct sfc_cpu_worker {
     struct sfc_sum256 *sums; /* [call_rows] */
     int64_t *dx;             /* [slots * micro_batch, dim] */
     void *sample;            /* sfc_sample_scratch */
+    uint32_t *ahead;         /* rows of one block that a later step will sample */
     void *gemm;              /* oneDNN's scratchpad */
     struct sfc_error error;  /* the first of a pass */
 };
@@ -170,6 +167,7 @@ int sfc_cpu_head_write(struct sfc_head *head, size_t index, enum sfc_block_part 
                        uint64_t offset, uint64_t count, const float *values, struct sfc_error *err);
 int sfc_cpu_head_plan(struct sfc_head *head, uint64_t step, const uint64_t *labels,
                       uint64_t *sampled, struct sfc_error *err);
+void sfc_cpu_head_prefetch(struct sfc_head *head, uint64_t step, const uint64_t *labels);
 void sfc_cpu_head_sample(const struct sfc_head *head, size_t index, const uint32_t **rows,
                          uint32_t *count);
 int sfc_cpu_head_logits(struct sfc_head *head, struct sfc_head_logits_item *items, size_t n,

@@ -1,6 +1,5 @@
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "kernels/cpu/head.h"
 #include "kernels/cpu/pool.h"
@@ -8,7 +7,6 @@
 #include "kernels/rng/sample.h"
 
 #define TILE_ROWS 1024
-#define HUGE_PAGE ((size_t)2 << 20)
 #define MAX_BYTES 0x1p56
 
 static size_t round16(size_t n)
@@ -89,6 +87,8 @@ static void lay_out_worker(const struct sfc_cpu_head *head, struct sfc_cpu_worke
     worker->sums = carve(carver, s->call_rows, sizeof(struct sfc_sum256));
     worker->dx = carve(carver, (size_t)c->slots * c->micro_batch * c->dim, sizeof(int64_t));
     worker->sample = carve(carver, sfc_sample_scratch((uint32_t)s->max_block), 1);
+    worker->ahead =
+        carve(carver, sfc_sample_quota((uint32_t)s->max_block, c->sample_ppm, 0), sizeof(uint32_t));
 }
 
 static void lay_out_state(struct sfc_cpu_head *head, struct carver *carver)
@@ -204,12 +204,6 @@ static void measure_scratch(void *arg, size_t item, unsigned worker)
     }
 }
 
-static size_t mapped_bytes(size_t bytes)
-{
-    size_t page = bytes < HUGE_PAGE ? 4096 : HUGE_PAGE;
-    return (bytes + page - 1) / page * page;
-}
-
 /* Fills sizes and memory of a head whose config is set. */
 static int measure(struct sfc_cpu_head *head, const struct sfc_cpu *cpu, const uint64_t *blocks,
                    size_t count, struct sfc_error *err)
@@ -229,13 +223,14 @@ static int measure(struct sfc_cpu_head *head, const struct sfc_cpu *cpu, const u
         return sfc_fail(err, call.error.code, "%s", call.error.text);
     lay_out_worker(head, &worker, &carver);
     carve(&carver, call.bytes, 1);
-    s->scratch_bytes = mapped_bytes(carver.used);
+    s->scratch_bytes = sfc_cpu_mapped_bytes(carver.used);
     carver = (struct carver){0};
     lay_out_state(head, &carver);
-    head->memory.state_bytes = mapped_bytes(carver.used);
+    head->memory.state_bytes = sfc_cpu_mapped_bytes(carver.used);
     carver = (struct carver){0};
     lay_out_step(head, &carver);
-    head->memory.step_bytes = mapped_bytes(carver.used) + count * sizeof(struct sfc_cpu_block);
+    head->memory.step_bytes =
+        sfc_cpu_mapped_bytes(carver.used) + count * sizeof(struct sfc_cpu_block);
     head->memory.scratch_bytes =
         cpu->threads * (s->scratch_bytes + sizeof(struct sfc_cpu_worker)) + sizeof *head;
     return SFC_OK;
@@ -258,32 +253,6 @@ int sfc_cpu_head_memory(const struct sfc_backend *backend, const struct sfc_head
 
 /* ---- life */
 
-/* Zeroed memory in huge pages where there are some. */
-static int map(struct sfc_cpu_mapping *mapping, size_t bytes, const char *what,
-               struct sfc_error *err)
-{
-    size_t size = mapped_bytes(bytes), slack = size < HUGE_PAGE ? 0 : HUGE_PAGE;
-    void *base = mmap(NULL, size + slack, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (base == MAP_FAILED)
-        return sfc_fail(err, SFC_ENOMEM, "head: %zu bytes for %s can't be mapped", size, what);
-    mapping->base = base;
-    mapping->size = size + slack;
-    uintptr_t at = (uintptr_t)base;
-    if (slack) {
-        at = (at + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-        madvise((void *)at, size, MADV_HUGEPAGE); /* only a wish */
-    }
-    mapping->data = (void *)at;
-    return SFC_OK;
-}
-
-static void unmap(struct sfc_cpu_mapping *mapping)
-{
-    if (mapping->base)
-        munmap(mapping->base, mapping->size);
-}
-
 static int make_products(struct sfc_cpu_head *head, struct sfc_cpu_worker *worker)
 {
     dnnl_engine_t engine = head->cpu->engine;
@@ -304,7 +273,7 @@ static void worker_init(void *arg, size_t item, unsigned index)
     struct sfc_cpu_head *head = arg;
     struct sfc_cpu_worker *worker = &head->workers[index];
     (void)item;
-    if (map(&worker->arena, head->sizes.scratch_bytes, "scratch", &worker->error))
+    if (sfc_cpu_map(&worker->arena, head->sizes.scratch_bytes, "scratch", &worker->error))
         return;
     memset(worker->arena.data, 0, head->sizes.scratch_bytes);
     struct carver carver = {worker->arena.data, 0};
@@ -325,7 +294,7 @@ static void worker_close(struct sfc_cpu_worker *worker)
     }
     if (worker->stream)
         dnnl_stream_destroy(worker->stream);
-    unmap(&worker->arena);
+    sfc_cpu_unmap(&worker->arena);
 }
 
 /* Numbers [k, k + n) of one tensor of a row: where they are. */
@@ -404,14 +373,17 @@ static int allocate(struct sfc_cpu_head *head, const uint64_t *blocks, size_t co
         head->blocks[i].store = store;
         store += head->blocks[i].rows;
     }
-    int rc = map(&head->state, head->memory.state_bytes, "class centres", err);
+    int rc =
+        head->cpu->store_dir
+            ? sfc_cpu_map_file(&head->state, head->memory.state_bytes, head->cpu->store_dir, err)
+            : sfc_cpu_map(&head->state, head->memory.state_bytes, "class centres", err);
     if (rc)
         return rc;
     carver.base = head->state.data;
     lay_out_state(head, &carver);
     carver = (struct carver){0};
     lay_out_step(head, &carver);
-    rc = map(&head->step, carver.used, "kept logits", err);
+    rc = sfc_cpu_map(&head->step, carver.used, "kept logits", err);
     if (rc)
         return rc;
     carver = (struct carver){head->step.data, 0};
@@ -456,8 +428,8 @@ void sfc_cpu_head_free(struct sfc_head *base)
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
     for (unsigned i = 0; head->workers && i < head->cpu->threads; i++)
         worker_close(&head->workers[i]);
-    unmap(&head->state);
-    unmap(&head->step);
+    sfc_cpu_unmap(&head->state);
+    sfc_cpu_unmap(&head->step);
     free(head->workers);
     free(head->blocks);
     free(head);

@@ -6,6 +6,8 @@
 #include "kernels/cpu/pool.h"
 #include "kernels/rng/sample.h"
 
+#define NEAR_ROWS 2 /* apart: likely on the same or the next page of a file */
+
 static int by_label(const void *a, const void *b)
 {
     const struct sfc_cpu_label *x = a, *y = b;
@@ -110,6 +112,20 @@ static uint32_t find_row(const uint32_t *rows, uint32_t count, uint32_t row)
     return low;
 }
 
+/* Rows of a sample, ascending: neighbours are asked for together. */
+static void read_rows_ahead(const struct sfc_cpu_head *head, const struct sfc_cpu_block *block,
+                            const uint32_t *rows, uint32_t count)
+{
+    size_t record = head->sizes.tensors * sfc_tensor_bytes(head->format, head->config.dim);
+    const char *records = (const char *)head->records + block->store * record;
+    for (uint32_t i = 0, n; i < count && head->state.file; i += n) {
+        for (n = 1; i + n < count && rows[i + n] - rows[i + n - 1] <= NEAR_ROWS; n++) {
+        }
+        sfc_cpu_read_ahead(&head->state, records + rows[i] * record,
+                           (rows[i + n - 1] - rows[i] + 1) * record);
+    }
+}
+
 static void sample_block(void *arg, size_t item, unsigned worker)
 {
     struct sfc_cpu_head *head = arg;
@@ -122,6 +138,7 @@ static void sample_block(void *arg, size_t item, unsigned worker)
     sfc_sample_block(head->config.seed, head->base.step, (uint32_t)block->id, block->rows,
                      head->config.sample_ppm, head->positive + block->positive, block->positives,
                      rows, head->workers[worker].sample);
+    read_rows_ahead(head, block, rows, block->count);
     block_add(head, block);
     if (head->last)
         block_ages(head, block);
@@ -155,4 +172,42 @@ void sfc_cpu_head_sample(const struct sfc_head *base, size_t index, const uint32
     const struct sfc_cpu_head *head = (const struct sfc_cpu_head *)base;
     *rows = head->rows + head->blocks[index].sample;
     *count = head->blocks[index].count;
+}
+
+/* ---- a later step, only for where its rows are */
+
+struct prefetch {
+    struct sfc_cpu_head *head;
+    uint64_t step;
+};
+
+/* The sample without its positives, which take the place of as many rows at its end. */
+static void prefetch_block(void *arg, size_t item, unsigned worker)
+{
+    const struct prefetch *call = arg;
+    struct sfc_cpu_head *head = call->head;
+    const struct sfc_cpu_block *block = &head->blocks[item];
+    uint32_t *rows = head->workers[worker].ahead;
+    uint32_t count =
+        sfc_sample_block(head->config.seed, call->step, (uint32_t)block->id, block->rows,
+                         head->config.sample_ppm, NULL, 0, rows, head->workers[worker].sample);
+    read_rows_ahead(head, block, rows, count);
+}
+
+void sfc_cpu_head_prefetch(struct sfc_head *base, uint64_t step, const uint64_t *labels)
+{
+    struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
+    struct prefetch call = {head, step};
+    if (!head->state.file)
+        return;
+    sfc_cpu_pool_run(head->cpu->pool, prefetch_block, &call, head->block_count);
+    for (uint32_t i = 0; i < head->config.batch; i++) {
+        uint64_t block = labels[i] / head->config.block_size;
+        size_t index = labels[i] == SFC_LABEL_NONE
+                           ? base->block_count
+                           : sfc_block_index(base->blocks, base->block_count, block);
+        uint32_t row = (uint32_t)(labels[i] % head->config.block_size);
+        if (index < base->block_count)
+            read_rows_ahead(head, &head->blocks[index], &row, 1);
+    }
 }

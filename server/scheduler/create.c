@@ -105,7 +105,26 @@ static int check_numerics(struct sfc_scheduler *s, const struct sfc_shard_member
     return SFC_OK;
 }
 
-/* The exact need of each shard against its limit. */
+/* All that a shard offers; what of it is memory and what is disk is checked when blocks are placed.
+ */
+static uint64_t offer(const struct sfc_shard_info *info)
+{
+    uint64_t sum = info->memory_limit + info->disk_limit;
+    return sum >= info->disk_limit ? sum : UINT64_MAX;
+}
+
+static int check_need(const char *address, const char *what, const char *option, uint64_t need,
+                      uint64_t limit, struct sfc_error *err)
+{
+    if (need <= limit)
+        return SFC_OK;
+    return sfc_fail(err, SFC_ENOMEM,
+                    "shard %s would need %.1f MiB %s but may use %.1f MiB; add shards, give this "
+                    "one more (%s), or make the run smaller",
+                    address, (double)need / (1 << 20), what, (double)limit / (1 << 20), option);
+}
+
+/* The exact need of each shard against its limits. */
 static int check_shards(struct sfc_scheduler *s, const struct sfc_run_setup *setup,
                         const struct sfc_backend *backend, const struct sfc_block_map *placed,
                         const struct sfc_shard_member **members, uint64_t *max,
@@ -120,14 +139,15 @@ static int check_shards(struct sfc_scheduler *s, const struct sfc_run_setup *set
         struct sfc_run_memory m;
         uint32_t classes = sfc_block_map_blocks(placed, k, false, class_ids);
         uint32_t dense = sfc_block_map_blocks(placed, k, true, dense_ids);
-        uint64_t limit = sfc_sched_shard(s, members[k]->id)->memory_limit;
+        const struct sfc_shard_info *info = sfc_sched_shard(s, members[k]->id);
         code = sfc_run_setup_memory(setup, backend, class_ids, classes, dense_ids, dense, &m, err);
-        if (code == SFC_OK && m.total > limit)
-            code = sfc_fail(
-                err, SFC_ENOMEM,
-                "shard %s would need %.1f MiB but may use %.1f MiB; add shards, give this one more "
-                "(shardfc-shard --memory), or make the run smaller",
-                members[k]->address, (double)m.total / (1 << 20), (double)limit / (1 << 20));
+        uint64_t disk = code == SFC_OK && info->disk_limit ? m.head.state_bytes : 0;
+        if (code == SFC_OK)
+            code = check_need(members[k]->address, "of memory", "shardfc-shard --memory",
+                              m.total - disk, info->memory_limit, err);
+        if (code == SFC_OK && disk)
+            code = check_need(members[k]->address, "of disk", "shardfc-shard --store-dir", disk,
+                              info->disk_limit, err);
         if (code == SFC_OK && m.total > *max)
             *max = m.total;
     }
@@ -182,8 +202,8 @@ static int place(struct sfc_scheduler *s, const struct sfc_run_setup *setup, boo
     if (code == SFC_OK)
         code = estimate(setup, backend, &p, err);
     for (size_t i = 0; i < n; i++)
-        shards[i] = (struct sfc_placement_shard){members[i]->id,
-                                                 sfc_sched_shard(s, members[i]->id)->memory_limit};
+        shards[i] =
+            (struct sfc_placement_shard){members[i]->id, offer(sfc_sched_shard(s, members[i]->id))};
     if (code == SFC_OK)
         code = sfc_block_map_place(&p, shards, (uint32_t)n, &placed, err);
     if (code == SFC_OK)

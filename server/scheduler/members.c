@@ -215,6 +215,7 @@ static int register_shard(struct sfc_scheduler *s, const Shardfc__V1__RegisterSh
     snprintf(info->backend, sizeof info->backend, "%s", r->backend);
     snprintf(info->numerics, sizeof info->numerics, "%s", r->numerics);
     info->memory_limit = r->memory_limit;
+    info->disk_limit = r->disk_limit;
     info->step = r->step;
     *id = m->id;
     act(s, r);

@@ -39,6 +39,7 @@ struct sfc_shard_info {
     char backend[32];
     char numerics[128];
     uint64_t memory_limit;
+    uint64_t disk_limit; /* not 0: class blocks live on disk and count there */
     uint64_t memory_bytes;
     uint64_t step;
     /* of its last heartbeat */

@@ -171,6 +171,10 @@ static int run_one(struct sfc_compute *c, struct sfc_compute_job *job)
         return c->head ? sfc_head_plan(c->head, job->u.plan.step, job->u.plan.labels,
                                        &job->u.plan.sampled, &job->error)
                        : no_head(job);
+    case SFC_COMPUTE_PREFETCH:
+        if (c->head)
+            sfc_head_prefetch(c->head, job->u.plan.step, job->u.plan.labels);
+        return SFC_OK;
     case SFC_COMPUTE_LOGITS:
         return c->head ? sfc_head_logits(c->head, &job->u.logits, 1, &job->error) : no_head(job);
     case SFC_COMPUTE_GRADIENT:
@@ -345,6 +349,11 @@ void sfc_compute_free(struct sfc_compute *c)
     pthread_mutex_destroy(&c->mutex);
     pthread_cond_destroy(&c->wake);
     free(c);
+}
+
+int sfc_compute_set_store(struct sfc_compute *c, const char *dir, struct sfc_error *err)
+{
+    return sfc_backend_set_store(c->backend, dir, err);
 }
 
 const struct sfc_backend *sfc_compute_backend(const struct sfc_compute *c)

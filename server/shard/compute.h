@@ -17,6 +17,7 @@ enum sfc_compute_kind {
     SFC_COMPUTE_OPEN,  /* allocate and initialise the blocks of a run (closes the one before) */
     SFC_COMPUTE_CLOSE, /* free them */
     SFC_COMPUTE_PLAN,
+    SFC_COMPUTE_PREFETCH, /* plan.step, plan.labels: of a later step */
     SFC_COMPUTE_LOGITS,
     SFC_COMPUTE_GRADIENT,
     SFC_COMPUTE_PUSH,
@@ -104,6 +105,9 @@ int sfc_compute_start(const char *backend, unsigned threads, sfc_compute_post po
 void sfc_compute_stop(struct sfc_compute *compute);
 /* After stop, and after the loop has run what was posted to it. NULL is fine. */
 void sfc_compute_free(struct sfc_compute *compute);
+
+/* Before the first job: sfc_backend_set_store. */
+int sfc_compute_set_store(struct sfc_compute *compute, const char *dir, struct sfc_error *err);
 
 /* For memory plans and names only (those calls don't touch state that the thread uses). */
 const struct sfc_backend *sfc_compute_backend(const struct sfc_compute *compute);

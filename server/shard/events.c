@@ -70,6 +70,29 @@ struct sfc_answer *sfc_shard_answer(const struct sfc_shard_run *run, uint32_t ge
     return &run->answers[(generation & 1) * run->setup.slots + slot];
 }
 
+/* ---- rows of the next step */
+
+static void prefetched(struct sfc_compute_job *job)
+{
+    struct sfc_shard_run *run = job->owner;
+    run->prefetching = false;
+}
+
+void sfc_shard_prefetch(struct sfc_shard_run *run, uint64_t step)
+{
+    const uint64_t *labels = sfc_step_labels(&run->fsm, step);
+    bool kept = labels && step == sfc_step_applied(&run->fsm) + 2; /* it waits for a commit */
+    if (!run->shard->disk_limit || run->prefetching || !kept)
+        return;
+    memcpy(run->prefetch_labels, labels, run->setup.head.batch * sizeof *labels);
+    run->prefetching = true;
+    run->prefetch_job =
+        (struct sfc_compute_job){.kind = SFC_COMPUTE_PREFETCH, .done = prefetched, .owner = run};
+    run->prefetch_job.u.plan.step = step;
+    run->prefetch_job.u.plan.labels = run->prefetch_labels;
+    sfc_compute_submit(run->shard->compute, &run->prefetch_job);
+}
+
 /* ---- jobs */
 
 static void dense_digests(struct sfc_shard_run *run, struct sfc_bytes slice)

@@ -166,6 +166,8 @@ static void on_plan(struct sfc_rpc_call *call, void *ctx)
         run->planned = true;
         sfc_shard_event(run, call, &event);
         sfc_durability_planned(run);
+        if (!run->closed)
+            sfc_shard_prefetch(run, r->step);
     } else {
         refuse(shard, call, &err);
     }

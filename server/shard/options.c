@@ -79,6 +79,16 @@ static const struct sfc_option table[] = {
      .offset = AT(memory),
      .help = "most memory that runs may use; a run that needs more is refused before anything is "
              "allocated (default: 80 % of what is available at start)"},
+    {.name = "store-dir",
+     .type = SFC_OPTION_STRING,
+     .metavar = "DIR",
+     .min = 1,
+     .max = 3000,
+     .offset = AT(store_dir),
+     .help =
+         "keep class blocks in a scratch file in this folder instead of memory, for class layers "
+         "larger than memory (a fast local disk; the file has no name and ends with the run); "
+         "--memory then counts only the rest"},
     {.name = "threads",
      .type = SFC_OPTION_U64,
      .min = 1,

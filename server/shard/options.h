@@ -14,8 +14,9 @@ struct sfc_shard_options {
     uint64_t log_limit;       /* bytes; 0: a share of the free space */
     uint64_t snapshot_rate;   /* bytes per second */
     const char *backend;
-    uint64_t memory;  /* 0: a share of what is free now */
-    uint64_t threads; /* 0: number of processors */
+    const char *store_dir; /* NULL: class blocks live in memory */
+    uint64_t memory;       /* 0: a share of what is free now */
+    uint64_t threads;      /* 0: number of processors */
 };
 
 enum sfc_durable { SFC_DURABLE_ON, SFC_DURABLE_OFF };

@@ -86,6 +86,7 @@ static void register_now(struct sfc_shard *shard)
     r.backend = (char *)(uintptr_t)sfc_backend_name(backend);
     r.numerics = (char *)(uintptr_t)sfc_backend_numerics(backend);
     r.memory_limit = shard->memory_limit;
+    r.disk_limit = shard->disk_limit;
     if (shard->run && shard->run->open) {
         r.run_id = shard->run->id;
         r.step = sfc_step_applied(&shard->run->fsm);
@@ -155,7 +156,7 @@ static void fill_run(const struct sfc_shard_run *run, Shardfc__V1__ShardHeartbea
                      Shardfc__V1__ShardDurability *durability, Shardfc__V1__ShardRecovery *recovery)
 {
     r->run_id = run->id;
-    r->memory_bytes = run->memory.total;
+    r->memory_bytes = run->resident;
     if (run->open) {
         r->step = sfc_step_applied(&run->fsm);
         sfc_durability_report(run, durability);

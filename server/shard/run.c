@@ -104,6 +104,7 @@ static void run_free(struct sfc_shard_run *run)
     free(run->dense_sums);
     free(run->own_sums);
     free(run->dense_digests);
+    free(run->prefetch_labels);
     free(run->class_blocks);
     free(run->dense_blocks);
     free(run);
@@ -158,13 +159,14 @@ static int buffers_new(struct sfc_shard_run *run, struct sfc_error *err)
     if (run->dense_floats > 0)
         run->dense_sums = calloc(run->dense_floats, sizeof *run->dense_sums);
     bool copies = run->dense_floats == 0 || run->dense_sums;
+    run->prefetch_labels = calloc(run->setup.head.batch, sizeof *run->prefetch_labels);
     for (unsigned i = 0; i < SFC_RUN_PULL_COPIES; i++) {
         run->pulls[i] = sfc_shared_new(run->dense_floats * 4);
         copies = copies && run->pulls[i];
     }
     if (!run->prepare_slots || !run->commit_slots || !run->sums || !run->own_sums ||
-        !run->dense_digests || !run->scratch_digest || !copies || answers_new(run) != SFC_OK ||
-        jobs_new(run) != SFC_OK)
+        !run->dense_digests || !run->scratch_digest || !run->prefetch_labels || !copies ||
+        answers_new(run) != SFC_OK || jobs_new(run) != SFC_OK)
         return sfc_fail(err, SFC_ENOMEM, "buffers of run %" PRIu64, run->id);
     return SFC_OK;
 }
@@ -225,14 +227,9 @@ static double mib(uint64_t bytes)
     return (double)bytes / (1 << 20);
 }
 
-static int check_memory(struct sfc_shard_run *run, struct sfc_error *err)
+static void tell_memory(const struct sfc_shard_run *run, uint64_t disk)
 {
-    const struct sfc_backend *backend = sfc_compute_backend(run->shard->compute);
-    struct sfc_run_memory *m = &run->memory;
-    int code = sfc_run_setup_memory(&run->setup, backend, run->class_blocks, run->class_count,
-                                    run->dense_blocks, run->dense_count, m, err);
-    if (code != SFC_OK)
-        return code;
+    const struct sfc_run_memory *m = &run->memory;
     uint64_t program = sfc_process_memory() + GROWTH_BYTES;
     sfc_info_log("run %" PRIu64 ": %zu class blocks (%" PRIu64
                  " classes) and %zu dense blocks need "
@@ -244,14 +241,30 @@ static int check_memory(struct sfc_shard_run *run, struct sfc_error *err)
                  mib(m->head.scratch_bytes),
                  mib(m->dense.state_bytes + m->dense.step_bytes + m->dense.scratch_bytes),
                  mib(m->answers), mib(m->durability), mib(run->shard->memory_limit));
-    sfc_info_log("run %" PRIu64 ": memory plan: %.1f MiB: the program %.1f and the run %.1f",
-                 run->id, mib(program + m->total), mib(program), mib(m->total));
-    if (m->total > run->shard->memory_limit)
+    sfc_info_log("run %" PRIu64 ": memory plan: %.1f MiB: the program %.1f and the run %.1f; on "
+                 "disk %.1f",
+                 run->id, mib(program + run->resident), mib(program), mib(run->resident),
+                 mib(disk));
+}
+
+static int check_memory(struct sfc_shard_run *run, struct sfc_error *err)
+{
+    const struct sfc_backend *backend = sfc_compute_backend(run->shard->compute);
+    struct sfc_run_memory *m = &run->memory;
+    int code = sfc_run_setup_memory(&run->setup, backend, run->class_blocks, run->class_count,
+                                    run->dense_blocks, run->dense_count, m, err);
+    if (code != SFC_OK)
+        return code;
+    uint64_t disk = run->shard->disk_limit ? m->head.state_bytes : 0;
+    bool writes = run->shard->options->durable != SFC_DURABLE_OFF;
+    run->resident = m->total - disk - (writes ? 0 : m->durability);
+    tell_memory(run, disk);
+    if (run->resident > run->shard->memory_limit)
         return sfc_fail(
             err, SFC_ENOMEM,
             "shard %s needs %.1f MiB for its blocks of run %" PRIu64
             " but may use %.1f MiB; add shards, raise --memory, or make the run smaller",
-            run->shard->advertised, mib(m->total), run->id, mib(run->shard->memory_limit));
+            run->shard->advertised, mib(run->resident), run->id, mib(run->shard->memory_limit));
     return SFC_OK;
 }
 
@@ -311,7 +324,7 @@ static int run_new(struct sfc_shard *shard, const Shardfc__V1__OpenRunRequest *r
 static void reply_open(struct sfc_shard_run *run, struct sfc_rpc_call *call)
 {
     Shardfc__V1__OpenRunReply reply = SHARDFC__V1__OPEN_RUN_REPLY__INIT;
-    reply.memory_bytes = run->memory.total;
+    reply.memory_bytes = run->resident;
     reply.step = sfc_step_applied(&run->fsm);
     sfc_call_reply(call, &reply);
 }

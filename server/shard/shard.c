@@ -8,6 +8,7 @@
 #include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "proto/base/log.h"
@@ -38,6 +39,26 @@ static int take_memory_limit(struct sfc_shard *shard, struct sfc_error *err)
     if (available == 0)
         return sfc_fail(err, SFC_EIO, "can't read MemAvailable of /proc/meminfo; give --memory");
     shard->memory_limit = (uint64_t)((double)available * MEMORY_SHARE);
+    return SFC_OK;
+}
+
+/* What the file system has now; the file of a run takes its part when the run is opened. */
+static int take_store_dir(struct sfc_shard *shard, struct sfc_error *err)
+{
+    const char *dir = shard->options->store_dir;
+    struct statvfs space;
+    if (!dir)
+        return SFC_OK;
+    int code = sfc_compute_set_store(shard->compute, dir, err);
+    if (code == SFC_OK && statvfs(dir, &space))
+        code = sfc_fail_errno(err, "%s", dir);
+    if (code != SFC_OK)
+        return sfc_prefix(err, "--store-dir"), code;
+    shard->disk_limit = (uint64_t)space.f_bavail * space.f_frsize;
+    if (shard->disk_limit == 0)
+        return sfc_fail(err, SFC_ENOMEM, "--store-dir %s: its file system is full", dir);
+    sfc_info_log("class blocks live in a scratch file in %s, up to %.1f MiB", dir,
+                 (double)shard->disk_limit / (1 << 20));
     return SFC_OK;
 }
 
@@ -102,6 +123,9 @@ int sfc_shard_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
     code = sfc_compute_start(options->backend, threads, post, rpc, &shard->compute, err);
     if (code != SFC_OK)
         return sfc_prefix(err, "--backend %s", options->backend), code;
+    code = take_store_dir(shard, err);
+    if (code != SFC_OK)
+        return code;
     if (options->durable == SFC_DURABLE_OFF)
         sfc_warning_log("--durable off: nothing is written down; a run ends with the first shard "
                         "that dies");

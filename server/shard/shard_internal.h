@@ -74,6 +74,10 @@ struct sfc_shard_run {
     size_t class_count, dense_count;
     uint64_t dense_floats;
     struct sfc_run_memory memory;
+    uint64_t resident;         /* of memory.total: in memory, not on disk */
+    uint64_t *prefetch_labels; /* [batch] of the job that is running */
+    bool prefetching;
+    struct sfc_compute_job prefetch_job;
     struct sfc_step_fsm fsm;
     struct sfc_step_actions actions;
     struct sfc_answer *answers; /* [2][slots] */
@@ -107,6 +111,7 @@ struct sfc_shard {
     char listening[300];
     char advertised[300];
     uint64_t memory_limit;
+    uint64_t disk_limit; /* of class blocks; 0: they live in memory */
     uint64_t boot_id;
     uint64_t id;          /* 0: not registered */
     uint64_t incarnation; /* greatest seen */
@@ -140,6 +145,10 @@ void sfc_shard_event(struct sfc_shard_run *run, struct sfc_rpc_call *call,
 void sfc_shard_feed(struct sfc_shard_run *run, const struct sfc_step_event *event);
 struct sfc_answer *sfc_shard_answer(const struct sfc_shard_run *run, uint32_t generation,
                                     uint32_t slot);
+
+/* Class blocks on disk: begins to read the rows of a step that is known but can't be planned yet.
+ */
+void sfc_shard_prefetch(struct sfc_shard_run *run, uint64_t step);
 
 /* ---- shard.c */
 /* sfc_durability_tick of the run then. */

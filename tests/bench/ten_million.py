@@ -42,6 +42,13 @@ def proportional_bytes(pid):
     raise RuntimeError(f"no Pss of process {pid}")
 
 
+def available_bytes():
+    for line in open("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no MemAvailable in /proc/meminfo")
+
+
 class Meter(threading.Thread):
     """Polls the memory of some processes; `peak` is the largest sum, `at_peak` its parts by name."""
 
@@ -105,7 +112,8 @@ def measure(a):
     with Cluster() as c:
         c.start_scheduler()
         # step log and snapshots would take twice the run's memory of disk
-        c.start_shards(a.shards, "--threads", a.threads, "--durable", "off")
+        c.start_shards(a.shards, "--threads", a.threads, "--durable", "off",
+                       "--memory", available_bytes() * 95 // 100 // a.shards)
         create(c, a)
         before = rank(c, a)
         c.start_worker(threads=a.batch // a.micro_batch)

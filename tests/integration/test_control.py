@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """The command line as people and scripts meet it: options, exit codes, JSON, checkpoints.
 
-    test_control.py [usage|data|lifecycle|checkpoint|dense|half|adamw|memory|glyphs ...]     default: all
+    test_control.py [usage|data|lifecycle|checkpoint|dense|half|adamw|memory|store|glyphs ...]     default: all
 """
 import json
 import os
@@ -478,8 +478,31 @@ def test_memory():
                     c.folder / "x", "--memory", "lots"), 2, "--memory")
 
 
+def test_store():
+    """Class blocks in a scratch file: the same state, no name left behind, memory counted without them."""
+    digests = []
+    for store in (False, True):
+        with Cluster() as c:
+            c.start_scheduler()
+            folder = c.folder / "blocks"
+            folder.mkdir()
+            # 12.5 MiB of blocks on each of two shards: too much for memory, not for a disk
+            c.start_shards(2, *(("--memory", "8M", "--store-dir", folder) if store else ("--memory", "64M")))
+            c.create_run(classes=50000, dim=64, steps=12, global_batch=16, micro_batch=8)
+            c.start_worker(threads=2)
+            c.wait_state("finished")
+            check(not list(folder.iterdir()), f"names in {folder}: {list(folder.iterdir())}")
+            shards = status(c)["shards"]
+            check(not store or all(0 < s["memory_bytes"] < 8 << 20 for s in shards), f"{shards}")
+            digests.append(c.state_digest())
+    check(digests[0] == digests[1], f"blocks in memory and on disk: {digests}")
+    expect(tool("shardfc-shard", "--scheduler", "127.0.0.1:1", "--durable", "off", "--store-dir", "/no/such"), 1,
+           "--store-dir", "/no/such")
+
+
 def main():
-    names = sys.argv[1:] or ["usage", "data", "lifecycle", "checkpoint", "dense", "half", "adamw", "memory", "glyphs"]
+    names = sys.argv[1:] or ["usage", "data", "lifecycle", "checkpoint", "dense", "half", "adamw", "memory", "store",
+                             "glyphs"]
     for name in names:
         begin = time.monotonic()
         try:

@@ -71,6 +71,12 @@ struct sfc_head_config rig_config(uint64_t classes, uint32_t dim, uint32_t block
 
 void rig_open(struct rig *rig, struct rig_setup setup, const struct sfc_head_config *config)
 {
+    rig_open_in(rig, setup, NULL, config);
+}
+
+void rig_open_in(struct rig *rig, struct rig_setup setup, const char *store,
+                 const struct sfc_head_config *config)
+{
     struct sfc_error err = {0};
     uint64_t count = sfc_head_block_count(config);
     uint64_t *blocks = zeroed(count, sizeof *blocks);
@@ -81,6 +87,7 @@ void rig_open(struct rig *rig, struct rig_setup setup, const struct sfc_head_con
              : sfc_backend_cpu_open_products(setup.threads, SFC_CPU_PRODUCTS_NATIVE, &rig->backend,
                                              &err),
          &err, "open");
+    must(sfc_backend_set_store(rig->backend, store, &err), &err, "store");
     for (size_t h = 0; h < setup.heads; h++) {
         size_t n = 0;
         for (uint64_t b = h; b < count; b += setup.heads) {

@@ -38,6 +38,9 @@ struct rig_step {
 };
 
 void rig_open(struct rig *rig, struct rig_setup setup, const struct sfc_head_config *config);
+/* The same with the blocks in a file in the folder `store` (sfc_backend_set_store). */
+void rig_open_in(struct rig *rig, struct rig_setup setup, const char *store,
+                 const struct sfc_head_config *config);
 void rig_close(struct rig *rig);
 void rig_step_init(struct rig_step *step, const struct sfc_head_config *config);
 void rig_step_free(struct rig_step *step);
