@@ -56,26 +56,27 @@ struct sfc_step_log_report {
     uint64_t first_step, last_step; /* of the Prepares in the log; 0: none */
     uint64_t bytes, records, segments;
     uint64_t torn_bytes;   /* behind the last whole record: dropped */
-    uint64_t torn_records; /* at least so many records, all above the last commit */
+    uint64_t torn_records; /* at least so many records; none that replay needs */
     uint64_t missing;      /* steps of from..last that the log can't give (only with peers) */
     uint64_t first_missing;
-    char torn[256];   /* "" or: file, offset, why */
-    char damage[256]; /* "" or: file, offset, why; the first of them (only with peers) */
+    char torn[256];   /* "" or: file, bytes, why */
+    char damage[256]; /* "" or the first bytes that were durable once and are damaged now, where
+                         replay doesn't need them, or peers have the step: file, bytes, why. Say it
+                         loudly. */
 };
 
 struct sfc_step_log_recovery {
-    uint64_t from; /* first step that is to be replayed; last.step + 1: none */
-    struct sfc_log_commit
-        last;      /* the scheduler's last commit; step = start_step where there is none */
-    bool has_last; /* false: the run has no commit yet (last.step still says from where) */
+    uint64_t from; /* first step that is to be replayed, at least 1; last.step + 1: none */
+    bool has_last; /* false: the run has no commit yet, and nothing is to be replayed */
     bool peers;    /* missing steps can be had elsewhere: report them instead of failing */
+    struct sfc_log_commit last; /* the scheduler's last one; ignored without has_last */
 };
 
 /* Reads every record, drops a torn tail, removes remains of failed segments, and goes on in a new
- * segment. Takes the last commit into the log where it isn't there. SFC_ECORRUPT: a record that was
- * durable is damaged, or a step of from..last is not there whole; names file, offset and what to
- * do. SFC_ESTALE: files of another run, configuration, numerics class or geometry.
- * SFC_EUNSUPPORTED: another format version. */
+ * segment. Takes the last commit into the log where it isn't there. SFC_ECORRUPT: a step of
+ * from..last is not there whole; names the damage (file, bytes) and what to do. Damage elsewhere
+ * doesn't stop recovery: it is in the report. SFC_ESTALE: files of another run, configuration,
+ * numerics class or geometry. SFC_EUNSUPPORTED: another format version. */
 int sfc_step_log_recover(struct sfc_folder *folder, const struct sfc_step_log_config *config,
                          const struct sfc_step_log_recovery *recovery, struct sfc_step_log **out,
                          struct sfc_step_log_report *report, struct sfc_error *err);

@@ -240,6 +240,11 @@ static int open_log(struct work *w, struct sfc_error *err)
     int code = sfc_step_log_recover(s->log_folder, &s->config, &how, &s->log, &report, err);
     if (code != SFC_OK)
         return code;
+    if (report.damage[0])
+        sfc_warning_log("run %" PRIu64
+                        ": the log is damaged where this recovery doesn't need it: %s; "
+                        "check the disk (shardfc log lists the damage)",
+                        s->run_id, report.damage);
     if (report.torn[0])
         sfc_warning_log("run %" PRIu64 ": the log's end was torn by the crash, dropped %" PRIu64
                         " bytes above the last commit: %s",

@@ -13,7 +13,7 @@
 #include "tests/lib/log_rig.h"
 #include "tests/lib/memory_files.h"
 
-enum { STEPS = 24, SPAN = 5, RETRIES = 20, LIVES = 12 };
+enum { STEPS = 24, SPAN = 5, RETRIES = 20, LIVES = 12, GROUP = 3 };
 
 struct shard {
     struct memory_files *files;
@@ -26,7 +26,7 @@ struct shard {
     uint64_t floor;   /* the log is needed from floor + 1 on */
     uint64_t incarnation;
     uint64_t body[256];
-    bool dead;
+    bool dead, grouped;
     char failure[800];
 };
 
@@ -99,6 +99,41 @@ static bool run_step(struct shard *s, uint64_t step)
     return false;
 }
 
+static int append_group(struct shard *s, uint64_t last, struct sfc_attempt rounds[GROUP])
+{
+    struct sfc_error err;
+    for (uint64_t step = s->committed + 1; step <= last; step++) {
+        struct rig_step record;
+        struct sfc_attempt round = {s->incarnation, ++s->counter};
+        struct sfc_log_commit commit = rig_commit(step, round);
+        rig_fill(&record, step, round);
+        int code = sfc_step_log_append_prepare(s->log, &record.prepare, &err);
+        if (code == SFC_OK) {
+            code = sfc_step_log_append_commit(s->log, &commit, &err);
+        }
+        if (code != SFC_OK) {
+            return code;
+        }
+        rounds[step - s->committed - 1] = round;
+    }
+    return sfc_step_log_flush(s->log, &err);
+}
+
+/* Several steps with one flush: they count together, or all are done again in other rounds. */
+static bool run_group(struct shard *s)
+{
+    struct sfc_attempt rounds[GROUP] = {{0, 0}};
+    uint64_t last = s->committed + GROUP < STEPS ? s->committed + GROUP : STEPS;
+    for (int tries = 0; tries < RETRIES; tries++) {
+        if (append_group(s, last, rounds) == SFC_OK) {
+            memcpy(&s->rounds[s->committed + 1], rounds, (last - s->committed) * sizeof *rounds);
+            s->committed = last;
+            return true;
+        }
+    }
+    return false;
+}
+
 static void start(struct shard *s)
 {
     struct sfc_error err;
@@ -142,7 +177,7 @@ static bool live(struct shard *s)
     start(s);
     bool done = s->log != NULL && !s->dead;
     while (done && s->committed < STEPS) {
-        done = run_step(s, s->committed + 1);
+        done = s->grouped ? run_group(s) : run_step(s, s->committed + 1);
         uint64_t floor = s->committed > SPAN ? s->committed - SPAN : 0;
         if (done && floor > s->floor && floor % 3 == 0) {
             s->floor = floor;
@@ -161,6 +196,7 @@ static bool live(struct shard *s)
 static void run(struct shard *s, uint64_t seed, enum memory_fault fault, uint64_t n, bool *hit)
 {
     *s = (struct shard){.files = memory_files_new(seed * 1000003 + n)};
+    s->grouped = seed % 4 == 3;
     rig_identity(&s->config.identity);
     s->config.geometry = rig_geometry;
     s->config.segment_bytes = 3 * sfc_step_log_step_bytes(&rig_geometry) + seed % 3 * 300;
