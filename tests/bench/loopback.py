@@ -3,12 +3,18 @@
 
     loopback.py head [--classes N] [--sample-rate R] [--batch N] [--micro-batch N] [--lanes N] [--dim N]
                      [--shards N] [--threads N] [--steps N] [--rounds N] [--quiet-wait SECONDS]
+    loopback.py durable [the same, and --recovery-target TIME]
+    loopback.py recovery [--classes N] [--shards N] [--steps N] ...
     loopback.py tiny --data DIR [--steps N] [--rounds N] [--quiet-wait SECONDS]
 
 head: the class layer's step. A scheduler, shards of --threads threads each and one worker (synthetic features,
 no backbone) train; the time from commit to commit is read from the commit records. `shardfc bench head` does
 the same step with as many threads in one process. Rounds alternate between the two (the cluster is paused
 while the other one runs), so that both see the same machine.
+durable: what the step log and rolling snapshots cost: clusters with them and with --durable off take turns; and the
+bytes of log per step beside the inputs of a step.
+recovery: SIGKILL of a shard after --steps steps; the time from its start to its first answer of a step, and the
+rate at which it goes through its log beside the rate of the steps.
 tiny: images per second of the quick start's training: 2 shards, 2 workers, `tiny`, r = 0.1; DIR is a data set
 of `shardfc data glyphs`.
 
@@ -152,15 +158,8 @@ def cluster_steps(c, a):
 def head(a):
     rounds = []
     with Cluster() as c:
-        c.start_scheduler()
-        for _ in range(a.shards):
-            c.start_shard("--threads", str(a.threads))
-        wait_until("the shards", lambda: len(c.status().shards) == a.shards, 30)
-        c.create_run(classes=a.classes, samples=max(a.classes, a.batch), dim=a.dim, steps=1000000,
-                     global_batch=a.batch, micro_batch=a.micro_batch, scale=64.0,
-                     sample_ppm=round(a.sample_rate * 1e6), block_size=block_size(a.classes),
-                     warmup_steps=0, lr_end=1.0)
-        c.start_worker(threads=a.lanes)
+        head_cluster(c, a)
+        create_head(c, a)
         c.wait_step(WARM_UP, 600)
         pause(c)
         say(f"{a.classes} classes, r {a.sample_rate}, batch {a.batch} of {a.micro_batch}, dim {a.dim}; "
@@ -186,6 +185,93 @@ def head(a):
             "loopback_ms": statistics.median(r["loopback_ms"] for r in rounds),
             "in_process_ms": statistics.median(r["in_process_ms"] for r in rounds),
             "ratio": ratio, "rounds": rounds}
+
+
+def create_head(c, a, steps=1000000):
+    c.create_run(classes=a.classes, samples=max(a.classes, a.batch), dim=a.dim, steps=steps,
+                 global_batch=a.batch, micro_batch=a.micro_batch, scale=64.0,
+                 sample_ppm=round(a.sample_rate * 1e6), block_size=block_size(a.classes),
+                 warmup_steps=0, lr_end=1.0)
+    c.start_worker(threads=a.lanes)
+
+
+def head_cluster(c, a, *extra):
+    c.start_scheduler()
+    for _ in range(a.shards):
+        c.start_shard("--threads", str(a.threads), *extra)
+    wait_until("the shards", lambda: len(c.status().shards) == a.shards, 30)
+
+
+# ---- step log and snapshots
+
+def disk_bytes(shard):
+    """(log, snapshots) of a shard's run, snapshots as stamps of block files."""
+    files = list(shard.state.glob("run-*/*"))
+    return (sum(p.stat().st_size for p in files if p.suffix == ".sfl"),
+            {p.name for p in files if p.suffix == ".sfs"})
+
+
+def durable_turn(a, *extra):
+    """Median of a fresh cluster's steps in ms, the share of others, snapshots and log bytes per step."""
+    with Cluster() as c:
+        head_cluster(c, a, *extra)
+        create_head(c, a)
+        c.wait_step(WARM_UP, 600)
+        pause(c)
+        wait_quiet(a.quiet_wait, [p.pid for p in c.processes])
+        before = set().union(*(disk_bytes(s)[1] for s in c.shards))
+        took, _, others = cluster_steps(c, a)
+        written = set().union(*(disk_bytes(s)[1] for s in c.shards)) - before
+        return took, others, len(written), disk_bytes(c.shards[0])[0] / c.status().step
+
+
+def durable(a):
+    rounds, inputs, per_step = [], a.batch * (a.dim * 4 + 8 + 8), 0
+    say(f"{a.classes} classes, r {a.sample_rate}, batch {a.batch} of {a.micro_batch}, dim {a.dim}; "
+        f"{a.shards} shards of {a.threads} threads; medians of {a.steps} steps; "
+        f"--recovery-target {a.recovery_target}")
+    say(f"{'round':>5} {'on ms':>8} {'off ms':>8} {'others':>7} {'ratio':>6} {'snapshots':>10}")
+    for i in range(a.rounds):
+        on, others, written, per_step = durable_turn(a, "--recovery-target", a.recovery_target)
+        off, others_off, _, _ = durable_turn(a, "--durable", "off")
+        rounds.append({"on_ms": round(on, 3), "off_ms": round(off, 3),
+                       "others": round(max(others, others_off), 3), "snapshots": written,
+                       "ratio": round(on / off, 3)})
+        say(f"{i + 1:5} {on:8.1f} {off:8.1f} {rounds[-1]['others']:7.1%} {on / off:6.3f} {written:10}")
+    ratio = statistics.median(r["ratio"] for r in rounds)
+    say(f"median of the ratios: {ratio:.3f}; log {per_step:.0f} bytes per step, inputs {inputs}: "
+        f"{per_step / inputs:.3f}")
+    return {"bench": "loopback durable", "classes": a.classes, "batch": a.batch, "dim": a.dim,
+            "shards": a.shards, "ratio": ratio, "log_bytes_per_step": round(per_step),
+            "input_bytes_per_step": inputs, "rounds": rounds}
+
+
+def recovery(a):
+    with Cluster() as c:
+        head_cluster(c, a, "--recovery-target", a.recovery_target)
+        create_head(c, a)
+        c.wait_step(a.steps, 3600)
+        pause(c)
+        times = commit_times(c, 0)
+        steps = sorted(times)
+        took = statistics.median(times[t + 1] - times[t] for t in steps[WARM_UP:-1] if t + 1 in times)
+        log = disk_bytes(c.shards[0])[0]
+        victim = c.shards[0]
+        victim.kill()
+        began = time.monotonic()
+        shard = c.restart_shard(victim)
+        wait_until("the recovery", lambda: " recovered to step " in shard.stderr(), 3600)
+        ready = time.monotonic() - began
+        control(c, pb.ControlRequest.RESUME)
+        c.wait_step(steps[-1] + 1, 600)
+        answered = time.monotonic() - began
+        line = next(x for x in shard.stderr().splitlines() if " recovered to step " in x)
+    say(line)
+    say(f"steps took {1e3 * took:.1f} ms each; recovered {ready:.1f} s after the start, next step committed "
+        f"after {answered:.1f} s; log {log / 1e6:.0f} MB")
+    return {"bench": "loopback recovery", "classes": a.classes, "shards": a.shards, "steps": a.steps,
+            "step_ms": round(1e3 * took, 3), "recovered_s": round(ready, 3), "answered_s": round(answered, 3),
+            "log_bytes": log, "line": line}
 
 
 # ---- the quick start's training
@@ -217,28 +303,30 @@ def tiny(a):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True)
-    h = modes.add_parser("head")
-    h.add_argument("--classes", type=int, default=1000000)
-    h.add_argument("--sample-rate", type=float, default=0.1)
-    h.add_argument("--batch", type=int, default=128)
-    h.add_argument("--micro-batch", type=int, help="default: the batch")
-    h.add_argument("--lanes", type=int, help="default: one for each micro-batch")
-    h.add_argument("--dim", type=int, default=512)
-    h.add_argument("--shards", type=int, default=2)
-    h.add_argument("--threads", type=int, default=1, help="of each shard")
-    h.add_argument("--steps", type=int, default=15)
-    h.add_argument("--rounds", type=int, default=3)
+    heads = [modes.add_parser(mode) for mode in ("head", "durable", "recovery")]
+    for h in heads:
+        h.add_argument("--classes", type=int, default=1000000)
+        h.add_argument("--sample-rate", type=float, default=0.1)
+        h.add_argument("--batch", type=int, default=128)
+        h.add_argument("--micro-batch", type=int, help="default: the batch")
+        h.add_argument("--lanes", type=int, help="default: one for each micro-batch")
+        h.add_argument("--dim", type=int, default=512)
+        h.add_argument("--shards", type=int, default=2)
+        h.add_argument("--threads", type=int, default=1, help="of each shard")
+        h.add_argument("--steps", type=int, default=15)
+        h.add_argument("--rounds", type=int, default=3)
+        h.add_argument("--recovery-target", default="5m")
     t = modes.add_parser("tiny")
     t.add_argument("--data", type=pathlib.Path, required=True)
     t.add_argument("--steps", type=int, default=400)
     t.add_argument("--rounds", type=int, default=1)
-    for mode in (h, t):
+    for mode in (*heads, t):
         mode.add_argument("--quiet-wait", type=float, default=0, metavar="SECONDS")
     a = parser.parse_args()
-    if a.mode == "head":
+    if a.mode != "tiny":
         a.micro_batch = a.micro_batch or a.batch
         a.lanes = a.lanes or a.batch // a.micro_batch
-    print(json.dumps(head(a) if a.mode == "head" else tiny(a)))
+    print(json.dumps(globals()[a.mode](a)))
 
 
 if __name__ == "__main__":
