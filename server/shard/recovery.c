@@ -238,6 +238,9 @@ static int open_log(struct work *w, struct sfc_error *err)
         .from = w->least + 1, .last = w->recovery->last, .has_last = w->recovery->has_last};
     struct sfc_step_log_report report = {0};
     int code = sfc_step_log_recover(s->log_folder, &s->config, &how, &s->log, &report, err);
+    if (code != SFC_OK && w->from_snapshots < s->count)
+        sfc_prefix(err, "--state %s has no snapshot of %zu of the %zu blocks (is it this shard's?)",
+                   s->state, s->count - w->from_snapshots, s->count);
     if (code != SFC_OK)
         return code;
     if (report.damage[0])
