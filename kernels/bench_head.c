@@ -65,7 +65,11 @@ static struct sfc_head_config config_of(const struct sfc_bench_head_options *o)
         .margin_m1 = 1,
         .margin_m3 = 0.4,
         .scale = 64,
+        .optimizer = o->optimizer,
         .momentum = 0.9,
+        .beta1 = 0.9,
+        .beta2 = 0.999,
+        .epsilon = 1e-8,
         .weight_decay = 5e-4,
         .init_std = 0.01,
         .dtype = o->dtype,
@@ -294,7 +298,7 @@ static double row_bytes(const struct sfc_head_config *c)
 }
 
 /* Bytes of a step: rows of W for the first two passes, and z as it is written, replaced and read;
- * w and m read and written by the third. */
+ * w and moments read and written by the third. */
 static int measure_floor(struct bench *b, struct sfc_bench_floor *out,
                          struct sfc_bench_head_result *r, struct sfc_error *err)
 {
@@ -306,7 +310,8 @@ static int measure_floor(struct bench *b, struct sfc_bench_floor *out,
     double kept = b->config.gemm == SFC_DTYPE_BF16 ? 2 : 4;
     double stored = b->config.dtype == SFC_DTYPE_BF16 ? 2 : 4;
     double read = 2 * rows * dim * row_bytes(&b->config) + 4 * rows * batch * kept;
-    double update = 4 * rows * dim * stored;
+    double tensors = b->config.optimizer == SFC_OPTIMIZER_ADAMW ? 3 : 2;
+    double update = 2 * tensors * rows * dim * stored;
     out->gflops = floor.gflops;
     out->read_gb_s = floor.read_gb_s;
     out->update_gb_s = floor.update_gb_s;

@@ -15,6 +15,7 @@ struct sfc_bench_head_options {
     enum sfc_dtype dtype, gemm;
     enum sfc_rounding rounding;
     enum sfc_momentum_mode momentum_mode;
+    enum sfc_optimizer optimizer;
     bool exact; /* time the exact sums alone as well (cpu) */
     /* NULL, or a directory that exists: the initial W and what the first two steps took and gave
      * (kernels/bench_head_dump.h). */

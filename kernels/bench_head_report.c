@@ -5,6 +5,7 @@
 static const char *const number_formats[] = {"f32", "bf16"};
 static const char *const roundings[] = {"stochastic", "nearest"};
 static const char *const momentum_modes[] = {"sampled", "dense"};
+static const char *const optimizers[] = {"sgd", "adamw"};
 
 /* What the products multiply and, by the cpu backend, how. */
 static const char *products_name(const struct sfc_bench_head_options *o,
@@ -44,14 +45,15 @@ void sfc_bench_head_json(FILE *out, const struct sfc_bench_head_options *o,
             "\"classes\": %llu, \"sampled\": %llu, \"batch\": %u, \"micro_batch\": %u, "
             "\"dim\": %u, \"block_size\": %u, \"dtype\": \"%s\", \"gemm\": \"%s\", \"products\": "
             "\"%s\", "
-            "\"rounding\": \"%s\", \"momentum_mode\": \"%s\", \"backend\": \"%s\", "
+            "\"rounding\": \"%s\", \"optimizer\": \"%s\", \"momentum_mode\": \"%s\", \"backend\": "
+            "\"%s\", "
             "\"threads\": %u, \"numerics\": \"%s\", "
             "\"peak_rss_bytes\": %llu, \"state_bytes\": %llu}\n",
             (unsigned long long)o->classes, (unsigned long long)r->sampled, o->batch,
             o->micro_batch, o->dim, r->block_size, number_formats[o->dtype],
             number_formats[o->gemm], products_name(o, r), roundings[o->rounding],
-            momentum_modes[o->momentum_mode], o->backend, o->threads, r->numerics,
-            (unsigned long long)r->peak_rss_bytes, (unsigned long long)r->state_bytes);
+            optimizers[o->optimizer], momentum_modes[o->momentum_mode], o->backend, o->threads,
+            r->numerics, (unsigned long long)r->peak_rss_bytes, (unsigned long long)r->state_bytes);
 }
 
 static void floor_table(FILE *out, const struct sfc_bench_head_result *r)
@@ -73,10 +75,10 @@ void sfc_bench_head_table(FILE *out, const struct sfc_bench_head_options *o,
 {
     fprintf(out,
             "%llu classes x %u %s, products of %s, %llu sampled, batch %u in micro-batches of %u, "
-            "momentum %s, "
+            "%s, momentum %s, "
             "%u threads\n",
             (unsigned long long)o->classes, o->dim, number_formats[o->dtype], products_name(o, r),
-            (unsigned long long)r->sampled, o->batch, o->micro_batch,
+            (unsigned long long)r->sampled, o->batch, o->micro_batch, optimizers[o->optimizer],
             momentum_modes[o->momentum_mode], o->threads);
     fprintf(out, "numerics  %s\n", r->numerics);
     fprintf(out, "step      %8.2f ms (median of %llu; best %.2f)\n", r->step_ms,

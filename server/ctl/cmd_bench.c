@@ -14,7 +14,7 @@ struct bench_options {
     bool json, exact, on_demand;
     uint64_t classes, batch, micro_batch, dim, block_size, steps, threads;
     double sample_rate;
-    int dtype, gemm, rounding, momentum_mode;
+    int dtype, gemm, rounding, momentum_mode, optimizer;
 };
 
 #define AT(field) offsetof(struct bench_options, field)
@@ -96,6 +96,12 @@ static const struct sfc_option table[] = {
      .choices = sfc_run_roundings,
      .fallback = "stochastic",
      .help = "of bf16 storage"},
+    {.name = "optimizer",
+     .type = SFC_OPTION_ENUM,
+     .offset = AT(optimizer),
+     .choices = sfc_run_optimizers,
+     .fallback = "sgd",
+     .help = "what commit updates with"},
     {.name = "momentum-mode",
      .type = SFC_OPTION_ENUM,
      .offset = AT(momentum_mode),
@@ -158,6 +164,7 @@ static int run(const struct bench_options *o, struct sfc_error *err)
         .gemm = (enum sfc_dtype)o->gemm,
         .rounding = (enum sfc_rounding)o->rounding,
         .momentum_mode = (enum sfc_momentum_mode)o->momentum_mode,
+        .optimizer = (enum sfc_optimizer)o->optimizer,
         .exact = o->exact,
         .dump = o->dump,
         .requests = o->on_demand ? stdin : NULL,
