@@ -4,8 +4,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <time.h>
 
 enum { JOIN_MAX = 64 };
+
+/* A pass over the rows costs nearly the same for one micro-batch as for all of a step, so a pass
+ * that had company the last time waits for it: at most this share of what the pass then took. */
+#define COMPANY_SHARE (1.0 / 16)
+
+struct company {
+    bool came;      /* others were there at its start or came while it ran */
+    double seconds; /* that the last pass took */
+};
 
 struct job_list {
     struct sfc_compute_job *head;
@@ -26,7 +36,8 @@ struct sfc_compute {
     /* of the compute thread */
     struct sfc_head *head;
     struct sfc_dense *dense;
-    uint32_t micro_batch, dim;
+    uint32_t micro_batch, dim, micro_batches;
+    struct company logits, gradient;
     size_t dense_blocks;
 };
 
@@ -71,6 +82,8 @@ static int open_run(struct sfc_compute *c, struct sfc_compute_job *job)
     close_run(c);
     const struct sfc_run_setup *setup = job->u.open.setup;
     c->micro_batch = setup->head.micro_batch;
+    c->micro_batches = setup->micro_batches;
+    c->logits = c->gradient = (struct company){0};
     c->dim = setup->head.dim;
     c->dense_blocks = job->u.open.dense_count;
     int code = SFC_OK;
@@ -253,6 +266,47 @@ static bool joins(const struct sfc_compute_job *first, const struct sfc_compute_
            (first->kind == SFC_COMPUTE_LOGITS || first->kind == SFC_COMPUTE_GRADIENT);
 }
 
+static double now_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* NULL: a job that is done alone. */
+static struct company *company_of(struct sfc_compute *c, const struct sfc_compute_job *job)
+{
+    return job->kind == SFC_COMPUTE_LOGITS     ? &c->logits
+           : job->kind == SFC_COMPUTE_GRADIENT ? &c->gradient
+                                               : NULL;
+}
+
+static void pop_joining(struct sfc_compute *c, struct sfc_compute_job **jobs, size_t *n)
+{
+    while (*n < JOIN_MAX && c->queue.head && joins(jobs[0], c->queue.head))
+        jobs[(*n)++] = list_pop(&c->queue);
+}
+
+/* Under mutex: the next job, with those that can be done in one call with it. */
+static size_t take_jobs(struct sfc_compute *c, struct sfc_compute_job **jobs)
+{
+    size_t n = 0;
+    jobs[n++] = list_pop(&c->queue);
+    pop_joining(c, jobs, &n);
+    const struct company *company = company_of(c, jobs[0]);
+    if (!company || !company->came)
+        return n;
+    double until = now_seconds() + company->seconds * COMPANY_SHARE;
+    struct timespec deadline = {(time_t)until, 0};
+    deadline.tv_nsec = (long)((until - (double)deadline.tv_sec) * 1e9);
+    int waited = 0;
+    while (n < c->micro_batches && !c->queue.head && !c->stopping && !waited) {
+        waited = pthread_cond_timedwait(&c->wake, &c->mutex, &deadline);
+        pop_joining(c, jobs, &n);
+    }
+    return n;
+}
+
 static void deliver(void *ctx)
 {
     struct sfc_compute *c = ctx;
@@ -278,13 +332,16 @@ static void *work(void *ctx)
             pthread_cond_wait(&c->wake, &c->mutex);
         if (!c->queue.head)
             break;
-        size_t n = 0;
-        jobs[n++] = list_pop(&c->queue);
-        while (n < JOIN_MAX && c->queue.head && joins(jobs[0], c->queue.head))
-            jobs[n++] = list_pop(&c->queue);
+        size_t n = take_jobs(c, jobs);
+        struct company *company = company_of(c, jobs[0]);
         pthread_mutex_unlock(&c->mutex);
+        double began = now_seconds();
         run_jobs(c, jobs, n);
+        double took = now_seconds() - began;
         pthread_mutex_lock(&c->mutex);
+        if (company)
+            *company =
+                (struct company){n > 1 || (c->queue.head && joins(jobs[0], c->queue.head)), took};
         for (size_t i = 0; i < n; i++)
             list_push(&c->ready, jobs[i]);
         bool post = !c->delivery_posted && !c->stopping;
@@ -316,7 +373,11 @@ int sfc_compute_start(const char *backend, unsigned threads, sfc_compute_post po
         return code;
     }
     pthread_mutex_init(&c->mutex, NULL);
-    pthread_cond_init(&c->wake, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&c->wake, &attr);
+    pthread_condattr_destroy(&attr);
     if (pthread_create(&c->thread, NULL, work, c) != 0) {
         code = sfc_fail(err, SFC_ENOMEM, "start the compute thread");
         pthread_mutex_destroy(&c->mutex);

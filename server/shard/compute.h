@@ -1,6 +1,7 @@
 /* The shard's compute executor: one thread that owns the backend and the blocks of the run, and
  * runs jobs from a queue in order. Logits (and gradients) that wait side by side are joined into
- * one backend call, which changes no bit of any answer (kernels/backend.h, I8).
+ * one backend call, which changes no bit of any answer (kernels/backend.h, I8). Where they came
+ * side by side the last time, the first waits a little for the others of its step.
  *
  * Threads: every function here is called from the loop thread. A job is owned by its submitter
  * again when its done callback runs, on the loop thread; buffers named by a job must stay valid
