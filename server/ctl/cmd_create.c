@@ -18,7 +18,7 @@
 
 static const char *const margin_grads[] = {"exact", "identity", NULL};
 static const char *const corrections[] = {"none", "logq", NULL};
-static const char *const momentum_modes[] = {"sampled", "dense", NULL};
+static const char *const momentum_modes[] = {"auto", "sampled", "dense", NULL};
 static const char *const optimizers[] = {"sgd", "adamw", NULL};
 static const char *const dtypes[] = {"f32", "bf16", NULL};
 static const char *const roundings[] = {"stochastic", "nearest", NULL};
@@ -158,8 +158,10 @@ static const struct sfc_option table[] = {
      .type = SFC_OPTION_ENUM,
      .offset = AT(momentum_mode),
      .choices = momentum_modes,
-     .fallback = "sampled",
-     .help = "what happens to classes that a step does not sample; dense is for sgd only"},
+     .fallback = "auto",
+     .help =
+         "classes that a step does not sample stand still (sampled), or coast and decay as under "
+         "a dense optimiser (dense, sgd only); auto: dense with sgd, sampled with adamw"},
     {.name = "weight-decay",
      .type = SFC_OPTION_DOUBLE,
      .offset = AT(weight_decay),
@@ -518,8 +520,12 @@ static int use_filter(const struct create_options *o, struct built *b, struct sf
 /* What the other optimiser has is left out, so that it makes no two runs differ. */
 static void use_optimizer(const struct create_options *o, Shardfc__V1__RunConfig *c)
 {
+    bool sgd = strcmp(optimizers[o->optimizer], "sgd") == 0;
+    const char *automatic = sgd ? "dense" : "sampled";
     c->optimizer = (char *)(uintptr_t)optimizers[o->optimizer];
-    if (strcmp(c->optimizer, "sgd") == 0) {
+    c->momentum_mode =
+        (char *)(uintptr_t)(o->momentum_mode > 0 ? momentum_modes[o->momentum_mode] : automatic);
+    if (sgd) {
         c->momentum = o->momentum;
     } else {
         c->beta1 = o->beta1;
@@ -542,7 +548,6 @@ static void use_numbers(const struct create_options *o, struct built *b)
     c->gemm = o->gemm > 0 ? (char *)(uintptr_t)gemms[o->gemm] : c->dtype;
     c->rounding = (char *)(uintptr_t)roundings[o->rounding];
     c->init_std = CLASS_INIT_STD;
-    c->momentum_mode = (char *)(uintptr_t)momentum_modes[o->momentum_mode];
     use_optimizer(o, c);
     c->weight_decay = o->weight_decay;
     c->lr = o->lr;
