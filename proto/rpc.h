@@ -77,6 +77,9 @@ int sfc_rpc_client_new(struct sfc_rpc_loop *loop, const char *address, struct sf
 /* Loop thread; NULL is fine. Pending calls end with SFC_ECANCELED, later, not from in here; every future of
  * sfc_rpc_start must have been waited for. */
 void sfc_rpc_client_free(struct sfc_rpc_client *client);
+/* Loop thread. The peer is known to be there: a connection that waits before it is tried again is tried
+ * now. */
+void sfc_rpc_client_reconnect(struct sfc_rpc_client *client);
 const char *sfc_rpc_client_address(const struct sfc_rpc_client *client);
 
 struct sfc_rpc_request {

@@ -303,6 +303,7 @@ int sfc_rpc_status_from_grpc(grpc_status_code status, const grpc_metadata_array 
     }
     switch (status) {
     case GRPC_STATUS_CANCELLED: /* not by us: the server went away or gave the call up */
+    case GRPC_STATUS_UNKNOWN:   /* "Stream removed": the connection broke under the call */
         return SFC_EUNAVAILABLE;
     case GRPC_STATUS_RESOURCE_EXHAUSTED:
         return SFC_ELIMIT;
@@ -313,7 +314,6 @@ int sfc_rpc_status_from_grpc(grpc_status_code status, const grpc_metadata_array 
     case GRPC_STATUS_UNAUTHENTICATED:
         return SFC_EDENIED;
     case GRPC_STATUS_INTERNAL:
-    case GRPC_STATUS_UNKNOWN:
         return SFC_EINTERNAL;
     default:
         break;

@@ -204,7 +204,9 @@ static void start_try(struct client_call *call)
     gpr_timespec deadline =
         gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
                      gpr_time_from_millis((int64_t)call->deadline_ms, GPR_TIMESPAN));
-    call->tries++;
+    if (call->tries++ > 0) {
+        grpc_channel_reset_connect_backoff(client->channel); /* our pauses set the pace */
+    }
     call->grpc = grpc_channel_create_call(client->channel, NULL, GRPC_PROPAGATE_DEFAULTS,
                                           loop->queue, call->method, NULL, deadline, NULL);
     grpc_metadata_array_init(&call->initial);
@@ -447,6 +449,13 @@ void sfc_rpc_client_free(struct sfc_rpc_client *client)
         call_cancel(SFC_CONTAINER(link, struct client_call, link));
     }
     client_settle(client);
+}
+
+void sfc_rpc_client_reconnect(struct sfc_rpc_client *client)
+{
+    if (client->channel != NULL) {
+        grpc_channel_reset_connect_backoff(client->channel);
+    }
 }
 
 const char *sfc_rpc_client_address(const struct sfc_rpc_client *client)

@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
+#include "proto/base/backoff.h"
 #include "proto/base/log.h"
 #include "proto/base/process.h"
 
@@ -81,18 +83,6 @@ static void pause_ms(struct sfc_crew *crew, unsigned ms)
     pthread_mutex_unlock(&crew->lock);
 }
 
-struct backoff {
-    unsigned ms;
-};
-
-static void back_off(struct sfc_crew *crew, struct backoff *b)
-{
-    b->ms = b->ms ? b->ms * 2 : BACKOFF_FIRST_MS;
-    if (b->ms > BACKOFF_LAST_MS)
-        b->ms = BACKOFF_LAST_MS;
-    pause_ms(crew, b->ms);
-}
-
 static uint64_t now_ms(void)
 {
     struct timespec t;
@@ -100,11 +90,25 @@ static uint64_t now_ms(void)
     return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
 }
 
+/* Lanes and readers of all workers come back at different moments. */
+static struct sfc_backoff new_backoff(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    uint64_t seed = (uint64_t)getpid() << 32 ^ (uint64_t)t.tv_nsec ^ (uint64_t)(uintptr_t)&t;
+    return sfc_backoff(BACKOFF_FIRST_MS, BACKOFF_LAST_MS, seed);
+}
+
+static void back_off(struct sfc_crew *crew, struct sfc_backoff *b)
+{
+    pause_ms(crew, sfc_backoff_next(b));
+}
+
 /* ---- tickets */
 
 /* A call to the scheduler failed: is it worth going on with this membership? */
 static void scheduler_failed(struct sfc_crew *crew, int rc, const struct sfc_error *err,
-                             struct backoff *b)
+                             struct sfc_backoff *b)
 {
     switch (rc) {
     case SFC_ECANCELED:
@@ -124,7 +128,7 @@ static void scheduler_failed(struct sfc_crew *crew, int rc, const struct sfc_err
 
 /* Asks until there is a ticket or the end (false). */
 static bool next_ticket(struct sfc_crew *crew, enum sfc_ticket_kind kind, struct sfc_ticket *ticket,
-                        struct backoff *b)
+                        struct sfc_backoff *b)
 {
     while (working(crew)) {
         struct sfc_error err = {0};
@@ -147,7 +151,7 @@ static bool next_ticket(struct sfc_crew *crew, enum sfc_ticket_kind kind, struct
 /* ---- lanes */
 
 static void lane_failed(struct sfc_crew *crew, const struct sfc_ticket *ticket, int rc,
-                        const struct sfc_error *cause, struct backoff *b)
+                        const struct sfc_error *cause, struct sfc_backoff *b)
 {
     if (!working(crew))
         return;
@@ -171,7 +175,7 @@ static void lane_failed(struct sfc_crew *crew, const struct sfc_ticket *ticket, 
 static void lane_loop(struct sfc_crew *crew, struct sfc_step_client *client,
                       struct sfc_ticket *ticket)
 {
-    struct backoff b = {0};
+    struct sfc_backoff b = new_backoff();
     while (next_ticket(crew, SFC_TICKET_COMPUTE, ticket, &b)) {
         struct sfc_error err = {0};
         bool accepted = false;
@@ -181,7 +185,7 @@ static void lane_loop(struct sfc_crew *crew, struct sfc_step_client *client,
             lane_failed(crew, ticket, rc, &err, &b);
             continue;
         }
-        b.ms = 0;
+        sfc_backoff_reset(&b);
         pthread_mutex_lock(&crew->lock);
         crew->counters.micro_batches += accepted;
         pthread_mutex_unlock(&crew->lock);
@@ -236,7 +240,7 @@ static void *lane_main(void *arg)
 /* ---- readers */
 
 static void reader_failed(struct sfc_crew *crew, const struct sfc_ticket *ticket, int rc,
-                          const struct sfc_error *cause, struct backoff *b)
+                          const struct sfc_error *cause, struct sfc_backoff *b)
 {
     if (rc != SFC_EINVAL && rc != SFC_ECONFLICT && rc != SFC_ECORRUPT) {
         scheduler_failed(crew, rc, cause, b);
@@ -256,7 +260,7 @@ static void reader_failed(struct sfc_crew *crew, const struct sfc_ticket *ticket
 static void reader_loop(struct sfc_crew *crew, struct sfc_decoder *decoder,
                         struct sfc_ticket *ticket)
 {
-    struct backoff b = {0};
+    struct sfc_backoff b = new_backoff();
     while (next_ticket(crew, SFC_TICKET_DATA, ticket, &b)) {
         struct sfc_error err = {0};
         int rc = sfc_source_announce(&crew->source, decoder, ticket, &err);
@@ -264,7 +268,7 @@ static void reader_loop(struct sfc_crew *crew, struct sfc_decoder *decoder,
             reader_failed(crew, ticket, rc, &err, &b);
             continue;
         }
-        b.ms = 0;
+        sfc_backoff_reset(&b);
         pthread_mutex_lock(&crew->lock);
         crew->counters.batches_read++;
         pthread_mutex_unlock(&crew->lock);

@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "proto/base/backoff.h"
 #include "proto/base/log.h"
 #include "worker/crew.h"
 
@@ -69,12 +70,6 @@ static void pause_ms(struct sfc_trainer *t, unsigned ms)
         /* woken, not timed out */
     }
     pthread_mutex_unlock(&t->lock);
-}
-
-static unsigned longer(unsigned ms)
-{
-    ms = ms ? ms * 2 : BACKOFF_FIRST_MS;
-    return ms < BACKOFF_LAST_MS ? ms : BACKOFF_LAST_MS;
 }
 
 void sfc_trainer_stop(struct sfc_trainer *t)
@@ -291,7 +286,7 @@ static void wait_for_another(struct sfc_trainer *t, const struct sfc_error *err)
 }
 
 /* One try. *member NULL: none this time. */
-static int try_join(struct sfc_trainer *t, unsigned *backoff, struct sfc_member **member,
+static int try_join(struct sfc_trainer *t, struct sfc_backoff *backoff, struct sfc_member **member,
                     struct sfc_error *err)
 {
     struct sfc_join join = join_request(t);
@@ -305,13 +300,12 @@ static int try_join(struct sfc_trainer *t, unsigned *backoff, struct sfc_member 
     if (rc && !waiting_helps(rc))
         return rc;
     if (rc) {
-        if (!*backoff)
+        if (!backoff->ms)
             sfc_warning_log("%s; trying again", err->text);
-        *backoff = longer(*backoff);
-        pause_ms(t, *backoff);
+        pause_ms(t, sfc_backoff_next(backoff));
         return SFC_OK;
     }
-    *backoff = 0;
+    sfc_backoff_reset(backoff);
     if (!*member && now_ms() - before < 200)
         pause_ms(t, 200);
     return SFC_OK;
@@ -329,7 +323,8 @@ static bool still_unfit(struct sfc_trainer *t)
 /* The next run to work on; *out NULL: told to stop, or done. */
 static int next_run(struct sfc_trainer *t, struct sfc_member **out, struct sfc_error *err)
 {
-    unsigned backoff = 0;
+    struct sfc_backoff backoff =
+        sfc_backoff(BACKOFF_FIRST_MS, BACKOFF_LAST_MS, now_ms() ^ (uint64_t)getpid() << 32);
     while (!stopping(t)) {
         struct sfc_member *member;
         struct sfc_run_info run;

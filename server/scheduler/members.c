@@ -212,6 +212,7 @@ static int register_shard(struct sfc_scheduler *s, const Shardfc__V1__RegisterSh
     if (!info->client &&
         (code = sfc_rpc_client_new(s->rpc, r->address, &info->client, err)) != SFC_OK)
         return code;
+    sfc_rpc_client_reconnect(info->client);
     snprintf(info->backend, sizeof info->backend, "%s", r->backend);
     snprintf(info->numerics, sizeof info->numerics, "%s", r->numerics);
     info->memory_limit = r->memory_limit;

@@ -30,9 +30,8 @@ static void retry(struct sfc_shard *shard, const char *why)
     if (shard->failures == 0 || shard->id)
         sfc_warning_log("scheduler %s: %s; trying again", shard->options->scheduler, why);
     shard->id = 0;
-    uint64_t ms = (uint64_t)BACKOFF_FIRST_MS << (shard->failures < 5 ? shard->failures : 5);
     shard->failures++;
-    later(shard, ms < BACKOFF_MAX_MS ? ms : BACKOFF_MAX_MS);
+    later(shard, sfc_backoff_next(&shard->backoff));
 }
 
 static int call(struct sfc_shard *shard, const char *method, const void *message,
@@ -67,6 +66,7 @@ static void registered(const struct sfc_rpc_reply_view *view, void *ctx)
     }
     shard->id = reply->shard;
     shard->failures = 0;
+    sfc_backoff_reset(&shard->backoff);
     if (reply->incarnation > shard->incarnation)
         shard->incarnation = reply->incarnation;
     sfc_message_free(reply);
@@ -207,6 +207,7 @@ int sfc_shard_register_start(struct sfc_shard *shard, struct sfc_error *err)
     uv_timer_init(shard->uv, &shard->tick);
     shard->tick.data = shard;
     shard->timer_open = true;
+    shard->backoff = sfc_backoff(BACKOFF_FIRST_MS, BACKOFF_MAX_MS, shard->boot_id);
     later(shard, 0);
     return SFC_OK;
 }

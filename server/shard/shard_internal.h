@@ -2,6 +2,7 @@
 #ifndef SFC_SHARD_INTERNAL_H
 #define SFC_SHARD_INTERNAL_H
 
+#include "proto/base/backoff.h"
 #include "proto/base/digest.h"
 #include "server/core/step_fsm.h"
 #include "server/run/messages.h"
@@ -121,6 +122,7 @@ struct sfc_shard {
     bool timer_open;
     bool stopping;
     unsigned failures; /* of registration in a row */
+    struct sfc_backoff backoff;
     struct sfc_shard_run *run;
     uint64_t last_closed;                 /* greatest run that was closed here */
     unsigned blocks_in_flight;            /* ReadBlock and WriteBlock jobs */
