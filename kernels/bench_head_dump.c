@@ -5,6 +5,8 @@
 
 #define DX_UNIT 0x1p-44
 
+static const char *const number_formats[] = {"f32", "bf16"};
+
 /* A file NAME or STEP.NAME that is being written; errors are kept until it is closed. */
 struct sink {
     FILE *file;
@@ -52,9 +54,10 @@ static int write_config(const struct sfc_bench_dump *dump, struct sfc_error *err
     fprintf(sink.file,
             "{\"classes\": %llu, \"dim\": %u, \"batch\": %u, \"steps\": %d, \"scale\": %.17g, "
             "\"margin\": [%.17g, %.17g, %.17g], \"rate\": %.17g, \"momentum\": %.17g, "
-            "\"weight_decay\": %.17g}\n",
+            "\"weight_decay\": %.17g, \"dtype\": \"%s\", \"gemm\": \"%s\"}\n",
             (unsigned long long)c->classes, c->dim, c->batch, SFC_BENCH_DUMP_STEPS, c->scale,
-            c->margin_m1, c->margin_m2, c->margin_m3, dump->rate, c->momentum, c->weight_decay);
+            c->margin_m1, c->margin_m2, c->margin_m3, dump->rate, c->momentum, c->weight_decay,
+            number_formats[c->dtype], number_formats[c->gemm]);
     return sink_close(&sink, err);
 }
 

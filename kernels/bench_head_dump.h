@@ -1,7 +1,8 @@
 /* What the first steps of a benchmark took and gave, as raw little-endian files, so that another
  * implementation can be checked on the same numbers (tests/bench/peer_torch.py):
  *
- *   head.json      classes, dim, batch, steps, scale, margin, rate, momentum, weight_decay
+ *   head.json      classes, dim, batch, steps, scale, margin, rate, momentum, weight_decay,
+ *                  dtype, gemm (f32 or bf16)
  *   w.f32          [classes, dim] W before step 1 (momentum is 0)
  *   STEP.labels.u64        [batch]
  *   STEP.sample.u64        [sampled] class ids, ascending

@@ -2,7 +2,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 
 #include "kernels/cpu/head.h"
@@ -10,13 +9,13 @@
 
 #define STREAM_FLOATS ((size_t)32 << 20) /* per worker: 128 MiB, beyond the caches */
 #define REPEAT        5
-#define HUGE_PAGE     ((size_t)2 << 20)
+#define ROUNDING      4096 /* more than the arrays lose to alignment */
 
 struct lane {
     dnnl_stream_t stream;
     struct sfc_gemm gemm[3];
-    void *mapping; /* of all arrays: unmapped afterwards, it does not stay in the heap */
-    size_t mapped, carved;
+    struct sfc_cpu_mapping arena; /* of all arrays: it does not stay in the heap */
+    size_t carved;
     float *a, *b, *c;
     void *scratch;
     float *w, *m;
@@ -41,23 +40,9 @@ static double now_ms(void)
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
 }
 
-/* In huge pages where there are some, like the blocks of a head. */
-static void map(struct lane *lane, size_t bytes)
-{
-    lane->mapped = bytes + 8 * HUGE_PAGE;
-    lane->mapping =
-        mmap(NULL, lane->mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (lane->mapping == MAP_FAILED) {
-        lane->mapping = NULL;
-        sfc_fail(&lane->error, SFC_ENOMEM, "bench: %zu bytes can't be mapped", lane->mapped);
-        return;
-    }
-    madvise(lane->mapping, lane->mapped, MADV_HUGEPAGE); /* only a wish */
-}
-
 static void *carve(struct lane *lane, size_t bytes)
 {
-    char *at = (char *)lane->mapping + lane->carved;
+    char *at = (char *)lane->arena.data + lane->carved;
     lane->carved += (bytes + 63) / 64 * 64;
     return at;
 }
@@ -89,8 +74,8 @@ static void lane_open(void *arg, size_t item, unsigned index)
         scratch = lane->gemm[i].scratch_bytes > scratch ? lane->gemm[i].scratch_bytes : scratch;
     }
     size_t sums = call->batch * call->pitch * sizeof *lane->sum;
-    map(lane, (3 * most + 2 * STREAM_FLOATS) * sizeof(float) + sums + scratch);
-    if (lane->error.code)
+    size_t bytes = (3 * most + 2 * STREAM_FLOATS) * sizeof(float) + sums + scratch + ROUNDING;
+    if (sfc_cpu_map(&lane->arena, bytes, "streams", &lane->error))
         return;
     lane->a = floats(lane, most);
     lane->b = floats(lane, most);
@@ -113,8 +98,7 @@ static void lane_close(struct lane *lane)
         sfc_gemm_close(&lane->gemm[i]);
     if (lane->stream)
         dnnl_stream_destroy(lane->stream);
-    if (lane->mapping)
-        munmap(lane->mapping, lane->mapped);
+    sfc_cpu_unmap(&lane->arena);
 }
 
 static void multiply(void *arg, size_t item, unsigned index)

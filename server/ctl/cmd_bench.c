@@ -1,4 +1,5 @@
-/* shardfc bench head: the head's step in this process, beside the least that the machine needs. */
+/* shardfc bench, and bench head: the head's step in this process, beside the least that the machine
+ * needs. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -7,6 +8,7 @@
 #include "kernels/bench_head.h"
 #include "proto/run_config.h"
 #include "server/core/block_map.h"
+#include "server/ctl/bench.h"
 #include "server/ctl/command.h"
 
 struct bench_options {
@@ -178,24 +180,11 @@ static int run(const struct bench_options *o, struct sfc_error *err)
     return code;
 }
 
-int sfc_cmd_bench(int argc, char **argv)
+static int head_main(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "--version") == 0) {
-        puts("shardfc bench " SFC_VERSION);
-        return 0;
-    }
-    if (argc < 2 || strcmp(argv[1], "head") != 0) {
-        bool help = argc > 1 && strcmp(argv[1], "--help") == 0;
-        if (!help && argc > 1) {
-            fprintf(stderr, "shardfc bench: unknown command '%s'\n", argv[1]);
-        }
-        fprintf(help ? stdout : stderr, "usage: shardfc bench head [OPTIONS]\n\n"
-                                        "  head   the class layer's step, beside its floor\n");
-        return help ? 0 : 2;
-    }
     struct bench_options o;
     struct sfc_options *parsed;
-    int exit_code = sfc_options_main(&program, argc - 1, argv + 1, &o, &parsed);
+    int exit_code = sfc_options_main(&program, argc, argv, &o, &parsed);
     if (exit_code >= 0) {
         return exit_code;
     }
@@ -203,4 +192,46 @@ int sfc_cmd_bench(int argc, char **argv)
     int code = run(&o, &err);
     sfc_options_free(parsed);
     return code == SFC_OK ? 0 : sfc_command_failed("bench head", &err);
+}
+
+/* ---- shardfc bench */
+
+static const struct benchmark {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *summary;
+} benchmarks[] = {
+    {"head", head_main, "the class layer's step, beside its floor"},
+    {"kernels", sfc_bench_kernels_main, "the building blocks of a step, one by one"},
+    {"rpc", sfc_bench_rpc_main, "the network layer on loopback, beside plain TCP"},
+};
+
+static void print_help(FILE *file)
+{
+    fprintf(file, "usage: shardfc bench COMMAND [OPTIONS]\n\n");
+    for (size_t i = 0; i < sizeof benchmarks / sizeof *benchmarks; i++) {
+        fprintf(file, "  %-8s %s\n", benchmarks[i].name, benchmarks[i].summary);
+    }
+}
+
+int sfc_cmd_bench(int argc, char **argv)
+{
+    if (argc > 1 && strcmp(argv[1], "--version") == 0) {
+        puts("shardfc bench " SFC_VERSION);
+        return 0;
+    }
+    if (argc > 1 && strcmp(argv[1], "--help") == 0) {
+        print_help(stdout);
+        return 0;
+    }
+    for (size_t i = 0; argc > 1 && i < sizeof benchmarks / sizeof *benchmarks; i++) {
+        if (strcmp(argv[1], benchmarks[i].name) == 0) {
+            return benchmarks[i].run(argc - 1, argv + 1);
+        }
+    }
+    if (argc > 1) {
+        fprintf(stderr, "shardfc bench: unknown command '%s'\n", argv[1]);
+    }
+    print_help(stderr);
+    return 2;
 }

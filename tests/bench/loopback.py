@@ -26,7 +26,6 @@ import argparse
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,61 +33,13 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "integration"))
 from cluster import BIN, Cluster, pb, wait_until  # noqa: E402
+from machine import Others, wait_quiet  # noqa: E402
 
-TICK = os.sysconf("SC_CLK_TCK")
-PROCESSORS = os.cpu_count()
 WARM_UP = 3  # steps after a start or a pause that don't count
-QUIET = 0.05
 
 
 def say(*words):
     print(*words, file=sys.stderr, flush=True)
-
-
-# ---- who else uses the machine
-
-def busy_seconds():
-    """Of all processors since the start; waiting for disks and stolen time don't count."""
-    fields = open("/proc/stat").readline().split()[1:]
-    user, nice, system, _idle, _iowait, irq, softirq = (int(f) for f in fields[:7])
-    return (user + nice + system + irq + softirq) / TICK
-
-
-def used_seconds(pids):
-    """Of these processes, of this one and of its children that have ended."""
-    total = 0
-    for pid in pids:
-        fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
-        total += (int(fields[11]) + int(fields[12])) / TICK
-    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-        usage = resource.getrusage(who)
-        total += usage.ru_utime + usage.ru_stime
-    return total
-
-
-class Others:
-    """with Others(pids) as o: ...; o.share is what others used of the machine."""
-
-    def __init__(self, pids=()):
-        self.pids = list(pids)
-
-    def __enter__(self):
-        self.began, self.busy, self.used = time.monotonic(), busy_seconds(), used_seconds(self.pids)
-        return self
-
-    def __exit__(self, *_):
-        took = (time.monotonic() - self.began) * PROCESSORS
-        other = busy_seconds() - self.busy - (used_seconds(self.pids) - self.used)
-        self.share = max(0.0, other / took)
-
-
-def wait_quiet(seconds, pids):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with Others(pids) as o:
-            time.sleep(1)
-        if o.share < QUIET:
-            return
 
 
 # ---- the class layer's step

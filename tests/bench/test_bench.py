@@ -1,0 +1,152 @@
+#!/usr/bin/python3
+"""`shardfc bench` tells the truth about what it computes, has the keys that scripts rely on, and refuses wrong usage.
+No time is asserted.
+
+    test_bench.py [head|dump|demand|rpc|kernels|usage ...]     default: all
+"""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+
+TOP = pathlib.Path(__file__).resolve().parents[2]
+SHARDFC = pathlib.Path(os.environ.get("SFC_BIN", TOP / "build" / "release" / "bin")) / "shardfc"
+SMALL = ("--classes", 3000, "--dim", 40, "--batch", 12, "--block-size", 1024)
+
+
+def check(held, what):
+    if not held:
+        raise AssertionError(what)
+
+
+def bench(*arguments, status=0, said=""):
+    done = subprocess.run([str(a) for a in (SHARDFC, "bench", *arguments)], input=said, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=100)
+    check(done.returncode == status, f"{arguments}: status {done.returncode}, {done.stderr}")
+    check(status == 0 or done.stderr, f"{arguments}: nothing said about status {status}")
+    return [json.loads(line) for line in done.stdout.splitlines()] if "--json" in arguments else done.stdout
+
+
+def test_head():
+    for more in ((), ("--momentum-mode", "dense"), ("--dtype", "bf16", "--gemm", "bf16")):
+        (said,) = bench("head", *SMALL, "--steps", 3, "--json", *more)
+        missing = {"step_ms", "phases_ms", "floor_ms", "floor_before", "floor_after", "quiet", "classes", "sampled",
+                   "batch", "dim", "dtype", "gemm", "peak_rss_bytes", "state_bytes"} - said.keys()
+        check(not missing, f"keys are missing: {missing}")
+        before, after = said["floor_before"]["ms"], said["floor_after"]["ms"]
+        check(min(before, after) > 0, "a floor is 0")
+        check(abs(said["floor_ms"] - (before + after) / 2) < 0.002, "the floor is not the mean of the two")
+        far = max(before, after) > 1.05 * min(before, after)
+        near_limit = abs(max(before, after) / min(before, after) - 1.05) < 0.01  # printed numbers are rounded
+        check(near_limit or said["quiet"] != far, "`quiet` does not follow from the floors")
+        check(said["steps"] == 3 and 300 <= said["sampled"] <= 320, f"steps or sample: {said}")
+        check(said["peak_rss_bytes"] < 100e6, "the floor's buffers count as the head's memory")
+
+
+def unit(rows):
+    norm = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / norm, norm
+
+
+def step(w, m, x, labels, ids, c):
+    """One step in double: loss, gradient of the unit features; w and m are updated."""
+    features, _ = unit(x)
+    centres, norm = unit(w[ids])
+    cosine = features @ centres.T
+    at = np.arange(len(labels)), np.searchsorted(ids, labels)
+    cosine[at] -= c["margin"][2]
+    z = c["scale"] * cosine
+    top = z.max(axis=1, keepdims=True)
+    p = np.exp(z - top)
+    loss = (np.log(p.sum(axis=1)) + top[:, 0] - z[at]).mean()
+    p /= p.sum(axis=1, keepdims=True)
+    p[at] -= 1
+    p *= c["scale"] / len(labels)
+    towards = p.T @ features
+    gradient = (towards - centres * (towards * centres).sum(axis=1, keepdims=True)) / norm
+    m[ids] = c["momentum"] * m[ids] + gradient + c["weight_decay"] * w[ids]
+    w[ids] -= c["rate"] * m[ids]
+    return loss, p @ centres
+
+
+def test_dump():
+    with tempfile.TemporaryDirectory() as folder:
+        def array(name, kind, columns=None):
+            found = np.fromfile(pathlib.Path(folder) / name, dtype=kind)
+            return found.reshape(-1, columns) if columns else found
+
+        def near(what, mine, theirs):
+            off = np.abs(mine - theirs).max() / np.abs(mine).max()
+            check(off < 1e-5, f"{what} is off by {off:.2g}")
+        bench("head", *SMALL, "--steps", 1, "--dump", folder)
+        c = json.loads((pathlib.Path(folder) / "head.json").read_text())
+        check(c["steps"] == 2 and c["dtype"] == c["gemm"] == "f32", f"head.json: {c}")
+        w = array("w.f32", "<f4", c["dim"]).astype(float)
+        check(len(w) == c["classes"], "not all rows of W")
+        m = np.zeros_like(w)
+        for t in (1, 2):
+            ids, labels = array(f"{t}.sample.u64", "<u8").astype(int), array(f"{t}.labels.u64", "<u8").astype(int)
+            check((np.diff(ids) > 0).all() and set(labels) <= set(ids), "the sample")
+            loss, dx = step(w, m, array(f"{t}.features.f32", "<f4", c["dim"]).astype(float), labels, ids, c)
+            near("loss", loss, (array(f"{t}.lse.f64", "<f8") - array(f"{t}.target_logit.f32", "<f4")).mean())
+            near("dx", dx, array(f"{t}.dx.f64", "<f8", c["dim"]))
+            near("W", w[ids], array(f"{t}.w.f32", "<f4", c["dim"]))
+            near("momentum", m[ids], array(f"{t}.m.f32", "<f4", c["dim"]))
+
+
+def test_demand():
+    *answers, report = bench("head", *SMALL, "--on-demand", "--json", said="2\n5\n")
+    check([len(a["step_ms"]) for a in answers] == [2, 5], "as many times as steps were asked for")
+    check(report["steps"] == 7, "all steps are in the report")
+    every = sorted(sum((a["step_ms"] for a in answers), []))
+    check(abs(report["step_ms"] - every[3]) < 0.001, "the median of all steps")
+
+
+def test_rpc():
+    (said,) = bench("rpc", "--pings", 20, "--volume", "2M", "--outstanding", 2, "--json")
+    check([b["bytes"] for b in said["bodies"]] == [64 << 10, 1 << 20, 16 << 20], "sizes of bodies")
+    for way in ("rpc", "tcp"):
+        check(0 < said["round_trip_us"][way]["p50"] <= said["round_trip_us"][way]["p99"], f"round trips by {way}")
+        for body in said["bodies"]:
+            check(min(body[f"{way}_gb_s"].values()) > 0, f"throughput by {way}")
+    (said,) = bench("rpc", "--pings", 10, "--volume", "1M", "--outstanding", 1, "--body", 1000, "--json")
+    check([b["bytes"] for b in said["bodies"]] == [1000], "the size that was asked for")
+
+
+def test_kernels():
+    (said,) = bench("kernels", "--dim", 50, "--batch", 20, "--threads", 1, "--json")
+    rates = {r["name"]: r["value"] for r in said["rates"]}
+    wanted = {"product_logits_f32", "product_gradient_f32", "product_commit_f32", "copy", "read", "update",
+              "gather_f32", "gather_bf16", "update_rows_f32", "update_rows_bf16", "update_rows_bf16_nearest",
+              "philox", "add_fixed", "add_wide", "exp"}
+    wanted |= {n.replace("f32", "bf16") for n in wanted if n.startswith("product")} if said["native_bf16"] else set()
+    check(rates.keys() == wanted, f"rates: {sorted(rates.keys() ^ wanted)}")
+    check(min(rates.values()) > 0, f"a rate is 0: {rates}")
+
+
+def test_usage():
+    for wrong in ((), ("feet",), ("head", "--steps", 0), ("head", "--on-demand"), ("head", "--dump", "/nowhere/at/all"),
+                  ("head", "--batch", 8, "--micro-batch", 3), ("rpc", "--outstanding", 0), ("rpc", "--body", "200M"),
+                  ("rpc", "--outstanding", 1024), ("rpc", "--body", 1, "--volume", "1G"), ("rpc", "--volume", 5),
+                  ("kernels", "--dim", 0), ("kernels", "--batch", 5000), ("kernels", "extra")):
+        small = SMALL if wrong[:1] == ("head",) and "--batch" not in wrong else ()
+        bench(*wrong[:1], *small, *wrong[1:], status=2)
+    for text in ("x\n", "0\n", "-1\n", "\n", "100001\n", "9" * 60 + "\n"):
+        bench("head", *SMALL, "--on-demand", said=text, status=2)
+    for what in ("head", "rpc", "kernels"):
+        check("--json" in bench(what, "--help"), f"{what} --help")
+
+
+def main():
+    tests = {name[5:]: test for name, test in globals().items() if name.startswith("test_")}
+    for name in sys.argv[1:] or tests:
+        tests[name]()
+        print(f"{name}: ok")
+
+
+if __name__ == "__main__":
+    main()
