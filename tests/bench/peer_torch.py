@@ -25,6 +25,7 @@ import argparse
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -248,6 +249,7 @@ def main():
     if unknown or min(o.classes, o.batch, o.dim, o.threads, o.rounds, o.steps) < 1 or not 0 < o.sample_rate <= 1:
         parser.error(f"unknown: {', '.join(unknown)}" if unknown else "numbers must be positive, the rate at most 1")
     point = {"classes": o.classes, "rate": o.sample_rate, "batch": o.batch, "dim": o.dim, "threads": o.threads}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing stays behind, stopped and full of W
     report = {"machine": describe(), "rounds": o.rounds, "steps": o.steps}
     try:
         core_type, rates = choose_core_type(o)
