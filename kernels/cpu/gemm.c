@@ -13,6 +13,7 @@ static int describe(const struct sfc_gemm_shape *shape, dnnl_memory_desc_t md[3]
 {
     dnnl_matmul_desc_t desc;
     dnnl_primitive_attr_t attr = NULL;
+    dnnl_post_ops_t sum = NULL;
     dnnl_data_type_t type = shape->bf16 ? dnnl_bf16 : dnnl_f32;
     dnnl_dims_t a = {shape->m, shape->k}, b = {shape->k, shape->n}, c = {shape->m, shape->n};
     dnnl_status_t status =
@@ -28,8 +29,17 @@ static int describe(const struct sfc_gemm_shape *shape, dnnl_memory_desc_t md[3]
         status = dnnl_primitive_attr_create(&attr);
     if (!status)
         status = dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user);
+    if (!status && shape->accumulate) {
+        status = dnnl_post_ops_create(&sum);
+        if (!status)
+            status = dnnl_post_ops_append_sum(sum, 1.0f);
+        if (!status)
+            status = dnnl_primitive_attr_set_post_ops(attr, sum);
+    }
     if (!status)
         status = dnnl_primitive_desc_create(out, &desc, attr, engine, NULL);
+    if (sum)
+        dnnl_post_ops_destroy(sum);
     if (attr)
         dnnl_primitive_attr_destroy(attr);
     if (status)

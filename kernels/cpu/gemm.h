@@ -16,6 +16,7 @@ struct sfc_gemm_shape {
     bool a_transposed; /* A is stored as [k, m] instead of [m, k] */
     bool b_transposed; /* B is stored as [n, k] instead of [k, n] */
     bool bf16;         /* A and B are bf16; C and all sums are f32 */
+    bool accumulate;   /* C += A B instead of C = A B */
 };
 
 /* Belongs to the thread that made it. */
@@ -34,7 +35,8 @@ int sfc_gemm_scratch(dnnl_engine_t engine, const struct sfc_gemm_shape *shape, s
 int sfc_gemm_init(struct sfc_gemm *gemm, dnnl_engine_t engine, const struct sfc_gemm_shape *shape,
                   struct sfc_error *err);
 void sfc_gemm_close(struct sfc_gemm *gemm);
-/* c[m, n] = A B. scratch: scratch_bytes, 64-byte aligned. SFC_EDEVICE when oneDNN refuses. */
+/* c[m, n] = A B or, by the shape, += A B. scratch: scratch_bytes, 64-byte aligned. SFC_EDEVICE when
+ * oneDNN refuses. */
 int sfc_gemm_run(struct sfc_gemm *gemm, dnnl_stream_t stream, const void *a, const void *b,
                  float *c, void *scratch, struct sfc_error *err);
 

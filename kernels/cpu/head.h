@@ -2,11 +2,15 @@
  * (samples), head_passes.c (logits and gradient), head_commit.c (update), head_extent.c (overflow).
  *
  * A block's sample is worked on in tiles of `tile` rows, the same number for every block and step,
- * so every matrix product has one of a few fixed shapes: logits    [tile, pitch] x [pitch, g * mp]
- * rows of W times unit features gradient  [g * mp, tile] x [tile, pitch]        p / |w| times rows
- * of W commit    [tile, bp] x [bp, pitch]              p of the whole batch times unit features mp,
- * bp, pitch: micro_batch, batch, dim rounded up to 16, filled with zeros. g: micro-batches in one
- * product, a power of two. A call for n micro-batches is cut into products of such sizes; where
+ * small enough to stay in a core's cache from the gather to the end of the product. So every matrix
+ * product has one of a few fixed shapes:
+ *
+ *   logits    [tile, pitch] x [pitch, g * mp]    rows of W times unit features
+ *   gradient  [g * mp, tile] x [tile, pitch]     p / |w| times rows of W, added up over the tiles
+ *   commit    [tile, bp] x [bp, pitch]           p of the whole batch times unit features
+ *
+ * mp, bp, pitch: micro_batch, batch, dim rounded up to 16, filled with zeros. g: micro-batches in
+ * one product, a power of two. A call for n micro-batches is cut into products of such sizes; where
  * oneDNN's kernel does not keep the bits of one micro-batch for every g, g is 1 (head->joint).
  *
  * Two formats: of what products multiply (head->operand: kernels/cpu/simd.h), and of what slots
@@ -56,7 +60,7 @@ struct sfc_cpu_worker {
     void *tile;    /* [tile, pitch] operand */
     void *product; /* [tile, max(group columns, bp)]: cosines in f32, then p, an operand */
     float *row;    /* [2, pitch] of the update */
-    float *result; /* [max(tile, group columns), pitch]: dx or dw */
+    float *result; /* [max(tile, call_rows), pitch]: dx of a block or dw */
     double *exps;  /* [call_rows] sums of exponentials of one block */
     struct sfc_sum256 *sums; /* [call_rows] */
     int64_t *dx;             /* [slots * micro_batch, dim] */

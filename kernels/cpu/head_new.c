@@ -6,8 +6,9 @@
 #include "kernels/rng/philox.h"
 #include "kernels/rng/sample.h"
 
-#define TILE_ROWS 1024
-#define MAX_BYTES 0x1p56
+/* A tile, its product, the unit features and dw share the cache of a core, 1 or 2 MiB. */
+#define TILE_BYTES ((size_t)512 << 10)
+#define MAX_BYTES  0x1p56
 
 static size_t round16(size_t n)
 {
@@ -43,9 +44,10 @@ void sfc_cpu_product_sizes(const struct sfc_head_config *c, struct sfc_cpu_sizes
 {
     uint32_t full = c->classes < c->block_size ? (uint32_t)c->classes : c->block_size;
     size_t quota = sfc_sample_quota(full, c->sample_ppm, 0);
-    size_t tiles = (quota + TILE_ROWS - 1) / TILE_ROWS;
-    s->tile = round16((quota + tiles - 1) / tiles);
     s->pitch = round16(c->dim);
+    size_t most = larger(TILE_BYTES / (s->pitch * sizeof(float)), 16);
+    size_t tiles = (quota + most - 1) / most;
+    s->tile = round16((quota + tiles - 1) / tiles);
     s->tensors = c->optimizer == SFC_OPTIMIZER_ADAMW ? 3 : 2;
     s->mp = round16(c->micro_batch);
     s->bp = round16(c->batch);
@@ -82,7 +84,7 @@ static void lay_out_worker(const struct sfc_cpu_head *head, struct sfc_cpu_worke
     worker->tile = carve(carver, s->tile * s->pitch, head->operand_bytes);
     worker->row = carve(carver, 2 * s->pitch, sizeof(float));
     worker->product = carve(carver, s->tile * larger(columns, s->bp), sizeof(float));
-    worker->result = carve(carver, larger(s->tile, columns) * s->pitch, sizeof(float));
+    worker->result = carve(carver, larger(s->tile, s->call_rows) * s->pitch, sizeof(float));
     worker->exps = carve(carver, s->call_rows, sizeof(double));
     worker->sums = carve(carver, s->call_rows, sizeof(struct sfc_sum256));
     worker->dx = carve(carver, (size_t)c->slots * c->micro_batch * c->dim, sizeof(int64_t));
@@ -160,22 +162,32 @@ static bool is_bf16(const struct sfc_cpu_head *head)
 static struct sfc_gemm_shape logits_shape(const struct sfc_cpu_head *head, size_t g)
 {
     const struct sfc_cpu_sizes *s = &head->sizes;
-    return (struct sfc_gemm_shape){
-        (int64_t)s->tile, (int64_t)(s->mp << g), (int64_t)s->pitch, false, true, is_bf16(head)};
+    return (struct sfc_gemm_shape){(int64_t)s->tile,
+                                   (int64_t)(s->mp << g),
+                                   (int64_t)s->pitch,
+                                   false,
+                                   true,
+                                   is_bf16(head),
+                                   false};
 }
 
 static struct sfc_gemm_shape gradient_shape(const struct sfc_cpu_head *head, size_t g)
 {
     const struct sfc_cpu_sizes *s = &head->sizes;
-    return (struct sfc_gemm_shape){
-        (int64_t)(s->mp << g), (int64_t)s->pitch, (int64_t)s->tile, true, false, is_bf16(head)};
+    return (struct sfc_gemm_shape){(int64_t)(s->mp << g),
+                                   (int64_t)s->pitch,
+                                   (int64_t)s->tile,
+                                   true,
+                                   false,
+                                   is_bf16(head),
+                                   true};
 }
 
 static struct sfc_gemm_shape commit_shape(const struct sfc_cpu_head *head)
 {
     const struct sfc_cpu_sizes *s = &head->sizes;
     return (struct sfc_gemm_shape){
-        (int64_t)s->tile, (int64_t)s->pitch, (int64_t)s->bp, false, false, is_bf16(head)};
+        (int64_t)s->tile, (int64_t)s->pitch, (int64_t)s->bp, false, false, is_bf16(head), false};
 }
 
 struct scratch_call {

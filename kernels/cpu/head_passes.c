@@ -297,7 +297,6 @@ static int gradient_tile(const struct gradient_call *call, struct sfc_cpu_worker
 {
     struct sfc_cpu_head *head = call->head;
     const struct sfc_cpu_sizes *s = &head->sizes;
-    size_t m = head->config.micro_batch, dim = head->config.dim;
     sfc_cpu_gather(head, worker, block, first, n);
     for (size_t i = 0, log2, g; i < call->n; i += g) {
         g = sfc_cpu_group(head, call->n - i, &log2);
@@ -307,13 +306,11 @@ static int gradient_tile(const struct gradient_call *call, struct sfc_cpu_worker
                          stride);
         memset(sfc_cpu_at(head, worker->product, n * stride), 0,
                (s->tile - n) * stride * head->operand_bytes);
-        int rc = sfc_gemm_run(&worker->gradient[log2], worker->stream, worker->product,
-                              worker->tile, worker->result, worker->gemm, &worker->error);
+        int rc =
+            sfc_gemm_run(&worker->gradient[log2], worker->stream, worker->product, worker->tile,
+                         worker->result + i * s->mp * s->pitch, worker->gemm, &worker->error);
         if (rc)
             return rc;
-        for (size_t k = 0; k < g; k++)
-            head->simd->add_fixed(worker->result + k * s->mp * s->pitch, m, dim, s->pitch,
-                                  worker->dx + (i + k) * m * dim);
     }
     return SFC_OK;
 }
@@ -324,13 +321,20 @@ static void gradient_block(void *arg, size_t index, unsigned worker_index)
     struct sfc_cpu_head *head = call->head;
     struct sfc_cpu_worker *worker = &head->workers[worker_index];
     const struct sfc_cpu_block *block = &head->blocks[index];
+    size_t mp = head->sizes.mp, pitch = head->sizes.pitch;
+    size_t m = head->config.micro_batch, dim = head->config.dim;
+    bool wants_dx = call->items[0].dx != NULL;
+    memset(worker->result, 0, wants_dx ? call->n * mp * pitch * sizeof(float) : 0);
     for (size_t first = 0; first < block->count && !worker->error.code; first += head->sizes.tile) {
         size_t n = least(head->sizes.tile, block->count - first);
-        if (call->items[0].dx)
+        if (wants_dx)
             gradient_tile(call, worker, block, first, n);
-        for (size_t i = 0; !call->items[0].dx && i < call->n; i++)
+        for (size_t i = 0; !wants_dx && i < call->n; i++)
             softmax_tile(call, i, block, first, n, NULL, 0);
     }
+    for (size_t i = 0; wants_dx && i < call->n; i++)
+        head->simd->add_fixed(worker->result + i * mp * pitch, m, dim, pitch,
+                              worker->dx + i * m * dim);
 }
 
 static void clear_dx(void *arg, size_t index, unsigned worker)

@@ -58,6 +58,7 @@ static bool gradient_agrees(struct probe *p, struct sfc_cpu_worker *worker, size
     const struct sfc_cpu_sizes *s = &p->head->sizes;
     const struct sfc_cpu_head *head = p->head;
     size_t columns = s->mp << g;
+    memset(p->joint, 0, columns * s->pitch * sizeof(float)); /* these products accumulate */
     if (sfc_gemm_run(&worker->gradient[g], worker->stream, p->x, worker->tile, p->joint,
                      worker->gemm, &worker->error))
         return false;
@@ -65,6 +66,7 @@ static bool gradient_agrees(struct probe *p, struct sfc_cpu_worker *worker, size
         for (size_t i = 0; i < s->tile; i++)
             memcpy(sfc_cpu_at(head, worker->product, i * s->mp),
                    sfc_cpu_at(head, p->x, i * columns + k * s->mp), s->mp * head->operand_bytes);
+        memset(p->single, 0, s->mp * s->pitch * sizeof(float));
         if (sfc_gemm_run(&worker->gradient[0], worker->stream, worker->product, worker->tile,
                          p->single, worker->gemm, &worker->error))
             return false;
