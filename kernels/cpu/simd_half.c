@@ -125,14 +125,14 @@ INLINE vec record_m(struct record r, enum sfc_store_format format, size_t k, siz
 /* all: not only what a product reads. */
 INLINE void prefetch_record(struct record r, enum sfc_store_format format, size_t k, bool all)
 {
-    __builtin_prefetch(r.high + k, 1);
+    fetch(r.high + k);
     if (!all)
         return;
     if (format == SFC_STORE_SPLIT) {
-        __builtin_prefetch(r.low + k, 1);
-        __builtin_prefetch(r.m + k, 1);
+        fetch(r.low + k);
+        fetch(r.m + k);
     } else {
-        __builtin_prefetch(r.half_m + k, 1);
+        fetch(r.half_m + k);
     }
 }
 

@@ -9,7 +9,7 @@ INLINE float gather_row(const float *row, const float *next, size_t dim, float *
     vec square[2] = {{0}, {0}};
     for (size_t k = 0; k < whole; k += LANES) {
         vec v = load(row + k);
-        __builtin_prefetch(next + k);
+        fetch(next + k);
         square[k / LANES % 2] += v * v;
         store(out + k, v);
     }
@@ -30,8 +30,8 @@ INLINE float gather_lagging(const float *row, const float *next, const struct sf
     vec square[2] = {{0}, {0}}, ww = splat(lag->ww), wm = splat(lag->wm);
     for (size_t k = 0; k < whole; k += LANES) {
         vec v = ww * load(row + k) + wm * load(moment + k);
-        __builtin_prefetch(next + k);
-        __builtin_prefetch(next + dim + k);
+        fetch(next + k);
+        fetch(next + dim + k);
         square[k / LANES % 2] += v * v;
         store(out + k, v);
     }
@@ -175,8 +175,8 @@ INLINE void update_row(float *row, const float *next, size_t dim, const float *d
     float b = (float)(dot(row, dw, dim) * inverse_norm * inverse_norm);
     for (size_t k = 0; k < whole; k += LANES) {
         vec w = load(row + k), m = load(moment + k);
-        __builtin_prefetch(next + k, 1);
-        __builtin_prefetch(next + dim + k, 1);
+        fetch(next + k);
+        fetch(next + dim + k);
         step(&w, &m, splat(a) * (load(dw + k) - splat(b) * w), u);
         store(row + k, w);
         store(moment + k, m);

@@ -26,6 +26,13 @@ typedef int64_t lvec __attribute__((vector_size(64), aligned(8), may_alias));
 /* Rows ahead of the one in work whose cache lines are asked for. */
 #define AHEAD 4
 
+/* Into the second-level cache: beyond the first, which holds a few rows, and without waiting for
+ * its few fill buffers. */
+INLINE void fetch(const void *p)
+{
+    __builtin_prefetch(p, 0, 2);
+}
+
 INLINE vec load(const float *p)
 {
     return *(const vec *)p;
