@@ -101,9 +101,9 @@ static size_t make_products(const struct rates *r, struct lane *lane)
     size_t scratch = 64;
     for (int half = 0; half < r->formats; half++) {
         const struct sfc_gemm_shape shapes[3] = {
-            {t, b, p, false, true, half == 1},
-            {b, p, t, true, false, half == 1},
-            {t, p, b, false, false, half == 1},
+            {t, b, p, false, true, half == 1, false},
+            {b, p, t, true, false, half == 1, true},
+            {t, p, b, false, false, half == 1, false},
         };
         for (int i = 0; i < 3 && !lane->error.code; i++) {
             struct sfc_gemm *gemm = &lane->gemm[half][i];

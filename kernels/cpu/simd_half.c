@@ -305,9 +305,9 @@ INLINE void put_v(struct record r, enum sfc_store_format format, size_t dim, siz
 INLINE void prefetch_v(struct record r, enum sfc_store_format format, size_t dim, size_t k)
 {
     if (format == SFC_STORE_SPLIT)
-        __builtin_prefetch(r.m + dim + k, 1);
+        fetch(r.m + dim + k);
     else
-        __builtin_prefetch(r.half_m + dim + k, 1);
+        fetch(r.half_m + dim + k);
 }
 
 INLINE void adamw_one(const struct sfc_store *block, enum sfc_store_format format, bool rounds,

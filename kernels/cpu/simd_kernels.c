@@ -234,9 +234,9 @@ INLINE void adamw_row(float *row, const float *next, size_t dim, const float *dw
     float b = (float)(dot(row, dw, dim) * inverse_norm * inverse_norm);
     for (size_t k = 0; k < whole; k += LANES) {
         vec w = load(row + k), m = load(moment + k), v = load(second + k);
-        __builtin_prefetch(next + k, 1);
-        __builtin_prefetch(next + dim + k, 1);
-        __builtin_prefetch(next + 2 * dim + k, 1);
+        fetch(next + k);
+        fetch(next + dim + k);
+        fetch(next + 2 * dim + k);
         step_adamw(&w, &m, &v, splat(a) * (load(dw + k) - splat(b) * w), &u->adamw);
         store(row + k, w);
         store(moment + k, m);
