@@ -137,8 +137,12 @@ def start_ours(o, point, names, variants, around, running):
             with tempfile.TemporaryDirectory(prefix="sfc-dump-", dir=o.scratch) as folder:
                 process = Ours(name, point, folder)
                 running.append(process)
-                process.get_ready()
-                checks[name] = check(process, torch, variants, pathlib.Path(folder))
+                try:
+                    process.get_ready()
+                    checks[name] = check(process, torch, variants, pathlib.Path(folder))
+                except BaseException:
+                    process.kill()  # before its folder goes, or it makes it anew
+                    raise
     finally:
         torch.kill()
     return checks
