@@ -14,7 +14,6 @@ Programs are looked for in $SFC_BIN, else in build/release/bin of this tree. Eve
 each program's output. Leaving the `with` block kills what still runs and removes the scratch folder, unless
 SFC_KEEP=1.
 """
-import ctypes
 import hashlib
 import importlib
 import json
@@ -33,8 +32,9 @@ import grpc
 TOP = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("SFC_BIN", TOP / "build" / "release" / "bin"))
 TIME_SCALE = float(os.environ.get("SFC_TIME_SCALE", "1"))
-_libc = ctypes.CDLL(None)
-PR_SET_PDEATHSIG = 1
+# A program ends with the test that started it. Not by preexec_fn: that runs Python between fork and
+# exec in a process whose other threads (gRPC's) are gone with the locks they held, and may never come back.
+ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
 def _load_stubs():
@@ -89,8 +89,8 @@ class Process:
         full_env = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", **(env or {}))
         with open(self.err_path, "ab") as err:
             self.popen = subprocess.Popen(
-                self.argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=err, env=full_env,
-                preexec_fn=lambda: _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
+                [*ENDS_WITH_US, *self.argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=err,
+                env=full_env)
         self._listening = threading.Event()
         self._reader = threading.Thread(target=self._read_stdout, daemon=True)
         self._reader.start()
