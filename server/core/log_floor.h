@@ -2,8 +2,9 @@
  *
  * A shard's own floor says that its recovery needs the steps after it. Since a shard that has lost
  * the inputs of a step asks another for them, nobody deletes more than all can spare; as long as
- * one has not said its floor nobody deletes anything. A floor that goes down (a damaged snapshot:
- * an older one counts) is taken as it is. */
+ * one has not said its floor nobody deletes anything. Only a shard whose log is full goes by what
+ * it needs itself (server/shard/durability.c): the others' floors don't rise while it holds the run
+ * up. A floor that goes down (a damaged snapshot: an older one counts) is taken as it is. */
 #ifndef SFC_CORE_LOG_FLOOR_H
 #define SFC_CORE_LOG_FLOOR_H
 

@@ -77,6 +77,17 @@ static int buffers_new(struct sfc_shard_run *run, struct sfc_error *err)
     return SFC_OK;
 }
 
+/* The sweep begins where the recovery ended, or a log that is full then would stay so. */
+static void note_recovered(struct sfc_shard_run *run)
+{
+    struct sfc_durability *d = of(run);
+    struct sfc_step_log_state state;
+    sfc_step_log_state(d->storage.log, &state);
+    d->log_bytes = state.bytes;
+    sfc_sweep_applied(&d->sweep, sfc_step_applied(&run->fsm), 0,
+                      sfc_step_log_step_bytes(&d->storage.config.geometry), state.bytes);
+}
+
 static int sweep_init(struct sfc_shard_run *run, struct sfc_error *err)
 {
     struct sfc_durability *d = of(run);
@@ -96,6 +107,8 @@ static int sweep_init(struct sfc_shard_run *run, struct sfc_error *err)
     int code = sfc_sweep_init(&d->sweep, &c, bytes, d->storage.count, err);
     d->sweeps = code == SFC_OK;
     free(bytes);
+    if (code == SFC_OK && sfc_step_applied(&run->fsm) > d->storage.start_step)
+        note_recovered(run);
     for (size_t i = 0; code == SFC_OK && i < d->storage.count; i++) {
         uint64_t stamps[2];
         const struct sfc_snapshot_block *b = &d->storage.blocks[i];
@@ -288,6 +301,7 @@ static void kick(struct sfc_shard_run *run);
 static void write_piece(struct sfc_shard_run *run);
 static void flush_now(struct sfc_shard_run *run);
 static void flush_end(struct sfc_shard_run *run, int code, const char *text);
+static void make_room(struct sfc_shard_run *run);
 
 static void say_error(struct sfc_shard_run *run, char *place, const char *text)
 {
@@ -330,6 +344,7 @@ static void snapshot_done(struct sfc_shard_run *run)
     d->snapshot_error[0] = 0;
     sfc_sweep_stamped(&d->sweep, d->index, d->key.step);
     base_done(run);
+    make_room(run);
     kick(run);
 }
 
@@ -377,6 +392,7 @@ static void write_piece(struct sfc_shard_run *run)
     struct sfc_durability *d = of(run);
     uint64_t room = sfc_sweep_allowance(&d->sweep, uv_now(run->shard->uv));
     if (room < LEAST_PIECE) {
+        d->paced = true;
         sfc_shard_tick_in(run->shard, WAIT_MS);
         return;
     }
@@ -443,8 +459,10 @@ static void kick(struct sfc_shard_run *run)
 void sfc_durability_tick(struct sfc_shard_run *run)
 {
     struct sfc_durability *d = of(run);
-    if (d->on && d->sweeps && d->copying)
-        write_piece(run);
+    if (!d->paced) /* the timer of a run before this one */
+        return;
+    d->paced = false;
+    write_piece(run);
 }
 
 void sfc_durability_planned(struct sfc_shard_run *run)
@@ -502,8 +520,10 @@ static void flush_done(struct sfc_task *task)
     say_error(run, d->log_error, task->code == SFC_OK ? "" : task->error.text);
     sfc_sweep_urgent(&d->sweep, task->code == SFC_ELIMIT);
     flush_end(run, task->code, task->error.text);
-    if (task->code != SFC_OK)
+    if (task->code != SFC_OK) {
+        make_room(run);
         kick(run);
+    }
 }
 
 static void flush_now(struct sfc_shard_run *run)
@@ -581,6 +601,27 @@ void sfc_durability_trim(struct sfc_shard_run *run, uint64_t floor)
     d->trim_floor = floor;
     d->trim_task = (struct sfc_task){.work = trim_work, .done = trim_done, .owner = run};
     sfc_tasks_submit(run->shard->log_thread, &d->trim_task);
+}
+
+/* Frees a log that is full without waiting for the others: their floors may stand still for as long
+ * as this shard lets no step pass, and none of them asks for these steps. Where the second-newest
+ * snapshots free nothing and each block has one of the newest step, those have to be enough: no
+ * better ones come before the next step. */
+static void make_room(struct sfc_shard_run *run)
+{
+    struct sfc_durability *d = of(run);
+    uint64_t floor = d->floor;
+    if (!d->sweep.urgent || d->trimming)
+        return;
+    if (floor <= d->trimmed && sfc_sweep_complete(&d->sweep) && sfc_sweep_lag(&d->sweep) == 0) {
+        floor = sfc_step_applied(&run->fsm);
+        if (floor > d->trimmed)
+            sfc_warning_log("run %" PRIu64 ": the log is too small for two snapshots of each "
+                            "block: until the next ones only those of step %" PRIu64
+                            " count (--log-limit)",
+                            run->id, floor);
+    }
+    sfc_durability_trim(run, floor);
 }
 
 /* ---- status */

@@ -5,7 +5,7 @@
  *   FLUSH action ----> log thread: commit before it, Prepare, fdatasync ----> FLUSHED event
  *   commit is applied ----> compute thread: copy of the block that is due
  *                     ----> snapshot thread: write it, a piece at a time ----> next block
- *   floor in a heartbeat's answer ----> log thread: delete segments
+ *   floor in a heartbeat's answer, or the log is full ----> log thread: delete segments
  *
  * A run that begins from a checkpoint gets a snapshot of every block before its first flush. */
 #ifndef SFC_SHARD_DURABILITY_H
@@ -40,6 +40,7 @@ struct sfc_durability {
     /* snapshots: one at a time */
     struct sfc_sweep sweep;
     bool sweeps, copying;
+    bool paced;   /* the next piece waits for the tick */
     size_t index; /* of the block at work */
     struct sfc_snapshot_key key;
     struct sfc_snapshot_shape shape;

@@ -2,7 +2,7 @@
 """A shard that dies comes back from its own folder, and the run ends with the bits of a run that nothing
 happened to (I2, I3).
 
-    test_recovery.py [sampled|dense|adamw|half|scheduler|restore|folder|full|off ...]     default: all
+    test_recovery.py [sampled|dense|adamw|half|scheduler|restore|folder|full|tight|off ...]     default: all
 SFC_KILLS sets the number of kills of sampled, dense and scheduler. Seeds come from SFC_SEED (default 1) and
 are printed on failure.
 """
@@ -220,6 +220,30 @@ def test_full():
         wait_until("the shard to come back", lambda: recovered_lines(c), 30, context=c.tails)
 
 
+def test_tight():
+    """Logs that are full before every block has two snapshots, beside one that never is, and a shard that dies
+    while its log is full: the run waits for snapshots, and never for ever."""
+    run = dict(classes=100000, dim=64, steps=250, global_batch=16, micro_batch=8, sample_ppm=1000, block_size=512)
+    digests = []
+    for limits in (("1G", "1G"), ("26K", "1G"), ("400K", "400K")):
+        with Cluster() as c:
+            c.start_scheduler()
+            for limit in limits:
+                c.start_shard("--log-limit", limit, "--recovery-target", "1h")
+            wait_until("shards", lambda: sum(s.state == "ready" for s in c.status().shards) == 2, 30, context=c.tails)
+            c.create_run(**dict(run, steps=40) if limits[0] == "26K" else run)
+            c.start_worker()
+            if limits[0] != "1G":
+                wait_until("a full log", lambda: any("--log-limit" in s.durability.error for s in c.status().shards)
+                           or c.status().state == "finished", 60, context=c.tails)
+                c.shards[0].kill()
+                c.restart_shard(c.shards[0])
+            c.wait_state("finished", 120)
+            if limits[0] != "26K":
+                digests.append(c.state_digest())
+    check(digests[0] == digests[1], f"with room and without: {digests}")
+
+
 def test_off():
     """--durable off is said aloud, writes nothing, and ends the run with the shard."""
     expect(tool("shardfc-shard", "--scheduler", "127.0.0.1:1", "--listen", "127.0.0.1:0"), 2, "--state",
@@ -238,7 +262,7 @@ def test_off():
 
 def main():
     names = sys.argv[1:] or ["sampled", "dense", "adamw", "half", "scheduler", "restore", "folder", "full",
-                             "off"]
+                             "tight", "off"]
     for name in names:
         begin = time.monotonic()
         try:
