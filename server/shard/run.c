@@ -1,5 +1,6 @@
 /* Life of a run on a shard: open within the memory limit, close when nothing uses it any more. */
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -287,11 +288,37 @@ static int machine_new(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequ
     return code;
 }
 
-static int run_new(struct sfc_shard *shard, const Shardfc__V1__OpenRunRequest *r,
-                   struct sfc_shard_run **out, struct sfc_error *err)
+/* From the seed to the end of the run, and what the last commit did is a possible step. */
+static int check_steps(const Shardfc__V1__OpenRunRequest *r, struct sfc_error *err)
+{
+    const Shardfc__V1__CommitRecord *c = r->recover ? r->last_commit : NULL;
+    if (r->start_step > r->config->steps)
+        return sfc_fail(err, SFC_EINVAL, "start_step: %" PRIu64 ", the run has %" PRIu64 " steps",
+                        r->start_step, r->config->steps);
+    if (c && (c->step < r->start_step || c->step > r->config->steps))
+        return sfc_fail(err, SFC_EINVAL,
+                        "last_commit.step: %" PRIu64 " is not within %" PRIu64 "..%" PRIu64,
+                        c->step, r->start_step, r->config->steps);
+    if (c && !(c->clip_scale >= 0 && c->clip_scale <= 1))
+        return sfc_fail(err, SFC_EINVAL, "last_commit.clip_scale: %g is not within 0..1",
+                        c->clip_scale);
+    if (c && !(c->lr >= 0 && isfinite(c->lr)))
+        return sfc_fail(err, SFC_EINVAL, "last_commit.lr: %g is not a learning rate", c->lr);
+    return SFC_OK;
+}
+
+/* What can be said of the call without anything allocated. */
+static int check_request(const Shardfc__V1__OpenRunRequest *r, struct sfc_error *err)
 {
     if (r->run_id == 0 || !r->config || !r->map)
         return sfc_fail(err, SFC_EINVAL, "run_id, config and map must be given");
+    int code = sfc_run_config_check(r->config, err);
+    return code == SFC_OK ? check_steps(r, err) : code;
+}
+
+static int run_new(struct sfc_shard *shard, const Shardfc__V1__OpenRunRequest *r,
+                   struct sfc_shard_run **out, struct sfc_error *err)
+{
     struct sfc_shard_run *run = calloc(1, sizeof *run);
     if (!run)
         return sfc_fail(err, SFC_ENOMEM, "open run");
@@ -299,9 +326,7 @@ static int run_new(struct sfc_shard *shard, const Shardfc__V1__OpenRunRequest *r
     run->id = r->run_id;
     run->load = r->load;
     run->start_step = r->recover && r->last_commit ? r->last_commit->step : r->start_step;
-    int code = sfc_run_config_check(r->config, err);
-    if (code == SFC_OK)
-        code = sfc_run_setup_init(&run->setup, r->config, err);
+    int code = sfc_run_setup_init(&run->setup, r->config, err);
     if (code == SFC_OK)
         code = sfc_head_check(sfc_compute_backend(shard->compute), &run->setup.head, err);
     if (code == SFC_OK)
@@ -388,8 +413,11 @@ void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
         return;
     }
     struct sfc_shard_run *run = NULL;
-    sfc_shard_close_run(shard, NULL, false);
-    int code = run_new(shard, request, &run, &err);
+    int code = check_request(request, &err);
+    if (code == SFC_OK) {
+        sfc_shard_close_run(shard, NULL, false);
+        code = run_new(shard, request, &run, &err);
+    }
     if (code != SFC_OK) {
         sfc_error_log("open run %" PRIu64 ": %s", request->run_id, err.text);
         sfc_shard_refuse(shard, call, code, err.text);

@@ -263,6 +263,19 @@ def others(c, s, shard):
         refused(f"Commit with a clip scale of {scale}", lambda v=scale: shard.Commit(pb.CommitRequest(
             run_id=run, incarnation=s.reply.attempt.incarnation, step=s.step, clip_scale=v, apply=True,
             round=s.reply.attempt), timeout=limit), "clip_scale")
+    end, nan = s.config.steps, float("nan")
+    opening = dict(run_id=run + 1, incarnation=s.reply.attempt.incarnation, config=s.config, map=s.reply.map)
+    for what, change, word in (
+            ("no configuration", dict(config=None), "config"), ("a start beyond the end", dict(start_step=end + 1),
+                                                                "start_step"),
+            ("recovery beyond the end", dict(recover=True, last_commit=pb.CommitRecord(step=end + 1)), "last_commit"),
+            ("recovery to before the start", dict(recover=True, start_step=2, last_commit=pb.CommitRecord(step=1)),
+             "last_commit"),
+            ("a clip scale of NaN", dict(recover=True, last_commit=pb.CommitRecord(step=1, clip_scale=nan)),
+             "clip_scale"),
+            ("an lr of NaN", dict(recover=True, last_commit=pb.CommitRecord(step=1, lr=nan)), "lr")):
+        refused(f"OpenRun: {what}", lambda f=dict(opening, **change): shard.OpenRun(pb.OpenRunRequest(
+            **{k: v for k, v in f.items() if v is not None}), timeout=limit), word)
     scheduler_calls(c, run, limit)
 
 
