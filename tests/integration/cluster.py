@@ -270,6 +270,11 @@ class Cluster:
             self._channels[address] = grpc.insecure_channel(address, CHANNEL_OPTIONS)
         return self._channels[address]
 
+    def forget_channel(self, address):
+        channel = self._channels.pop(address, None)
+        if channel:
+            channel.close()
+
     @property
     def stub(self):
         return pb_grpc.SchedulerStub(self.channel(self.address))
