@@ -4,6 +4,8 @@
 
 #include "server/core/run_internal.h"
 
+#define RECORD_PAUSE_MS 500 /* until a record that could not be written is tried again */
+
 static void reply_error(struct sfc_run_fsm *run, uint64_t token, struct sfc_run_actions *actions)
 {
     sfc_run_reply(actions, token, run->error.code, run->error.text);
@@ -308,11 +310,28 @@ static void on_control(struct sfc_run_fsm *run, const struct sfc_run_event *e,
         reply_state(run, e->token, actions);
 }
 
+/* What was decided stays decided: the same record is written until it is durable, so whether a
+ * failed try left one makes no difference. */
 static void on_record_failed(struct sfc_run_fsm *run, const struct sfc_run_event *e)
 {
-    sfc_fail(&run->error, SFC_EIO, "the commit record of step %llu can't be written: %s",
+    if (run->commit.phase != SFC_PHASE_RECORD || e->step != run->commit.record.step)
+        return;
+    sfc_fail(&run->error, e->code, "the commit record of step %llu can't be written: %s",
              (ull)e->step, e->text ? e->text : "unknown error");
-    sfc_run_fail(run, run->error.text);
+    snprintf(run->record_error, sizeof(run->record_error), "%.255s", e->text ? e->text : "");
+    run->record_again_ms = e->now_ms + RECORD_PAUSE_MS;
+    if (e->code != SFC_EIO && e->code != SFC_ENOMEM && e->code != SFC_ESTATE)
+        sfc_run_fail(run, run->error.text);
+}
+
+static void on_tick(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                    struct sfc_run_actions *actions)
+{
+    sfc_tickets_tick(&run->tickets, e->now_ms);
+    if (run->record_again_ms == 0 || e->now_ms < run->record_again_ms || sfc_run_ended(run))
+        return;
+    run->record_again_ms = 0;
+    sfc_run_write_record(run, actions);
 }
 
 void sfc_run_handle(struct sfc_run_fsm *run, const struct sfc_run_event *e,
@@ -320,7 +339,7 @@ void sfc_run_handle(struct sfc_run_fsm *run, const struct sfc_run_event *e,
 {
     switch (e->type) {
     case SFC_EV_TICK:
-        sfc_tickets_tick(&run->tickets, e->now_ms);
+        on_tick(run, e, actions);
         return;
     case SFC_EV_TICKET:
         on_ticket(run, e, actions);

@@ -281,6 +281,11 @@ void sfc_run_decide(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
         sfc_run_fail(run, run->error.text);
         return;
     }
+    sfc_run_write_record(run, actions);
+}
+
+void sfc_run_write_record(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
+{
     struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_WRITE_RECORD);
     a->step = run->commit.record.step;
     a->record = run->commit.record;
@@ -291,6 +296,7 @@ void sfc_run_durable(struct sfc_run_fsm *run, uint64_t step, struct sfc_run_acti
     struct sfc_commit_fsm *c = &run->commit;
     if (run->failed || run->stopped || c->phase != SFC_PHASE_RECORD || step != c->record.step)
         return;
+    run->record_error[0] = '\0';
     sfc_commit_durable(c);
     sfc_tickets_advance(&run->tickets);
     struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_COMMITTED);
@@ -405,11 +411,19 @@ void sfc_run_waits_for(struct sfc_run_fsm *run, char *out, size_t size)
     if (size == 0)
         return;
     out[0] = '\0';
-    if (run->failed || run->stopped || sfc_run_waits_for_shard(run, out, size) || run->finished)
+    bool record = c->phase == SFC_PHASE_RECORD;
+    if (run->failed || run->stopped)
+        return;
+    if (record && run->record_error[0]) { /* first: lost shards wait for it too */
+        snprintf(out, size, "the durable record of step %llu: %s", (ull)c->record.step,
+                 run->record_error);
+        return;
+    }
+    if (sfc_run_waits_for_shard(run, out, size) || run->finished)
         return;
     if (!run->started)
         snprintf(out, size, "start");
-    else if (c->phase == SFC_PHASE_RECORD)
+    else if (record)
         snprintf(out, size, "the durable record of step %llu", (ull)c->record.step);
     else if (c->phase == SFC_PHASE_COLLECT && s)
         snprintf(out, size, "labels of step %llu: %u of %u", (ull)s->step, s->announced,

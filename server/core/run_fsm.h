@@ -109,7 +109,7 @@ enum sfc_run_event_type {
     SFC_EV_SHARD_PROGRESS, /* shard, step (recovered so far), to_step, eta_s (0 = not known) */
     SFC_EV_SHARD_GONE,     /* shard: silent for its lease; only shown in the reason */
     SFC_EV_RECORD_DURABLE, /* step */
-    SFC_EV_RECORD_FAILED,  /* step, text: the run fails */
+    SFC_EV_RECORD_FAILED,  /* step, code, text: tried again later, or the run fails */
 };
 
 struct sfc_run_prepare_reply {
@@ -248,6 +248,8 @@ struct sfc_run_fsm {
     bool started;                 /* past LOADING */
     bool restoring;               /* waits for shards to report after a restart */
     bool round_wanted;            /* a new round as soon as no record is on its way */
+    uint64_t record_again_ms;     /* when the record is written again; 0: it is on its way */
+    char record_error[256];       /* why it was not durable the last time */
     struct sfc_run_shard *shards; /* [shards] */
     uint64_t last_drop;           /* number */
     struct sfc_waiting *waiting;  /* ring in order of arrival */

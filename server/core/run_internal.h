@@ -15,6 +15,7 @@ void sfc_run_new_round(struct sfc_run_fsm *run);
 /* Stands still at a boundary: every shard has applied exactly the committed step. */
 bool sfc_run_still(const struct sfc_run_fsm *run);
 void sfc_run_decide(struct sfc_run_fsm *run, struct sfc_run_actions *actions);
+void sfc_run_write_record(struct sfc_run_fsm *run, struct sfc_run_actions *actions);
 void sfc_run_durable(struct sfc_run_fsm *run, uint64_t step, struct sfc_run_actions *actions);
 
 /* run_shards.c */

@@ -692,6 +692,53 @@ static void test_what_it_waits_for(void **state)
     assert_string_equal(text, "shard 0, which recovers: step 480 of 512, 12 s left");
 }
 
+static void test_a_record_is_written_again(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_run_event failed = {
+        .type = SFC_EV_RECORD_FAILED, .step = 1, .code = SFC_EIO, .text = "disk is full"};
+    char text[256];
+    begin(f, NULL);
+    start(f);
+    to_prepare(f, 1);
+    ready(f, 0, 1, true);
+    ready(f, 1, 1, true);
+    struct sfc_commit_record record = find(f, SFC_ACT_WRITE_RECORD)->record;
+    for (int i = 0; i < 3; i++) {
+        step(f, failed);
+        assert_null(find(f, SFC_ACT_WRITE_RECORD));
+        sfc_run_waits_for(&f->run, text, sizeof(text));
+        assert_string_equal(text, "the durable record of step 1: disk is full");
+        lose(f, 0); /* no new round before the record says which step counts */
+        f->now += 1000;
+        step(f, (struct sfc_run_event){.type = SFC_EV_TICK});
+        assert_memory_equal(&find(f, SFC_ACT_WRITE_RECORD)->record, &record, sizeof(record));
+        step(f, (struct sfc_run_event){.type = SFC_EV_TICK});
+        assert_null(find(f, SFC_ACT_WRITE_RECORD)); /* one at a time */
+    }
+    assert_int_equal(f->run.state, SFC_RUN_RUNNING);
+    step(f, (struct sfc_run_event){.type = SFC_EV_RECORD_DURABLE, .step = 1});
+    assert_int_equal(sfc_run_committed(&f->run), 1);
+    step(f, failed); /* of a step that is over */
+    assert_int_equal(f->run.state, SFC_RUN_RUNNING);
+}
+
+static void test_a_record_that_contradicts_fails_the_run(void **state)
+{
+    struct fixture *f = *state;
+    begin(f, NULL);
+    start(f);
+    to_prepare(f, 1);
+    ready(f, 0, 1, true);
+    ready(f, 1, 1, true);
+    step(f, (struct sfc_run_event){.type = SFC_EV_RECORD_FAILED,
+                                   .step = 1,
+                                   .code = SFC_ECONFLICT,
+                                   .text = "already committed with other inputs"});
+    assert_int_equal(f->run.state, SFC_RUN_FAILED);
+    assert_non_null(strstr(f->run.reason, "already committed"));
+}
+
 static void test_reports_are_checked(void **state)
 {
     struct fixture *f = *state;
@@ -727,6 +774,8 @@ int main(void)
         TEST(test_restart_finds_shards_without_the_run),
         TEST(test_a_drop_outlives_a_restart),
         TEST(test_what_it_waits_for),
+        TEST(test_a_record_is_written_again),
+        TEST(test_a_record_that_contradicts_fails_the_run),
         TEST(test_reports_are_checked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
