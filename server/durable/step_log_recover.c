@@ -48,8 +48,9 @@ static int check_owner(const struct sfc_step_log *log, const struct sfc_log_file
     return code == SFC_OK ? SFC_OK : (sfc_prefix(err, "%s/%s", log->folder->path, name), code);
 }
 
-/* The records of one segment up to where it counts. */
-static int take_segment(struct sfc_step_log *log, const struct sfc_log_file *file,
+/* The records of one segment up to where it counts. What was prepared above the last commit is void
+ * and keeps no segment alive. */
+static int take_segment(struct sfc_step_log *log, const struct sfc_log_file *file, uint64_t last,
                         struct sfc_step_log_report *report, struct sfc_error *err)
 {
     const struct sfc_log_scan *scan = &file->scan;
@@ -65,7 +66,9 @@ static int take_segment(struct sfc_step_log *log, const struct sfc_log_file *fil
         if (code != SFC_OK) {
             break;
         }
-        part.max_step = record->step > part.max_step ? record->step : part.max_step;
+        if (record->step <= last && record->step > part.max_step) {
+            part.max_step = record->step;
+        }
         report->records++;
         if (record->type == SFC_LOG_COMMIT) {
             sfc_log_index_commit(&log->index, &scan->entries[i].commit);
@@ -84,7 +87,7 @@ static int take_segment(struct sfc_step_log *log, const struct sfc_log_file *fil
     return code;
 }
 
-static int take_chain(struct sfc_step_log *log, const struct sfc_log_chain *chain,
+static int take_chain(struct sfc_step_log *log, const struct sfc_log_chain *chain, uint64_t last,
                       struct sfc_step_log_report *report, struct sfc_error *err)
 {
     int code = SFC_OK;
@@ -92,7 +95,7 @@ static int take_chain(struct sfc_step_log *log, const struct sfc_log_chain *chai
         const struct sfc_log_file *file = &chain->files[i];
         code = check_owner(log, file, err);
         if (code == SFC_OK && file->place == SFC_LOG_CHAINED) {
-            code = take_segment(log, file, report, err);
+            code = take_segment(log, file, last, report, err);
             report->torn_bytes += file->scan.end - file->scan.good_end;
             report->torn_records += file->scan.good_end < file->scan.end;
         } else if (code == SFC_OK && file->place == SFC_LOG_UNFINISHED) {
@@ -204,7 +207,7 @@ static int recover(struct sfc_step_log *log, const struct sfc_log_chain *chain,
                    const struct sfc_step_log_recovery *recovery, struct sfc_step_log_report *report,
                    struct sfc_error *err)
 {
-    int code = take_chain(log, chain, report, err);
+    int code = take_chain(log, chain, recovery->has_last ? recovery->last.step : 0, report, err);
     if (code == SFC_OK) {
         code = take_last_commit(log, recovery, err);
     }

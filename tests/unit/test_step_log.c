@@ -440,6 +440,20 @@ static void names_are_exact(void **state)
     assert_false(sfc_log_parse_name("log-+0000042.sfl", &n));
 }
 
+/* Else a log that is full could not be emptied before the step that it has no room for. */
+static void a_void_prepare_keeps_no_segment(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_step_log_state now;
+    append_until(f, 1, STEPS + 1);
+    assert_int_equal(reopen(f, 1, STEPS, false), SFC_OK);
+    assert_int_equal(sfc_step_log_trim(f->log, STEPS, &f->err), SFC_OK);
+    sfc_step_log_state(f->log, &now);
+    assert_int_equal(now.segments, 0);
+    append_until(f, STEPS + 1, STEPS + 2);
+    assert_int_equal(reopen(f, STEPS + 1, STEPS + 2, false), SFC_OK);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -458,6 +472,7 @@ int main(void)
         TEST(a_full_disk_is_no_end),
         TEST(another_owner_is_refused),
         TEST(another_format_is_refused),
+        TEST(a_void_prepare_keeps_no_segment),
         cmocka_unit_test(a_step_takes_little_more_than_its_content),
         cmocka_unit_test(names_are_exact),
     };
