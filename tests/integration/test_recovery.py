@@ -238,6 +238,7 @@ def test_tight():
                            or c.status().state == "finished", 60, context=c.tails)
                 c.shards[0].kill()
                 c.restart_shard(c.shards[0])
+                wait_until("the shard to come back", lambda: recovered_lines(c), 60, context=c.tails)
             c.wait_state("finished", 120)
             if limits[0] != "26K":
                 digests.append(c.state_digest())
