@@ -134,6 +134,11 @@ bool sfc_commit_answer(struct sfc_commit_fsm *c, uint32_t shard, enum sfc_duty d
     return true;
 }
 
+void sfc_commit_suspend(struct sfc_commit_fsm *c, uint32_t shard, enum sfc_duty duty)
+{
+    c->duties[shard][duty].retry_ms = UINT64_MAX;
+}
+
 void sfc_commit_resend(struct sfc_commit_fsm *c, uint32_t shard)
 {
     for (unsigned i = 0; i < SFC_DUTY_COUNT; i++) {

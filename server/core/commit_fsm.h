@@ -117,6 +117,8 @@ bool sfc_commit_next(struct sfc_commit_fsm *c, uint64_t now_ms, uint32_t *shard,
  * flight. */
 bool sfc_commit_answer(struct sfc_commit_fsm *c, uint32_t shard, enum sfc_duty duty, bool ok,
                        uint64_t now_ms);
+/* Not sent again before sfc_commit_resend or sfc_commit_want. */
+void sfc_commit_suspend(struct sfc_commit_fsm *c, uint32_t shard, enum sfc_duty duty);
 /* The connection to a shard is new: what was in flight is sent again. */
 void sfc_commit_resend(struct sfc_commit_fsm *c, uint32_t shard);
 

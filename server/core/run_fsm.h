@@ -229,7 +229,7 @@ struct sfc_run_shard {
     uint64_t recovered, to_step; /* what it says of its recovery; to_step 0: nothing yet */
     double eta_s;
     enum sfc_duty refused; /* what it could not do the last time, */
-    char refusal[160];     /* and why; "" = nothing */
+    char refusal[320];     /* and why; "" = nothing */
 };
 
 struct sfc_run_fsm {

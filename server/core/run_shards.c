@@ -196,6 +196,11 @@ static void on_shard_reply(struct sfc_run_fsm *run, const struct sfc_run_event *
         on_prepare_reply(run, e, actions);
     if (ok || sfc_run_transient(e->code) || duty == SFC_DUTY_CLOSE)
         return;
+    if (duty == SFC_DUTY_OPEN && run->started) {
+        /* What it lacks may be there when its process comes back (another --state, more memory). */
+        sfc_commit_suspend(&run->commit, e->shard, duty);
+        return;
+    }
     sfc_fail(&run->error, e->code, "shard %llu refused %s of step %llu: %s", name(run, e->shard),
              sfc_duty_names[duty], (ull)e->step, e->text ? e->text : sfc_status_text(e->code));
     sfc_run_fail(run, run->error.text);
@@ -233,7 +238,12 @@ static void say_recovery(const struct sfc_run_fsm *run, uint32_t k, char *out, s
 {
     const struct sfc_run_shard *s = &run->shards[k];
     const struct sfc_shard_duty *open = &run->commit.duties[k][SFC_DUTY_OPEN];
-    if (s->to_step != 0 && s->eta_s > 0)
+    if (open->wanted && open->retry_ms == UINT64_MAX)
+        snprintf(out, size,
+                 "shard %llu, which can't recover step %llu and is asked again when it is started "
+                 "again: %s",
+                 name(run, k), (ull)run->commit.committed, s->refusal);
+    else if (s->to_step != 0 && s->eta_s > 0)
         snprintf(out, size, "shard %llu, which recovers: step %llu of %llu, %.0f s left",
                  name(run, k), (ull)s->recovered, (ull)s->to_step, s->eta_s);
     else if (s->to_step != 0)

@@ -27,7 +27,7 @@ struct status {
     Shardfc__V1__ShardRecovery recovery[SFC_CORE_MAX_SHARDS];
     Shardfc__V1__WorkerStatus workers[SFC_MAX_WORKERS];
     Shardfc__V1__WorkerStatus *worker_list[SFC_MAX_WORKERS];
-    char waits_for[256];
+    char waits_for[512];
 };
 
 static void add_total(struct totals *t, const char *name, uint64_t value)

@@ -168,17 +168,29 @@ def test_restore():
 
 
 def refused(c, shard, state, *words):
-    """The shard comes back with another folder: the run ends, and says so."""
+    """The shard comes back with a folder that does not do: the run waits for it and says why. Returns the
+    shard's new process."""
     shard.kill()
-    c.restart_shard(shard, state=state)
-    failed = c.wait_state("failed", 60)
+    wrong = c.restart_shard(shard, state=state)
+    now = wait_until("the refusal", lambda: next((s for s in [c.status()] if "can't recover" in s.reason), None), 60,
+                     context=lambda: f"{c.status()}\n{c.tails()}")
     for word in words:
-        check(str(word) in failed.reason, f"{word} is not in the reason: {failed.reason}")
+        check(str(word) in now.reason, f"{word} is not in the reason: {now.reason}")
+    check(now.state == "running", f"the run is {now.state}: {now.reason}")
+    return wrong
+
+
+def goes_on(c, wrong, state):
+    """The right folder after the wrong one: nothing was lost by the mistake."""
+    step = c.status().step
+    wrong.kill()
+    c.restart_shard(wrong, state=state)
+    c.wait_step(step + 5)
 
 
 def test_folder():
     """A folder that is gone, empty, or another run's is refused with what to do; the run never goes on from
-    a wrong state."""
+    a wrong state, and goes on with the right one."""
     for case in ("gone", "other run", "other blocks"):
         with Cluster() as c:
             start(c, 2, "--log-limit", "60K" if case == "other blocks" else "1G")
@@ -187,7 +199,8 @@ def test_folder():
             victim = c.shards[0]
             state = c.folder / "other"
             if case == "gone":
-                refused(c, victim, state, state, "run 1", "shardfc restore")
+                right = victim.state
+                goes_on(c, refused(c, victim, state, state, "run 1", "shardfc restore"), right)
             elif case == "other run":
                 with Cluster() as d:
                     start(d)
@@ -196,7 +209,8 @@ def test_folder():
                     d.wait_step(20)
                     d.shards[0].kill()
                     shutil.copytree(d.shards[0].state, state)
-                refused(c, victim, state, "configuration")
+                right = victim.state
+                goes_on(c, refused(c, victim, state, "configuration"), right)
             else:  # the other shard's of this run; it would do as long as the log goes back to the seed
                 wait_until("the log to be trimmed", lambda: not any(
                     (s.state / "run-1" / "log-00000001.sfl").exists() for s in c.shards), 60, context=c.tails)

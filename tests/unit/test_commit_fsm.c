@@ -590,14 +590,27 @@ static void test_a_refused_recovery(void **state)
     e.code = SFC_ECORRUPT;
     e.text = "log-00000001.sfl is damaged at byte 64";
     step(f, e);
-    assert_int_equal(f->run.state, SFC_RUN_FAILED);
-    assert_string_equal(f->run.reason, "shard 9 refused OpenRun of step 0: log-00000001.sfl is "
-                                       "damaged at byte 64");
-    char reason[512];
-    snprintf(reason, sizeof(reason), "%s", f->run.reason);
-    end(f);
+    sfc_run_waits_for(&f->run, text, sizeof(text));
+    assert_string_equal(text,
+                        "shard 9, which can't recover step 0 and is asked again when it is started "
+                        "again: log-00000001.sfl is damaged at byte 64");
+    f->now += 100000;
+    step(f, (struct sfc_run_event){.type = SFC_EV_TICK});
+    assert_null(open_sent(f)); /* the same process would say the same */
+    assert_int_equal(f->run.state, SFC_RUN_RUNNING);
+    lose(f, 1); /* another process has another folder */
+    assert_non_null(open_sent(f));
+    step(f, answer_of(f, 1, SFC_DUTY_OPEN));
+    sfc_run_waits_for(&f->run, text, sizeof(text));
+    assert_null(strstr(text, "recover"));
+}
+
+static void test_a_failed_run_stays_failed(void **state)
+{
+    struct fixture *f = *state;
+    const char *reason = "shard 9 refused Plan of step 1: no memory";
     const struct sfc_run_restore failed = {.state = SFC_RUN_FAILED, .reason = reason};
-    begin(f, &failed); /* and stays so */
+    begin(f, &failed);
     step(f, back(0, 0, 0));
     assert_int_equal(f->a.count, 0);
     assert_int_equal(f->run.state, SFC_RUN_FAILED);
@@ -771,6 +784,7 @@ int main(void)
         TEST(test_a_shard_that_was_not_lost),
         TEST(test_lost_in_every_state),
         TEST(test_a_refused_recovery),
+        TEST(test_a_failed_run_stays_failed),
         TEST(test_restart_finds_shards_without_the_run),
         TEST(test_a_drop_outlives_a_restart),
         TEST(test_what_it_waits_for),
