@@ -355,7 +355,7 @@ class HeadSession(unittest.TestCase):
             for call in waiting:
                 self.assertIsNotNone(call.exception(timeout=10))
 
-    def test_a_restarted_shard_fails_the_run_and_the_next_run_works(self):
+    def test_a_shard_without_its_folder_is_waited_for_and_the_next_run_works(self):
         with Cluster() as c:
             c.start_scheduler()
             c.start_shards(2)
@@ -366,8 +366,10 @@ class HeadSession(unittest.TestCase):
             port = c.shards[0].address.rsplit(":", 1)[1]
             c.shards[0].kill()
             c.start_shard("--listen", f"127.0.0.1:{port}")
-            status = c.wait_state("failed", 30)
+            status = wait_until("the refusal", lambda: next(
+                (now for now in [c.status()] if "can't recover" in now.reason), None), 30, context=c.tails)
             self.assertIn("checkpoint", status.reason)
+            c.ctl("stop")
             c.create_run(**session_config(seed=5))
             s = Session(c)
             s.train_step(*batch(np.random.default_rng(2), s.config))
