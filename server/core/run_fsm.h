@@ -5,7 +5,8 @@
  *                                        restore --^  | ^ '--PAUSE-------^
  *                            hold reached / released  | |
  *                                          HELD <-----' | '-RESUME, DROP- BLOCKED  (3 failures, 10
- * skips) last step committed and acknowledged: FINISHED;  a shard refuses: FAILED;  STOP: IDLE
+ * skips) last step committed and acknowledged: FINISHED;  a shard refuses, other than to recover:
+ * FAILED;  STOP: IDLE
  *
  * A shard that restarted has lost its memory and has the run on its disk: the open step is void,
  * and OpenRun tells it to recover to the committed step, which includes a Commit that it had not

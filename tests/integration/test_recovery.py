@@ -260,7 +260,7 @@ def test_tight():
 
 
 def test_off():
-    """--durable off is said aloud, writes nothing, and ends the run with the shard."""
+    """--durable off is said aloud and writes nothing; a run waits for such a shard that died, and says why."""
     expect(tool("shardfc-shard", "--scheduler", "127.0.0.1:1", "--listen", "127.0.0.1:0"), 2, "--state",
            "--durable off")
     expect(tool("shardfc-shard", "--scheduler", "127.0.0.1:1", "--listen", "127.0.0.1:0", "--state", "/tmp/x",
