@@ -35,6 +35,9 @@ function(sfc_program name)
   sfc_settings(${name})
 endfunction()
 
+# What every test that runs our programs needs; read by ThreadSanitizer alone.
+set(SFC_TSAN_ENVIRONMENT TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp)
+
 # sfc_test(NAME LABELS ... SOURCES ... LINK ... [TIMEOUT seconds]): a cmocka program = a ctest entry.
 function(sfc_test name)
   cmake_parse_arguments(A "" "TIMEOUT" "SOURCES;LINK;LABELS;ARGS" ${ARGN})
@@ -48,10 +51,7 @@ function(sfc_test name)
   add_test(NAME ${name} COMMAND ${name} ${A_ARGS})
   set_tests_properties(${name} PROPERTIES LABELS "${A_LABELS}" TIMEOUT ${A_TIMEOUT}
                        SKIP_RETURN_CODE 77)
-  if(SFC_SANITIZE MATCHES thread)
-    set_tests_properties(${name} PROPERTIES
-      ENVIRONMENT "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp")
-  endif()
+  set_tests_properties(${name} PROPERTIES ENVIRONMENT "${SFC_TSAN_ENVIRONMENT}")
 endfunction()
 
 # sfc_fuzz(NAME CORPUS ... LINK ...): tests/fuzz/NAME.c as a libFuzzer program (needs clang), run for
