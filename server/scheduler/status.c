@@ -9,7 +9,7 @@
 #include "proto/limits.h"
 #include "server/scheduler/scheduler_internal.h"
 
-enum { MAX_TOTALS = 128 };
+enum { MAX_TOTALS = 128, MAX_WAITS = 512 };
 
 struct totals {
     size_t count;
@@ -27,7 +27,7 @@ struct status {
     Shardfc__V1__ShardRecovery recovery[SFC_CORE_MAX_SHARDS];
     Shardfc__V1__WorkerStatus workers[SFC_MAX_WORKERS];
     Shardfc__V1__WorkerStatus *worker_list[SFC_MAX_WORKERS];
-    char waits_for[512];
+    char waits_for[MAX_WAITS + 16];
 };
 
 static void add_total(struct totals *t, const char *name, uint64_t value)
@@ -174,9 +174,19 @@ static void fill_workers(struct sfc_scheduler *s, struct status *st)
     st->m.workers = st->worker_list;
 }
 
+/* Images per second of the last steps, less if the present step takes longer than they did. */
+static double present_rate(const struct sfc_sched_run *run)
+{
+    uint64_t now = uv_hrtime() / 1000;
+    if (!run->last_commit_us || now <= run->last_commit_us)
+        return run->rate;
+    return fmin(run->rate, 1e6 * run->config->global_batch / (double)(now - run->last_commit_us));
+}
+
 static void fill_run(struct sfc_sched_run *run, struct status *st)
 {
     Shardfc__V1__StatusReply *m = &st->m;
+    char what[MAX_WAITS];
     const Shardfc__V1__RunConfig *c = run->config;
     bool running = run->fsm.state == SFC_RUN_RUNNING;
     m->state = (char *)(uintptr_t)sfc_run_state_name(run->fsm.state);
@@ -185,7 +195,9 @@ static void fill_run(struct sfc_sched_run *run, struct status *st)
     for (uint32_t k = 0; k < run->map->n_shards; k++)
         recovers = recovers || sfc_run_recovers(&run->fsm, k);
     if (running || run->fsm.state == SFC_RUN_LOADING || (recovers && !run->fsm.reason[0])) {
-        sfc_run_waits_for(&run->fsm, st->waits_for, sizeof st->waits_for);
+        sfc_run_waits_for(&run->fsm, what, sizeof what);
+        if (what[0])
+            snprintf(st->waits_for, sizeof st->waits_for, "waits for %s", what);
         m->reason = st->waits_for;
     }
     m->run_id = run->id;
@@ -194,12 +206,12 @@ static void fill_run(struct sfc_sched_run *run, struct status *st)
     m->steps = c->steps;
     m->loss = run->loss;
     if (running)
-        m->images_per_s = run->rate;
+        m->images_per_s = present_rate(run);
     else if (run->fsm.state == SFC_RUN_FINISHED || run->fsm.state == SFC_RUN_FAILED)
         m->images_per_s = sfc_sched_run_average(run);
     m->lr = run->lr;
-    if (running && run->rate > 0 && m->steps > m->step)
-        m->eta_s = (double)(m->steps - m->step) * c->global_batch / run->rate;
+    if (running && m->images_per_s > 0 && m->steps > m->step)
+        m->eta_s = (double)(m->steps - m->step) * c->global_batch / m->images_per_s;
     if (c->data && c->data->samples)
         m->epoch = (double)m->step * c->global_batch / (double)c->data->samples;
     m->map_version = run->map->version;
