@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "server/durable/log_index.h"
+#include "server/durable/log_limit.h"
 #include "server/durable/log_scan.h"
 #include "server/durable/snapshot_store.h"
 
@@ -150,6 +151,26 @@ static int add_log(struct report *r, struct sfc_error *err)
     return code;
 }
 
+/* The limit that the run began with; a run of an earlier version has none. */
+static int add_limit(struct report *r, struct sfc_error *err)
+{
+    struct sfc_error why = {0};
+    uint64_t limit = 0;
+    int code = sfc_log_limit_load(r->folder, r->identity.run_id, &limit, &why);
+    json_object_set_new(r->root, "log_limit", code == SFC_OK ? number(limit) : json_null());
+    if (code == SFC_OK || code == SFC_ENOTFOUND) {
+        return SFC_OK;
+    }
+    if (code != SFC_ECORRUPT && code != SFC_ESTALE && code != SFC_EUNSUPPORTED) {
+        return sfc_fail(err, code, "%s", why.text);
+    }
+    r->problems++;
+    json_array_append_new(r->bad, json_pack("{s:s, s:o, s:o, s:s, s:s}", "file", SFC_LOG_LIMIT_FILE,
+                                            "offset", number(0), "end", number(SFC_LOG_LIMIT_BYTES),
+                                            "state", "corrupt", "why", why.text));
+    return SFC_OK;
+}
+
 /* ---- snapshots */
 
 static int add_snapshot(void *arg, const char *name, struct sfc_error *err)
@@ -282,6 +303,9 @@ static int fill(struct report *r, struct sfc_error *err)
     }
     if (r->chain.count + json_array_size(r->snapshots) == 0) {
         return sfc_fail(err, SFC_ENOTFOUND, "%s: no step log and no snapshots", r->folder->path);
+    }
+    if (r->has_identity && (code = add_limit(r, err)) != SFC_OK) {
+        return code;
     }
     struct stamps stamps = read_stamps(r);
     describe_run(r);

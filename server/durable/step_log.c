@@ -10,6 +10,7 @@
 #define DEFAULT_SEGMENT (128ull << 20)
 #define LARGEST_SEGMENT (8ull << 30) /* offsets are stored in 32 bits, in units of 8 */
 #define LIMIT_STEPS     16u
+#define LEAST_STEPS     4u
 #define COMMIT_BYTES    (SFC_LOG_RECORD_HEADER + SFC_LOG_COMMIT_BODY)
 /* Parts of a write besides the pieces of features and LSE: segment header, commits, record header,
  * lr, labels, padding, attempts, sums, padding. */
@@ -30,6 +31,19 @@ uint64_t sfc_step_log_default_limit(const struct sfc_log_geometry *geometry, uin
 {
     uint64_t least = LIMIT_STEPS * sfc_step_log_step_bytes(geometry);
     return free_space / 5 > least ? free_space / 5 : least;
+}
+
+int sfc_step_log_check_limit(const struct sfc_log_geometry *geometry, uint64_t limit,
+                             struct sfc_error *err)
+{
+    uint64_t step = sfc_step_log_step_bytes(geometry), least = LEAST_STEPS * step;
+    if (limit != 0 && limit < least) {
+        return sfc_fail(err, SFC_EINVAL,
+                        "step log: a limit of %" PRIu64 " bytes; a step takes %" PRIu64
+                        ", so at least %" PRIu64 " are needed (--log-limit)",
+                        limit, step, least);
+    }
+    return SFC_OK;
 }
 
 /* An eighth of the limit at most, so that trimming gets somewhere. */
@@ -82,11 +96,8 @@ int sfc_step_log_new(struct sfc_folder *folder, const struct sfc_step_log_config
     log->step_bytes = sfc_step_log_step_bytes(&config->geometry);
     sfc_log_prepare_layout(&config->geometry, &log->layout);
     code = allocate(log, err);
-    if (code == SFC_OK && config->limit_bytes != 0 && config->limit_bytes < 4 * log->step_bytes) {
-        code = sfc_fail(err, SFC_EINVAL,
-                        "step log: a limit of %" PRIu64 " bytes; a step takes %" PRIu64
-                        ", so at least %" PRIu64 " are needed (--log-limit)",
-                        config->limit_bytes, log->step_bytes, 4 * log->step_bytes);
+    if (code == SFC_OK) {
+        code = sfc_step_log_check_limit(&config->geometry, config->limit_bytes, err);
     }
     if (code != SFC_OK) {
         sfc_step_log_close(log);

@@ -45,6 +45,9 @@ struct sfc_step_log_config {
 uint64_t sfc_step_log_step_bytes(const struct sfc_log_geometry *geometry);
 /* A fifth of the free space, at least 16 steps. */
 uint64_t sfc_step_log_default_limit(const struct sfc_log_geometry *geometry, uint64_t free_space);
+/* SFC_EINVAL: room for less than 4 steps. 0, no limit, is fine. */
+int sfc_step_log_check_limit(const struct sfc_log_geometry *geometry, uint64_t limit,
+                             struct sfc_error *err);
 
 /* A log with nothing in it. The folder is borrowed and must outlive the log; it must hold no
  * segments (SFC_EEXIST). Writes nothing yet. */

@@ -58,7 +58,8 @@ static const struct sfc_option table[] = {
      .min = 1 << 10,
      .offset = AT(log_limit),
      .help = "most bytes of the step log; where it is full, steps wait for snapshots (default: a "
-             "fifth of the free space when the run is opened, at least 16 steps)"},
+             "fifth of the free space when the run begins, at least 16 steps; a shard that comes "
+             "back keeps it); a run of which it holds less than 4 steps is refused"},
     {.name = "snapshot-rate",
      .type = SFC_OPTION_SIZE,
      .min = 64 << 10,

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "proto/base/log.h"
+#include "server/durable/log_limit.h"
 
 #define DISK_RESERVE (UINT64_C(256) << 20) /* what the log leaves free for everybody else */
 
@@ -45,7 +46,9 @@ int sfc_storage_init(struct sfc_storage *storage, const struct sfc_storage_confi
         .dense_blocks = sfc_log_blocks_digest(c->dense_blocks, c->dense_count),
     };
     s.config.reserve_bytes = DISK_RESERVE;
-    int code = sfc_run_identity_init(&s.config.identity, c->run_id, c->packed_config,
+    int code = sfc_step_log_check_limit(&s.config.geometry, s.log_limit, err);
+    if (code == SFC_OK)
+        code = sfc_run_identity_init(&s.config.identity, c->run_id, c->packed_config,
                                      c->packed_size, c->numerics, err);
     if (code == SFC_OK)
         code = take_blocks(&s, c, err);
@@ -80,14 +83,43 @@ static int open_folders(struct sfc_storage *s, bool create, struct sfc_error *er
     int code = sfc_run_folder_open(s->state, s->run_id, create, &s->log_folder, err);
     if (code == SFC_OK)
         code = sfc_run_folder_open(s->state, s->run_id, false, &s->snapshot_folder, err);
-    uint64_t space = 0;
     if (code == SFC_OK)
-        code = s->log_folder->ops->free_space(s->log_folder, &space, err);
-    if (code != SFC_OK)
-        return code;
-    s->config.limit_bytes =
-        s->log_limit ? s->log_limit : sfc_step_log_default_limit(&s->config.geometry, space);
-    return sfc_snapshot_store_open(s->snapshot_folder, &s->config.identity, &s->store, err);
+        code = sfc_snapshot_store_open(s->snapshot_folder, &s->config.identity, &s->store, err);
+    return code;
+}
+
+/* --log-limit, or a share of what is free now. */
+static int first_limit(struct sfc_storage *s, struct sfc_error *err)
+{
+    uint64_t space = 0;
+    s->config.limit_bytes = s->log_limit;
+    if (s->log_limit)
+        return SFC_OK;
+    int code = s->log_folder->ops->free_space(s->log_folder, &space, err);
+    s->config.limit_bytes = sfc_step_log_default_limit(&s->config.geometry, space);
+    return code;
+}
+
+/* --log-limit, or what the run was opened with: by now the disk may be full of its own log. */
+static int limit_again(struct sfc_storage *s, struct sfc_error *err)
+{
+    struct sfc_error why = {0};
+    uint64_t limit = 0;
+    if (s->log_limit)
+        return first_limit(s, err);
+    int code = sfc_log_limit_load(s->log_folder, s->run_id, &limit, &why);
+    if (code == SFC_OK)
+        code = sfc_step_log_check_limit(&s->config.geometry, limit, &why);
+    if (code == SFC_OK) {
+        s->config.limit_bytes = limit;
+        return SFC_OK;
+    }
+    code = first_limit(s, err);
+    if (code == SFC_OK)
+        sfc_warning_log("run %" PRIu64 ": the log limit that the run began with is lost: %s; it is "
+                        "a share of the present free space now, %" PRIu64 " bytes (--log-limit)",
+                        s->run_id, why.text, s->config.limit_bytes);
+    return code;
 }
 
 int sfc_storage_create(struct sfc_storage *s, struct sfc_error *err)
@@ -102,6 +134,10 @@ int sfc_storage_create(struct sfc_storage *s, struct sfc_error *err)
                      others + existed);
     if (code == SFC_OK)
         code = open_folders(s, true, err);
+    if (code == SFC_OK)
+        code = first_limit(s, err);
+    if (code == SFC_OK)
+        code = sfc_log_limit_store(s->log_folder, s->run_id, s->config.limit_bytes, err);
     if (code == SFC_OK)
         code = sfc_step_log_create(s->log_folder, &s->config, &s->log, err);
     if (code != SFC_OK)
@@ -118,6 +154,8 @@ int sfc_storage_open(struct sfc_storage *s, struct sfc_error *err)
                         ": start the shard with the folder that it had; if that is lost, stop the "
                         "run (shardfc stop) and restore its last checkpoint (shardfc restore)",
                         s->state, s->run_id);
+    if (code == SFC_OK)
+        code = limit_again(s, err);
     if (code != SFC_OK)
         sfc_storage_close(s);
     return code;

@@ -31,7 +31,7 @@ struct sfc_storage_config {
     uint64_t run_id;
     uint64_t start_step;
     bool from_seed;
-    uint64_t log_limit; /* --log-limit; 0: a share of the free space */
+    uint64_t log_limit; /* --log-limit; 0: a share of the free space when the run began */
     const char *numerics;
     const struct sfc_run_setup *setup;
     const uint64_t *class_blocks, *dense_blocks;
@@ -40,6 +40,7 @@ struct sfc_storage_config {
     size_t packed_size;
 };
 
+/* SFC_EINVAL: --log-limit holds too few steps of this run. */
 int sfc_storage_init(struct sfc_storage *storage, const struct sfc_storage_config *config,
                      struct sfc_error *err);
 void sfc_storage_free(struct sfc_storage *storage); /* zeroed is fine; closes first */
