@@ -260,6 +260,9 @@ struct sfc_dense_config {
     double beta1, beta2, epsilon; /* of AdamW */
     double weight_decay;
     double statistic_momentum; /* 0.1: running = 0.9 * running + 0.1 * mean over micro-batches */
+    /* BF16: summed gradients are rounded to the nearest bf16 (ties to even) before anything uses
+     * them, so that a log may keep them in two bytes; statistics are not. */
+    enum sfc_dtype sum_dtype;
 };
 
 int sfc_dense_memory(const struct sfc_backend *backend, const struct sfc_dense_config *config,
@@ -293,13 +296,25 @@ struct sfc_dense_sum {
  * that may follow; `finite` is said for clip scales up to 1. */
 int sfc_dense_prepare(struct sfc_dense *dense, uint64_t step, double lr, const uint32_t *slots,
                       struct sfc_dense_sum *out, struct sfc_error *err);
-/* The sums of the last prepare or load, [sfc_dense_length]: with them and the arguments of the
- * commit the step can be done again. SFC_ESTATE: there are none. */
-int sfc_dense_sums(struct sfc_dense *dense, float *out, struct sfc_error *err);
+/* Sums as they are kept: bf16 [halves], zeros up to a multiple of 8 bytes, f32 [floats], each in
+ * the order of the blocks. sum_dtype BF16: the summed gradients are the halves and the statistics
+ * the floats; F32: all are floats. */
+struct sfc_dense_packing {
+    uint64_t halves, floats;
+};
+/* Of these blocks, ascending ids within the vector. */
+struct sfc_dense_packing sfc_dense_packing_of(const struct sfc_dense_config *config,
+                                              const uint64_t *blocks, size_t count);
+static inline uint64_t sfc_dense_packed_bytes(const struct sfc_dense_packing *packing)
+{
+    return (packing->halves * sizeof(uint16_t) + 7) / 8 * 8 + packing->floats * sizeof(float);
+}
+/* The sums of the last prepare or load, packed; out: 8-byte aligned. With them and the arguments of
+ * the commit the step can be done again. SFC_ESTATE: there are none. */
+int sfc_dense_sums(struct sfc_dense *dense, void *out, struct sfc_error *err);
 /* Takes the place of push and prepare for a step that is gone through again: sums as sfc_dense_sums
  * gave them at `step`. SFC_EINVAL: one is not finite. */
-int sfc_dense_load(struct sfc_dense *dense, uint64_t step, const float *sums,
-                   struct sfc_error *err);
+int sfc_dense_load(struct sfc_dense *dense, uint64_t step, const void *sums, struct sfc_error *err);
 /* Says that this block's state is the one after `step`: the commit of loaded sums of steps up to it
  * leaves the block as it is (see sfc_head_set_block_step). Sums of a prepare concern every block.
  */

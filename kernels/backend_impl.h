@@ -82,8 +82,8 @@ struct sfc_backend_ops {
     int (*dense_pull)(struct sfc_dense *dense, float *out, struct sfc_error *err);
     int (*dense_prepare)(struct sfc_dense *dense, const uint32_t *slots, struct sfc_dense_sum *out,
                          struct sfc_error *err);
-    int (*dense_sums)(struct sfc_dense *dense, float *out, struct sfc_error *err);
-    int (*dense_load)(struct sfc_dense *dense, const float *sums, struct sfc_error *err);
+    int (*dense_sums)(struct sfc_dense *dense, void *out, struct sfc_error *err);
+    int (*dense_load)(struct sfc_dense *dense, const void *sums, struct sfc_error *err);
     /* Of the weights of each block; statistics don't count. */
     void (*dense_extents)(struct sfc_dense *dense, struct sfc_extent *out);
     int (*dense_commit)(struct sfc_dense *dense, double clip_scale, double lr,
@@ -120,7 +120,8 @@ struct sfc_dense {
     struct sfc_dense_config config;
     uint64_t *blocks;
     size_t block_count;
-    uint64_t length;      /* floats of all blocks */
+    uint64_t length; /* floats of all blocks */
+    struct sfc_dense_packing packing;
     uint64_t *block_step; /* [block_count] set by the caller, else 0 */
     bool *pushed;         /* [slots] */
     bool prepared;
@@ -158,6 +159,19 @@ int sfc_values_check(const char *what, uint64_t block, enum sfc_block_part part,
 /* beta1, beta2 and epsilon of AdamW within bounds (beta < 1, epsilon > 0). */
 int sfc_adamw_check(const char *what, double beta1, double beta2, double epsilon,
                     struct sfc_error *err);
+
+/* Where the floats begin behind the halves of packed sums. */
+static inline size_t sfc_dense_packed_floats(const struct sfc_dense_packing *packing)
+{
+    const struct sfc_dense_packing halves = {.halves = packing->halves};
+    return (size_t)sfc_dense_packed_bytes(&halves);
+}
+/* Sums of this role are halves. */
+static inline bool sfc_dense_is_half(const struct sfc_dense_config *config,
+                                     enum sfc_dense_role role)
+{
+    return config->sum_dtype == SFC_DTYPE_BF16 && role != SFC_DENSE_STATISTIC;
+}
 
 /* Blocks of a dense configuration, and the floats of one. */
 uint64_t sfc_dense_block_count(const struct sfc_dense_config *config);

@@ -28,6 +28,38 @@ uint64_t sfc_dense_block_length(const struct sfc_dense_config *config, uint64_t 
     return rest < config->block_size ? rest : config->block_size;
 }
 
+static uint64_t smaller(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+struct sfc_dense_packing sfc_dense_packing_of(const struct sfc_dense_config *config,
+                                              const uint64_t *blocks, size_t count)
+{
+    struct sfc_dense_packing packing = {0};
+    size_t s = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint64_t first = blocks[i] * config->block_size;
+        uint64_t end = first + sfc_dense_block_length(config, blocks[i]);
+        for (; s < config->segment_count && config->segments[s].offset < end; s++) {
+            const struct sfc_dense_segment *segment = &config->segments[s];
+            uint64_t stop = segment->offset + segment->length;
+            uint64_t from = larger(first, segment->offset), to = smaller(end, stop);
+            if (from < to)
+                *(sfc_dense_is_half(config, segment->role) ? &packing.halves : &packing.floats) +=
+                    to - from;
+            if (stop > end) /* goes on in another block */
+                break;
+        }
+    }
+    return packing;
+}
+
 static int check_segments(const struct sfc_dense_config *c, struct sfc_error *err)
 {
     uint64_t at = 0;
@@ -71,6 +103,8 @@ static int check_config(const struct sfc_dense_config *c, const uint64_t *blocks
     int rc = check_segments(c, err);
     if (!rc && (unsigned)c->optimizer > SFC_OPTIMIZER_ADAMW)
         rc = sfc_fail(err, SFC_EINVAL, "dense: unknown optimizer %d", (int)c->optimizer);
+    if (!rc && (unsigned)c->sum_dtype > SFC_DTYPE_BF16)
+        rc = sfc_fail(err, SFC_EINVAL, "dense: unknown format %d of sums", (int)c->sum_dtype);
     if (!rc && c->optimizer == SFC_OPTIMIZER_ADAMW)
         rc = sfc_adamw_check("dense", c->beta1, c->beta2, c->epsilon, err);
     return rc ? rc : sfc_blocks_check("dense", blocks, count, sfc_dense_block_count(c), err);
@@ -135,6 +169,7 @@ static int base_init(struct sfc_dense *dense, struct sfc_backend *backend,
     memcpy(dense->blocks, blocks, count * sizeof *blocks);
     for (size_t i = 0; i < count; i++)
         dense->length += sfc_dense_block_length(config, blocks[i]);
+    dense->packing = sfc_dense_packing_of(config, blocks, count);
     struct sfc_extent_rule rule = extent_rule(config);
     return sfc_extents_init(&dense->extents, &rule, count, initial_extent(config), err);
 }
@@ -274,20 +309,34 @@ int sfc_dense_prepare(struct sfc_dense *dense, uint64_t step, double lr, const u
     return rc;
 }
 
-int sfc_dense_sums(struct sfc_dense *dense, float *out, struct sfc_error *err)
+int sfc_dense_sums(struct sfc_dense *dense, void *out, struct sfc_error *err)
 {
     if (!dense->prepared)
         return sfc_fail(err, SFC_ESTATE, "dense: sums without a prepare");
     return dense->backend->ops->dense_sums(dense, out, err);
 }
 
-int sfc_dense_load(struct sfc_dense *dense, uint64_t step, const float *sums, struct sfc_error *err)
+/* Number of the first packed sum that is not finite; as many as there are: none. */
+static uint64_t first_broken(const struct sfc_dense_packing *packing, const void *sums)
+{
+    const uint16_t *half = sums;
+    const float *wide = (const void *)((const char *)sums + sfc_dense_packed_floats(packing));
+    for (uint64_t i = 0; i < packing->halves; i++)
+        if ((half[i] & 0x7f80) == 0x7f80)
+            return i;
+    for (uint64_t i = 0; i < packing->floats; i++)
+        if (!isfinite(wide[i]))
+            return packing->halves + i;
+    return packing->halves + packing->floats;
+}
+
+int sfc_dense_load(struct sfc_dense *dense, uint64_t step, const void *sums, struct sfc_error *err)
 {
     dense->prepared = false;
-    for (uint64_t i = 0; i < dense->length; i++)
-        if (!isfinite(sums[i]))
-            return sfc_fail(err, SFC_EINVAL, "dense: loaded sum %llu of step %llu is not finite",
-                            (unsigned long long)i, (unsigned long long)step);
+    uint64_t broken = first_broken(&dense->packing, sums);
+    if (broken < dense->length)
+        return sfc_fail(err, SFC_EINVAL, "dense: loaded sum %llu of step %llu is not finite",
+                        (unsigned long long)broken, (unsigned long long)step);
     int rc = dense->backend->ops->dense_load(dense, sums, err);
     dense->prepared = rc == SFC_OK;
     dense->step = step;

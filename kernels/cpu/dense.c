@@ -19,6 +19,7 @@ struct piece {
     uint64_t at; /* in the local vectors */
     uint64_t length;
     enum sfc_dense_role role;
+    uint64_t packed; /* in the halves or in the floats of packed sums, as the role says */
 };
 
 struct cpu_dense {
@@ -44,7 +45,7 @@ static size_t cut_pieces(const struct sfc_dense_config *config, const uint64_t *
                          size_t count, struct piece *pieces, size_t *first_piece)
 {
     size_t n = 0, s = 0;
-    uint64_t at = 0;
+    uint64_t at = 0, packed[2] = {0}; /* floats, halves */
     for (size_t i = 0; i < count; i++) {
         uint64_t from = blocks[i] * config->block_size;
         uint64_t end = from + sfc_dense_block_length(config, blocks[i]);
@@ -56,9 +57,11 @@ static size_t cut_pieces(const struct sfc_dense_config *config, const uint64_t *
                 s++;
             }
             uint64_t stop = smaller(end, config->segments[s].offset + config->segments[s].length);
+            bool half = sfc_dense_is_half(config, config->segments[s].role);
             if (pieces) {
-                pieces[n] = (struct piece){at, stop - from, config->segments[s].role};
+                pieces[n] = (struct piece){at, stop - from, config->segments[s].role, packed[half]};
             }
+            packed[half] += stop - from;
             n++;
             at += stop - from;
             from = stop;
@@ -243,6 +246,19 @@ static void add_slices(const struct cpu_dense *d, const uint32_t *slots, const s
     }
 }
 
+/* Each to the nearest bf16, ties to even; what is not finite stays so. The same as
+ * sfc_bf16_nearest, in a form that compilers make vectors of. */
+static void round_sums(float *v, uint64_t n)
+{
+    for (uint64_t k = 0; k < n; k++) {
+        uint32_t bits;
+        memcpy(&bits, &v[k], sizeof bits);
+        uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1)) & 0xffff0000u;
+        uint32_t out = (bits & 0x7f800000u) == 0x7f800000u ? bits : rounded;
+        memcpy(&v[k], &out, sizeof out);
+    }
+}
+
 static bool all_finite(const float *v, uint64_t n)
 {
     uint32_t broken = 0;
@@ -288,6 +304,9 @@ static void prepare_block(void *arg, size_t index, unsigned worker)
     for (size_t p = d->first_piece[index]; p < d->first_piece[index + 1]; p++) {
         const struct piece *piece = &d->pieces[p];
         add_slices(d, call->slots, piece);
+        if (sfc_dense_is_half(&d->base.config, piece->role)) {
+            round_sums(d->sum + piece->at, piece->length);
+        }
         sum.finite = all_finite(d->sum + piece->at, piece->length) && sum.finite;
         if (piece->role != SFC_DENSE_STATISTIC) {
             sum.sum_of_squares += sum_of_squares(d->sum + piece->at, piece->length);
@@ -306,19 +325,71 @@ int sfc_cpu_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct
     return SFC_OK;
 }
 
-int sfc_cpu_dense_sums(struct sfc_dense *dense, float *out, struct sfc_error *err)
+static void pack_halves(const float *in, uint64_t n, uint16_t *out)
+{
+    for (uint64_t k = 0; k < n; k++) {
+        uint32_t bits;
+        memcpy(&bits, &in[k], sizeof bits);
+        out[k] = (uint16_t)(bits >> 16);
+    }
+}
+
+static void unpack_halves(const uint16_t *in, uint64_t n, float *out)
+{
+    for (uint64_t k = 0; k < n; k++) {
+        uint32_t bits = (uint32_t)in[k] << 16;
+        memcpy(&out[k], &bits, sizeof bits);
+    }
+}
+
+struct pack_call {
+    struct cpu_dense *dense;
+    void *out;      /* where the sums go, or NULL */
+    const void *in; /* and where they come from */
+};
+
+static void pack_block(void *arg, size_t index, unsigned worker)
+{
+    const struct pack_call *call = arg;
+    struct cpu_dense *d = call->dense;
+    size_t floats = sfc_dense_packed_floats(&d->base.packing);
+    (void)worker;
+    for (size_t p = d->first_piece[index]; p < d->first_piece[index + 1]; p++) {
+        const struct piece *piece = &d->pieces[p];
+        float *sum = d->sum + piece->at;
+        bool half = sfc_dense_is_half(&d->base.config, piece->role);
+        size_t at =
+            half ? piece->packed * sizeof(uint16_t) : floats + piece->packed * sizeof(float);
+        if (half && call->out) {
+            pack_halves(sum, piece->length, (void *)((char *)call->out + at));
+        } else if (half) {
+            unpack_halves((const void *)((const char *)call->in + at), piece->length, sum);
+        } else if (call->out) {
+            memcpy((char *)call->out + at, sum, piece->length * sizeof *sum);
+        } else {
+            memcpy(sum, (const char *)call->in + at, piece->length * sizeof *sum);
+        }
+    }
+}
+
+int sfc_cpu_dense_sums(struct sfc_dense *dense, void *out, struct sfc_error *err)
 {
     (void)err;
-    struct cpu_dense *d = (struct cpu_dense *)dense;
-    memcpy(out, d->sum, d->length * sizeof *out);
+    struct pack_call call = {.dense = (struct cpu_dense *)dense, .out = out};
+    size_t floats = sfc_dense_packed_floats(&dense->packing);
+    size_t halves = dense->packing.halves * sizeof(uint16_t);
+    memset((char *)out + halves, 0, floats - halves);
+    sfc_cpu_pool_run(((struct sfc_cpu *)dense->backend)->pool, pack_block, &call,
+                     dense->block_count);
     return SFC_OK;
 }
 
-int sfc_cpu_dense_load(struct sfc_dense *dense, const float *sums, struct sfc_error *err)
+int sfc_cpu_dense_load(struct sfc_dense *dense, const void *sums, struct sfc_error *err)
 {
     (void)err;
-    struct cpu_dense *d = (struct cpu_dense *)dense;
-    memcpy(d->sum, sums, d->length * sizeof *sums);
+    struct pack_call call = {.dense = (struct cpu_dense *)dense, .in = sums};
+    sfc_cpu_pool_run(((struct sfc_cpu *)dense->backend)->pool, pack_block, &call,
+                     dense->block_count);
     return SFC_OK;
 }
 

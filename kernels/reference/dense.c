@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "kernels/rng/philox.h"
+#include "kernels/rng/rounding.h"
 
 struct ref_dense {
     struct sfc_dense base;
@@ -177,6 +178,9 @@ int sfc_ref_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct
             if (segment_of(c, first + k)->role == SFC_DENSE_STATISTIC) {
                 sum /= c->micro_batches;
             } else {
+                if (c->sum_dtype == SFC_DTYPE_BF16 && isfinite((float)sum)) {
+                    sum = sfc_bf16_nearest((float)sum);
+                }
                 result.sum_of_squares += sum * sum;
             }
             d->sum[at] = sum;
@@ -187,23 +191,57 @@ int sfc_ref_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct
     return SFC_OK;
 }
 
-int sfc_ref_dense_sums(struct sfc_dense *dense, float *out, struct sfc_error *err)
+/* Calls fn for every sum with its place in the packed ones. */
+static void each_packed(struct ref_dense *d, void *packed,
+                        void (*fn)(double *sum, bool half, void *at))
+{
+    const struct sfc_dense_config *c = &d->base.config;
+    char *halves = packed, *floats = halves + sfc_dense_packed_floats(&d->base.packing);
+    uint64_t at = 0;
+    for (size_t i = 0; i < d->base.block_count; i++) {
+        uint64_t first = d->base.blocks[i] * c->block_size;
+        for (uint64_t k = 0; k < sfc_dense_block_length(c, d->base.blocks[i]); k++, at++) {
+            bool half = sfc_dense_is_half(c, segment_of(c, first + k)->role);
+            fn(&d->sum[at], half, half ? halves : floats);
+            halves += half ? sizeof(uint16_t) : 0;
+            floats += half ? 0 : sizeof(float);
+        }
+    }
+}
+
+static void pack(double *sum, bool half, void *at)
+{
+    float value = (float)*sum;
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    uint16_t high = (uint16_t)(bits >> 16);
+    memcpy(at, half ? (const void *)&high : (const void *)&value,
+           half ? sizeof high : sizeof value);
+}
+
+static void unpack(double *sum, bool half, void *at)
+{
+    uint16_t high = 0;
+    uint32_t bits = 0;
+    float value;
+    memcpy(half ? (void *)&high : (void *)&bits, at, half ? sizeof high : sizeof bits);
+    bits |= (uint32_t)high << 16;
+    memcpy(&value, &bits, sizeof value);
+    *sum = value;
+}
+
+int sfc_ref_dense_sums(struct sfc_dense *dense, void *out, struct sfc_error *err)
 {
     (void)err;
-    struct ref_dense *d = (struct ref_dense *)dense;
-    for (uint64_t k = 0; k < d->length; k++) {
-        out[k] = (float)d->sum[k];
-    }
+    memset(out, 0, sfc_dense_packed_floats(&dense->packing));
+    each_packed((struct ref_dense *)dense, out, pack);
     return SFC_OK;
 }
 
-int sfc_ref_dense_load(struct sfc_dense *dense, const float *sums, struct sfc_error *err)
+int sfc_ref_dense_load(struct sfc_dense *dense, const void *sums, struct sfc_error *err)
 {
     (void)err;
-    struct ref_dense *d = (struct ref_dense *)dense;
-    for (uint64_t k = 0; k < d->length; k++) {
-        d->sum[k] = sums[k];
-    }
+    each_packed((struct ref_dense *)dense, (void *)(uintptr_t)sums, unpack);
     return SFC_OK;
 }
 

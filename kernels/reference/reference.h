@@ -52,8 +52,8 @@ int sfc_ref_dense_push(struct sfc_dense *dense, uint32_t slot, const float *slic
 int sfc_ref_dense_pull(struct sfc_dense *dense, float *out, struct sfc_error *err);
 int sfc_ref_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct sfc_dense_sum *out,
                           struct sfc_error *err);
-int sfc_ref_dense_sums(struct sfc_dense *dense, float *out, struct sfc_error *err);
-int sfc_ref_dense_load(struct sfc_dense *dense, const float *sums, struct sfc_error *err);
+int sfc_ref_dense_sums(struct sfc_dense *dense, void *out, struct sfc_error *err);
+int sfc_ref_dense_load(struct sfc_dense *dense, const void *sums, struct sfc_error *err);
 void sfc_ref_dense_extents(struct sfc_dense *dense, struct sfc_extent *out);
 int sfc_ref_dense_commit(struct sfc_dense *dense, double clip_scale, double lr,
                          struct sfc_error *err);

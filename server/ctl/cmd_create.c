@@ -29,7 +29,7 @@ struct create_options {
     bool json, session, skip_broken, mixed;
     uint64_t classes, samples, hot_classes, dim, global_batch, micro_batch, steps, block_size, seed;
     double sample_rate, scale, momentum, beta1, beta2, epsilon, weight_decay, lr, epochs, clip;
-    int margin_grad, correction, momentum_mode, optimizer, dtype, gemm, rounding;
+    int margin_grad, correction, momentum_mode, optimizer, dtype, gemm, rounding, log_dense;
 };
 
 #define AT(field) offsetof(struct create_options, field)
@@ -235,6 +235,13 @@ static const struct sfc_option table[] = {
      .fallback = "stochastic",
      .help = "of bf16 class centres and momentum; nearest, there to compare with, loses updates "
              "that are small against what they change, as late ones are"},
+    {.name = "log-dense",
+     .type = SFC_OPTION_ENUM,
+     .offset = AT(log_dense),
+     .choices = dtypes,
+     .fallback = "f32",
+     .help = "how a step's summed backbone gradient is logged; bf16 halves its bytes and rounds it "
+             "to bf16 before the update as well, so that a recovery has the same bits"},
     {.name = "backbone",
      .type = SFC_OPTION_STRING,
      .offset = AT(backbone),
@@ -555,6 +562,7 @@ static void use_numbers(const struct create_options *o, struct built *b)
     c->global_batch = (uint32_t)o->global_batch;
     c->micro_batch = (uint32_t)o->micro_batch;
     c->dense_block_size = DENSE_BLOCK_FLOATS;
+    c->log_dense_bf16 = o->log_dense > 0;
     c->skip_broken = o->skip_broken;
     c->mixed = o->mixed;
     c->augmentation = &b->augmentation;

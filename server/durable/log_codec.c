@@ -27,7 +27,9 @@ void sfc_log_prepare_layout(const struct sfc_log_geometry *g, struct sfc_log_lay
     out->attempts = out->features + sfc_log_padded(4ull * g->batch * g->dim);
     out->lse = out->attempts + sizeof(struct sfc_attempt) * sfc_log_micro_batches(g);
     out->dense = out->lse + 8ull * g->batch;
-    out->size = out->dense + sfc_log_padded(4 * g->dense_floats);
+    out->dense_bytes =
+        sfc_log_padded(2 * g->dense_halves) + 4 * (g->dense_floats - g->dense_halves);
+    out->size = out->dense + sfc_log_padded(out->dense_bytes);
 }
 
 int sfc_log_geometry_check(const struct sfc_log_geometry *g, struct sfc_error *err)
@@ -35,11 +37,11 @@ int sfc_log_geometry_check(const struct sfc_log_geometry *g, struct sfc_error *e
     if (g->batch == 0 || g->batch > SFC_LIMIT_BATCH || g->dim == 0 || g->dim > SFC_LIMIT_DIM ||
         g->micro_batch == 0 || g->batch % g->micro_batch != 0 ||
         g->batch / g->micro_batch > SFC_LIMIT_MICRO_BATCHES ||
-        g->dense_floats > SFC_LIMIT_DENSE_SIZE) {
+        g->dense_floats > SFC_LIMIT_DENSE_SIZE || g->dense_halves > g->dense_floats) {
         return sfc_fail(err, SFC_EINVAL,
                         "step log: batch %u, micro-batch %u, dim %u, %" PRIu64
-                        " dense floats: out of bounds",
-                        g->batch, g->micro_batch, g->dim, g->dense_floats);
+                        " dense floats, %" PRIu64 " of them bf16: out of bounds",
+                        g->batch, g->micro_batch, g->dim, g->dense_floats, g->dense_halves);
     }
     struct sfc_log_layout layout;
     sfc_log_prepare_layout(g, &layout);
@@ -60,7 +62,7 @@ void sfc_log_view_prepare(const struct sfc_log_geometry *geometry, const uint8_t
     out->features = (const float *)(const void *)(body + at.features);
     out->attempts = (const struct sfc_attempt *)(const void *)(body + at.attempts);
     out->lse = (const double *)(const void *)(body + at.lse);
-    out->dense = (const float *)(const void *)(body + at.dense);
+    out->dense = body + at.dense;
 }
 
 /* ---- names */
@@ -107,6 +109,7 @@ void sfc_log_encode_segment(const struct sfc_log_segment *s, uint8_t out[SFC_LOG
     sfc_write_u64(&w, s->previous);
     sfc_write_u64(&w, s->previous_length);
     sfc_write_bytes(&w, s->identity.numerics, SFC_NUMERICS_SIZE);
+    sfc_write_u64(&w, s->geometry.dense_halves);
     w.at = SFC_LOG_SEGMENT_HEADER - 8;
     sfc_write_u64(&w, sfc_digest64(out, SFC_LOG_SEGMENT_HEADER - 8));
 }
@@ -169,6 +172,7 @@ int sfc_log_decode_segment(const uint8_t *data, size_t size, struct sfc_log_segm
     s.previous = sfc_read_u64(&r);
     s.previous_length = sfc_read_u64(&r);
     memcpy(s.identity.numerics, sfc_read_bytes(&r, SFC_NUMERICS_SIZE), SFC_NUMERICS_SIZE);
+    s.geometry.dense_halves = sfc_read_u64(&r);
     r.at = SFC_LOG_SEGMENT_HEADER - 8;
     if (sfc_read_u64(&r) != sfc_digest64(data, SFC_LOG_SEGMENT_HEADER - 8)) {
         return sfc_fail(err, SFC_ECORRUPT, "the checksum of the segment header is wrong");

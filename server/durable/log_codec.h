@@ -19,7 +19,7 @@
 #include "server/core/types.h"
 #include "server/durable/identity.h"
 
-#define SFC_LOG_VERSION        1u
+#define SFC_LOG_VERSION        2u
 #define SFC_LOG_SEGMENT_HEADER 256u
 #define SFC_LOG_RECORD_HEADER  64u
 #define SFC_LOG_COMMIT_BODY    24u
@@ -31,6 +31,7 @@ struct sfc_log_geometry {
     uint32_t micro_batch; /* divides batch */
     uint32_t dim;
     uint64_t dense_floats; /* of all own dense blocks, may be 0 */
+    uint64_t dense_halves; /* so many of them are kept as bf16, the others as f32 */
     uint64_t dense_blocks; /* sfc_log_blocks_digest of the own dense blocks */
 };
 uint64_t sfc_log_blocks_digest(const uint64_t *blocks, size_t count);
@@ -100,6 +101,7 @@ int sfc_log_decode_commit(const struct sfc_log_record *record, const uint8_t *bo
 /* Body of a PREPARE: arrays in this order, each at a multiple of 8. */
 struct sfc_log_layout {
     uint64_t labels, features, attempts, lse, dense; /* offsets in the body; lr is at 0 */
+    uint64_t dense_bytes;                            /* without the padding at its end */
     uint64_t size;                                   /* a multiple of 8 */
 };
 void sfc_log_prepare_layout(const struct sfc_log_geometry *geometry, struct sfc_log_layout *out);
@@ -110,7 +112,8 @@ struct sfc_log_prepare_view {
     const float *features;              /* [batch, dim] raw */
     const struct sfc_attempt *attempts; /* [micro-batches] */
     const double *lse;                  /* [batch] */
-    const float *dense;                 /* [dense_floats] */
+    /* bf16 [dense_halves], zeros up to a multiple of 8 bytes, f32 [dense_floats - dense_halves] */
+    const void *dense;
 };
 void sfc_log_view_prepare(const struct sfc_log_geometry *geometry, const uint8_t *body,
                           struct sfc_log_prepare_view *out);

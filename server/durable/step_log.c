@@ -329,8 +329,8 @@ static void put_body(const struct sfc_step_log *log, struct gather *g,
         put(g, p->lse[j], rows * sizeof **p->lse);
     }
     if (geometry->dense_floats > 0) {
-        put(g, p->dense, geometry->dense_floats * sizeof *p->dense);
-        put_padding(g, 4 * geometry->dense_floats);
+        put(g, p->dense, (size_t)log->layout.dense_bytes);
+        put_padding(g, log->layout.dense_bytes);
     }
 }
 

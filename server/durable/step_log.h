@@ -95,7 +95,7 @@ struct sfc_log_prepare {
     const float *const *features; /* [micro-batches]: each [micro_batch, dim], raw as received */
     const struct sfc_attempt *attempts; /* [micro-batches]: the ones that count */
     const double *const *lse;           /* [micro-batches]: each [micro_batch] */
-    const float *dense; /* [dense_floats]: sums as commit applies them; NULL if none */
+    const void *dense; /* sums as commit applies them, as in sfc_log_prepare_view; NULL if none */
 };
 /* SFC_ELIMIT: the log is at its limit, or the disk at its reserve or full; the text says which,
  * from which step on the log is needed, and what to do; nothing was written, and the call may be

@@ -23,6 +23,12 @@ static int check_geometry(const struct sfc_log_geometry *file, const struct sfc_
                         "): start each shard with its own --state folder",
                         file->dense_floats, own->dense_floats);
     }
+    if (file->dense_halves != own->dense_halves) {
+        return sfc_fail(err, SFC_ESTALE,
+                        "keeps %" PRIu64 " of %" PRIu64
+                        " dense sums as bf16; this run keeps %" PRIu64,
+                        file->dense_halves, file->dense_floats, own->dense_halves);
+    }
     return SFC_OK;
 }
 

@@ -137,6 +137,7 @@ static int dense_setup(struct sfc_run_setup *setup, const Shardfc__V1__RunConfig
         .epsilon = c->epsilon,
         .weight_decay = c->weight_decay,
         .statistic_momentum = STATISTIC_MOMENTUM,
+        .sum_dtype = c->log_dense_bf16 ? SFC_DTYPE_BF16 : SFC_DTYPE_F32,
     };
     setup->dense_blocks = divide_up(offset, c->dense_block_size);
     return SFC_OK;
@@ -188,6 +189,13 @@ uint64_t sfc_run_dense_floats(const struct sfc_run_setup *setup, const uint64_t 
     return floats;
 }
 
+uint64_t sfc_run_packed_bytes(const struct sfc_run_setup *setup, const uint64_t *blocks,
+                              size_t count)
+{
+    struct sfc_dense_packing packing = sfc_dense_packing_of(&setup->dense, blocks, count);
+    return sfc_dense_packed_bytes(&packing);
+}
+
 static uint64_t memory_sum(const struct sfc_memory *m)
 {
     return m->state_bytes + m->step_bytes + m->scratch_bytes;
@@ -231,10 +239,10 @@ int sfc_run_setup_memory(const struct sfc_run_setup *setup, const struct sfc_bac
     uint64_t row_bytes = 32 + 4 + 1 + (uint64_t)setup->head.dim * 8 + setup->head.dim * 4ull + 8;
     m.answers = rows * row_bytes + (uint64_t)setup->head.batch * 8 +
                 SFC_RUN_PULL_COPIES * sfc_run_dense_floats(setup, dense_blocks, dense_count) * 4;
-    uint64_t floats = sfc_run_dense_floats(setup, dense_blocks, dense_count);
-    uint64_t step = (uint64_t)setup->head.batch * (setup->head.dim * 4ull + 32) + floats * 4;
+    uint64_t sums = sfc_run_packed_bytes(setup, dense_blocks, dense_count);
+    uint64_t step = (uint64_t)setup->head.batch * (setup->head.dim * 4ull + 32) + sums;
     m.durability = 2 * largest_block(setup, class_blocks, class_count, dense_blocks, dense_count) +
-                   step + floats * 4;
+                   step + sums;
     m.total = memory_sum(&m.head) + memory_sum(&m.dense) + m.answers + m.durability;
     *out = m;
     return SFC_OK;

@@ -10,8 +10,9 @@
 /* Attempts that a shard keeps beyond one per micro-batch: a straggler and its replacement side by
  * side. */
 #define SFC_RUN_SPARE_SLOTS 2u
-/* Copies of the parameters that PullDense answers from: one for the present step, one for the next, and
- * four that may be stuck in connections of workers that stopped reading, each at another step. */
+/* Copies of the parameters that PullDense answers from: one for the present step, one for the next,
+ * and four that may be stuck in connections of workers that stopped reading, each at another step.
+ */
 #define SFC_RUN_PULL_COPIES 6u
 
 struct sfc_run_setup {
@@ -36,6 +37,9 @@ uint64_t sfc_run_dense_length(const struct sfc_run_setup *setup, uint64_t block)
 uint64_t sfc_run_class_rows(const struct sfc_run_setup *setup, const uint64_t *blocks,
                             size_t count);
 uint64_t sfc_run_dense_floats(const struct sfc_run_setup *setup, const uint64_t *blocks,
+                              size_t count);
+/* Bytes of a step's sums of a list of dense blocks, as they are logged. */
+uint64_t sfc_run_packed_bytes(const struct sfc_run_setup *setup, const uint64_t *blocks,
                               size_t count);
 
 struct sfc_run_memory {

@@ -65,7 +65,7 @@ struct sfc_compute_job {
             uint64_t step;
             double lr;
             struct sfc_dense_sum *sums; /* out, one per dense block */
-            float *dense_sums;          /* out: sfc_dense_sums; NULL: not wanted */
+            void *dense_sums;           /* out: sfc_dense_sums; NULL: not wanted */
             bool head_finite;           /* out */
         } prepare;
         struct {

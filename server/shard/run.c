@@ -158,7 +158,8 @@ static int buffers_new(struct sfc_shard_run *run, struct sfc_error *err)
     run->dense_digests = calloc(dense, sizeof *run->dense_digests);
     run->scratch_digest = sfc_digest_new();
     if (run->dense_floats > 0)
-        run->dense_sums = calloc(run->dense_floats, sizeof *run->dense_sums);
+        run->dense_sums =
+            calloc(1, sfc_run_packed_bytes(&run->setup, run->dense_blocks, run->dense_count));
     bool copies = run->dense_floats == 0 || run->dense_sums;
     run->prefetch_labels = calloc(run->setup.head.batch, sizeof *run->prefetch_labels);
     for (unsigned i = 0; i < SFC_RUN_PULL_COPIES; i++) {

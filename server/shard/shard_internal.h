@@ -86,7 +86,7 @@ struct sfc_shard_run {
     struct sfc_run_job *jobs, *free_jobs;
     uint32_t *prepare_slots, *commit_slots;
     struct sfc_dense_sum *sums;
-    float *dense_sums; /* [dense_floats] of the last prepare, for the log; NULL: no dense blocks */
+    void *dense_sums; /* packed, of the last prepare, for the log; NULL: no dense blocks */
     struct sfc_own_dense_sum *own_sums;
     uint64_t *dense_digests;
     struct sfc_digest *scratch_digest;

@@ -43,6 +43,8 @@ int sfc_storage_init(struct sfc_storage *storage, const struct sfc_storage_confi
         .micro_batch = c->setup->head.micro_batch,
         .dim = c->setup->head.dim,
         .dense_floats = sfc_run_dense_floats(c->setup, c->dense_blocks, c->dense_count),
+        .dense_halves =
+            sfc_dense_packing_of(&c->setup->dense, c->dense_blocks, c->dense_count).halves,
         .dense_blocks = sfc_log_blocks_digest(c->dense_blocks, c->dense_count),
     };
     s.config.reserve_bytes = DISK_RESERVE;

@@ -2,7 +2,7 @@
 """A shard that dies comes back from its own folder, and the run ends with the bits of a run that nothing
 happened to (I2, I3).
 
-    test_recovery.py [sampled|dense|adamw|half|scheduler|restore|folder|full|tight|off ...]     default: all
+    test_recovery.py [sampled|dense|adamw|half|gradients|scheduler|restore|folder|full|tight|off ...]     default: all
 SFC_KILLS sets the number of kills of sampled, dense and scheduler. Seeds come from SFC_SEED (default 1) and
 are printed on failure.
 """
@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -124,6 +125,24 @@ def test_adamw():
 def test_half():
     """State of bf16, which snapshots hold in 2 bytes."""
     compare(kills(2), 80, lambda c: synthetic(c, 80, dtype="bf16", gemm="bf16", momentum_mode="dense"))
+
+
+def log_header(c):
+    """(floats, how many of them bf16) of the sums in the first shard's log."""
+    path = max(c.shards[0].state.glob("run-*/*.sfl"))
+    with open(path, "rb") as log:
+        header = log.read(256)
+    return struct.unpack_from("<Q", header, 56)[0], struct.unpack_from("<Q", header, 240)[0]
+
+
+def test_gradients():
+    """Summed gradients that are logged in bf16."""
+    def create(c):
+        images(c, 60, "--log-dense", "bf16")
+        c.wait_step(2)
+        floats, halves = log_header(c)
+        check(0.9 * floats < halves < floats, f"{halves} of {floats} sums are bf16; all but statistics should be")
+    compare(kills(2), 60, create)
 
 
 def test_scheduler():
@@ -276,7 +295,7 @@ def test_off():
 
 
 def main():
-    names = sys.argv[1:] or ["sampled", "dense", "adamw", "half", "scheduler", "restore", "folder", "full",
+    names = sys.argv[1:] or ["sampled", "dense", "adamw", "half", "gradients", "scheduler", "restore", "folder", "full",
                              "tight", "off"]
     for name in names:
         begin = time.monotonic()

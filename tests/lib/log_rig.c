@@ -6,6 +6,7 @@ const struct sfc_log_geometry rig_geometry = {.batch = RIG_BATCH,
                                               .micro_batch = RIG_MICRO_BATCH,
                                               .dim = RIG_DIM,
                                               .dense_floats = RIG_DENSE,
+                                              .dense_halves = RIG_HALVES,
                                               .dense_blocks = 0x1234};
 
 void rig_identity(struct sfc_run_identity *out)

@@ -4,7 +4,14 @@
 
 #include "server/durable/step_log.h"
 
-enum { RIG_BATCH = 6, RIG_MICRO_BATCH = 2, RIG_PIECES = 3, RIG_DIM = 5, RIG_DENSE = 7 };
+enum {
+    RIG_BATCH = 6,
+    RIG_MICRO_BATCH = 2,
+    RIG_PIECES = 3,
+    RIG_DIM = 5,
+    RIG_DENSE = 7,
+    RIG_HALVES = 2
+};
 
 /* Odd sizes, so that every array needs padding. */
 extern const struct sfc_log_geometry rig_geometry;
@@ -14,7 +21,7 @@ struct rig_step {
     uint64_t labels[RIG_BATCH];
     float features[RIG_BATCH * RIG_DIM];
     double lse[RIG_BATCH];
-    float dense[RIG_DENSE];
+    float dense[RIG_DENSE]; /* as many bytes as the sums: 2 halves take 8, 5 floats 20 */
     struct sfc_attempt attempts[RIG_PIECES];
     const float *feature_pieces[RIG_PIECES];
     const double *lse_pieces[RIG_PIECES];

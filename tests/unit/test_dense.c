@@ -27,6 +27,8 @@ static const struct sfc_dense_segment segments[] = {
     {948, 52, SFC_DENSE_STATISTIC, 0, 0}, /* the short last block */
 };
 
+static enum sfc_dtype sum_dtype; /* of the group of tests at work */
+
 static struct sfc_dense_config config(enum sfc_optimizer optimizer)
 {
     return (struct sfc_dense_config){
@@ -44,6 +46,7 @@ static struct sfc_dense_config config(enum sfc_optimizer optimizer)
         .epsilon = 1e-8,
         .weight_decay = 0.01,
         .statistic_momentum = 0.1,
+        .sum_dtype = sum_dtype,
     };
 }
 
@@ -148,9 +151,22 @@ static void read_part(struct parts *p, enum sfc_block_part part, float *whole)
     }
 }
 
+/* Beside sums of bf16 in units of 2^-10: then sums of f32 are exact, and many of them lie in the
+ * middle between two numbers of bf16. */
 static void slice_of(uint64_t t, uint64_t j, float *out)
 {
     sfc_random_normals(t, SFC_STREAM_SYNTHETIC, j, 0, SIZE, out);
+    for (size_t i = 0; sum_dtype == SFC_DTYPE_BF16 && i < SIZE; i++) {
+        out[i] = rintf(1024 * out[i]) / 1024;
+    }
+}
+
+/* The nearest number of 8 significant bits, ties to even. */
+static double rounded(double v)
+{
+    int exponent;
+    double mantissa = frexp(v, &exponent);
+    return ldexp(rint(256 * mantissa), exponent - 8);
 }
 
 /* Slots in use by step t, in no particular order. */
@@ -250,6 +266,7 @@ static void follow_the_equations(const char *backend, enum sfc_optimizer optimiz
             if (statistic) {
                 w[i] = 0.9 * w[i] + 0.1 * sum[i] / MICRO;
             } else {
+                sum[i] = sum_dtype == SFC_DTYPE_BF16 ? rounded(sum[i]) : sum[i];
                 squares[i / BLOCK] += sum[i] * sum[i];
                 by_hand(optimizer, t, (0.5 + 0.1 * (double)t) * sum[i], decays ? 0.01 : 0, &w[i],
                         &m[i], &v[i]);
@@ -550,7 +567,7 @@ static void copies_meet(enum sfc_optimizer optimizer)
         read_part(&p, all_parts[k], got);
         assert_memory_equal(got, state[STEPS][k], sizeof got);
     }
-    sum[1][3] = (float)NAN;
+    memset((char *)sum[1] + 4, 0xff, 4); /* NaN in either format */
     assert_int_equal(sfc_dense_load(d, STEPS + 1, sum[1], NULL), SFC_EINVAL);
     assert_int_equal(sfc_dense_sums(d, got, NULL), SFC_ESTATE);
     assert_int_equal(sfc_dense_set_block_step(d, BLOCKS, 1, NULL), SFC_ENOTFOUND);
@@ -568,6 +585,49 @@ static void test_copies_of_different_steps_meet(void **state)
     (void)state;
     copies_meet(SFC_OPTIMIZER_SGD);
     copies_meet(SFC_OPTIMIZER_ADAMW);
+}
+
+enum { STATISTICS = 128 + 52, GRADIENTS = SIZE - STATISTICS };
+
+/* Sums of bf16: gradients in two bytes, statistics in four, for any choice of blocks. */
+static void test_sums_are_packed(void **state)
+{
+    (void)state;
+    bool half = sum_dtype == SFC_DTYPE_BF16;
+    for (size_t b = 0; b < BACKENDS; b++) {
+        for (size_t count = 1; count <= BLOCKS; count *= 2) {
+            struct parts p;
+            struct sums sums;
+            struct sfc_dense_config c = config(SFC_OPTIMIZER_SGD);
+            uint64_t halves = 0, floats = 0;
+            open_parts(&p, backends[b], 1, count, SFC_OPTIMIZER_SGD);
+            step(&p, 1, &sums);
+            for (size_t i = 0; i < count; i++) {
+                uint64_t blocks[BLOCKS], again[SIZE], packed[SIZE];
+                size_t n = 0;
+                for (uint64_t k = i; k < BLOCKS; k += count) {
+                    blocks[n++] = k;
+                }
+                struct sfc_dense_packing packing = sfc_dense_packing_of(&c, blocks, n);
+                uint64_t bytes = sfc_dense_packed_bytes(&packing);
+                halves += packing.halves;
+                floats += packing.floats;
+                assert_int_equal(packing.halves + packing.floats, sfc_dense_length(p.dense[i]));
+                assert_int_equal(bytes, (2 * packing.halves + 7) / 8 * 8 + 4 * packing.floats);
+                memset(packed, 0x3c, sizeof packed);
+                memset(again, 0xc3, sizeof again);
+                assert_int_equal(sfc_dense_load(p.dense[i], 2, packed, NULL), SFC_OK);
+                assert_int_equal(sfc_dense_sums(p.dense[i], again, NULL), SFC_OK);
+                memset((char *)packed + 2 * packing.halves, 0,
+                       (2 * packing.halves + 7) / 8 * 8 - 2 * packing.halves);
+                assert_memory_equal(packed, again, bytes);
+                assert_int_equal(*((unsigned char *)again + bytes), 0xc3);
+            }
+            assert_int_equal(halves, half ? GRADIENTS : 0);
+            assert_int_equal(floats, half ? STATISTICS : SIZE);
+            close_parts(&p);
+        }
+    }
 }
 
 static void test_bad_calls_are_refused(void **state)
@@ -612,7 +672,7 @@ static void test_bad_calls_are_refused(void **state)
                          SFC_EINVAL);
         close_parts(&p);
         assert_int_equal(sfc_backend_open(backends[b], 1, &p.backend, &err), SFC_OK);
-        for (int wrong = 0; wrong < 4; wrong++) {
+        for (int wrong = 0; wrong < 5; wrong++) {
             static const uint64_t blocks[1] = {0};
             struct sfc_dense_config c = config(SFC_OPTIMIZER_ADAMW);
             struct sfc_memory memory;
@@ -620,6 +680,7 @@ static void test_bad_calls_are_refused(void **state)
             c.beta2 = wrong == 1 ? (double)NAN : c.beta2;
             c.epsilon = wrong == 2 ? 0 : c.epsilon;
             c.optimizer = wrong == 3 ? (enum sfc_optimizer)2 : c.optimizer;
+            c.sum_dtype = wrong == 4 ? (enum sfc_dtype)2 : c.sum_dtype;
             assert_int_equal(sfc_dense_memory(p.backend, &c, blocks, 1, &memory, &err), SFC_EINVAL);
         }
         sfc_backend_close(p.backend);
@@ -637,7 +698,10 @@ int main(void)
         cmocka_unit_test(test_prepare_reports_what_is_not_finite),
         cmocka_unit_test(test_state_can_be_moved),
         cmocka_unit_test(test_copies_of_different_steps_meet),
+        cmocka_unit_test(test_sums_are_packed),
         cmocka_unit_test(test_bad_calls_are_refused),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests_name("sums of f32", tests, NULL, NULL);
+    sum_dtype = SFC_DTYPE_BF16;
+    return failed + cmocka_run_group_tests_name("sums of bf16", tests, NULL, NULL);
 }

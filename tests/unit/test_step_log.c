@@ -392,6 +392,10 @@ static void another_owner_is_refused(void **state)
     assert_int_equal(reopen(f, 1, 3, false), SFC_ESTALE);
     assert_says(f->err.text, "--state");
     f->config = own;
+    f->config.geometry.dense_halves++;
+    assert_int_equal(reopen(f, 1, 4, false), SFC_ESTALE);
+    assert_says(f->err.text, "bf16");
+    f->config.geometry.dense_halves--;
     f->config.geometry.dim++;
     assert_int_equal(reopen(f, 1, 3, false), SFC_ESTALE);
     f->config = own;
@@ -407,11 +411,11 @@ static void another_format_is_refused(void **state)
     size_t size;
     uint8_t *data = memory_files_data(f->files, "log-00000001.sfl", &size);
     assert_non_null(data);
-    data[8] = 2;
+    data[8] = SFC_LOG_VERSION + 1;
     uint64_t checksum = sfc_digest64(data, 248);
     memcpy(data + 248, &checksum, 8);
     assert_int_equal(reopen(f, 1, 3, false), SFC_EUNSUPPORTED);
-    assert_says(f->err.text, "format 2");
+    assert_says(f->err.text, "format 3");
 }
 
 static void a_step_takes_little_more_than_its_content(void **state)
@@ -423,6 +427,11 @@ static void a_step_takes_little_more_than_its_content(void **state)
     g = (struct sfc_log_geometry){.batch = 64, .micro_batch = 8, .dim = 64, .dense_floats = 1000};
     content = 64 * (4 * 64 + 8 + 8) + 4 * 1000;
     assert_true(sfc_step_log_step_bytes(&g) <= content + content / 10);
+    g.dense_halves = 960;
+    assert_int_equal(sfc_step_log_step_bytes(&g) + 2 * 960, content + 64 + 8 + 8 * 16 + 88);
+    g.dense_halves = 1001;
+    assert_int_equal(sfc_log_geometry_check(&g, NULL), SFC_EINVAL);
+    g.dense_halves = 0;
     assert_int_equal(sfc_step_log_default_limit(&g, 0), 16 * sfc_step_log_step_bytes(&g));
     assert_int_equal(sfc_step_log_default_limit(&g, 1ull << 40), (1ull << 40) / 5);
 }
