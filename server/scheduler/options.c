@@ -9,7 +9,9 @@ static const struct sfc_option table[] = {
      .max = 255,
      .fallback = "127.0.0.1:0",
      .offset = AT(listen),
-     .help = "address to serve on; port 0 is chosen by the kernel and printed as 'listening ADDR'"},
+     .help = "address to serve on, printed as 'listening ADDR'; port 0: the one that the kernel "
+             "chose when "
+             "this --state was first served, so that others find it again"},
     {.name = "state",
      .type = SFC_OPTION_STRING,
      .metavar = "DIR",

@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "proto/base/log.h"
+#include "server/run/listen.h"
 #include "server/scheduler/scheduler_internal.h"
 
 uint64_t sfc_sched_now(const struct sfc_scheduler *s)
@@ -182,10 +183,11 @@ int sfc_scheduler_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
         (code = sfc_sched_restore_run(s, err)) != SFC_OK)
         return code;
     int port = 0;
-    code = sfc_rpc_server_start(rpc, options->listen, sfc_scheduler_methods,
-                                sfc_scheduler_method_count, s, &s->server, &port, err);
+    const struct sfc_listen listen = {options->listen, options->state, sfc_scheduler_methods,
+                                      sfc_scheduler_method_count, s};
+    code = sfc_listen_start(rpc, &listen, &s->server, &port, err);
     if (code != SFC_OK)
-        return sfc_prefix(err, "--listen %s", options->listen), code;
+        return code;
     take_address(s, port);
     uv_timer_init(uv, &s->timer);
     s->timer.data = s;

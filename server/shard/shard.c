@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "proto/base/log.h"
+#include "server/run/listen.h"
 #include "server/shard/shard_internal.h"
 
 #define MEMORY_SHARE 0.8
@@ -133,10 +134,11 @@ int sfc_shard_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
              (code = sfc_tasks_start(post, rpc, &shard->snapshot_thread, err)) != SFC_OK)
         return code;
     int port = 0;
-    code = sfc_rpc_server_start(rpc, options->listen, sfc_shard_methods, sfc_shard_method_count,
-                                shard, &shard->server, &port, err);
+    const struct sfc_listen listen = {options->listen, options->state, sfc_shard_methods,
+                                      sfc_shard_method_count, shard};
+    code = sfc_listen_start(rpc, &listen, &shard->server, &port, err);
     if (code != SFC_OK)
-        return sfc_prefix(err, "--listen %s", options->listen), code;
+        return code;
     take_addresses(shard, port);
     sfc_info_log("%s, %u threads, up to %.1f MiB",
                  sfc_backend_numerics(sfc_compute_backend(shard->compute)), threads,

@@ -224,9 +224,15 @@ class Cluster:
         return shard
 
     def restart_shard(self, shard, state=None):
-        """Starts a shard that has ended again, on the same address and, unless given, the same state."""
+        """Starts a shard that has ended again, on the same address (its state folder keeps the port) and, unless
+        given, the same state."""
         self.shards.remove(shard)
-        return self.start_shard(*shard.extra, listen=shard.address, state=state or shard.state)
+        kept = state is None and (shard.state / "port").exists()
+        again = self.start_shard(*shard.extra, listen="127.0.0.1:0" if kept else shard.address,
+                                 state=state or shard.state)
+        if again.address != shard.address:
+            raise Failure(f"{shard.address} came back as {again.address}")
+        return again
 
     def start_shards(self, count, *extra):
         """Starts `count` shards and waits until the scheduler has them all."""

@@ -1,5 +1,7 @@
-"""grpc.health.v1.Health/Check of a real scheduler, asked by an independent gRPC implementation's client."""
+"""grpc.health.v1.Health/Check of a real scheduler, asked by an independent gRPC implementation's client; and the
+port that it comes back on."""
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -53,6 +55,36 @@ def run(state):
         process.stdout.close()
 
 
+def listening(state):
+    """Starts a scheduler on a port of the kernel's choice; its address, after it has ended well."""
+    program = os.path.join(os.environ["SFC_BIN"], "shardfc-scheduler")
+    process = subprocess.Popen([program, "--listen", "127.0.0.1:0", "--state", state], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        words = process.stdout.readline().split()
+        process.terminate()
+        _, messages = process.communicate(timeout=60)
+        return words[1] if words else None, process.returncode, messages
+    finally:
+        process.kill()
+        process.wait()
+
+
+def kept_port(state):
+    first, code, _ = listening(state)
+    assert code == 0 and listening(state)[0] == first
+    port = int(first.rsplit(":", 1)[1])
+    with socket.create_server(("127.0.0.1", port)):
+        address, code, messages = listening(state)
+        assert address is None and code != 0, (address, code)
+        assert str(port) in messages and os.path.join(state, "port") in messages, messages
+    for text in ("", "0", "65536", "-1", "12x", "99999999999999999999"):
+        with open(os.path.join(state, "port"), "w", encoding="ascii") as file:
+            file.write(text)
+        address, code, messages = listening(state)
+        assert address is None and code != 0 and "remove it" in messages, (text, address, code, messages)
+
+
 def unknown_compressed(channel):
     status = channel.unary_unary("/shardfc.v1.Scheduler/Status")
     return status(bytes(4096), timeout=10, compression=grpc.Compression.Gzip)
@@ -61,5 +93,6 @@ def unknown_compressed(channel):
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         run(os.path.join(folder, "state"))
+        kept_port(os.path.join(folder, "state"))
     print("ok")
     sys.exit(0)

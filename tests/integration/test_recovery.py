@@ -290,7 +290,8 @@ def test_off():
         c.wait_step(20)
         victim = c.shards[0]
         check("--durable off" in victim.stderr(), victim.tail())
-        check([p.name for p in victim.state.iterdir()] == ["lock"], f"{list(victim.state.iterdir())}")
+        names = sorted(p.name for p in victim.state.iterdir())
+        check(names == ["lock", "port"], f"{names}")
         refused(c, victim, victim.state, "--durable off", "checkpoint")
 
 
