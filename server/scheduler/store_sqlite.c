@@ -97,18 +97,25 @@ static int db_finish(const struct sfc_store *store, sqlite3_stmt *s, const char 
     return code;
 }
 
+/* One row of one number. A statement that also writes commits only when it is gone through to its
+ * end. */
 static int db_integer(const struct sfc_store *store, const char *sql, int64_t *out,
                       const char *what, struct sfc_error *err)
 {
     sqlite3_stmt *s = NULL;
+    int64_t value = 0;
     int code = db_prepare(store, sql, &s, what, err);
     if (code != SFC_OK)
         return code;
-    if (sqlite3_step(s) == SQLITE_ROW)
-        *out = sqlite3_column_int64(s, 0);
-    else
+    if (sqlite3_step(s) == SQLITE_ROW) {
+        value = sqlite3_column_int64(s, 0);
+        code = db_finish(store, s, what, err);
+    } else {
         code = db_fail(store, err, what);
-    sqlite3_finalize(s);
+        sqlite3_finalize(s);
+    }
+    if (code == SFC_OK)
+        *out = value;
     return code;
 }
 
@@ -211,16 +218,17 @@ static int sync_folder(const char *path, struct sfc_error *err)
     return code;
 }
 
-/* The names of the files, and of a new folder, are durable as well. */
-static int sync_names(const char *where, bool made, struct sfc_error *err)
+/* The names of the files and of the folder are durable as well; the folder's every time, because
+ * whoever made it may have died before. A parent that we may not read was made ready by others. */
+static int sync_names(const char *where, struct sfc_error *err)
 {
     char parent[4096];
-    if (!made)
-        return sync_folder(where, err);
     if ((size_t)snprintf(parent, sizeof parent, "%s/..", where) >= sizeof parent)
         return sfc_fail(err, SFC_EINVAL, "--state: the path is too long");
     int code = sync_folder(where, err);
-    return code == SFC_OK ? sync_folder(parent, err) : code;
+    if (code == SFC_OK && access(parent, R_OK) == 0)
+        code = sync_folder(parent, err);
+    return code;
 }
 
 static int check_schema(struct sfc_store *store, struct sfc_error *err)
@@ -248,24 +256,34 @@ static int check_schema(struct sfc_store *store, struct sfc_error *err)
     return SFC_OK;
 }
 
-static int check_pages(struct sfc_store *store, struct sfc_error *err)
+/* "ok", or the first thing that is wrong. */
+static int quick_check(struct sfc_store *store, char *out, size_t size, struct sfc_error *err)
 {
     sqlite3_stmt *s = NULL;
     int code = db_prepare(store, "PRAGMA quick_check(1)", &s, "check state", err);
     if (code != SFC_OK)
         return code;
-    if (sqlite3_step(s) != SQLITE_ROW) {
+    if (sqlite3_step(s) == SQLITE_ROW)
+        column_text(s, 0, out, size);
+    else
         code = db_fail(store, err, "check state");
-    } else {
-        const char *text = (const char *)sqlite3_column_text(s, 0);
-        if (!text || strcmp(text, "ok") != 0)
-            code = sfc_fail(
-                err, SFC_ECORRUPT,
-                "%s is damaged (%s); restore it from a backup or move it away to begin with "
-                "an empty state",
-                store->path, text ? text : "no answer");
-    }
     sqlite3_finalize(s);
+    return code;
+}
+
+/* The check reports a page that it could not read like one that is damaged; what can be read a
+ * moment later is neither. */
+static int check_pages(struct sfc_store *store, struct sfc_error *err)
+{
+    char text[300];
+    int code = quick_check(store, text, sizeof text, err);
+    if (code == SFC_OK && strcmp(text, "ok") != 0)
+        code = quick_check(store, text, sizeof text, err);
+    if (code == SFC_OK && strcmp(text, "ok") != 0)
+        code = sfc_fail(err, SFC_ECORRUPT,
+                        "%s is damaged or can't be read (%s); look at the disk, restore the file "
+                        "from a backup or move it away to begin with an empty state",
+                        store->path, text);
     return code;
 }
 
@@ -279,8 +297,7 @@ int sfc_store_open(const char *where, struct sfc_store **out, struct sfc_error *
         return sfc_fail(err, SFC_ENOMEM, "open state");
     store->lock = -1;
     int code = SFC_OK;
-    bool made = mkdir(where, 0700) == 0;
-    if (!made && errno != EEXIST) {
+    if (mkdir(where, 0700) != 0 && errno != EEXIST) {
         code = sfc_fail_errno(err, "make folder %s", where);
         goto fail;
     }
@@ -300,7 +317,7 @@ int sfc_store_open(const char *where, struct sfc_store **out, struct sfc_error *
     sqlite3_extended_result_codes(store->db, 0);
     if ((code = check_durable(store, err)) != SFC_OK ||
         (code = check_schema(store, err)) != SFC_OK || (code = check_pages(store, err)) != SFC_OK ||
-        (code = sync_names(where, made, err)) != SFC_OK)
+        (code = sync_names(where, err)) != SFC_OK)
         goto fail;
     *out = store;
     return SFC_OK;
