@@ -81,11 +81,13 @@ static json_t *describe_record(const char *name, const struct sfc_log_entry *ent
     char round[48];
     snprintf(round, sizeof round, "%" PRIu64 ".%" PRIu64, record->round.incarnation,
              record->round.counter);
+    static const char *const types[] = {
+        [SFC_LOG_PREPARE] = "prepare", [SFC_LOG_COMMIT] = "commit", [SFC_LOG_FETCHED] = "fetched"};
     bool commit = record->type == SFC_LOG_COMMIT;
-    json_t *object = json_pack(
-        "{s:s, s:o, s:o, s:s, s:o, s:s}", "file", name, "offset", number(record->offset), "bytes",
-        number(SFC_LOG_RECORD_HEADER + sfc_log_padded(record->body_size)), "type",
-        commit ? "commit" : "prepare", "step", number(record->step), "round", round);
+    json_t *object =
+        json_pack("{s:s, s:o, s:o, s:s, s:o, s:s}", "file", name, "offset", number(record->offset),
+                  "bytes", number(SFC_LOG_RECORD_HEADER + sfc_log_padded(record->body_size)),
+                  "type", types[record->type], "step", number(record->step), "round", round);
     if (commit) {
         json_object_set_new(object, "apply", json_boolean(entry->commit.apply));
         json_object_set_new(object, "lr", json_real(entry->commit.lr));
@@ -116,8 +118,10 @@ static int add_records(struct report *r, const char *name, const struct sfc_log_
         if (record->type == SFC_LOG_COMMIT) {
             sfc_log_index_commit(&r->index, &scan->entries[i].commit);
         } else {
-            struct sfc_log_place_of place = {
-                .step = record->step, .round = record->round, .segment = file->number};
+            struct sfc_log_place_of place = {.type = record->type,
+                                             .step = record->step,
+                                             .round = record->round,
+                                             .segment = file->number};
             sfc_log_index_prepare(&r->index, &place);
         }
     }

@@ -52,17 +52,28 @@ int sfc_log_geometry_check(const struct sfc_log_geometry *g, struct sfc_error *e
     return SFC_OK;
 }
 
-void sfc_log_view_prepare(const struct sfc_log_geometry *geometry, const uint8_t *body,
-                          struct sfc_log_prepare_view *out)
+struct sfc_log_geometry sfc_log_body_geometry(const struct sfc_log_geometry *geometry,
+                                              enum sfc_log_type type)
 {
+    struct sfc_log_geometry g = *geometry;
+    if (type == SFC_LOG_FETCHED) {
+        g.dense_floats = g.dense_halves = 0;
+    }
+    return g;
+}
+
+void sfc_log_view_prepare(const struct sfc_log_geometry *geometry, enum sfc_log_type type,
+                          const uint8_t *body, struct sfc_log_prepare_view *out)
+{
+    struct sfc_log_geometry g = sfc_log_body_geometry(geometry, type);
     struct sfc_log_layout at;
-    sfc_log_prepare_layout(geometry, &at);
+    sfc_log_prepare_layout(&g, &at);
     memcpy(&out->lr, body, sizeof out->lr);
     out->labels = (const uint64_t *)(const void *)(body + at.labels);
     out->features = (const float *)(const void *)(body + at.features);
     out->attempts = (const struct sfc_attempt *)(const void *)(body + at.attempts);
     out->lse = (const double *)(const void *)(body + at.lse);
-    out->dense = body + at.dense;
+    out->dense = type == SFC_LOG_FETCHED ? NULL : body + at.dense;
 }
 
 /* ---- names */
@@ -210,9 +221,10 @@ void sfc_log_encode_record(const struct sfc_log_record *record, uint8_t out[SFC_
 static int check_record(const struct sfc_log_record *record, uint64_t offset,
                         const struct sfc_log_geometry *geometry, struct sfc_error *err)
 {
+    struct sfc_log_geometry body = sfc_log_body_geometry(geometry, record->type);
     struct sfc_log_layout layout;
-    sfc_log_prepare_layout(geometry, &layout);
-    bool prepare = record->type == SFC_LOG_PREPARE;
+    sfc_log_prepare_layout(&body, &layout);
+    bool prepare = record->type == SFC_LOG_PREPARE || record->type == SFC_LOG_FETCHED;
     if (!prepare && record->type != SFC_LOG_COMMIT) {
         return sfc_fail(err, SFC_ECORRUPT, "a record of unknown type %d", (int)record->type);
     }

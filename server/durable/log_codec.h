@@ -19,7 +19,7 @@
 #include "server/core/types.h"
 #include "server/durable/identity.h"
 
-#define SFC_LOG_VERSION        2u
+#define SFC_LOG_VERSION        3u
 #define SFC_LOG_SEGMENT_HEADER 256u
 #define SFC_LOG_RECORD_HEADER  64u
 #define SFC_LOG_COMMIT_BODY    24u
@@ -50,7 +50,11 @@ struct sfc_log_segment {
     uint64_t previous_length; /* bytes of it that count */
 };
 
-enum sfc_log_type { SFC_LOG_PREPARE = 1, SFC_LOG_COMMIT = 2 };
+enum sfc_log_type {
+    SFC_LOG_PREPARE = 1,
+    SFC_LOG_COMMIT = 2,
+    SFC_LOG_FETCHED = 3 /* a PREPARE that was lost, from another shard: without dense sums */
+};
 
 struct sfc_log_record {
     enum sfc_log_type type;
@@ -61,6 +65,9 @@ struct sfc_log_record {
     uint64_t body_size;     /* without padding */
     uint64_t body_checksum; /* XXH3-64 */
 };
+/* The geometry of the body of a PREPARE or FETCHED. */
+struct sfc_log_geometry sfc_log_body_geometry(const struct sfc_log_geometry *geometry,
+                                              enum sfc_log_type type);
 static inline uint64_t sfc_log_padded(uint64_t size)
 {
     return (size + 7) & ~7ull;
@@ -112,10 +119,12 @@ struct sfc_log_prepare_view {
     const float *features;              /* [batch, dim] raw */
     const struct sfc_attempt *attempts; /* [micro-batches] */
     const double *lse;                  /* [batch] */
-    /* bf16 [dense_halves], zeros up to a multiple of 8 bytes, f32 [dense_floats - dense_halves] */
+    /* bf16 [dense_halves], zeros up to a multiple of 8 bytes, f32 [dense_floats - dense_halves];
+     * NULL: of a FETCHED, they are lost */
     const void *dense;
 };
-void sfc_log_view_prepare(const struct sfc_log_geometry *geometry, const uint8_t *body,
-                          struct sfc_log_prepare_view *out);
+/* type: SFC_LOG_PREPARE or SFC_LOG_FETCHED. */
+void sfc_log_view_prepare(const struct sfc_log_geometry *geometry, enum sfc_log_type type,
+                          const uint8_t *body, struct sfc_log_prepare_view *out);
 
 #endif

@@ -6,7 +6,8 @@
 
 #include "server/durable/log_codec.h"
 
-struct sfc_log_place_of { /* of a PREPARE */
+struct sfc_log_place_of { /* of a PREPARE or FETCHED */
+    enum sfc_log_type type;
     uint64_t step;
     struct sfc_attempt round;
     uint64_t segment, offset, checksum;

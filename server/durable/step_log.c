@@ -312,10 +312,10 @@ static void put_padding(struct gather *g, uint64_t size)
     }
 }
 
-static void put_body(const struct sfc_step_log *log, struct gather *g,
-                     const struct sfc_log_prepare *p)
+/* dense_bytes: 0 where the record has no sums. */
+static void put_body(const struct sfc_log_geometry *geometry, uint64_t dense_bytes,
+                     struct gather *g, const struct sfc_log_prepare *p)
 {
-    const struct sfc_log_geometry *geometry = &log->config.geometry;
     uint32_t pieces = sfc_log_micro_batches(geometry);
     size_t rows = geometry->micro_batch;
     put(g, &p->lr, sizeof p->lr);
@@ -328,32 +328,36 @@ static void put_body(const struct sfc_step_log *log, struct gather *g,
     for (uint32_t j = 0; j < pieces; j++) {
         put(g, p->lse[j], rows * sizeof **p->lse);
     }
-    if (geometry->dense_floats > 0) {
-        put(g, p->dense, (size_t)log->layout.dense_bytes);
-        put_padding(g, log->layout.dense_bytes);
+    if (dense_bytes > 0) {
+        put(g, p->dense, (size_t)dense_bytes);
+        put_padding(g, dense_bytes);
     }
 }
 
 static void put_prepare(struct sfc_step_log *log, struct gather *g, uint64_t start,
-                        const struct sfc_log_prepare *p, uint8_t header[SFC_LOG_RECORD_HEADER],
-                        struct sfc_log_place_of *place)
+                        enum sfc_log_type type, const struct sfc_log_prepare *p,
+                        uint8_t header[SFC_LOG_RECORD_HEADER], struct sfc_log_place_of *place)
 {
-    struct sfc_log_record record = {.type = SFC_LOG_PREPARE,
+    struct sfc_log_geometry geometry = sfc_log_body_geometry(&log->config.geometry, type);
+    struct sfc_log_layout layout;
+    sfc_log_prepare_layout(&geometry, &layout);
+    struct sfc_log_record record = {.type = type,
                                     .step = p->step,
                                     .round = p->round,
                                     .offset = start + g->size,
                                     .flushed = log->durable,
-                                    .body_size = log->layout.size};
+                                    .body_size = layout.size};
     put(g, header, SFC_LOG_RECORD_HEADER);
     size_t body = g->count;
-    put_body(log, g, p);
+    put_body(&geometry, layout.dense_bytes, g, p);
     sfc_digest_reset(log->digest);
     for (size_t i = body; i < g->count; i++) {
         sfc_digest_update(log->digest, g->parts[i].data, g->parts[i].size);
     }
     record.body_checksum = sfc_digest_final64(log->digest);
     sfc_log_encode_record(&record, header);
-    *place = (struct sfc_log_place_of){.step = p->step,
+    *place = (struct sfc_log_place_of){.type = type,
+                                       .step = p->step,
                                        .round = p->round,
                                        .segment = open_part(log)->number,
                                        .offset = record.offset,
@@ -391,8 +395,8 @@ static void note_steps(struct sfc_step_log *log, const struct sfc_log_prepare *p
 }
 
 /* prepare: NULL, only commits. Room in the index has been reserved. */
-static int append(struct sfc_step_log *log, const struct sfc_log_prepare *prepare,
-                  struct sfc_error *err)
+static int append(struct sfc_step_log *log, enum sfc_log_type type,
+                  const struct sfc_log_prepare *prepare, struct sfc_error *err)
 {
     uint8_t segment_header[SFC_LOG_SEGMENT_HEADER], record_header[SFC_LOG_RECORD_HEADER];
     struct sfc_log_place_of place;
@@ -411,7 +415,7 @@ static int append(struct sfc_step_log *log, const struct sfc_log_prepare *prepar
     }
     put_commits(log, &g, start);
     if (prepare != NULL) {
-        put_prepare(log, &g, start, prepare, record_header, &place);
+        put_prepare(log, &g, start, type, prepare, record_header, &place);
     }
     code = write_parts(log, &g, err);
     if (code != SFC_OK) {
@@ -452,8 +456,8 @@ static int check_limits(const struct sfc_step_log *log, uint64_t step, struct sf
 
 /* ---- what the caller does */
 
-int sfc_step_log_append_prepare(struct sfc_step_log *log, const struct sfc_log_prepare *prepare,
-                                struct sfc_error *err)
+static int append_inputs(struct sfc_step_log *log, enum sfc_log_type type,
+                         const struct sfc_log_prepare *prepare, struct sfc_error *err)
 {
     int code = check_limits(log, prepare->step, err);
     if (code == SFC_OK && log->file != NULL &&
@@ -467,7 +471,19 @@ int sfc_step_log_append_prepare(struct sfc_step_log *log, const struct sfc_log_p
     if (code == SFC_OK) {
         code = sfc_log_index_reserve(&log->index, err);
     }
-    return code == SFC_OK ? append(log, prepare, err) : code;
+    return code == SFC_OK ? append(log, type, prepare, err) : code;
+}
+
+int sfc_step_log_append_prepare(struct sfc_step_log *log, const struct sfc_log_prepare *prepare,
+                                struct sfc_error *err)
+{
+    return append_inputs(log, SFC_LOG_PREPARE, prepare, err);
+}
+
+int sfc_step_log_append_fetched(struct sfc_step_log *log, const struct sfc_log_prepare *prepare,
+                                struct sfc_error *err)
+{
+    return append_inputs(log, SFC_LOG_FETCHED, prepare, err);
 }
 
 int sfc_step_log_append_commit(struct sfc_step_log *log, const struct sfc_log_commit *commit,
@@ -494,7 +510,7 @@ int sfc_step_log_flush(struct sfc_step_log *log, struct sfc_error *err)
 {
     int code = SFC_OK;
     if (log->waiting_count > log->waiting_written) {
-        code = append(log, NULL, err);
+        code = append(log, SFC_LOG_PREPARE, NULL, err);
     }
     if (code == SFC_OK && SFC_PLANT_BUG != 1) { /* bug 1: Ready before the record is durable */
         code = make_durable(log, err);
@@ -582,7 +598,7 @@ static int file_of(struct sfc_step_log *log, uint64_t segment, struct sfc_file *
     return SFC_OK;
 }
 
-static int damaged(const struct sfc_step_log *log, const struct sfc_log_place_of *place,
+static int damaged(const struct sfc_folder *folder, const struct sfc_log_place_of *place,
                    struct sfc_error *err)
 {
     char name[SFC_LOG_NAME_SIZE];
@@ -591,7 +607,7 @@ static int damaged(const struct sfc_step_log *log, const struct sfc_log_place_of
                     "%s/%s: byte %" PRIu64 ": the record of step %" PRIu64
                     " is not what was written; `shardfc log %s` lists the damage; restore the run "
                     "from a checkpoint, or this folder from a copy",
-                    log->folder->path, name, place->offset, place->step, log->folder->path);
+                    folder->path, name, place->offset, place->step, folder->path);
 }
 
 static int read_exactly(struct sfc_file *file, uint64_t offset, void *out, size_t size, bool *whole,
@@ -605,25 +621,18 @@ static int read_exactly(struct sfc_file *file, uint64_t offset, void *out, size_
     return code;
 }
 
-int sfc_step_log_read(struct sfc_step_log *log, uint64_t step, struct sfc_attempt round,
-                      uint8_t *body, struct sfc_log_prepare_view *out, struct sfc_error *err)
+static int read_record(struct sfc_file *file, const struct sfc_log_geometry *geometry,
+                       const struct sfc_log_place_of *place, uint8_t *body,
+                       struct sfc_log_prepare_view *out, struct sfc_error *err)
 {
-    const struct sfc_log_place_of *place = sfc_log_index_find(&log->index, step, round);
+    struct sfc_log_geometry of_body = sfc_log_body_geometry(geometry, place->type);
+    struct sfc_log_layout layout;
     uint8_t header[SFC_LOG_RECORD_HEADER];
     struct sfc_log_record record;
-    struct sfc_file *file;
     bool whole = false;
-    if (place == NULL) {
-        return sfc_fail(err, SFC_ENOTFOUND,
-                        "%s: the step log has no record of step %" PRIu64 ", round %" PRIu64
-                        ".%" PRIu64,
-                        log->folder->path, step, round.incarnation, round.counter);
-    }
-    size_t size = sfc_step_log_body_size(log);
-    int code = file_of(log, place->segment, &file, err);
-    if (code == SFC_OK) {
-        code = read_exactly(file, place->offset, header, sizeof header, &whole, err);
-    }
+    sfc_log_prepare_layout(&of_body, &layout);
+    size_t size = (size_t)layout.size;
+    int code = read_exactly(file, place->offset, header, sizeof header, &whole, err);
     if (code == SFC_OK && whole) {
         code = read_exactly(file, place->offset + sizeof header, body, size, &whole, err);
     }
@@ -631,13 +640,55 @@ int sfc_step_log_read(struct sfc_step_log *log, uint64_t step, struct sfc_attemp
         return code;
     }
     if (!whole ||
-        sfc_log_decode_record(header, sizeof header, place->offset, &log->config.geometry, &record,
-                              NULL) != SFC_OK ||
-        record.body_checksum != place->checksum || sfc_digest64(body, size) != place->checksum) {
-        return damaged(log, place, err);
+        sfc_log_decode_record(header, sizeof header, place->offset, geometry, &record, NULL) !=
+            SFC_OK ||
+        record.type != place->type || record.body_checksum != place->checksum ||
+        sfc_digest64(body, size) != place->checksum) {
+        return damaged(file->folder, place, err);
     }
-    sfc_log_view_prepare(&log->config.geometry, body, out);
+    sfc_log_view_prepare(geometry, place->type, body, out);
     return SFC_OK;
+}
+
+int sfc_step_log_find(const struct sfc_step_log *log, uint64_t step, struct sfc_attempt round,
+                      struct sfc_log_place_of *out, struct sfc_error *err)
+{
+    const struct sfc_log_place_of *place = sfc_log_index_find(&log->index, step, round);
+    if (place == NULL) {
+        return sfc_fail(err, SFC_ENOTFOUND,
+                        "%s: the step log has no record of step %" PRIu64 ", round %" PRIu64
+                        ".%" PRIu64,
+                        log->folder->path, step, round.incarnation, round.counter);
+    }
+    *out = *place;
+    return SFC_OK;
+}
+
+int sfc_step_log_read(struct sfc_step_log *log, uint64_t step, struct sfc_attempt round,
+                      uint8_t *body, struct sfc_log_prepare_view *out, struct sfc_error *err)
+{
+    struct sfc_log_place_of place;
+    struct sfc_file *file;
+    int code = sfc_step_log_find(log, step, round, &place, err);
+    if (code == SFC_OK) {
+        code = file_of(log, place.segment, &file, err);
+    }
+    return code == SFC_OK ? read_record(file, &log->config.geometry, &place, body, out, err) : code;
+}
+
+int sfc_step_log_read_at(struct sfc_folder *folder, const struct sfc_log_geometry *geometry,
+                         const struct sfc_log_place_of *place, uint8_t *body,
+                         struct sfc_log_prepare_view *out, struct sfc_error *err)
+{
+    char name[SFC_LOG_NAME_SIZE];
+    struct sfc_file *file;
+    sfc_log_name(place->segment, name);
+    int code = folder->ops->open(folder, name, false, &file, err);
+    if (code == SFC_OK) {
+        code = read_record(file, geometry, place, body, out, err);
+        folder->ops->close_file(file);
+    }
+    return code;
 }
 
 void sfc_step_log_state(const struct sfc_step_log *log, struct sfc_step_log_state *out)

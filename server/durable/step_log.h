@@ -30,6 +30,7 @@
 
 #include "server/durable/file_layer.h"
 #include "server/durable/log_codec.h"
+#include "server/durable/log_index.h"
 
 struct sfc_step_log;
 
@@ -102,6 +103,10 @@ struct sfc_log_prepare {
  * repeated when the floor has moved. SFC_EIO: the disk failed; may be repeated too. */
 int sfc_step_log_append_prepare(struct sfc_step_log *log, const struct sfc_log_prepare *prepare,
                                 struct sfc_error *err);
+/* The same for a committed step that the log lacks and another shard gave: without dense sums,
+ * which nobody else has. */
+int sfc_step_log_append_fetched(struct sfc_step_log *log, const struct sfc_log_prepare *prepare,
+                                struct sfc_error *err);
 /* Kept in memory until it is durable with the next flush. SFC_ENOMEM. */
 int sfc_step_log_append_commit(struct sfc_step_log *log, const struct sfc_log_commit *commit,
                                struct sfc_error *err);
@@ -120,6 +125,15 @@ int sfc_step_log_commit_of(const struct sfc_step_log *log, uint64_t step,
 size_t sfc_step_log_body_size(const struct sfc_step_log *log);
 int sfc_step_log_read(struct sfc_step_log *log, uint64_t step, struct sfc_attempt round,
                       uint8_t *body, struct sfc_log_prepare_view *out, struct sfc_error *err);
+
+/* Where the record of (step, round) is. SFC_ENOTFOUND. */
+int sfc_step_log_find(const struct sfc_step_log *log, uint64_t step, struct sfc_attempt round,
+                      struct sfc_log_place_of *out, struct sfc_error *err);
+/* Reads it there as sfc_step_log_read does, but through a folder object of the caller's: while
+ * another thread uses the log. SFC_ENOTFOUND: its segment has been deleted meanwhile. */
+int sfc_step_log_read_at(struct sfc_folder *folder, const struct sfc_log_geometry *geometry,
+                         const struct sfc_log_place_of *place, uint8_t *body,
+                         struct sfc_log_prepare_view *out, struct sfc_error *err);
 
 struct sfc_step_log_state {
     uint64_t first_step, last_step; /* of the Prepares in the log; 0: none */

@@ -79,7 +79,8 @@ static int take_segment(struct sfc_step_log *log, const struct sfc_log_file *fil
         if (record->type == SFC_LOG_COMMIT) {
             sfc_log_index_commit(&log->index, &scan->entries[i].commit);
         } else {
-            struct sfc_log_place_of place = {.step = record->step,
+            struct sfc_log_place_of place = {.type = record->type,
+                                             .step = record->step,
                                              .round = record->round,
                                              .segment = file->number,
                                              .offset = record->offset,

@@ -74,5 +74,5 @@ bool rig_same(const struct sfc_log_prepare_view *view, uint64_t number, struct s
            memcmp(view->features, s.features, sizeof s.features) == 0 &&
            memcmp(view->attempts, s.attempts, sizeof s.attempts) == 0 &&
            memcmp(view->lse, s.lse, sizeof s.lse) == 0 &&
-           memcmp(view->dense, s.dense, sizeof s.dense) == 0;
+           (view->dense == NULL || memcmp(view->dense, s.dense, sizeof s.dense) == 0);
 }

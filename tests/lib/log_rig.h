@@ -31,6 +31,7 @@ void rig_fill(struct rig_step *step, uint64_t number, struct sfc_attempt round);
 /* The commit of a step: every seventh is skipped. */
 struct sfc_log_commit rig_commit(uint64_t number, struct sfc_attempt round);
 bool rig_same_commit(const struct sfc_log_commit *a, const struct sfc_log_commit *b);
+/* view->dense may be NULL. */
 bool rig_same(const struct sfc_log_prepare_view *view, uint64_t number, struct sfc_attempt round);
 
 #endif

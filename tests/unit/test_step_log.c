@@ -415,7 +415,44 @@ static void another_format_is_refused(void **state)
     uint64_t checksum = sfc_digest64(data, 248);
     memcpy(data + 248, &checksum, 8);
     assert_int_equal(reopen(f, 1, 3, false), SFC_EUNSUPPORTED);
-    assert_says(f->err.text, "format 3");
+    assert_says(f->err.text, "step log format 4");
+}
+
+/* Steps of another shard fill a hole: they are kept like the own ones, and say that they have no
+ * dense sums. */
+static void fetched_steps_fill_a_hole(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_log_prepare_view view;
+    struct sfc_log_place_of place;
+    append_until(f, 1, STEPS);
+    assert_int_equal(f->folder->ops->remove(f->folder, "log-00000001.sfl", &f->err), SFC_OK);
+    assert_int_equal(reopen(f, 1, STEPS, false), SFC_ECORRUPT);
+    assert_int_equal(reopen(f, 1, STEPS, true), SFC_OK);
+    assert_int_equal(f->report.first_missing, 1);
+    uint64_t missing = f->report.missing;
+    assert_true(missing > 0 && missing < STEPS && !has_step(f, missing) && has_step(f, STEPS));
+    for (uint64_t step = 1; step <= missing; step++) {
+        struct rig_step record;
+        struct sfc_log_commit commit = rig_commit(step, round_of(step));
+        rig_fill(&record, step, round_of(step));
+        record.prepare.dense = NULL;
+        assert_int_equal(sfc_step_log_append_fetched(f->log, &record.prepare, &f->err), SFC_OK);
+        assert_int_equal(sfc_step_log_append_commit(f->log, &commit, &f->err), SFC_OK);
+    }
+    assert_int_equal(sfc_step_log_flush(f->log, &f->err), SFC_OK);
+    append_until(f, STEPS + 1, STEPS + 3);
+    assert_int_equal(reopen(f, 1, STEPS + 3, false), SFC_OK);
+    for (uint64_t step = 1; step <= STEPS + 3; step++) {
+        assert_true(has_step(f, step));
+        assert_int_equal(sfc_step_log_find(f->log, step, round_of(step), &place, &f->err), SFC_OK);
+        assert_int_equal(sfc_step_log_read_at(f->folder, &f->config.geometry, &place,
+                                              (uint8_t *)f->body, &view, &f->err),
+                         SFC_OK);
+        assert_true(rig_same(&view, step, round_of(step)));
+        assert_int_equal(view.dense == NULL, step <= missing);
+        assert_int_equal(place.type, step <= missing ? SFC_LOG_FETCHED : SFC_LOG_PREPARE);
+    }
 }
 
 static void a_step_takes_little_more_than_its_content(void **state)
@@ -481,6 +518,7 @@ int main(void)
         TEST(a_full_disk_is_no_end),
         TEST(another_owner_is_refused),
         TEST(another_format_is_refused),
+        TEST(fetched_steps_fill_a_hole),
         TEST(a_void_prepare_keeps_no_segment),
         cmocka_unit_test(a_step_takes_little_more_than_its_content),
         cmocka_unit_test(names_are_exact),
