@@ -19,6 +19,9 @@ struct bench_options {
     int dtype, gemm, rounding, momentum_mode, optimizer;
 };
 
+/* As `shardfc create` has them. */
+static const char *const momentum_modes[] = {"auto", "sampled", "dense", NULL};
+
 #define AT(field) offsetof(struct bench_options, field)
 static const struct sfc_option table[] = {
     {.name = "classes",
@@ -107,9 +110,10 @@ static const struct sfc_option table[] = {
     {.name = "momentum-mode",
      .type = SFC_OPTION_ENUM,
      .offset = AT(momentum_mode),
-     .choices = sfc_run_momentum_modes,
-     .fallback = "sampled",
-     .help = "rows that a step does not sample stand still (sampled) or coast (dense)"},
+     .choices = momentum_modes,
+     .fallback = "auto",
+     .help = "rows that a step does not sample stand still (sampled) or coast (dense); auto, as in "
+             "a run: dense with sgd, sampled with adamw"},
     {.name = "exact",
      .type = SFC_OPTION_BOOL,
      .offset = AT(exact),
@@ -144,6 +148,15 @@ static const struct sfc_program program = {
     .count = sizeof table / sizeof *table,
 };
 
+static enum sfc_momentum_mode momentum_mode(const struct bench_options *o)
+{
+    if (o->momentum_mode > 0) {
+        return (enum sfc_momentum_mode)sfc_run_choice(sfc_run_momentum_modes,
+                                                      momentum_modes[o->momentum_mode]);
+    }
+    return o->optimizer == SFC_OPTIMIZER_SGD ? SFC_MOMENTUM_DENSE : SFC_MOMENTUM_SAMPLED;
+}
+
 static int run(const struct bench_options *o, struct sfc_error *err)
 {
     if (o->micro_batch > 0 && o->batch % o->micro_batch != 0) {
@@ -165,7 +178,7 @@ static int run(const struct bench_options *o, struct sfc_error *err)
         .dtype = (enum sfc_dtype)o->dtype,
         .gemm = (enum sfc_dtype)o->gemm,
         .rounding = (enum sfc_rounding)o->rounding,
-        .momentum_mode = (enum sfc_momentum_mode)o->momentum_mode,
+        .momentum_mode = momentum_mode(o),
         .optimizer = (enum sfc_optimizer)o->optimizer,
         .exact = o->exact,
         .dump = o->dump,

@@ -55,7 +55,8 @@ def block_size(classes):
 def in_process(a):
     argv = [BIN / "shardfc", "bench", "head", "--classes", a.classes, "--sample-rate", a.sample_rate,
             "--batch", a.batch, "--micro-batch", a.micro_batch, "--dim", a.dim, "--steps", a.steps,
-            "--threads", a.threads * a.shards, "--block-size", block_size(a.classes), "--json"]
+            "--threads", a.threads * a.shards, "--block-size", block_size(a.classes),
+            "--momentum-mode", "sampled", "--json"]
     env = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")
     with Others() as others:
         done = subprocess.run([str(x) for x in argv], check=True, stdout=subprocess.PIPE, env=env)

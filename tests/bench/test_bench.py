@@ -32,8 +32,10 @@ def bench(*arguments, status=0, said=""):
 
 
 def test_head():
-    for more in ((), ("--momentum-mode", "dense"), ("--dtype", "bf16", "--gemm", "bf16")):
+    for mode, more in (("dense", ()), ("sampled", ("--momentum-mode", "sampled")), ("sampled", ("--optimizer", "adamw")),
+                       ("dense", ("--dtype", "bf16", "--gemm", "bf16"))):
         (said,) = bench("head", *SMALL, "--steps", 3, "--json", *more)
+        check(said["momentum_mode"] == mode, f"{more}: mode {said['momentum_mode']}")
         missing = {"step_ms", "phases_ms", "floor_ms", "floor_before", "floor_after", "quiet", "classes", "sampled",
                    "batch", "dim", "dtype", "gemm", "peak_rss_bytes", "state_bytes"} - said.keys()
         check(not missing, f"keys are missing: {missing}")
@@ -82,7 +84,7 @@ def test_dump():
         def near(what, mine, theirs):
             off = np.abs(mine - theirs).max() / np.abs(mine).max()
             check(off < 1e-5, f"{what} is off by {off:.2g}")
-        bench("head", *SMALL, "--steps", 1, "--dump", folder)
+        bench("head", *SMALL, "--momentum-mode", "sampled", "--steps", 1, "--dump", folder)
         c = json.loads((pathlib.Path(folder) / "head.json").read_text())
         check(c["steps"] == 2 and c["dtype"] == c["gemm"] == "f32", f"head.json: {c}")
         w = array("w.f32", "<f4", c["dim"]).astype(float)

@@ -13,10 +13,10 @@ BIN = pathlib.Path(os.environ.get("SFC_BIN", TOP / "build" / "release" / "bin"))
 TORCH_HEAD = pathlib.Path(__file__).resolve().parent / "torch_head.py"
 # What one may ask of `shardfc bench head`, by name.
 OURS = {
-    "f32": ["--dtype", "f32", "--gemm", "f32"],
+    "f32": ["--dtype", "f32", "--gemm", "f32", "--momentum-mode", "sampled"],
     "f32-dense": ["--dtype", "f32", "--gemm", "f32", "--momentum-mode", "dense"],
-    "split": ["--dtype", "f32", "--gemm", "bf16"],
-    "bf16": ["--dtype", "bf16", "--gemm", "bf16"],
+    "split": ["--dtype", "f32", "--gemm", "bf16", "--momentum-mode", "sampled"],
+    "bf16": ["--dtype", "bf16", "--gemm", "bf16", "--momentum-mode", "sampled"],
     "bf16-dense": ["--dtype", "bf16", "--gemm", "bf16", "--momentum-mode", "dense"],
 }
 PEERS = ("v1", "hand", "v2")
