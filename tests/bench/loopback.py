@@ -3,8 +3,8 @@
 
     loopback.py head [--classes N] [--sample-rate R] [--batch N] [--micro-batch N] [--lanes N] [--dim N]
                      [--shards N] [--threads N] [--steps N] [--rounds N] [--quiet-wait SECONDS]
-    loopback.py durable [the same, and --recovery-target TIME]
-    loopback.py recovery [--classes N] [--shards N] [--steps N] ...
+    loopback.py durable [the same, and --recovery-target TIME --dense-params N --log-dense f32|bf16]
+    loopback.py recovery [--classes N] [--shards N] [--steps N] [--dtype f32|bf16] ...
     loopback.py tiny --data DIR [--steps N] [--rounds N] [--quiet-wait SECONDS]
 
 head: the class layer's step. A scheduler, shards of --threads threads each and one worker (synthetic features,
@@ -12,7 +12,8 @@ no backbone) train; the time from commit to commit is read from the commit recor
 the same step with as many threads in one process. Rounds alternate between the two (the cluster is paused
 while the other one runs), so that both see the same machine.
 durable: what the step log and rolling snapshots cost: clusters with them and with --durable off take turns; and the
-bytes of log per step beside the inputs of a step.
+bytes of log per step beside the inputs of a step. With --dense-params a foreign session pushes gradients of a
+backbone of so many parameters (44000000: an R50) in every step, beside the class layer's; --log-dense is the run's.
 recovery: SIGKILL of a shard after --steps steps; the time from its start to its first answer of a step, and the
 rate at which it goes through its log beside the rate of the steps.
 tiny: images per second of the quick start's training: 2 shards, 2 workers, `tiny`, r = 0.1; DIR is a data set
@@ -26,6 +27,7 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -139,12 +141,13 @@ def head(a):
             "ratio": ratio, "rounds": rounds}
 
 
-def create_head(c, a, steps=1000000):
-    c.create_run(classes=a.classes, samples=max(a.classes, a.batch), dim=a.dim, steps=steps,
+def create_head(c, a, **more):
+    c.create_run(classes=a.classes, samples=max(a.classes, a.batch), dim=a.dim, steps=1000000,
                  global_batch=a.batch, micro_batch=a.micro_batch, scale=64.0,
                  sample_ppm=round(a.sample_rate * 1e6), block_size=block_size(a.classes),
-                 warmup_steps=0, lr_end=1.0)
-    c.start_worker(threads=a.lanes)
+                 warmup_steps=0, lr_end=1.0, dtype=a.dtype, gemm=a.dtype, **more)
+    if not more:
+        c.start_worker(threads=a.lanes)
 
 
 def head_cluster(c, a, *extra):
@@ -163,25 +166,56 @@ def disk_bytes(shard):
             {p.name for p in files if p.suffix == ".sfs"})
 
 
+def session_steps(c, a):
+    """Steps of a foreign session with a backbone; median in ms from commit to commit, and the share of others."""
+    import dense_session  # needs NumPy, as nothing else here does
+    create_head(c, a, data=pb.DataSet(kind=pb.DataSet.SESSION), backbone="parameters", clip=0.0,
+                segments=dense_session.segments(a.dense_params), log_dense_bf16=a.log_dense == "bf16")
+    session = dense_session.DenseSession(c)
+    session.steps(WARM_UP)
+    pids = [os.getpid(), *(p.pid for p in c.processes)]
+    wait_quiet(a.quiet_wait, pids)
+    with Others(pids) as others:
+        session.steps(a.steps + 1)
+    last = WARM_UP + a.steps + 1
+    c.wait_step(last, 600)
+    times = commit_times(c, WARM_UP)
+    return statistics.median(1e3 * (times[t + 1] - times[t]) for t in range(WARM_UP + 1, last)), others.share
+
+
 def durable_turn(a, *extra):
-    """Median of a fresh cluster's steps in ms, the share of others, snapshots and log bytes per step."""
+    """Median of a fresh cluster's steps in ms, the share of others, snapshots, and bytes of all logs per step."""
     with Cluster() as c:
         head_cluster(c, a, *extra)
-        create_head(c, a)
-        c.wait_step(WARM_UP, 600)
-        pause(c)
-        wait_quiet(a.quiet_wait, [p.pid for p in c.processes])
-        before = set().union(*(disk_bytes(s)[1] for s in c.shards))
-        took, _, others = cluster_steps(c, a)
+        if a.dense_params:
+            before = set()
+            took, others = session_steps(c, a)
+        else:
+            create_head(c, a)
+            c.wait_step(WARM_UP, 600)
+            pause(c)
+            wait_quiet(a.quiet_wait, [p.pid for p in c.processes])
+            before = set().union(*(disk_bytes(s)[1] for s in c.shards))
+            took, _, others = cluster_steps(c, a)
         written = set().union(*(disk_bytes(s)[1] for s in c.shards)) - before
-        return took, others, len(written), disk_bytes(c.shards[0])[0] / c.status().step
+        return took, others, len(written), sum(log_step_bytes(s, c.status().step) for s in c.shards)
+
+
+def log_step_bytes(shard, steps):
+    """Bytes of a step in the log of a shard that has deleted none of it; 0 without a log."""
+    if any(shard.state.glob("run-*/*.sfl")) and not any(shard.state.glob("run-*/log-00000001.sfl")):
+        raise SystemExit("the log was trimmed meanwhile: fewer --steps, or a longer --recovery-target")
+    return disk_bytes(shard)[0] / steps
 
 
 def durable(a):
-    rounds, inputs, per_step = [], a.batch * (a.dim * 4 + 8 + 8), 0
+    rounds, per_step = [], 0
+    number = 2 if a.log_dense == "bf16" else 4
+    inputs = a.shards * a.batch * (a.dim * 4 + 8 + 8) + a.dense_params * number
     say(f"{a.classes} classes, r {a.sample_rate}, batch {a.batch} of {a.micro_batch}, dim {a.dim}; "
         f"{a.shards} shards of {a.threads} threads; medians of {a.steps} steps; "
-        f"--recovery-target {a.recovery_target}")
+        f"--recovery-target {a.recovery_target}"
+        + (f"; {a.dense_params} dense parameters, logged as {a.log_dense}" if a.dense_params else ""))
     say(f"{'round':>5} {'on ms':>8} {'off ms':>8} {'others':>7} {'ratio':>6} {'snapshots':>10}")
     for i in range(a.rounds):
         on, others, written, per_step = durable_turn(a, "--recovery-target", a.recovery_target)
@@ -191,10 +225,12 @@ def durable(a):
                        "ratio": round(on / off, 3)})
         say(f"{i + 1:5} {on:8.1f} {off:8.1f} {rounds[-1]['others']:7.1%} {on / off:6.3f} {written:10}")
     ratio = statistics.median(r["ratio"] for r in rounds)
-    say(f"median of the ratios: {ratio:.3f}; log {per_step:.0f} bytes per step, inputs {inputs}: "
-        f"{per_step / inputs:.3f}")
+    more = statistics.median(r["on_ms"] - r["off_ms"] for r in rounds)
+    say(f"median of the ratios: {ratio:.3f}, of the differences: {more:.1f} ms; the logs of all shards take "
+        f"{per_step:.0f} bytes per step, the inputs {inputs}: {per_step / inputs:.3f}")
     return {"bench": "loopback durable", "classes": a.classes, "batch": a.batch, "dim": a.dim,
-            "shards": a.shards, "ratio": ratio, "log_bytes_per_step": round(per_step),
+            "shards": a.shards, "dense_params": a.dense_params, "log_dense": a.log_dense, "ratio": ratio,
+            "more_ms": round(more, 3), "log_bytes_per_step": round(per_step),
             "input_bytes_per_step": inputs, "rounds": rounds}
 
 
@@ -219,11 +255,16 @@ def recovery(a):
         answered = time.monotonic() - began
         line = next(x for x in shard.stderr().splitlines() if " recovered to step " in x)
     say(line)
-    say(f"steps took {1e3 * took:.1f} ms each; recovered {ready:.1f} s after the start, next step committed "
-        f"after {answered:.1f} s; log {log / 1e6:.0f} MB")
+    first, last, replayed_s = re.search(r"steps (\d+)\.\.(\d+) from the log in ([\d.]+) s", line).groups()
+    replayed = int(last) - int(first) + 1
+    rate = replayed / float(replayed_s)
+    say(f"steps took {1e3 * took:.1f} ms each, {1 / took:.2f} a second; of the log {replayed} steps, {rate:.2f} a "
+        f"second, {rate * took:.2f} x; recovered {ready:.1f} s after the start, next step committed after "
+        f"{answered:.1f} s; log {log / 1e6:.0f} MB")
     return {"bench": "loopback recovery", "classes": a.classes, "shards": a.shards, "steps": a.steps,
-            "step_ms": round(1e3 * took, 3), "recovered_s": round(ready, 3), "answered_s": round(answered, 3),
-            "log_bytes": log, "line": line}
+            "dtype": a.dtype, "step_ms": round(1e3 * took, 3), "replayed": replayed,
+            "replay_steps_per_s": round(rate, 3), "replay_to_steps": round(rate * took, 3),
+            "recovered_s": round(ready, 3), "answered_s": round(answered, 3), "log_bytes": log, "line": line}
 
 
 # ---- the quick start's training
@@ -268,6 +309,9 @@ def main():
         h.add_argument("--steps", type=int, default=15)
         h.add_argument("--rounds", type=int, default=3)
         h.add_argument("--recovery-target", default="5m")
+        h.add_argument("--dtype", choices=("f32", "bf16"), default="f32", help="of class centres and products")
+    heads[1].add_argument("--dense-params", type=int, default=0)
+    heads[1].add_argument("--log-dense", choices=("f32", "bf16"), default="f32")
     t = modes.add_parser("tiny")
     t.add_argument("--data", type=pathlib.Path, required=True)
     t.add_argument("--steps", type=int, default=400)
