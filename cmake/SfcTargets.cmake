@@ -54,11 +54,12 @@ function(sfc_test name)
   set_tests_properties(${name} PROPERTIES ENVIRONMENT "${SFC_TSAN_ENVIRONMENT}")
 endfunction()
 
-# sfc_fuzz(NAME CORPUS ... LINK ...): tests/fuzz/NAME.c as a libFuzzer program (needs clang), run for
-# SFC_FUZZ_SECONDS over the committed corpus (read only) and over what earlier runs found.
+# sfc_fuzz(NAME CORPUS ... LINK ... [RUNS number] [MALLOC_MB most]): tests/fuzz/NAME.c as a libFuzzer
+# program (needs clang), run so many times, or else for SFC_FUZZ_SECONDS, over the committed corpus (read
+# only) and over what earlier runs found. MALLOC_MB: no single allocation is larger.
 set(SFC_FUZZ_SECONDS 20 CACHE STRING "seconds of each libFuzzer target in ctest")
 function(sfc_fuzz name)
-  cmake_parse_arguments(A "" "CORPUS" "LINK" ${ARGN})
+  cmake_parse_arguments(A "" "CORPUS;RUNS;MALLOC_MB" "LINK" ${ARGN})
   add_executable(${name} ${name}.c)
   target_link_libraries(${name} PRIVATE ${A_LINK})
   sfc_settings(${name})
@@ -68,8 +69,15 @@ function(sfc_fuzz name)
   set(found ${CMAKE_BINARY_DIR}/fuzz/${A_CORPUS})
   file(MAKE_DIRECTORY ${found})
   math(EXPR limit "${SFC_FUZZ_SECONDS} + 60")
-  add_test(NAME ${name} COMMAND ${name} -max_total_time=${SFC_FUZZ_SECONDS} -timeout=10
-           -rss_limit_mb=1024 -artifact_prefix=${found}/ ${found}
-           ${CMAKE_SOURCE_DIR}/tests/fuzz/corpus/${A_CORPUS})
+  set(flags -max_total_time=${SFC_FUZZ_SECONDS})
+  if(A_RUNS)
+    set(flags -runs=${A_RUNS})
+    set(limit 300)
+  endif()
+  if(A_MALLOC_MB)
+    list(APPEND flags -malloc_limit_mb=${A_MALLOC_MB})
+  endif()
+  add_test(NAME ${name} COMMAND ${name} ${flags} -timeout=10 -rss_limit_mb=1024
+           -artifact_prefix=${found}/ ${found} ${CMAKE_SOURCE_DIR}/tests/fuzz/corpus/${A_CORPUS})
   set_tests_properties(${name} PROPERTIES LABELS fuzz TIMEOUT ${limit})
 endfunction()

@@ -52,7 +52,8 @@ void sfc_checkpoint_discard(struct sfc_checkpoint_writer *writer);
 /* ---- reading */
 
 /* Reads and checks manifest and run.pb, and that every block is there with the right length.
- * SFC_ECORRUPT names the file. */
+ * SFC_ECORRUPT names the file. No allocation is larger than 64 times the manifest and run.pb
+ * together (each at most 64 MiB), but for a few KiB; reading blocks needs one block. */
 int sfc_checkpoint_open(const char *dir, struct sfc_checkpoint **out, struct sfc_error *err);
 void sfc_checkpoint_close(struct sfc_checkpoint *checkpoint); /* NULL is fine */
 const Shardfc__V1__RunConfig *sfc_checkpoint_config(const struct sfc_checkpoint *checkpoint);

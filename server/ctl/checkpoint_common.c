@@ -112,15 +112,6 @@ int sfc_block_table_init(struct sfc_block_table *table, const Shardfc__V1__RunCo
     return SFC_OK;
 }
 
-uint64_t sfc_block_table_files(const struct sfc_block_table *table)
-{
-    uint64_t files = 0;
-    for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
-        files += table->count[kind];
-    }
-    return files;
-}
-
 void sfc_block_table_free(struct sfc_block_table *table)
 {
     for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {

@@ -31,7 +31,6 @@ struct sfc_block_table {
 
 int sfc_block_table_init(struct sfc_block_table *table, const Shardfc__V1__RunConfig *config,
                          uint64_t step, struct sfc_error *err);
-uint64_t sfc_block_table_files(const struct sfc_block_table *table);
 void sfc_block_table_free(struct sfc_block_table *table);
 
 void sfc_block_file_name(Shardfc__V1__BlockKind kind, uint64_t block, char out[32]);
