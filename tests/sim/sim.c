@@ -236,17 +236,44 @@ static void timeout(struct sim *s, struct event *e)
 
 /* ---- the operator and the durable store */
 
+static bool store_fails(struct sim *s)
+{
+    bool fails = s->now < s->chaos_end && sim_chance(s, s->store_error_ppm);
+    s->store_errors += fails;
+    return fails;
+}
+
+static void record_result(struct sim *s, const struct event *e)
+{
+    static const int codes[] = {SFC_EIO, SFC_ENOMEM, SFC_ESTATE};
+    struct sfc_run_event n = {.type = SFC_EV_RECORD_DURABLE, .step = e->a};
+    if (e->b != s->scheduler.life)
+        return;
+    if (e->c != 0) {
+        n.type = SFC_EV_RECORD_FAILED;
+        n.code = codes[sim_below(s, 3)];
+        n.text = "the disk is full";
+    }
+    scheduler_run_event(s, &n);
+}
+
 static void stored(struct sim *s, const struct event *e)
 {
     if (e->b != s->scheduler.life)
-        return; /* the process died before the write */
-    s->store.has_record = true;
-    s->store.record = e->record;
-    oracle_commit(s, &e->record);
-    sim_log(s, "record of step %llu is durable", (ull)e->record.r.step);
+        return; /* the process died before it knew */
+    bool fails = store_fails(s);
     struct event *n = sim_after(s, sim_below(s, 20), E_NOTIFY);
     n->b = e->b;
     n->a = e->record.r.step;
+    n->c = fails;
+    if (fails) {
+        sim_log(s, "record of step %llu can't be written", (ull)e->record.r.step);
+        if (sim_below(s, 3) == 0)
+            sim_after(s, sim_below(s, 600), E_KILL_SCHEDULER);
+        return;
+    }
+    s->store.writing = false;
+    scheduler_keep_record(s, &e->record);
 }
 
 static void control(struct sim *s, enum sfc_run_event_type type)
@@ -266,7 +293,13 @@ static void drop_stored(struct sim *s, const struct event *e)
         .type = SFC_EV_DROPPED, .number = e->a, .step = s->poison_step, .j = s->poison_j};
     if (e->b != s->scheduler.life)
         return;
-    s->store.dropped = true;
+    if (store_fails(s)) { /* it may be there after a restart, unasked */
+        n.code = SFC_EIO;
+        s->store.dropped = s->store.dropped || sim_below(s, 2) == 0;
+        sim_after(s, 50, E_OPERATOR)->a = 1;
+    } else {
+        s->store.dropped = true;
+    }
     scheduler_run_event(s, &n);
 }
 
@@ -385,12 +418,18 @@ static void shape(struct sim *s)
     }
     s->snapshot_ms = 40u << sim_below(s, 6);
     s->flush_error_ppm = 3 * rates[sim_below(s, 5)];
+    s->store_error_ppm = 5 * rates[sim_below(s, 5)];
+    s->session = sim_below(s, 4) == 0;
+    if (s->session) {
+        s->workers = 1;
+        s->d = 0;
+        s->poison_step = 0;
+    }
     s->chaos_end = 2000 + sim_below(s, 8000);
 }
 
 static void dispatch(struct sim *s, struct event *e)
 {
-    struct sfc_run_event n = {.type = SFC_EV_RECORD_DURABLE, .step = e->a};
     switch (e->kind) {
     case E_REQUEST:
         request_arrives(s, e);
@@ -438,8 +477,7 @@ static void dispatch(struct sim *s, struct event *e)
         stored(s, e);
         break;
     case E_NOTIFY:
-        if (e->b == s->scheduler.life)
-            scheduler_run_event(s, &n);
+        record_result(s, e);
         break;
     case E_TICK:
         if (e->b == s->scheduler.life)
@@ -553,6 +591,9 @@ int sim_run(uint64_t seed, bool verbose, char *failure, size_t size, struct sim 
         stats->crashes += s->crashes;
         stats->recoveries += s->recoveries;
         stats->flush_errors += s->flush_errors;
+        stats->store_errors += s->store_errors;
+        stats->sessions += s->sessions;
+        stats->unsure_records += s->unsure_records;
     }
     release(s);
     free(s);

@@ -7,6 +7,9 @@
  *      |                   | SEND
  *      '---calls-----> shards: step_fsm + one compute queue + model blocks + model disk
  *
+ * A run in four has a foreign session instead of workers (sim_session.c). The scheduler's store
+ * fails to write, and a record that it failed to write may be there after a crash all the same.
+ *
  * The arithmetic is replaced by hashes: a block's state after step t is a hash of (its state after
  * t-1, inputs of step t). The oracle (sim_oracle.c) knows no shards and no faults: it computes the
  * same chain from the committed records, and after EVERY event every shard must hold exactly the
@@ -19,23 +22,24 @@
 #include "server/core/run_fsm.h"
 #include "server/core/step_fsm.h"
 
-#define MAX_K       4
-#define MAX_J       4
-#define ROWS        2 /* of a micro-batch */
-#define MAX_B       (MAX_J * ROWS)
-#define MAX_D       5
-#define BLOCKS      6
-#define BLOCK_SIZE  16
-#define CLASSES     (BLOCKS * BLOCK_SIZE)
-#define SAMPLE_PPM  300000
-#define SAMPLES     37
-#define MAX_STEPS   10
-#define MAX_WORKERS 4
-#define RUN_ID      7
-#define MAX_SLOTS   (MAX_J + 2)
-#define MAX_BLOCKS  (BLOCKS + MAX_D)
-#define MAX_RECORDS 512 /* of one shard's log */
-#define DROP_TOKEN  (UINT64_MAX - 1)
+#define MAX_K        4
+#define MAX_J        4
+#define ROWS         2 /* of a micro-batch */
+#define MAX_B        (MAX_J * ROWS)
+#define MAX_D        5
+#define BLOCKS       6
+#define BLOCK_SIZE   16
+#define CLASSES      (BLOCKS * BLOCK_SIZE)
+#define SAMPLE_PPM   300000
+#define SAMPLES      37
+#define MAX_STEPS    10
+#define MAX_WORKERS  4
+#define RUN_ID       7
+#define MAX_SLOTS    (MAX_J + 2)
+#define MAX_BLOCKS   (BLOCKS + MAX_D)
+#define MAX_RECORDS  512 /* of one shard's log */
+#define DROP_TOKEN   (UINT64_MAX - 1)
+#define WORKER_START 1 /* timer of a worker that is dead */
 
 enum method {
     M_JOIN,
@@ -43,7 +47,8 @@ enum method {
     M_TICKET,
     M_ANNOUNCE,
     M_DONE,
-    M_GIVE_UP, /* worker -> scheduler */
+    M_GIVE_UP,
+    M_OPEN_SESSION, /* worker -> scheduler */
     M_REGISTER,
     M_SHARD_BEAT, /* shard -> scheduler */
     M_OPEN,
@@ -62,7 +67,7 @@ enum method {
 struct body {
     int code;
     char text[128];
-    uint64_t worker, boot_id, step, prepared_step, digest, run_id;
+    uint64_t worker, session, boot_id, step, prepared_step, digest, run_id;
     uint32_t j;
     struct sfc_attempt attempt, round;
     bool data, granted, dropped, accepted, ready, head_finite, apply, has_run, recover, has_floor;
@@ -211,6 +216,7 @@ struct worker {
     uint64_t life;
     bool alive;
     uint64_t id, salt;
+    uint64_t session;
     /* the lane */
     uint64_t step;
     uint32_t j;
@@ -227,10 +233,11 @@ struct worker {
 struct store {
     uint64_t incarnation;
     bool created, has_record;
+    bool writing;        /* `unsure` was given to it, and it has not said that it is durable */
     uint64_t busy_until; /* it writes one thing after the other */
     enum sfc_run_state state;
     char reason[512];
-    struct record record;
+    struct record record, unsure;
     bool dropped; /* the poisoned micro-batch */
     uint64_t shard_ids[MAX_K];
 };
@@ -270,8 +277,8 @@ struct sim {
     uint32_t k, j, d, workers, steps;
     uint32_t class_owner[BLOCKS], dense_owner[MAX_D];
     unsigned drop_ppm, repeat_ppm, slow_ppm, give_up_ppm;
-    bool mixed, not_finite;
-    unsigned flush_error_ppm;
+    bool mixed, not_finite, session;
+    unsigned flush_error_ppm, store_error_ppm;
     uint32_t snapshot_ms;                   /* of one block of a shard */
     unsigned counted[MAX_STEPS + 1][MAX_J]; /* give-ups that were the micro-batch's own fault */
     bool drop_acknowledged;
@@ -291,6 +298,7 @@ struct sim {
     struct token *tokens;
     size_t token_count, token_capacity;
     uint64_t events, kills, restarts, cuts, aborts, crashes, recoveries, flush_errors;
+    uint64_t store_errors, sessions, unsure_records;
     uint64_t hold_id, hold_token;
 };
 
@@ -312,6 +320,7 @@ void scheduler_stop(struct sim *s);
 void scheduler_request(struct sim *s, uint64_t token);
 void scheduler_reply(struct sim *s, const struct rpc *rpc, const struct body *body);
 void scheduler_run_event(struct sim *s, struct sfc_run_event *event);
+void scheduler_keep_record(struct sim *s, const struct record *record);
 void scheduler_tick(struct sim *s);
 void scheduler_member_event(struct sim *s, const struct sfc_member_event *event, int *code,
                             uint64_t *id);
@@ -340,6 +349,11 @@ const struct log_record *disk_find(const struct disk *d, uint64_t step, struct s
  * is missing. *replayed: the longest replay of a block. */
 bool disk_recover(struct sim *s, uint32_t k, const struct sfc_commit_record *last,
                   uint64_t *replayed);
+
+/* sim_session.c: worker w as a foreign framework */
+void session_open(struct sim *s, uint32_t w);
+void session_reply(struct sim *s, uint32_t w, const struct rpc *rpc, const struct body *body);
+void session_timer(struct sim *s, uint32_t w, uint64_t what);
 
 /* sim_worker.c */
 void worker_start(struct sim *s, uint32_t w);

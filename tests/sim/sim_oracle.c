@@ -195,6 +195,8 @@ void oracle_commit(struct sim *s, const struct record *record)
     for (uint32_t j = 0; j < s->j; j++) {
         named[j] = oracle_find(s, t, j, record->attempts[j]);
         check_labels(s, record, j);
+        if (s->session && sfc_attempt_compare(record->attempts[j], record->attempts[0]) != 0)
+            sim_fail(s, "step %llu was committed with the work of two sessions", (ull)t);
         if (!named[j]) {
             sim_fail(s, "step %llu was committed with an attempt at %u that nobody did", (ull)t, j);
             return;

@@ -18,6 +18,7 @@ static struct sfc_run_config run_config(const struct sim *s)
         .global_batch = s->j * ROWS,
         .micro_batch = ROWS,
         .dense_blocks = s->d,
+        .session = s->session,
         .clip = 5.0,
         .schedule = {.lr = 0.1, .warmup_steps = 3, .power = 1.5, .end = 0.02, .steps = s->steps},
         .lead_steps = 2,
@@ -97,6 +98,11 @@ void scheduler_start(struct sim *s)
 void scheduler_stop(struct sim *s)
 {
     struct scheduler *sc = &s->scheduler;
+    if (s->store.writing && sim_below(s, 2) == 0) { /* what it was writing, or failed to write */
+        s->unsure_records++;
+        scheduler_keep_record(s, &s->store.unsure);
+    }
+    s->store.writing = false;
     sc->up = false;
     sc->life++;
     sfc_membership_free(&sc->members);
@@ -158,6 +164,14 @@ static void send(struct sim *s, const struct sfc_run_action *a)
     s->rpcs[s->rpc_count - 1].shard_life = a->life;
 }
 
+void scheduler_keep_record(struct sim *s, const struct record *record)
+{
+    s->store.has_record = true;
+    s->store.record = *record;
+    oracle_commit(s, record);
+    sim_log(s, "record of step %llu is durable", (ull)record->r.step);
+}
+
 static void write_record(struct sim *s, const struct sfc_run_action *a)
 {
     struct sfc_run_fsm *run = &s->scheduler.run;
@@ -167,6 +181,10 @@ static void write_record(struct sim *s, const struct sfc_run_action *a)
     for (uint32_t j = 0; j < s->j; j++)
         e->record.attempts[j] = sfc_run_done(run, j)->attempt;
     memcpy(e->record.labels, sfc_run_labels(run, a->step), s->j * ROWS * sizeof(uint64_t));
+    if (s->now < s->chaos_end && sim_below(s, 12) == 0) /* a shard dies while it is on its way */
+        sim_after(s, sim_below(s, 40), E_KILL_SHARD)->a = sim_below(s, s->k);
+    s->store.writing = true;
+    s->store.unsure = e->record;
 }
 
 static void new_state(struct sim *s, const struct sfc_run_action *a)
@@ -260,6 +278,11 @@ static void act(struct sim *s, const struct sfc_run_action *a)
         new_state(s, a);
         break;
     case SFC_ACT_REPLY_SESSION:
+        b.session = a->session;
+        b.step = a->step;
+        b.attempt = a->attempt;
+        sim_answer(s, a->token, &b);
+        break;
     case SFC_ACT_COMMITTED:
         break;
     }
@@ -372,7 +395,8 @@ void scheduler_request(struct sim *s, uint64_t token)
     static const enum sfc_run_event_type types[] = {[M_TICKET] = SFC_EV_TICKET,
                                                     [M_ANNOUNCE] = SFC_EV_ANNOUNCE,
                                                     [M_DONE] = SFC_EV_DONE,
-                                                    [M_GIVE_UP] = SFC_EV_GIVE_UP};
+                                                    [M_GIVE_UP] = SFC_EV_GIVE_UP,
+                                                    [M_OPEN_SESSION] = SFC_EV_OPEN_SESSION};
     enum method method = s->tokens[token].method;
     struct body b = *sim_request(s, token);
     struct sfc_done done = {.attempt = b.attempt,
@@ -387,7 +411,13 @@ void scheduler_request(struct sim *s, uint64_t token)
         member_request(s, token, method, &b);
         return;
     }
-    if (!s->scheduler.has_run || !sfc_membership_worker(&s->scheduler.members, b.worker)) {
+    if (s->session && !s->scheduler.has_run) {
+        const struct body answer = {.code = SFC_EUNAVAILABLE, .text = "no run yet"};
+        sim_answer(s, token, &answer);
+        return;
+    }
+    if (!s->session &&
+        (!s->scheduler.has_run || !sfc_membership_worker(&s->scheduler.members, b.worker))) {
         const struct body answer = {.code = SFC_ENOTFOUND, .text = "join again"};
         sim_answer(s, token, &answer);
         return;
@@ -395,6 +425,7 @@ void scheduler_request(struct sim *s, uint64_t token)
     struct sfc_run_event e = {.type = types[method],
                               .token = token,
                               .worker = b.worker,
+                              .session = b.session,
                               .step = b.step,
                               .j = b.j,
                               .attempt = b.attempt,

@@ -5,7 +5,7 @@
 
 typedef unsigned long long ull;
 
-enum { T_JOIN = 1, T_BEAT, T_READ, T_COMPUTE, T_ASK_DATA, T_ASK_GRANT };
+enum { T_BEAT = WORKER_START + 1, T_READ, T_COMPUTE, T_ASK_DATA, T_ASK_GRANT };
 /* Lane: PULL, LOGITS, GRADIENT, DENSE each to every shard, then DONE. */
 enum { P_IDLE, P_PULL, P_COMPUTE, P_LOGITS, P_GRADIENT, P_DENSE, P_DONE };
 enum { TAG_DATA = 1u << 20, TAG_READER };
@@ -45,8 +45,11 @@ void worker_start(struct sim *s, uint32_t w)
     memset(wk, 0, sizeof(*wk));
     wk->life = life;
     wk->alive = true;
-    wk->salt = s->mixed ? mix(w, life) : 0;
-    join(s, w);
+    wk->salt = s->mixed || s->session ? mix(w, life) : 0;
+    if (s->session)
+        session_open(s, w);
+    else
+        join(s, w);
 }
 
 void worker_kill(struct sim *s, uint32_t w)
@@ -59,7 +62,7 @@ void worker_kill(struct sim *s, uint32_t w)
     wk->id = 0;
     wk->life++;
     s->kills++;
-    timer(s, w, 50 + sim_below(s, 3000), T_JOIN);
+    timer(s, w, 50 + sim_below(s, 3000), WORKER_START);
     /* Half of the time the transport notices; else the lease has to end. */
     if (id != 0 && s->scheduler.up && sim_below(s, 2) == 0) {
         const struct sfc_member_event e = {
@@ -264,13 +267,13 @@ static void rejoin(struct sim *s, uint32_t w)
 {
     s->worker[w].alive = false;
     s->worker[w].life++;
-    timer(s, w, 10 + sim_below(s, 100), T_JOIN);
+    timer(s, w, 10 + sim_below(s, 100), WORKER_START);
 }
 
 static void joined(struct sim *s, uint32_t w, const struct body *b)
 {
     if (b->code != SFC_OK) {
-        timer(s, w, 100, T_JOIN);
+        timer(s, w, 100, WORKER_START);
         return;
     }
     s->worker[w].id = b->worker;
@@ -282,6 +285,10 @@ static void joined(struct sim *s, uint32_t w, const struct body *b)
 void worker_reply(struct sim *s, uint32_t w, const struct rpc *rpc, const struct body *b)
 {
     struct worker *wk = &s->worker[w];
+    if (s->session) {
+        session_reply(s, w, rpc, b);
+        return;
+    }
     if (!wk->alive)
         return;
     if (b->code == SFC_ENOTFOUND && rpc->to.kind == SCHEDULER && rpc->method != M_JOIN) {
@@ -326,8 +333,12 @@ void worker_timer(struct sim *s, uint32_t w, uint64_t life, uint64_t what)
     const struct body b = {.worker = wk->id};
     if (wk->life != life)
         return;
+    if (s->session) {
+        session_timer(s, w, what);
+        return;
+    }
     switch (what) {
-    case T_JOIN:
+    case WORKER_START:
         if (!wk->alive)
             worker_start(s, w);
         else if (wk->id == 0)

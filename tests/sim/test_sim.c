@@ -69,11 +69,14 @@ int main(int argc, char **argv)
     }
     printf(
         "%llu seeds, %llu events, %llu workers killed, %llu shard crashes, %llu recoveries, %llu "
-        "scheduler restarts, %llu cuts, %llu failed flushes, %llu aborts sent, %llu failures\n",
+        "scheduler restarts, %llu cuts, %llu failed flushes, %llu failed writes of the store, %llu "
+        "records kept of those unsure at a crash, %llu sessions, %llu aborts sent, %llu failures\n",
         (unsigned long long)o.seeds, (unsigned long long)stats.events,
         (unsigned long long)stats.kills, (unsigned long long)stats.crashes,
         (unsigned long long)stats.recoveries, (unsigned long long)stats.restarts,
         (unsigned long long)stats.cuts, (unsigned long long)stats.flush_errors,
-        (unsigned long long)stats.aborts, (unsigned long long)failures);
+        (unsigned long long)stats.store_errors, (unsigned long long)stats.unsure_records,
+        (unsigned long long)stats.sessions, (unsigned long long)stats.aborts,
+        (unsigned long long)failures);
     return (failures > 0) == o.expect_failure ? 0 : 1;
 }
