@@ -1,0 +1,171 @@
+/* A server that goes, dies, freezes or is not there yet. */
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "tests/lib/rpc_rig.h"
+
+static void test_shutdown_with_pending_calls(void **state)
+{
+    (void)state;
+    struct service service;
+    struct peer peer;
+    struct outcome outcome;
+    service_start(&service, 0);
+    peer_start(&peer, service.port);
+    outcome_start(&outcome, &peer);
+    sem_wait(&service.arrived);
+    /* The server goes while its handler still holds the call. */
+    side_stop(&service.side);
+    assert_int_equal(sem_trywait(&service.cancelled), 0);
+    sfc_rpc_fail(service.held[0], SFC_ESTATE, "too late"); /* must still end it */
+    /* The client tries again and again until its side stops too. */
+    peer_stop(&peer);
+    assert_int_equal(outcome.code, SFC_ECANCELED);
+    assert_int_equal(outcome.count, 1);
+}
+
+static void test_unreachable_then_there(void **state)
+{
+    (void)state;
+    struct service service;
+    struct peer peer;
+    struct sfc_error err = {0};
+    struct sfc_rpc_owned reply = {0};
+    service_start(&service, 0);
+    int port = service.port;
+    service_stop(&service);
+    peer_start(&peer, port);
+    assert_int_equal(blocking(&peer, "/test.v1.Test/Echo", SMALL, NOTHING, 5000, 0, &reply, &err),
+                     SFC_EUNAVAILABLE);
+    struct sfc_rpc_request request = {
+        .method = "/test.v1.Test/Echo", .head = SMALL, .deadline_ms = 5000, .retries = 100};
+    struct sfc_rpc_future *future;
+    assert_int_equal(sfc_rpc_start(peer.client, &request, &future, &err), SFC_OK);
+    service_start(&service, port);
+    assert_int_equal(sfc_rpc_wait(future, &reply, &err), SFC_OK);
+    sfc_rpc_owned_free(&reply);
+    peer_stop(&peer);
+    service_stop(&service);
+}
+
+/* Services in child processes, forked before gRPC has run in this one (it doesn't survive a fork).
+ */
+struct child {
+    pid_t pid;
+    int port;
+    int control; /* the child ends when this closes */
+};
+static struct child children[2];
+
+static void child_run(int report, int control)
+{
+    static struct service service;
+    char byte;
+    service_start(&service, 0);
+    bool told = write(report, &service.port, sizeof service.port) == sizeof service.port;
+    bool over = told && read(control, &byte, 1) == 0;
+    _exit(over ? 0 : 1);
+}
+
+static void child_start(struct child *child)
+{
+    int report[2], control[2];
+    if (pipe2(report, O_CLOEXEC) != 0 || pipe2(control, O_CLOEXEC) != 0 ||
+        (child->pid = fork()) < 0) {
+        perror("child");
+        exit(1);
+    }
+    if (child->pid == 0) {
+        close(control[1]);
+        child_run(report[1], control[0]);
+    }
+    close(report[1]);
+    close(control[0]);
+    if (read(report[0], &child->port, sizeof child->port) != sizeof child->port) {
+        exit(1);
+    }
+    close(report[0]);
+    child->control = control[1];
+}
+
+static void child_kill(struct child *child)
+{
+    kill(child->pid, SIGKILL);
+    waitpid(child->pid, NULL, 0);
+    close(child->control);
+}
+
+static void test_server_killed(void **state)
+{
+    (void)state;
+    struct child *child = &children[0];
+    struct peer peer;
+    struct sfc_error err = {0};
+    struct sfc_rpc_owned reply = {0};
+    peer_start(&peer, child->port);
+    expect_echo(&peer, 4096, 9);
+    uint8_t *data = calloc(1, 8 << 20);
+    struct sfc_rpc_request hold = {
+        .method = "/test.v1.Test/Hold", .head = SMALL, .deadline_ms = 60000};
+    struct sfc_rpc_request echo = {.method = "/test.v1.Test/Echo",
+                                   .head = SMALL,
+                                   .tensor = {data, 8 << 20},
+                                   .deadline_ms = 60000};
+    struct sfc_rpc_future *futures[2];
+    assert_int_equal(sfc_rpc_start(peer.client, &hold, &futures[0], &err), SFC_OK);
+    kill(child->pid, SIGSTOP); /* the second request gets stuck half way */
+    assert_int_equal(sfc_rpc_start(peer.client, &echo, &futures[1], &err), SFC_OK);
+    child_kill(child);
+    assert_int_equal(sfc_rpc_wait(futures[0], &reply, &err), SFC_EUNAVAILABLE);
+    assert_int_equal(sfc_rpc_wait(futures[1], &reply, &err), SFC_EUNAVAILABLE);
+    free(data);
+    peer_stop(&peer);
+}
+
+/* A peer that stops reading can't keep the client from stopping, nor its tensor from coming back.
+ */
+static void test_frozen_server(void **state)
+{
+    (void)state;
+    struct child *child = &children[1];
+    struct peer peer;
+    struct sfc_error err = {0};
+    struct sfc_rpc_owned reply = {0};
+    peer_start(&peer, child->port);
+    expect_echo(&peer, 4096, 9);
+    kill(child->pid, SIGSTOP);
+    uint8_t *data = calloc(1, 8 << 20);
+    struct sfc_rpc_request echo = {.method = "/test.v1.Test/Echo",
+                                   .head = SMALL,
+                                   .tensor = {data, 8 << 20},
+                                   .deadline_ms = 60000};
+    struct sfc_rpc_future *future;
+    assert_int_equal(sfc_rpc_start(peer.client, &echo, &future, &err), SFC_OK);
+    peer_stop(&peer);
+    assert_int_equal(sfc_rpc_wait(future, &reply, &err), SFC_ECANCELED);
+    free(data);
+    child_kill(child);
+}
+
+int main(void)
+{
+    signal(SIGPIPE, SIG_IGN);
+    child_start(&children[0]);
+    child_start(&children[1]);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_server_killed),
+        cmocka_unit_test(test_frozen_server),
+        cmocka_unit_test(test_shutdown_with_pending_calls),
+        cmocka_unit_test(test_unreachable_then_there),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
