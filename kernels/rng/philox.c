@@ -12,11 +12,7 @@
 #define WIDE
 #endif
 
-#define PHILOX_M0 0xD2511F53u
-#define PHILOX_M1 0xCD9E8D57u
-#define PHILOX_W0 0x9E3779B9u
-#define PHILOX_W1 0xBB67AE85u
-#define ROUNDS    10
+#define ROUNDS 10
 
 /* Calls that are computed side by side. */
 #define LANES 16
@@ -30,19 +26,18 @@ struct sfc_philox sfc_philox4x32_10(const uint32_t counter[4], const uint32_t ke
     struct sfc_philox c = {{counter[0], counter[1], counter[2], counter[3]}};
     uint32_t k0 = key[0], k1 = key[1];
     for (int round = 0; round < ROUNDS; round++) {
-        uint64_t p0 = (uint64_t)PHILOX_M0 * c.v[0];
-        uint64_t p1 = (uint64_t)PHILOX_M1 * c.v[2];
+        uint64_t p0 = (uint64_t)SFC_PHILOX_M0 * c.v[0];
+        uint64_t p1 = (uint64_t)SFC_PHILOX_M1 * c.v[2];
         c = (struct sfc_philox){{(uint32_t)(p1 >> 32) ^ c.v[1] ^ k0, (uint32_t)p1,
                                  (uint32_t)(p0 >> 32) ^ c.v[3] ^ k1, (uint32_t)p0}};
-        k0 += PHILOX_W0;
-        k1 += PHILOX_W1;
+        k0 += SFC_PHILOX_W0;
+        k1 += SFC_PHILOX_W1;
     }
     return c;
 }
 
-/* The key of (seed, stream): the finaliser of SplitMix64 (a bijection of 64 bits) on
- * seed + stream * 2^64 / golden ratio. */
-static void stream_key(uint64_t seed, enum sfc_stream stream, uint32_t key[2])
+/* The finaliser of SplitMix64 (a bijection of 64 bits) on seed + stream * 2^64 / golden ratio. */
+void sfc_stream_key(uint64_t seed, enum sfc_stream stream, uint32_t key[2])
 {
     uint64_t x = seed + (uint64_t)stream * 0x9E3779B97F4A7C15u;
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -55,7 +50,7 @@ static void stream_key(uint64_t seed, enum sfc_stream stream, uint32_t key[2])
 struct sfc_philox sfc_random(uint64_t seed, enum sfc_stream stream, uint64_t a, uint64_t b)
 {
     uint32_t key[2];
-    stream_key(seed, stream, key);
+    sfc_stream_key(seed, stream, key);
     const uint32_t counter[4] = {(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b,
                                  (uint32_t)(b >> 32)};
     return sfc_philox4x32_10(counter, key);
@@ -75,15 +70,15 @@ philox_lanes(uint64_t a, uint64_t b, const uint32_t key[2], struct lanes *out)
     uint32_t k0 = key[0], k1 = key[1];
     for (int round = 0; round < ROUNDS; round++) {
         for (uint32_t l = 0; l < LANES; l++) {
-            uint64_t p0 = (uint64_t)PHILOX_M0 * c.v[0][l];
-            uint64_t p1 = (uint64_t)PHILOX_M1 * c.v[2][l];
+            uint64_t p0 = (uint64_t)SFC_PHILOX_M0 * c.v[0][l];
+            uint64_t p1 = (uint64_t)SFC_PHILOX_M1 * c.v[2][l];
             c.v[0][l] = (uint32_t)(p1 >> 32) ^ c.v[1][l] ^ k0;
             c.v[1][l] = (uint32_t)p1;
             c.v[2][l] = (uint32_t)(p0 >> 32) ^ c.v[3][l] ^ k1;
             c.v[3][l] = (uint32_t)p0;
         }
-        k0 += PHILOX_W0;
-        k1 += PHILOX_W1;
+        k0 += SFC_PHILOX_W0;
+        k1 += SFC_PHILOX_W1;
     }
     *out = c;
 }
@@ -104,7 +99,7 @@ void sfc_random_words(uint64_t seed, enum sfc_stream stream, uint64_t a, uint64_
                       uint32_t *out)
 {
     uint32_t key[2], rest[4 * LANES];
-    stream_key(seed, stream, key);
+    sfc_stream_key(seed, stream, key);
     size_t i = 0;
     for (; calls - i >= LANES; i += LANES) {
         word_lanes(a, b + i, key, out + 4 * i);
@@ -197,7 +192,7 @@ void sfc_random_normals(uint64_t seed, enum sfc_stream stream, uint64_t a, uint6
                         size_t count, float *out)
 {
     uint32_t key[2];
-    stream_key(seed, stream, key);
+    sfc_stream_key(seed, stream, key);
     float chunk[4 * LANES];
     size_t done = 0;
     while (done < count) {

@@ -20,6 +20,11 @@ enum sfc_stream {
     SFC_STREAM_ROUNDING,    /* counter (step, class): kernels/rng/rounding.h */
 };
 
+#define SFC_PHILOX_M0 0xD2511F53u
+#define SFC_PHILOX_M1 0xCD9E8D57u
+#define SFC_PHILOX_W0 0x9E3779B9u
+#define SFC_PHILOX_W1 0xBB67AE85u
+
 struct sfc_philox {
     uint32_t v[4];
 };
@@ -27,6 +32,8 @@ struct sfc_philox {
 /* The bare function: 10 rounds on counter with key. */
 struct sfc_philox sfc_philox4x32_10(const uint32_t counter[4], const uint32_t key[2]);
 
+/* The key of (seed, stream). */
+void sfc_stream_key(uint64_t seed, enum sfc_stream stream, uint32_t key[2]);
 /* Four words for (seed, stream, a, b): counter = (a low, a high, b low, b high), key from seed and
  * stream through one fixed mixing step (documented in philox.c). */
 struct sfc_philox sfc_random(uint64_t seed, enum sfc_stream stream, uint64_t a, uint64_t b);

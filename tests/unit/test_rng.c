@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "kernels/rng/below.h"
 #include "kernels/rng/permutation.h"
 #include "kernels/rng/philox.h"
 #include "kernels/rng/sample.h"
@@ -50,6 +51,46 @@ static void test_words_equal_single_calls(void **state)
                 assert_memory_equal(words + 4 * i, one.v, sizeof one.v);
             }
             assert_int_equal(words[4 * calls], 0);
+        }
+    }
+}
+
+/* Numbers and words that are at most limit, against all words one by one. */
+static void check_below(uint64_t b, uint32_t count, uint32_t limit, const uint32_t *index,
+                        const uint32_t *words, uint32_t n)
+{
+    uint32_t found = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t word = sfc_random(5, SFC_STREAM_SAMPLE, 0xfedcba9876543210u, b + i / 4).v[i % 4];
+        if (word <= limit) {
+            assert_true(found < n);
+            assert_int_equal(index[found], i);
+            assert_int_equal(words[found], word);
+            found++;
+        }
+    }
+    assert_int_equal(found, n);
+}
+
+static void test_small_words(void **state)
+{
+    (void)state;
+    enum { MAX = 700 };
+    static const uint32_t counts[] = {0, 1, 3, 4, 31, 32, 33, 63, 64, 65, 100, 128, 333, MAX};
+    static const uint32_t limits[] = {0, 0x02000000, 0x1fffffff, 0x80000000, UINT32_MAX};
+    static const uint64_t starts[] = {0, 7, UINT32_MAX - 9u, UINT64_MAX - 3};
+    uint32_t index[MAX + SFC_BELOW_SLACK], words[MAX + SFC_BELOW_SLACK];
+    for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+        for (size_t l = 0; l < sizeof limits / sizeof *limits; l++) {
+            for (size_t s = 0; s < sizeof starts / sizeof *starts; s++) {
+                uint64_t a = 0xfedcba9876543210u, b = starts[s];
+                uint32_t count = counts[c], limit = limits[l];
+                uint32_t n =
+                    sfc_random_below_plain(5, SFC_STREAM_SAMPLE, a, b, count, limit, index, words);
+                check_below(b, count, limit, index, words, n);
+                n = sfc_random_below(5, SFC_STREAM_SAMPLE, a, b, count, limit, index, words);
+                check_below(b, count, limit, index, words, n);
+            }
         }
     }
 }
@@ -211,6 +252,29 @@ static void test_sample_follows_its_definition(void **state)
     }
 }
 
+/* Small samples, often enough that now and then the first candidates are too few. */
+static void test_many_small_samples(void **state)
+{
+    (void)state;
+    enum { ROWS = 100, STEPS = 5000 };
+    uint8_t positive[ROWS] = {0}, in[ROWS];
+    uint32_t out[ROWS];
+    const uint32_t positives[] = {17, 50};
+    positive[17] = positive[50] = 1;
+    void *scratch = aligned_alloc(64, (sfc_sample_scratch(ROWS) + 63) / 64 * 64);
+    for (uint64_t step = 1; step <= STEPS; step++) {
+        uint32_t want = slow_sample(3, step, 7, ROWS, 100000, positive, 2, in), n = 0;
+        assert_int_equal(sfc_sample_block(3, step, 7, ROWS, 100000, positives, 2, out, scratch),
+                         want);
+        for (uint32_t i = 0; i < ROWS; i++) {
+            if (in[i]) {
+                assert_int_equal(out[n++], i);
+            }
+        }
+    }
+    free(scratch);
+}
+
 static void test_sample_is_uniform(void **state)
 {
     (void)state;
@@ -293,11 +357,13 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_philox_vectors),
         cmocka_unit_test(test_words_equal_single_calls),
+        cmocka_unit_test(test_small_words),
         cmocka_unit_test(test_streams_and_seeds_differ),
         cmocka_unit_test(test_uniform),
         cmocka_unit_test(test_normals),
         cmocka_unit_test(test_quota),
         cmocka_unit_test(test_sample_follows_its_definition),
+        cmocka_unit_test(test_many_small_samples),
         cmocka_unit_test(test_sample_is_uniform),
         cmocka_unit_test(test_permutation_is_a_bijection),
         cmocka_unit_test(test_permutation_mixes),
