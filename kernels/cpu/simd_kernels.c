@@ -137,6 +137,26 @@ INLINE lvec fixed(half v)
     return __builtin_convertvector(x, lvec);
 }
 
+/* Whether all n numbers, n a multiple of 16, are of magnitude below 2^7. NaN is not. */
+INLINE bool all_small(const float *v, size_t n)
+{
+    const ivec magnitude = (ivec){0} + INT32_MAX, limit = (ivec)splat(0x1p7f);
+    ivec below = (ivec){0} - 1; /* sign bits */
+    for (size_t k = 0; k < n; k += LANES)
+        below &= ((ivec)load(v + k) & magnitude) - limit;
+    for (size_t l = 0; l < LANES; l++)
+        if (below[l] >= 0)
+            return false;
+    return true;
+}
+
+/* fixed() of numbers below 2^7: their multiples of 2^-44 fit the mantissa beside 1.5 * 2^52. */
+INLINE lvec fixed_small(half v)
+{
+    const dvec round = (dvec){0} + 0x1.8p52;
+    return (lvec)(__builtin_convertvector(v, dvec) * 0x1p44 + round) - (lvec)round;
+}
+
 static void add_fixed(const float *dx, size_t n, size_t dim, size_t pitch, int64_t *sum)
 {
     const size_t width = LANES / 2;
@@ -144,6 +164,11 @@ static void add_fixed(const float *dx, size_t n, size_t dim, size_t pitch, int64
         const float *row = dx + i * pitch;
         int64_t *out = sum + i * dim;
         size_t k = 0;
+        bool small = all_small(row, dim / LANES * LANES);
+        for (; small && k + LANES <= dim; k += LANES) {
+            *(lvec *)(out + k) += fixed_small(*(const half *)(row + k));
+            *(lvec *)(out + k + width) += fixed_small(*(const half *)(row + k + width));
+        }
         for (; k + width <= dim; k += width)
             *(lvec *)(out + k) += fixed(*(const half *)(row + k));
         if (k < dim) { /* pitch is a multiple of 16: the load stays inside the row */

@@ -127,6 +127,16 @@ static void fixed_point_is_the_one_of_exact_sum(void **state)
         level(l)->add_fixed(odd, 1, 3, 16, out);
         assert_true(out[0] == (int64_t)1 << 62 && out[1] == (int64_t)1 << 62);
         assert_true(out[2] == -((int64_t)1 << 62));
+        for (size_t k = 0; k < 32; k++) { /* one large or odd number among small ones */
+            const float large[] = {128, -128, INFINITY, -INFINITY, NAN, 0x1.fffffep6f};
+            float row[32] = {0.5f};
+            int64_t sums[32] = {0};
+            row[k] = large[k % 6];
+            level(l)->add_fixed(row, 1, 32, 32, sums);
+            for (size_t c = 0; c < 32; c++)
+                assert_true(sums[c] ==
+                            (isnan(row[c]) ? (int64_t)1 << 62 : sfc_dx_to_fixed(row[c])));
+        }
     }
     free(dx);
     free(sum);
