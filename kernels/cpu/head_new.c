@@ -15,6 +15,12 @@ static size_t round16(size_t n)
     return (n + 15) / 16 * 16;
 }
 
+/* Products of bf16 take rows in pairs. */
+static size_t round2(size_t n)
+{
+    return (n + 1) / 2 * 2;
+}
+
 static size_t larger(size_t a, size_t b)
 {
     return a > b ? a : b;
@@ -47,7 +53,7 @@ void sfc_cpu_product_sizes(const struct sfc_head_config *c, struct sfc_cpu_sizes
     s->pitch = round16(c->dim);
     size_t most = larger(TILE_BYTES / (s->pitch * sizeof(float)), 16);
     size_t tiles = (quota + most - 1) / most;
-    s->tile = round16((quota + tiles - 1) / tiles);
+    s->tile = larger(round2((quota + tiles - 1) / tiles), 16);
     s->tensors = c->optimizer == SFC_OPTIMIZER_ADAMW ? 3 : 2;
     s->mp = round16(c->micro_batch);
     s->bp = round16(c->batch);
