@@ -61,9 +61,9 @@ static void lane_open(void *arg, size_t item, unsigned index)
     struct lane *lane = &call->lanes[index];
     int64_t t = (int64_t)call->tile, p = (int64_t)call->pitch, b = (int64_t)call->batch;
     const struct sfc_gemm_shape shapes[3] = {
-        {t, b, p, false, true, call->bf16, false},
-        {b, p, t, true, false, call->bf16, true},
-        {t, p, b, false, false, call->bf16, false},
+        {.m = t, .n = b, .k = p, .b_transposed = true, .bf16 = call->bf16, .b_packed = true},
+        {.m = b, .n = p, .k = t, .a_transposed = true, .bf16 = call->bf16, .accumulate = true},
+        {.m = t, .n = p, .k = b, .bf16 = call->bf16, .b_packed = true},
     };
     size_t widest = call->pitch > call->batch ? call->pitch : call->batch;
     size_t scratch = 64, most = (call->tile > call->batch ? call->tile : call->batch) * widest;

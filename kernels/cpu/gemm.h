@@ -17,6 +17,7 @@ struct sfc_gemm_shape {
     bool b_transposed; /* B is stored as [n, k] instead of [k, n] */
     bool bf16;         /* A and B are bf16; C and all sums are f32 */
     bool accumulate;   /* C += A B instead of C = A B */
+    bool b_packed;     /* B is laid out by sfc_gemm_pack */
 };
 
 /* Belongs to the thread that made it. */
@@ -25,6 +26,10 @@ struct sfc_gemm {
     dnnl_memory_t a, b, c, scratchpad;
     size_t scratch_bytes;
     bool brg; /* a brgemm kernel: rows of A and columns of B keep their bits for every m and n */
+    /* A packed B is cut into strips of so many columns, [k, strip] each, one after the other: what
+     * brgemm makes of a plain B in every product. 0: oneDNN wants no such strips, B stays plain. */
+    size_t strip;
+    struct sfc_gemm_shape shape;
 };
 
 /* Scratch bytes that a product of this shape needs, without making it; call with OpenMP set to one
@@ -35,6 +40,10 @@ int sfc_gemm_scratch(dnnl_engine_t engine, const struct sfc_gemm_shape *shape, s
 int sfc_gemm_init(struct sfc_gemm *gemm, dnnl_engine_t engine, const struct sfc_gemm_shape *shape,
                   struct sfc_error *err);
 void sfc_gemm_close(struct sfc_gemm *gemm);
+/* Puts rows [first, first + n) of B as it is stored plainly (of [n, k] if b_transposed, else [k,
+ * n]) into `out`, the B of a product whose B is packed; it has as many numbers as the plain one. */
+void sfc_gemm_pack(const struct sfc_gemm *gemm, const void *rows, size_t first, size_t n,
+                   void *out);
 /* c[m, n] = A B or, by the shape, += A B. scratch: scratch_bytes, 64-byte aligned. SFC_EDEVICE when
  * oneDNN refuses. */
 int sfc_gemm_run(struct sfc_gemm *gemm, dnnl_stream_t stream, const void *a, const void *b,

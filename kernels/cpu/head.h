@@ -110,8 +110,8 @@ struct sfc_cpu_head {
     bool *zero;          /* [slots, micro_batch] the feature has no direction: gradient 0 */
     atomic_bool *finite; /* [slots] */
     /* the call */
-    void *call_x;      /* [call_rows, pitch] operands */
-    float *unit;       /* [pitch] one unit feature */
+    void *call_x; /* [call_rows, pitch] operands, packed for the products (kernels/cpu/gemm.h) */
+    float *unit;  /* [pitch] one unit feature */
     float *high, *low; /* [call_rows] log-sum-exp */
 };
 

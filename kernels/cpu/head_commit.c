@@ -66,7 +66,6 @@ int sfc_cpu_head_commit(struct sfc_head *base, const uint32_t *slots, double lr,
 {
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
     const struct sfc_head_config *c = &head->config;
-    size_t bytes = (size_t)c->micro_batch * head->sizes.pitch * head->operand_bytes;
     struct commit_call call = {
         .head = head,
         .slots = slots,
@@ -80,7 +79,8 @@ int sfc_cpu_head_commit(struct sfc_head *base, const uint32_t *slots, double lr,
             sfc_adamw_at(c->beta1, c->beta2, c->epsilon, c->weight_decay, lr, base->step);
     memset(head->call_x, 0, head->sizes.bp * head->sizes.pitch * head->operand_bytes);
     for (size_t j = 0; j < head->sizes.micro_batches; j++)
-        memcpy((char *)head->call_x + j * bytes, sfc_cpu_slot_x(head, slots[j]), bytes);
+        sfc_gemm_pack(&head->workers[0].commit, sfc_cpu_slot_x(head, slots[j]), j * c->micro_batch,
+                      c->micro_batch, head->call_x);
     sfc_cpu_pool_run(head->cpu->pool, commit_block, &call, head->block_count);
     return sfc_cpu_head_error(head, err);
 }

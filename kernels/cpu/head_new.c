@@ -168,32 +168,39 @@ static bool is_bf16(const struct sfc_cpu_head *head)
 static struct sfc_gemm_shape logits_shape(const struct sfc_cpu_head *head, size_t g)
 {
     const struct sfc_cpu_sizes *s = &head->sizes;
-    return (struct sfc_gemm_shape){(int64_t)s->tile,
-                                   (int64_t)(s->mp << g),
-                                   (int64_t)s->pitch,
-                                   false,
-                                   true,
-                                   is_bf16(head),
-                                   false};
+    return (struct sfc_gemm_shape){
+        .m = (int64_t)s->tile,
+        .n = (int64_t)(s->mp << g),
+        .k = (int64_t)s->pitch,
+        .b_transposed = true,
+        .bf16 = is_bf16(head),
+        .b_packed = true,
+    };
 }
 
 static struct sfc_gemm_shape gradient_shape(const struct sfc_cpu_head *head, size_t g)
 {
     const struct sfc_cpu_sizes *s = &head->sizes;
-    return (struct sfc_gemm_shape){(int64_t)(s->mp << g),
-                                   (int64_t)s->pitch,
-                                   (int64_t)s->tile,
-                                   true,
-                                   false,
-                                   is_bf16(head),
-                                   true};
+    return (struct sfc_gemm_shape){
+        .m = (int64_t)(s->mp << g),
+        .n = (int64_t)s->pitch,
+        .k = (int64_t)s->tile,
+        .a_transposed = true,
+        .bf16 = is_bf16(head),
+        .accumulate = true,
+    };
 }
 
 static struct sfc_gemm_shape commit_shape(const struct sfc_cpu_head *head)
 {
     const struct sfc_cpu_sizes *s = &head->sizes;
     return (struct sfc_gemm_shape){
-        (int64_t)s->tile, (int64_t)s->pitch, (int64_t)s->bp, false, false, is_bf16(head), false};
+        .m = (int64_t)s->tile,
+        .n = (int64_t)s->pitch,
+        .k = (int64_t)s->bp,
+        .bf16 = is_bf16(head),
+        .b_packed = true,
+    };
 }
 
 struct scratch_call {

@@ -182,13 +182,28 @@ static bool load_feature(const struct sfc_cpu_head *head, const float *in, void 
     return usable;
 }
 
-/* Unit features into the slot and, by product, into the call's matrix. */
+/* Unit features of the slots into the matrices of the products. */
+static void pack_features(const struct logits_call *call)
+{
+    const struct sfc_cpu_head *head = call->head;
+    const struct sfc_cpu_sizes *s = &head->sizes;
+    memset(head->call_x, 0, call->n * s->mp * s->pitch * head->operand_bytes);
+    for (size_t i = 0, log2, g; i < call->n; i += g) {
+        g = sfc_cpu_group(head, call->n - i, &log2);
+        void *out = sfc_cpu_at(head, head->call_x, i * s->mp * s->pitch);
+        for (size_t k = 0; k < g; k++)
+            sfc_gemm_pack(&head->workers[0].logits[log2],
+                          sfc_cpu_slot_x(head, call->items[i + k].slot), k * s->mp,
+                          head->config.micro_batch, out);
+    }
+}
+
+/* Unit features into the slots. */
 static void load_features(struct logits_call *call)
 {
     struct sfc_cpu_head *head = call->head;
     const struct sfc_cpu_sizes *s = &head->sizes;
     uint32_t m = head->config.micro_batch, dim = head->config.dim;
-    memset(head->call_x, 0, call->n * s->mp * s->pitch * head->operand_bytes);
     for (size_t i = 0; i < call->n; i++) {
         struct sfc_head_logits_item *item = &call->items[i];
         void *x = sfc_cpu_slot_x(head, item->slot);
@@ -199,8 +214,6 @@ static void load_features(struct logits_call *call)
                                     sfc_cpu_at(head, x, r * s->pitch));
             item->zero_features += zero[r];
         }
-        memcpy(sfc_cpu_at(head, head->call_x, i * s->mp * s->pitch), x,
-               m * s->pitch * head->operand_bytes);
         memset(item->target_logit, 0, m * sizeof *item->target_logit);
         memset(item->has_target, 0, m * sizeof *item->has_target);
     }
@@ -213,6 +226,7 @@ int sfc_cpu_head_logits(struct sfc_head *base, struct sfc_head_logits_item *item
     struct logits_call call = {head, items, n};
     size_t mp = head->sizes.mp, columns = n * mp;
     load_features(&call);
+    pack_features(&call);
     for (unsigned i = 0; i < head->cpu->threads; i++)
         memset(head->workers[i].sums, 0, columns * sizeof(struct sfc_sum256));
     sfc_cpu_pool_run(head->cpu->pool, logits_block, &call, head->block_count);

@@ -8,6 +8,7 @@
 struct probe {
     struct sfc_cpu_head *head;
     void *x;       /* [columns, max(pitch, tile)] operand that is cut into micro-batches */
+    void *packed;  /* the same as the products of the logits read it */
     float *joint;  /* the joint result */
     float *single; /* the result of one micro-batch */
     bool same;
@@ -31,9 +32,10 @@ static void fill(const struct sfc_cpu_head *head, void *out, size_t n, uint32_t 
 static bool same_logits(struct probe *p, struct sfc_cpu_worker *worker, size_t g, size_t k)
 {
     const struct sfc_cpu_sizes *s = &p->head->sizes;
-    if (sfc_gemm_run(&worker->logits[0], worker->stream, worker->tile,
-                     sfc_cpu_at(p->head, p->x, k * s->mp * s->pitch), p->single, worker->gemm,
-                     &worker->error))
+    sfc_gemm_pack(&worker->logits[0], sfc_cpu_at(p->head, p->x, k * s->mp * s->pitch), 0, s->mp,
+                  p->packed);
+    if (sfc_gemm_run(&worker->logits[0], worker->stream, worker->tile, p->packed, p->single,
+                     worker->gemm, &worker->error))
         return false;
     for (size_t i = 0; i < s->tile; i++)
         if (memcmp(p->single + i * s->mp, p->joint + (i * ((size_t)1 << g) + k) * s->mp,
@@ -44,8 +46,9 @@ static bool same_logits(struct probe *p, struct sfc_cpu_worker *worker, size_t g
 
 static bool logits_agree(struct probe *p, struct sfc_cpu_worker *worker, size_t g)
 {
-    if (sfc_gemm_run(&worker->logits[g], worker->stream, worker->tile, p->x, p->joint, worker->gemm,
-                     &worker->error))
+    sfc_gemm_pack(&worker->logits[g], p->x, 0, p->head->sizes.mp << g, p->packed);
+    if (sfc_gemm_run(&worker->logits[g], worker->stream, worker->tile, p->packed, p->joint,
+                     worker->gemm, &worker->error))
         return false;
     for (size_t k = 0; k < (size_t)1 << g; k++)
         if (!same_logits(p, worker, g, k))
@@ -101,10 +104,11 @@ int sfc_cpu_head_probe(struct sfc_cpu_head *head, struct sfc_error *err)
     struct probe p = {.head = head};
     /* oneDNN wants nothing of the alignment, but its speed and, in gemm:jit, its bits follow it */
     p.x = aligned_alloc(64, columns * k * sizeof(float));
+    p.packed = aligned_alloc(64, columns * k * sizeof(float));
     p.joint = aligned_alloc(64, columns * k * sizeof(float));
     p.single = aligned_alloc(64, s->mp * k * sizeof(float));
     int rc = SFC_OK;
-    if (p.x && p.joint && p.single) {
+    if (p.x && p.packed && p.joint && p.single) {
         sfc_cpu_pool_run(head->cpu->pool, probe_worker, &p, 1);
         rc = sfc_cpu_head_error(head, err);
         head->joint = p.same;
@@ -112,6 +116,7 @@ int sfc_cpu_head_probe(struct sfc_cpu_head *head, struct sfc_error *err)
         rc = sfc_fail(err, SFC_ENOMEM, "head: out of memory");
     }
     free(p.x);
+    free(p.packed);
     free(p.joint);
     free(p.single);
     return rc;

@@ -101,9 +101,9 @@ static size_t make_products(const struct rates *r, struct lane *lane)
     size_t scratch = 64;
     for (int half = 0; half < r->formats; half++) {
         const struct sfc_gemm_shape shapes[3] = {
-            {t, b, p, false, true, half == 1, false},
-            {b, p, t, true, false, half == 1, true},
-            {t, p, b, false, false, half == 1, false},
+            {.m = t, .n = b, .k = p, .b_transposed = true, .bf16 = half, .b_packed = true},
+            {.m = b, .n = p, .k = t, .a_transposed = true, .bf16 = half, .accumulate = true},
+            {.m = t, .n = p, .k = b, .bf16 = half, .b_packed = true},
         };
         for (int i = 0; i < 3 && !lane->error.code; i++) {
             struct sfc_gemm *gemm = &lane->gemm[half][i];
