@@ -385,15 +385,18 @@ static void exp_sum(const int16_t *q, size_t n, size_t width, float scale, const
                     double *sum)
 {
     float unit = scale / SFC_COSINE_ONE;
-    for (size_t c = 0; c < width; c += LANES)
+    for (size_t c = 0; c < width; c += LANES) {
+        dvec low = *(const dvec *)(sum + c), high = *(const dvec *)(sum + c + LANES / 2);
         for (size_t i = 0; i < n; i++) {
-            float e[LANES];
             ivec filtered, target;
             vec z = unpack(q + i * width + c, unit, &filtered, &target);
-            store(e, select_lanes(target, splat(0.0f), exp_vec(z + splat(add[i]))));
-            add_half(sum + c, *(const half *)e);
-            add_half(sum + c + LANES / 2, *(const half *)(e + LANES / 2));
+            vec e = select_lanes(target, splat(0.0f), exp_vec(z + splat(add[i])));
+            low += to_double(low_half(e));
+            high += to_double(high_half(e));
         }
+        *(dvec *)(sum + c) = low;
+        *(dvec *)(sum + c + LANES / 2) = high;
+    }
 }
 
 static bool softmax(int16_t *q, size_t n, size_t width, float scale, const float *add,

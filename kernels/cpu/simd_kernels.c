@@ -87,13 +87,16 @@ static void logits(const float *cos, size_t stride, size_t n, size_t width,
 
 static void exp_sum(const float *z, size_t n, size_t width, const float *add, double *sum)
 {
-    for (size_t c = 0; c < width; c += LANES)
+    for (size_t c = 0; c < width; c += LANES) {
+        dvec low = *(const dvec *)(sum + c), high = *(const dvec *)(sum + c + LANES / 2);
         for (size_t i = 0; i < n; i++) {
-            float e[LANES];
-            store(e, exp_vec(load(z + i * width + c) + splat(add[i])));
-            add_half(sum + c, *(const half *)e);
-            add_half(sum + c + LANES / 2, *(const half *)(e + LANES / 2));
+            vec e = exp_vec(load(z + i * width + c) + splat(add[i]));
+            low += to_double(low_half(e));
+            high += to_double(high_half(e));
         }
+        *(dvec *)(sum + c) = low;
+        *(dvec *)(sum + c + LANES / 2) = high;
+    }
 }
 
 static bool softmax(float *z, size_t n, size_t width, const float *add, const float *high,
@@ -125,7 +128,7 @@ static void scale_rows(const float *p, size_t n, size_t width, const float *inve
 INLINE lvec fixed(half v)
 {
     const dvec limit = (dvec){0} + 0x1p62, round = (dvec){0} + 0x1.8p52;
-    dvec x = __builtin_convertvector(v, dvec) * 0x1p44;
+    dvec x = to_double(v) * 0x1p44;
     lvec mask = x < limit;
     x = (dvec)(((lvec)x & mask) | ((lvec)limit & ~mask)); /* NaN too */
     mask = x > -limit;
@@ -154,7 +157,7 @@ INLINE bool all_small(const float *v, size_t n)
 INLINE lvec fixed_small(half v)
 {
     const dvec round = (dvec){0} + 0x1.8p52;
-    return (lvec)(__builtin_convertvector(v, dvec) * 0x1p44 + round) - (lvec)round;
+    return (lvec)(to_double(v) * 0x1p44 + round) - (lvec)round;
 }
 
 static void add_fixed(const float *dx, size_t n, size_t dim, size_t pitch, int64_t *sum)

@@ -8,6 +8,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #include "kernels/cpu/simd.h"
 
 #define LANES       16
@@ -68,15 +72,32 @@ INLINE vec select_lanes(ivec mask, vec yes, vec no)
     return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask));
 }
 
-/* Sum of the lanes in double, in lane order. */
+/* GCC cuts the conversion of 8 floats into four. */
+INLINE dvec to_double(half v)
+{
+#ifdef __AVX512F__
+    return (dvec)_mm512_cvtps_pd((__m256)v);
+#else
+    return __builtin_convertvector(v, dvec);
+#endif
+}
+
+INLINE half low_half(vec v)
+{
+    return (half){v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]};
+}
+
+INLINE half high_half(vec v)
+{
+    return (half){v[8], v[9], v[10], v[11], v[12], v[13], v[14], v[15]};
+}
+
+/* Sum of the lanes in double, by halves. */
 INLINE double total(vec v)
 {
-    float lane[LANES];
-    double sum = 0;
-    store(lane, v);
-    for (int i = 0; i < LANES; i++)
-        sum += lane[i];
-    return sum;
+    dvec s = to_double(low_half(v)) + to_double(high_half(v));
+    double a = s[0] + s[4], b = s[1] + s[5], c = s[2] + s[6], d = s[3] + s[7];
+    return (a + c) + (b + d);
 }
 
 INLINE float inverse(double sum_of_squares)
@@ -115,11 +136,6 @@ INLINE vec clamped(vec cos)
 {
     cos = select_lanes(cos > splat(1.0f), splat(1.0f), cos);
     return select_lanes(cos < splat(-1.0f), splat(-1.0f), cos);
-}
-
-INLINE void add_half(double *sum, half v)
-{
-    *(dvec *)sum += __builtin_convertvector(v, dvec);
 }
 
 /* What row r is behind; NULL: it is up to date. */
