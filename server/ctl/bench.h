@@ -4,6 +4,7 @@
 #define SFC_CTL_BENCH_H
 
 int sfc_bench_rpc_main(int argc, char **argv);
+int sfc_bench_snapshots_main(int argc, char **argv);
 int sfc_bench_kernels_main(int argc, char **argv);
 
 #endif

@@ -217,13 +217,14 @@ static const struct benchmark {
     {"head", head_main, "the class layer's step, beside its floor"},
     {"kernels", sfc_bench_kernels_main, "the building blocks of a step, one by one"},
     {"rpc", sfc_bench_rpc_main, "the network layer on loopback, beside plain TCP"},
+    {"snapshots", sfc_bench_snapshots_main, "what compressing a shard's snapshots gains and costs"},
 };
 
 static void print_help(FILE *file)
 {
     fprintf(file, "usage: shardfc bench COMMAND [OPTIONS]\n\n");
     for (size_t i = 0; i < sizeof benchmarks / sizeof *benchmarks; i++) {
-        fprintf(file, "  %-8s %s\n", benchmarks[i].name, benchmarks[i].summary);
+        fprintf(file, "  %-10s %s\n", benchmarks[i].name, benchmarks[i].summary);
     }
 }
 

@@ -193,19 +193,20 @@ static int add_snapshot(void *arg, const char *name, struct sfc_error *err)
     }
     r->whole = whole;
     int code = sfc_snapshot_check(r->folder, name, &header, &why);
-    uint64_t bytes = 0;
+    uint64_t bytes = 0, raw = 0;
     if (code == SFC_OK) {
         note_identity(r, &header.identity);
-        bytes = sfc_snapshot_file_bytes(&header.shape);
+        bytes = sfc_snapshot_offset(&header, (enum sfc_snapshot_part)SFC_SNAPSHOT_PARTS);
+        raw = sfc_snapshot_file_bytes(&header.shape);
         r->whole[r->whole_count++] = key;
     } else {
         r->problems++;
     }
     json_array_append_new(r->snapshots,
-                          json_pack("{s:s, s:s, s:o, s:o, s:o, s:b, s:s}", "file", name, "kind",
-                                    kinds[key.kind], "block", number(key.block), "step",
-                                    number(key.step), "bytes", number(bytes), "ok", code == SFC_OK,
-                                    "why", why.text));
+                          json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:b, s:s}", "file", name,
+                                    "kind", kinds[key.kind], "block", number(key.block), "step",
+                                    number(key.step), "bytes", number(bytes), "raw_bytes",
+                                    number(raw), "ok", code == SFC_OK, "why", why.text));
     return SFC_OK;
 }
 
@@ -398,8 +399,13 @@ void sfc_state_report_print(const json_t *report, FILE *file)
     json_array_foreach(json_object_get(report, "snapshots"), i, o)
     {
         bool ok = json_is_true(json_object_get(o, "ok"));
-        fprintf(file, "%s  %12" PRIu64 " bytes  %s\n", text_of(o, "file"), number_of(o, "bytes"),
-                ok ? "ok" : text_of(o, "why"));
+        uint64_t bytes = number_of(o, "bytes"), raw = number_of(o, "raw_bytes");
+        fprintf(file, "%s  %12" PRIu64 " bytes  ", text_of(o, "file"), bytes);
+        if (bytes != raw) {
+            fprintf(file, "zstd, %.1f %% of %" PRIu64 "  ", 100.0 * (double)bytes / (double)raw,
+                    raw);
+        }
+        fprintf(file, "%s\n", ok ? "ok" : text_of(o, "why"));
     }
     fprintf(file, "floor: the log is needed from step %" PRIu64 " on\n",
             number_of(report, "floor") + 1);

@@ -30,19 +30,31 @@ static uint64_t padded(uint64_t size)
     return (size + 7) & ~7ull;
 }
 
-uint64_t sfc_snapshot_part_offset(const struct sfc_snapshot_shape *shape,
-                                  enum sfc_snapshot_part part)
+uint64_t sfc_snapshot_file_bytes(const struct sfc_snapshot_shape *shape)
+{
+    uint64_t bytes = SFC_SNAPSHOT_HEADER;
+    for (int i = 0; i < SFC_SNAPSHOT_PARTS; i++) {
+        bytes += padded(sfc_snapshot_part_bytes(shape, (enum sfc_snapshot_part)i));
+    }
+    return bytes;
+}
+
+uint64_t sfc_snapshot_offset(const struct sfc_snapshot_header *header, enum sfc_snapshot_part part)
 {
     uint64_t offset = SFC_SNAPSHOT_HEADER;
     for (int i = 0; i < (int)part; i++) {
-        offset += padded(sfc_snapshot_part_bytes(shape, (enum sfc_snapshot_part)i));
+        offset += padded(header->stored[i]);
     }
     return offset;
 }
 
-uint64_t sfc_snapshot_file_bytes(const struct sfc_snapshot_shape *shape)
+static bool stored_fits(const struct sfc_snapshot_header *h, enum sfc_snapshot_part part)
 {
-    return sfc_snapshot_part_offset(shape, (enum sfc_snapshot_part)SFC_SNAPSHOT_PARTS);
+    uint64_t bytes = sfc_snapshot_part_bytes(&h->shape, part);
+    if (h->storage == SFC_SNAPSHOT_RAW || !h->shape.has[part]) {
+        return h->stored[part] == bytes;
+    }
+    return h->stored[part] > 0 && h->stored[part] <= sfc_snapshot_stored_limit(bytes);
 }
 
 int sfc_snapshot_shape_check(const struct sfc_snapshot_shape *shape, struct sfc_error *err)
@@ -113,8 +125,12 @@ void sfc_snapshot_encode_header(const struct sfc_snapshot_header *header,
         sfc_write_u64(&w, sfc_snapshot_part_bytes(shape, (enum sfc_snapshot_part)i));
         sfc_write_u64(&w, header->checksum[i]);
     }
-    sfc_write_u64(&w, sfc_snapshot_file_bytes(shape));
+    sfc_write_u64(&w, sfc_snapshot_offset(header, (enum sfc_snapshot_part)SFC_SNAPSHOT_PARTS));
     sfc_write_bytes(&w, header->identity.numerics, SFC_NUMERICS_SIZE);
+    sfc_write_u64(&w, (uint64_t)header->storage);
+    for (int i = 0; i < SFC_SNAPSHOT_PARTS; i++) {
+        sfc_write_u64(&w, header->stored[i]);
+    }
     w.at = SFC_SNAPSHOT_HEADER - 8;
     sfc_write_u64(&w, sfc_digest64(out, SFC_SNAPSHOT_HEADER - 8));
 }
@@ -139,13 +155,21 @@ static int read_fields(struct sfc_reader *r, struct sfc_snapshot_header *h, stru
     }
     uint64_t file_bytes = sfc_read_u64(r);
     memcpy(h->identity.numerics, sfc_read_bytes(r, SFC_NUMERICS_SIZE), SFC_NUMERICS_SIZE);
+    uint64_t storage = sfc_read_u64(r);
+    h->storage = storage == SFC_SNAPSHOT_ZSTD ? SFC_SNAPSHOT_ZSTD : SFC_SNAPSHOT_RAW;
+    for (int i = 0; i < SFC_SNAPSHOT_PARTS; i++) {
+        h->stored[i] = sfc_read_u64(r);
+    }
     bool right = kind < SFC_SNAPSHOT_KINDS && parts < 1u << SFC_SNAPSHOT_PARTS &&
                  h->identity.numerics[SFC_NUMERICS_SIZE - 1] == '\0' &&
-                 sfc_snapshot_shape_check(&h->shape, NULL) == SFC_OK &&
-                 file_bytes == sfc_snapshot_file_bytes(&h->shape);
+                 storage <= SFC_SNAPSHOT_ZSTD &&
+                 sfc_snapshot_shape_check(&h->shape, NULL) == SFC_OK;
     for (int i = 0; i < SFC_SNAPSHOT_PARTS && right; i++) {
-        right = bytes[i] == sfc_snapshot_part_bytes(&h->shape, (enum sfc_snapshot_part)i);
+        right = bytes[i] == sfc_snapshot_part_bytes(&h->shape, (enum sfc_snapshot_part)i) &&
+                stored_fits(h, (enum sfc_snapshot_part)i);
     }
+    right =
+        right && file_bytes == sfc_snapshot_offset(h, (enum sfc_snapshot_part)SFC_SNAPSHOT_PARTS);
     h->key.kind = (enum sfc_snapshot_kind)kind;
     return right ? SFC_OK : sfc_fail(err, SFC_ECORRUPT, "byte 0: the header contradicts itself");
 }

@@ -1,6 +1,7 @@
 /* Bytes of a snapshot file, pure: one block (or the history) at one step. docs/FORMATS.md
- * ("Snapshots of a shard") has the table. A header of 512 bytes, then the parts that exist, each
- * padded with zeros to a multiple of 8. Every byte is under a checksum or must be zero. */
+ * ("Snapshots of a shard") has the table. A header of 512 bytes, then the parts that exist, raw or
+ * compressed, each padded with zeros to a multiple of 8. Every byte is under a checksum or must be
+ * zero. */
 #ifndef SFC_DURABLE_SNAPSHOT_CODEC_H
 #define SFC_DURABLE_SNAPSHOT_CODEC_H
 
@@ -9,7 +10,7 @@
 #include "proto/base/bytes.h"
 #include "server/durable/identity.h"
 
-#define SFC_SNAPSHOT_VERSION   1u
+#define SFC_SNAPSHOT_VERSION   2u
 #define SFC_SNAPSHOT_HEADER    512u
 #define SFC_SNAPSHOT_NAME_SIZE 80u
 
@@ -17,6 +18,8 @@ enum sfc_snapshot_kind { SFC_SNAPSHOT_CLASS, SFC_SNAPSHOT_DENSE, SFC_SNAPSHOT_HI
 enum { SFC_SNAPSHOT_KINDS = 3 };
 /* Of values, momentum and second moment. The last steps are always f32. */
 enum sfc_snapshot_dtype { SFC_SNAPSHOT_F32, SFC_SNAPSHOT_BF16 };
+/* How the parts of a file are stored: as they are, or each as one zstd frame. */
+enum sfc_snapshot_storage { SFC_SNAPSHOT_RAW, SFC_SNAPSHOT_ZSTD };
 /* In the order of kernels/backend.h. LAST_STEP: momentum mode dense, [rows]; SECOND_MOMENT: adamw.
  */
 enum sfc_snapshot_part {
@@ -43,9 +46,7 @@ struct sfc_snapshot_shape {
 /* Bytes of a part, without padding; 0 where there is none. */
 uint64_t sfc_snapshot_part_bytes(const struct sfc_snapshot_shape *shape,
                                  enum sfc_snapshot_part part);
-/* Where a part begins in the file. */
-uint64_t sfc_snapshot_part_offset(const struct sfc_snapshot_shape *shape,
-                                  enum sfc_snapshot_part part);
+/* Of a file whose parts are raw. */
 uint64_t sfc_snapshot_file_bytes(const struct sfc_snapshot_shape *shape);
 /* SFC_EINVAL: a number out of proto/limits.h. */
 int sfc_snapshot_shape_check(const struct sfc_snapshot_shape *shape, struct sfc_error *err);
@@ -54,8 +55,17 @@ struct sfc_snapshot_header {
     struct sfc_run_identity identity;
     struct sfc_snapshot_key key;
     struct sfc_snapshot_shape shape;
-    uint64_t checksum[SFC_SNAPSHOT_PARTS]; /* XXH3-64 of a part; 0 where there is none */
+    enum sfc_snapshot_storage storage;
+    uint64_t stored[SFC_SNAPSHOT_PARTS];   /* bytes of a part in the file; RAW: its bytes */
+    uint64_t checksum[SFC_SNAPSHOT_PARTS]; /* XXH3-64 of these; 0 where there is no part */
 };
+/* Where a part begins in the file; SFC_SNAPSHOT_PARTS: where the file ends. */
+uint64_t sfc_snapshot_offset(const struct sfc_snapshot_header *header, enum sfc_snapshot_part part);
+/* Most bytes that a compressed part of so many may take. */
+static inline uint64_t sfc_snapshot_stored_limit(uint64_t bytes)
+{
+    return bytes + bytes / 128 + 1024;
+}
 
 /* "class-17-1200.sfs", "dense-0-1200.sfs", "history-0-1200.sfs"; parse: false when it is none. */
 void sfc_snapshot_name(const struct sfc_snapshot_key *key, char out[SFC_SNAPSHOT_NAME_SIZE]);

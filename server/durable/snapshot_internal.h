@@ -2,6 +2,7 @@
 #ifndef SFC_DURABLE_SNAPSHOT_INTERNAL_H
 #define SFC_DURABLE_SNAPSHOT_INTERNAL_H
 
+#include "server/durable/snapshot_file.h"
 #include "server/durable/snapshot_store.h"
 
 #ifndef SFC_PLANT_BUG
@@ -20,8 +21,9 @@ struct sfc_snapshot_store {
     bool remains; /* a temporary file was removed, and its name may still be on the disk */
     void *buffer; /* of the last read */
     size_t buffer_size;
-    uint8_t *piece;
-    struct sfc_digest *digest;
+    struct sfc_snapshot_scratch scratch; /* of reading */
+    struct sfc_digest *digest;           /* of the write at work */
+    struct sfc_packer *packer;           /* NULL: snapshots are written raw */
 };
 
 /* Room for one more key. SFC_ENOMEM. */

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "server/durable/snapshot_file.h"
 #include "server/durable/snapshot_internal.h"
 
 #define KEPT      2u
@@ -189,10 +188,11 @@ int sfc_snapshot_store_open(struct sfc_folder *folder, const struct sfc_run_iden
     store->folder = folder;
     store->identity = *identity;
     store->digest = sfc_digest_new();
-    store->piece = malloc(SFC_SNAPSHOT_PIECE);
-    int code = store->digest == NULL || store->piece == NULL
-                   ? sfc_fail(err, SFC_ENOMEM, "out of memory for the snapshots")
-                   : list_folder(store, err);
+    int code = store->digest == NULL ? sfc_fail(err, SFC_ENOMEM, "out of memory for the snapshots")
+                                     : sfc_snapshot_scratch_init(&store->scratch, err);
+    if (code == SFC_OK) {
+        code = list_folder(store, err);
+    }
     if (code != SFC_OK) {
         sfc_snapshot_store_close(store);
         return code;
@@ -207,10 +207,27 @@ void sfc_snapshot_store_close(struct sfc_snapshot_store *store)
         return;
     }
     sfc_digest_free(store->digest);
-    free(store->piece);
+    sfc_snapshot_scratch_free(&store->scratch);
+    sfc_packer_free(store->packer);
     free(store->buffer);
     free(store->keys);
     free(store);
+}
+
+int sfc_snapshot_store_compress(struct sfc_snapshot_store *store, int level, struct sfc_error *err)
+{
+    struct sfc_packer *packer = NULL;
+    int code = level > 0 ? sfc_packer_new(level, &packer, err) : SFC_OK;
+    if (code == SFC_OK) {
+        sfc_packer_free(store->packer);
+        store->packer = packer;
+    }
+    return code;
+}
+
+uint64_t sfc_snapshot_compression_memory(int level)
+{
+    return level > 0 ? sfc_packer_memory(level) + sfc_unpacker_memory() : 0;
 }
 
 /* ---- what there is */
@@ -297,8 +314,7 @@ static int read_parts(struct sfc_snapshot_store *store, struct sfc_file *file, c
     for (int i = 0; i < SFC_SNAPSHOT_PARTS && code == SFC_OK; i++) {
         enum sfc_snapshot_part part = (enum sfc_snapshot_part)i;
         content.parts[i] = header->shape.has[i] ? at : NULL;
-        code =
-            sfc_snapshot_file_part(file, name, header, part, at, store->piece, store->digest, err);
+        code = sfc_snapshot_file_part(file, name, header, part, at, &store->scratch, err);
         at += aligned(sfc_snapshot_part_bytes(&header->shape, part));
     }
     if (code == SFC_OK) {

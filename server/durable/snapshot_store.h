@@ -17,6 +17,8 @@
 #include "server/durable/file_layer.h"
 #include "server/durable/snapshot_codec.h"
 
+#define SFC_SNAPSHOT_LEVEL_MAX 19 /* of compression */
+
 struct sfc_snapshot_store;
 struct sfc_snapshot_write;
 
@@ -25,6 +27,11 @@ struct sfc_snapshot_write;
 int sfc_snapshot_store_open(struct sfc_folder *folder, const struct sfc_run_identity *identity,
                             struct sfc_snapshot_store **out, struct sfc_error *err);
 void sfc_snapshot_store_close(struct sfc_snapshot_store *store); /* NULL is fine */
+/* Snapshots that are begun from now on are compressed with zstd at this level (1 to
+ * SFC_SNAPSHOT_LEVEL_MAX; 0: not, as in the beginning). Reading takes both. */
+int sfc_snapshot_store_compress(struct sfc_snapshot_store *store, int level, struct sfc_error *err);
+/* Most memory of compressing, and of reading what is compressed. */
+uint64_t sfc_snapshot_compression_memory(int level);
 
 /* ---- writing. parts: pointers per part that the shape has, NULL for the others; borrowed until
  * end. Only one write at a time (SFC_ESTATE). SFC_EEXIST: there is one of this step already. */
@@ -32,9 +39,9 @@ int sfc_snapshot_write_begin(struct sfc_snapshot_store *store, const struct sfc_
                              const struct sfc_snapshot_shape *shape,
                              const void *const parts[SFC_SNAPSHOT_PARTS],
                              struct sfc_snapshot_write **out, struct sfc_error *err);
-/* Writes at most max_bytes more and syncs them. *done: the snapshot is durable under its name, and
- * what was older than the newest two of this block is gone. After an error only end may be called;
- * SFC_ELIMIT (disk full) and SFC_EIO: begin anew later. */
+/* Takes at most max_bytes more of the parts, writes what comes of them and syncs it. *done: the
+ * snapshot is durable under its name, and what was older than the newest two of this block is gone.
+ * After an error only end may be called; SFC_ELIMIT (disk full) and SFC_EIO: begin anew later. */
 int sfc_snapshot_write_some(struct sfc_snapshot_write *write, uint64_t max_bytes, bool *done,
                             struct sfc_error *err);
 /* Frees; what is not done is removed. NULL is fine. */
@@ -82,5 +89,10 @@ uint64_t sfc_snapshot_store_floor(const struct sfc_snapshot_store *store,
  */
 int sfc_snapshot_check(struct sfc_folder *folder, const char *name,
                        struct sfc_snapshot_header *header, struct sfc_error *err);
+/* The same, and keeps the parts, one behind the other without padding, of any run: for
+ * measurements. Allocates what the header says, at most the file's bytes times 2^17. *out is the
+ * caller's to free. */
+int sfc_snapshot_load(struct sfc_folder *folder, const char *name,
+                      struct sfc_snapshot_header *header, uint8_t **out, struct sfc_error *err);
 
 #endif

@@ -11,8 +11,10 @@ struct sfc_snapshot_write {
     struct sfc_snapshot_header header;
     const void *parts[SFC_SNAPSHOT_PARTS];
     struct sfc_file *file;
-    int part;      /* being written */
-    uint64_t done; /* bytes of it */
+    int part;        /* being written */
+    uint64_t done;   /* bytes of it that were taken; header.stored: that were written */
+    uint64_t offset; /* of the part in the file */
+    bool begun;      /* the part */
     bool finished;
     char temporary[SFC_SNAPSHOT_NAME_SIZE + 8];
 };
@@ -82,6 +84,8 @@ int sfc_snapshot_write_begin(struct sfc_snapshot_store *store, const struct sfc_
     w->store = store;
     w->header =
         (struct sfc_snapshot_header){.identity = store->identity, .key = *key, .shape = *shape};
+    w->header.storage = store->packer != NULL ? SFC_SNAPSHOT_ZSTD : SFC_SNAPSHOT_RAW;
+    w->offset = SFC_SNAPSHOT_HEADER;
     memcpy(w->parts, parts, sizeof w->parts);
     code = clear_temporary(store, w->temporary, err);
     if (code == SFC_OK) {
@@ -91,10 +95,33 @@ int sfc_snapshot_write_begin(struct sfc_snapshot_store *store, const struct sfc_
         free(w);
         return code;
     }
-    sfc_digest_reset(store->digest);
     store->writing = w;
     *out = w;
     return SFC_OK;
+}
+
+static int begin_part(struct sfc_snapshot_write *w, struct sfc_error *err)
+{
+    uint64_t size = sfc_snapshot_part_bytes(&w->header.shape, (enum sfc_snapshot_part)w->part);
+    w->begun = true;
+    w->done = 0;
+    sfc_digest_reset(w->store->digest);
+    return w->header.storage == SFC_SNAPSHOT_ZSTD ? sfc_packer_begin(w->store->packer, size, err)
+                                                  : SFC_OK;
+}
+
+/* Bytes as they are stored, behind what is there of the part. */
+static int append(void *ctx, const void *data, size_t size, struct sfc_error *err)
+{
+    struct sfc_snapshot_write *w = ctx;
+    struct sfc_bytes bytes = {data, size};
+    uint64_t *stored = &w->header.stored[w->part];
+    int code = w->store->folder->ops->write(w->file, w->offset + *stored, &bytes, 1, err);
+    if (code == SFC_OK) {
+        sfc_digest_update(w->store->digest, data, size);
+        *stored += size;
+    }
+    return code;
 }
 
 /* One piece of the part at hand. */
@@ -104,32 +131,33 @@ static int write_piece(struct sfc_snapshot_write *w, uint64_t *budget, struct sf
     uint64_t left = sfc_snapshot_part_bytes(&w->header.shape, part) - w->done;
     uint64_t n = left < *budget ? left : *budget;
     const uint8_t *from = (const uint8_t *)w->parts[part] + w->done;
-    struct sfc_bytes bytes = {from, (size_t)n};
-    uint64_t offset = sfc_snapshot_part_offset(&w->header.shape, part) + w->done;
-    int code = w->store->folder->ops->write(w->file, offset, &bytes, 1, err);
+    const struct sfc_packed_sink sink = {append, w};
+    int code = w->header.storage == SFC_SNAPSHOT_ZSTD
+                   ? sfc_packer_take(w->store->packer, from, (size_t)n, &sink, err)
+                   : append(w, from, (size_t)n, err);
     if (code == SFC_OK) {
-        sfc_digest_update(w->store->digest, from, (size_t)n);
         w->done += n;
         *budget -= n;
     }
     return code;
 }
 
-/* Padding, and on to the next part. */
+/* The end of the frame, padding, and on to the next part. */
 static int end_part(struct sfc_snapshot_write *w, struct sfc_error *err)
 {
     static const uint8_t zeros[8];
-    enum sfc_snapshot_part part = (enum sfc_snapshot_part)w->part;
-    struct sfc_bytes padding = {zeros, (size_t)(-w->done & 7)};
-    uint64_t offset = sfc_snapshot_part_offset(&w->header.shape, part) + w->done;
-    int code = SFC_OK;
-    if (padding.size > 0) {
-        code = w->store->folder->ops->write(w->file, offset, &padding, 1, err);
+    const struct sfc_packed_sink sink = {append, w};
+    uint64_t *stored = &w->header.stored[w->part];
+    int code = w->header.storage == SFC_SNAPSHOT_ZSTD ? sfc_packer_end(w->store->packer, &sink, err)
+                                                      : SFC_OK;
+    struct sfc_bytes padding = {zeros, (size_t)(-*stored & 7)};
+    if (code == SFC_OK && padding.size > 0) {
+        code = w->store->folder->ops->write(w->file, w->offset + *stored, &padding, 1, err);
     }
-    w->header.checksum[part] = sfc_digest_final64(w->store->digest);
-    sfc_digest_reset(w->store->digest);
+    w->header.checksum[w->part] = sfc_digest_final64(w->store->digest);
+    w->offset += *stored + padding.size;
     w->part++;
-    w->done = 0;
+    w->begun = false;
     return code;
 }
 
@@ -177,6 +205,8 @@ int sfc_snapshot_write_some(struct sfc_snapshot_write *w, uint64_t max_bytes, bo
         enum sfc_snapshot_part part = (enum sfc_snapshot_part)w->part;
         if (!w->header.shape.has[part]) {
             w->part++;
+        } else if (!w->begun) {
+            code = begin_part(w, err);
         } else if (w->done == sfc_snapshot_part_bytes(&w->header.shape, part)) {
             code = end_part(w, err);
         } else if (max_bytes > 0) {

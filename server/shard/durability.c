@@ -45,6 +45,7 @@ static int storage_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunReq
         .start_step = r->start_step,
         .from_seed = !r->load && r->start_step == 0,
         .log_limit = o->log_limit,
+        .compression = run->shard->compression,
         .numerics = sfc_backend_numerics(sfc_compute_backend(run->shard->compute)),
         .setup = &run->setup,
         .class_blocks = run->class_blocks,

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "server/durable/snapshot_store.h"
+
 #define AT(field) offsetof(struct sfc_shard_options, field)
 
 static const char *const durable_names[] = {"on", "off", NULL};
@@ -68,7 +70,15 @@ static const struct sfc_option table[] = {
      .fallback = "128M",
      .offset = AT(snapshot_rate),
      .unit = "bytes per second",
-     .help = "most bytes of snapshots that are written per second"},
+     .help = "most bytes of blocks that are written to snapshots per second, before compression"},
+    {.name = "snapshot-compression",
+     .type = SFC_OPTION_STRING,
+     .metavar = "HOW",
+     .max = 16,
+     .fallback = "none",
+     .offset = AT(snapshot_compression),
+     .help = "none, zstd or zstd:LEVEL (1 to 19; zstd alone is 1): smaller snapshots for processor "
+             "time that training then lacks; what is on the disk is read either way"},
     {.name = "backend",
      .type = SFC_OPTION_STRING,
      .metavar = "NAME",
@@ -100,6 +110,26 @@ static const struct sfc_option table[] = {
      .help = "compute threads; never changes a bit of any result (default: all processors)"},
 };
 
+int sfc_shard_compression(const struct sfc_shard_options *o, int *level, struct sfc_error *err)
+{
+    const char *how = o->snapshot_compression;
+    uint64_t number = 1;
+    if (!strcmp(how, "none")) {
+        *level = 0;
+        return SFC_OK;
+    }
+    bool right = !strncmp(how, "zstd", 4) && (how[4] == 0 || how[4] == ':');
+    if (right && how[4])
+        right = sfc_parse_u64(how + 5, &number) == SFC_OK;
+    if (!right || number < 1 || number > SFC_SNAPSHOT_LEVEL_MAX)
+        return sfc_fail(err, SFC_EINVAL,
+                        "--snapshot-compression %s: give none, zstd, or zstd:LEVEL with a level "
+                        "from 1 to %d",
+                        how, SFC_SNAPSHOT_LEVEL_MAX);
+    *level = (int)number;
+    return SFC_OK;
+}
+
 int sfc_shard_options_check(const struct sfc_shard_options *o, struct sfc_error *err)
 {
     if (o->durable == SFC_DURABLE_ON && !o->state)
@@ -110,7 +140,8 @@ int sfc_shard_options_check(const struct sfc_shard_options *o, struct sfc_error 
         return sfc_fail(err, SFC_EINVAL,
                         "--backend reference computes in double precision, which no snapshot "
                         "holds exactly: use it with --durable off");
-    return SFC_OK;
+    int level;
+    return sfc_shard_compression(o, &level, err);
 }
 
 const struct sfc_program sfc_shard_program = {

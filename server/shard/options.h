@@ -13,6 +13,7 @@ struct sfc_shard_options {
     uint64_t recovery_target; /* ms */
     uint64_t log_limit;       /* bytes; 0: a share of the free space */
     uint64_t snapshot_rate;   /* bytes per second */
+    const char *snapshot_compression;
     const char *backend;
     const char *store_dir; /* NULL: class blocks live in memory */
     uint64_t memory;       /* 0: a share of what is free now */
@@ -23,6 +24,9 @@ enum sfc_durable { SFC_DURABLE_ON, SFC_DURABLE_OFF };
 
 extern const struct sfc_program sfc_shard_program;
 
+/* Level of zstd for snapshots, 0: none. SFC_EINVAL: neither none nor zstd:LEVEL. */
+int sfc_shard_compression(const struct sfc_shard_options *options, int *level,
+                          struct sfc_error *err);
 /* What the table can't say. */
 int sfc_shard_options_check(const struct sfc_shard_options *options, struct sfc_error *err);
 

@@ -33,13 +33,17 @@ static uint64_t memory_available(void)
 
 static int take_memory_limit(struct sfc_shard *shard, struct sfc_error *err)
 {
-    shard->memory_limit = shard->options->memory;
-    if (shard->memory_limit)
-        return SFC_OK;
-    uint64_t available = memory_available();
-    if (available == 0)
+    uint64_t limit = shard->options->memory, available = limit ? 0 : memory_available();
+    if (!limit && !available)
         return sfc_fail(err, SFC_EIO, "can't read MemAvailable of /proc/meminfo; give --memory");
-    shard->memory_limit = (uint64_t)((double)available * MEMORY_SHARE);
+    limit = limit ? limit : (uint64_t)((double)available * MEMORY_SHARE);
+    uint64_t packing = sfc_snapshot_compression_memory(shard->compression);
+    if (limit <= packing)
+        return sfc_fail(err, SFC_ENOMEM,
+                        "compressing snapshots takes %.1f MiB of memory and there are %.1f; give "
+                        "more with --memory, or a smaller --snapshot-compression",
+                        (double)packing / (1 << 20), (double)limit / (1 << 20));
+    shard->memory_limit = limit - packing;
     return SFC_OK;
 }
 
@@ -116,6 +120,7 @@ int sfc_shard_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
         if (getrandom(&shard->boot_id, sizeof shard->boot_id, 0) != (ssize_t)sizeof shard->boot_id)
             code = sfc_fail_errno(err, "random numbers");
     if (code != SFC_OK || (code = take_state_dir(shard, err)) != SFC_OK ||
+        (code = sfc_shard_compression(options, &shard->compression, err)) != SFC_OK ||
         (code = take_memory_limit(shard, err)) != SFC_OK)
         return code;
     long processors = sysconf(_SC_NPROCESSORS_ONLN);

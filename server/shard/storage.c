@@ -37,6 +37,7 @@ int sfc_storage_init(struct sfc_storage *storage, const struct sfc_storage_confi
                             .start_step = c->start_step,
                             .from_seed = c->from_seed,
                             .log_limit = c->log_limit,
+                            .compression = c->compression,
                             .setup = c->setup};
     s.config.geometry = (struct sfc_log_geometry){
         .batch = c->setup->head.batch,
@@ -87,6 +88,8 @@ static int open_folders(struct sfc_storage *s, bool create, struct sfc_error *er
         code = sfc_run_folder_open(s->state, s->run_id, false, &s->snapshot_folder, err);
     if (code == SFC_OK)
         code = sfc_snapshot_store_open(s->snapshot_folder, &s->config.identity, &s->store, err);
+    if (code == SFC_OK)
+        code = sfc_snapshot_store_compress(s->store, s->compression, err);
     return code;
 }
 

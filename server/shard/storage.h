@@ -17,6 +17,7 @@ struct sfc_storage {
     uint64_t start_step;
     bool from_seed; /* blocks without a snapshot are as the seed makes them */
     uint64_t log_limit;
+    int compression; /* of snapshots: level of zstd, 0: none */
     const struct sfc_run_setup *setup;
     struct sfc_snapshot_block *blocks; /* class blocks, dense blocks, the history */
     size_t count;
@@ -32,6 +33,7 @@ struct sfc_storage_config {
     uint64_t start_step;
     bool from_seed;
     uint64_t log_limit; /* --log-limit; 0: a share of the free space when the run began */
+    int compression;
     const char *numerics;
     const struct sfc_run_setup *setup;
     const uint64_t *class_blocks, *dense_blocks;

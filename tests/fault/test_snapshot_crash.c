@@ -23,6 +23,7 @@ struct shard {
     uint64_t written[RIG_BLOCKS]; /* newest stamp that was reported as durable */
     uint64_t told;                /* greatest floor that the log may have been trimmed to */
     uint64_t step;
+    int level; /* of compression; 0: none */
     char failure[700];
 };
 
@@ -73,6 +74,7 @@ static bool live(struct shard *s)
     }
     bool alive = code == SFC_OK;
     if (alive) {
+        alive = sfc_snapshot_store_compress(s->store, s->level, &err) == SFC_OK;
         note_floor(s);
         for (size_t block = 0; block < RIG_BLOCKS; block++) {
             check_block(s, block);
@@ -99,7 +101,7 @@ static bool live(struct shard *s)
 
 static void run(struct shard *s, uint64_t seed, enum memory_fault fault, uint64_t n, bool *hit)
 {
-    *s = (struct shard){.files = memory_files_new(seed * 1000003 + n)};
+    *s = (struct shard){.files = memory_files_new(seed * 1000003 + n), .level = seed % 3 == 0};
     rig_identity(&s->identity);
     memory_files_fault(s->files, fault, n, 1 + seed % 3, seed % 5 == 0);
     bool done = live(s);

@@ -2,10 +2,11 @@
 """A shard that dies comes back from its own folder, and the run ends with the bits of a run that nothing
 happened to (I2, I3).
 
-    test_recovery.py [sampled|dense|adamw|half|gradients|scheduler|restore|folder|full|tight|off ...]     default: all
+    test_recovery.py [sampled|dense|adamw|half|gradients|packed|scheduler|restore|folder|full|tight|off ...]     default: all
 SFC_KILLS sets the number of kills of sampled, dense and scheduler. Seeds come from SFC_SEED (default 1) and
 are printed on failure.
 """
+import json
 import os
 import random
 import re
@@ -72,10 +73,10 @@ def recovered_lines(c):
             for line in p.stderr().splitlines() if " recovered to step " in line]
 
 
-def disturbed(kills, steps, create, also=None):
+def disturbed(kills, steps, create, also=None, options=()):
     chance = random.Random(SEED)
     with Cluster() as c:
-        start(c)
+        start(c, 2, *OFTEN, *options)
         create(c)
         kill_shards(c, kills, steps, chance, (lambda k: also(c, k, chance)) if also else lambda k: None)
         c.wait_state("finished", 300)
@@ -95,9 +96,9 @@ def undisturbed(create):
         return result(c)
 
 
-def compare(kills, steps, create, also=None):
+def compare(kills, steps, create, also=None, options=()):
     expected = undisturbed(create)
-    got = disturbed(kills, steps, create, also)
+    got = disturbed(kills, steps, create, also, options)
     check(expected[0][0] == steps and got[0] == expected[0], f"state {got[0]}, undisturbed {expected[0]}")
     check(got[1] == expected[1], "the losses differ")
 
@@ -143,6 +144,29 @@ def test_gradients():
         floats, halves = log_header(c)
         check(0.9 * floats < halves < floats, f"{halves} of {floats} sums are bf16; all but statistics should be")
     compare(kills(2), 60, create)
+
+
+def test_packed():
+    """Compressed snapshots: the bits of a run without, and what the tools say of them."""
+    options = ("--snapshot-compression", "zstd:3")
+    base = ("--scheduler", "127.0.0.1:1", "--listen", "127.0.0.1:0", "--state", "/tmp/x", "--snapshot-compression")
+    for wrong in ("gzip", "zstd:", "zstd:0", "zstd:20", "zstd3", "zstd:-1", "none:1"):
+        expect(tool("shardfc-shard", *base, wrong), 2, "--snapshot-compression", wrong)
+    compare(kills(2), 80, lambda c: synthetic(c, 80, dtype="bf16", gemm="bf16", momentum_mode="dense"),
+            options=options)
+    with Cluster() as c:
+        start(c, 1, *OFTEN, *options)
+        synthetic(c, 40, momentum_mode="dense")
+        c.wait_state("finished", 120)
+        folder = next(c.shards[0].state.glob("run-*"))
+        c.shards[0].kill()
+        report = json.loads(expect(tool("shardfc", "log", "--json", folder), 0).stdout)
+        packed = [s for s in report["snapshots"] if s["bytes"] < s["raw_bytes"]]
+        check(packed and all(s["ok"] for s in report["snapshots"]), f"snapshots: {report['snapshots']}")
+        said = json.loads(expect(tool("shardfc", "bench", "snapshots", "--json", folder), 0).stdout)["f32"]
+        check(said["files"] == len(report["snapshots"]), f"{said['files']} of {len(report['snapshots'])} files")
+        check(all(0 < x["ratio"] < 1 for x in said["levels"]), f"ratios: {said['levels']}")
+        expect(tool("shardfc", "bench", "snapshots", c.folder), 2, "no snapshots")
 
 
 def test_scheduler():
@@ -296,7 +320,7 @@ def test_off():
 
 
 def main():
-    names = sys.argv[1:] or ["sampled", "dense", "adamw", "half", "gradients", "scheduler", "restore", "folder", "full",
+    names = sys.argv[1:] or ["sampled", "dense", "adamw", "half", "gradients", "packed", "scheduler", "restore", "folder", "full",
                              "tight", "off"]
     for name in names:
         begin = time.monotonic()

@@ -21,6 +21,7 @@ struct fixture {
     struct sfc_snapshot_store *store;
     struct sfc_error err;
     char loud[512];
+    int level; /* of compression; 0: none */
 };
 
 static void reopen(struct fixture *f)
@@ -28,17 +29,29 @@ static void reopen(struct fixture *f)
     sfc_snapshot_store_close(f->store);
     f->store = NULL;
     assert_int_equal(sfc_snapshot_store_open(f->folder, &f->identity, &f->store, &f->err), SFC_OK);
+    assert_int_equal(sfc_snapshot_store_compress(f->store, f->level, &f->err), SFC_OK);
 }
 
-static int set_up(void **state)
+static int set_up_level(void **state, int level)
 {
     struct fixture *f = calloc(1, sizeof *f);
+    f->level = level;
     f->files = memory_files_new(1);
     f->folder = memory_files_folder(f->files);
     rig_identity(&f->identity);
     reopen(f);
     *state = f;
     return 0;
+}
+
+static int set_up(void **state)
+{
+    return set_up_level(state, 0);
+}
+
+static int set_up_zstd(void **state)
+{
+    return set_up_level(state, 3);
 }
 
 static int tear_down(void **state)
@@ -240,6 +253,89 @@ static void one_write_at_a_time(void **state)
     assert_int_equal(memory_files_count(f->files), 0);
 }
 
+enum { LARGE_ROWS = 300, LARGE_DIM = 3000 };
+
+/* Larger than a piece of reading and than a block of zstd, in pieces of odd sizes, at every level.
+ */
+static void large_ones_are_packed(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_snapshot_shape shape = {
+        .dtype = SFC_SNAPSHOT_F32, .rows = LARGE_ROWS, .dim = LARGE_DIM, .has = {true, true}};
+    size_t bytes = sfc_snapshot_part_bytes(&shape, SFC_SNAPSHOT_VALUES);
+    uint8_t *values = malloc(bytes);
+    assert_non_null(values);
+    for (size_t i = 0; i < bytes; i++) {
+        values[i] = (uint8_t)(i * i >> 8);
+    }
+    const void *parts[SFC_SNAPSHOT_PARTS] = {values, values};
+    for (int level = 1; level <= 19; level += 6) {
+        struct sfc_snapshot_key key = {SFC_SNAPSHOT_CLASS, 5, 100 + (uint64_t)level};
+        struct sfc_snapshot_write *write;
+        struct sfc_snapshot_content content;
+        struct sfc_snapshot_header header;
+        char name[SFC_SNAPSHOT_NAME_SIZE];
+        bool done = false;
+        assert_int_equal(sfc_snapshot_store_compress(f->store, level, &f->err), SFC_OK);
+        assert_int_equal(sfc_snapshot_write_begin(f->store, &key, &shape, parts, &write, &f->err),
+                         SFC_OK);
+        while (!done) {
+            assert_int_equal(sfc_snapshot_write_some(write, 777777, &done, &f->err), SFC_OK);
+        }
+        sfc_snapshot_write_end(write);
+        sfc_snapshot_name(&key, name);
+        assert_int_equal(sfc_snapshot_check(f->folder, name, &header, &f->err), SFC_OK);
+        assert_int_equal(header.storage, SFC_SNAPSHOT_ZSTD);
+        assert_true(header.stored[0] < bytes && header.stored[0] == header.stored[1]);
+        assert_int_equal(sfc_snapshot_store_read(f->store, key.kind, key.block, key.step, &shape,
+                                                 &content, f->loud, &f->err),
+                         SFC_OK);
+        assert_memory_equal(content.parts[0], values, bytes);
+        assert_memory_equal(content.parts[1], values, bytes);
+    }
+    free(values);
+}
+
+/* A frame that says another length, with right checksums all around it. */
+static void a_frame_of_another_length_is_damage(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_snapshot_content content;
+    size_t size;
+    put(f, 2, 8); /* 33 f32: a frame header of magic, descriptor and one byte of length */
+    uint8_t *data = memory_files_data(f->files, "dense-3-8.sfs", &size);
+    uint64_t stored;
+    memcpy(&stored, data + 304, sizeof stored);
+    for (int more = -1; more <= 1; more += 2) {
+        data[SFC_SNAPSHOT_HEADER + 5] = (uint8_t)(data[SFC_SNAPSHOT_HEADER + 5] + more);
+        uint64_t sum = sfc_digest64(data + SFC_SNAPSHOT_HEADER, (size_t)stored);
+        memcpy(data + 80 + 8, &sum, sizeof sum);
+        sum = sfc_digest64(data, SFC_SNAPSHOT_HEADER - 8);
+        memcpy(data + SFC_SNAPSHOT_HEADER - 8, &sum, sizeof sum);
+        assert_int_equal(get(f, 2, 9, &content), SFC_ECORRUPT);
+        assert_says(f->err.text, "dense-3-8.sfs: byte 512");
+        assert_says(f->err.text, more < 0 ? "a zstd frame of 131 bytes instead of 132"
+                                          : "a zstd frame of 133 bytes instead of 132");
+        data[SFC_SNAPSHOT_HEADER + 5] = 132;
+    }
+}
+
+/* Written with and without compression, both are read. */
+static void both_kinds_live_side_by_side(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_snapshot_content content;
+    put(f, 0, 8);
+    f->level = 0;
+    reopen(f);
+    put(f, 0, 9);
+    for (uint64_t step = 8; step <= 9; step++) {
+        assert_int_equal(get(f, 0, step, &content), SFC_OK);
+        assert_int_equal(content.step, step);
+        assert_true(rig_snapshot_same(&content, 0));
+    }
+}
+
 static void names_are_exact(void **state)
 {
     (void)state;
@@ -254,7 +350,8 @@ static void names_are_exact(void **state)
     assert_false(sfc_snapshot_parse_name("classes-1-2.sfs", &key));
 }
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+#define PACKED(name) cmocka_unit_test_setup_teardown(name, set_up_zstd, tear_down)
+#define TEST(name)   cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
 {
@@ -265,5 +362,12 @@ int main(void)
         TEST(a_wrong_name_is_damage),       TEST(one_write_at_a_time),
         cmocka_unit_test(names_are_exact),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const struct CMUnitTest packed[] = {
+        PACKED(is_read_as_written),           PACKED(remains_are_removed),
+        PACKED(every_flip_falls_back_loudly), PACKED(no_whole_snapshot_is_refused),
+        PACKED(large_ones_are_packed),        PACKED(a_frame_of_another_length_is_damage),
+        PACKED(both_kinds_live_side_by_side),
+    };
+    return cmocka_run_group_tests_name("raw", tests, NULL, NULL) +
+           cmocka_run_group_tests_name("zstd", packed, NULL, NULL);
 }
