@@ -29,6 +29,7 @@ struct sfc_crew {
     uint64_t program_bytes; /* of this process before the crew */
     uint64_t lane_bytes;
     uint32_t lanes_ready;
+    uint64_t last_step; /* of the last grant */
 
     pthread_t *threads;
     size_t started;
@@ -172,6 +173,19 @@ static void lane_failed(struct sfc_crew *crew, const struct sfc_ticket *ticket, 
         back_off(crew, b);
 }
 
+/* The run may go back to an earlier step: parameters of later ones are of steps that never
+ * happened.
+ */
+static void note_step(struct sfc_crew *crew, uint64_t step)
+{
+    pthread_mutex_lock(&crew->lock);
+    bool back = step < crew->last_step;
+    crew->last_step = step;
+    pthread_mutex_unlock(&crew->lock);
+    if (back && crew->source.params)
+        sfc_slot_cache_rewind(crew->source.params, step - 1);
+}
+
 static void lane_loop(struct sfc_crew *crew, struct sfc_step_client *client,
                       struct sfc_ticket *ticket)
 {
@@ -179,6 +193,7 @@ static void lane_loop(struct sfc_crew *crew, struct sfc_step_client *client,
     while (next_ticket(crew, SFC_TICKET_COMPUTE, ticket, &b)) {
         struct sfc_error err = {0};
         bool accepted = false;
+        note_step(crew, ticket->step);
         sfc_crew_committed(crew, ticket->step - 1);
         int rc = sfc_step_client_run(client, ticket, &accepted, &err);
         if (rc) {

@@ -173,6 +173,21 @@ void sfc_slot_cache_committed(struct sfc_slot_cache *cache, uint64_t step)
     pthread_mutex_unlock(&cache->lock);
 }
 
+void sfc_slot_cache_rewind(struct sfc_slot_cache *cache, uint64_t step)
+{
+    pthread_mutex_lock(&cache->lock);
+    for (size_t i = 0; i < cache->count; i++) {
+        struct entry *e = &cache->entries[i];
+        if (e->state == EMPTY || e->slot.step <= step)
+            continue;
+        if (e->users)
+            e->forgotten = true;
+        else
+            e->state = EMPTY;
+    }
+    pthread_mutex_unlock(&cache->lock);
+}
+
 size_t sfc_slot_cache_used(struct sfc_slot_cache *cache)
 {
     size_t used = 0;

@@ -44,6 +44,8 @@ void sfc_slot_close(struct sfc_slot_cache *cache, struct sfc_slot *slot);
 void sfc_slot_forget(struct sfc_slot_cache *cache, struct sfc_slot *slot);
 /* Everything of steps up to `step` may go. */
 void sfc_slot_cache_committed(struct sfc_slot_cache *cache, uint64_t step);
+/* The run went back to this step: what is there of later ones is not used any more. */
+void sfc_slot_cache_rewind(struct sfc_slot_cache *cache, uint64_t step);
 /* Slots that hold something (tests, status). */
 size_t sfc_slot_cache_used(struct sfc_slot_cache *cache);
 

@@ -185,6 +185,8 @@ static void watch(struct sfc_trainer *t, struct sfc_member *member, const struct
             break;
         }
         read_pulse(crew, run, &pulse);
+        if (pulse.run_id == run->run_id && pulse.step < t->history_step)
+            t->history_step = pulse.step; /* rewound: what comes again is written again */
         report(t, run, pulse.state, false);
         if (now_ms() - before < 200)
             pause_ms(t, 200); /* the scheduler does not hold heartbeats now */

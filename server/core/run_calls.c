@@ -279,6 +279,11 @@ static void on_control(struct sfc_run_fsm *run, const struct sfc_run_event *e,
                        struct sfc_run_actions *actions)
 {
     bool ok = !sfc_run_ended(run) && !run->finished;
+    bool rewind = e->type == SFC_EV_REWIND && !sfc_run_ended(run) && run->started;
+    if (rewind) {
+        sfc_run_on_rewind(run, e, actions);
+        return;
+    }
     switch (e->type) {
     case SFC_EV_START:
         ok = ok && run->config.load;
@@ -296,6 +301,9 @@ static void on_control(struct sfc_run_fsm *run, const struct sfc_run_event *e,
             write_drop(run, e, actions);
             return;
         }
+        ok = false;
+        break;
+    case SFC_EV_REWIND:
         ok = false;
         break;
     default:
@@ -332,6 +340,8 @@ static void on_tick(struct sfc_run_fsm *run, const struct sfc_run_event *e,
                     struct sfc_run_actions *actions)
 {
     sfc_tickets_tick(&run->tickets, e->now_ms);
+    if (!sfc_run_ended(run))
+        sfc_run_rewind_tick(run, e->now_ms, actions);
     if (run->record_again_ms == 0 || e->now_ms < run->record_again_ms || sfc_run_ended(run))
         return;
     run->record_again_ms = 0;
@@ -378,10 +388,18 @@ void sfc_run_handle(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     case SFC_EV_RESUME:
     case SFC_EV_STOP:
     case SFC_EV_DROP:
+    case SFC_EV_REWIND:
         on_control(run, e, actions);
         return;
     case SFC_EV_DROPPED:
         on_dropped(run, e, actions);
+        return;
+    case SFC_EV_RECORD_READ:
+        sfc_run_on_record_read(run, e, actions);
+        return;
+    case SFC_EV_REWOUND:
+        if (!sfc_run_ended(run))
+            sfc_run_on_rewound(run, e, actions);
         return;
     case SFC_EV_SHARD_REPLY:
     case SFC_EV_SHARD_BACK:

@@ -209,9 +209,9 @@ static bool gate_open(const struct sfc_run_fsm *run)
 bool sfc_run_still(const struct sfc_run_fsm *run)
 {
     const struct sfc_commit_fsm *c = &run->commit;
-    return active(run) && !run->restoring && c->phase != SFC_PHASE_PREPARE &&
-           c->phase != SFC_PHASE_RECORD && sfc_commit_idle(c, SFC_DUTY_COMMIT) &&
-           sfc_commit_idle(c, SFC_DUTY_OPEN);
+    return active(run) && !run->restoring && !sfc_run_rewinds(run) &&
+           c->phase != SFC_PHASE_PREPARE && c->phase != SFC_PHASE_RECORD &&
+           sfc_commit_idle(c, SFC_DUTY_COMMIT) && sfc_commit_idle(c, SFC_DUTY_OPEN);
 }
 
 static void leave_loading(struct sfc_run_fsm *run)
@@ -225,9 +225,9 @@ static void leave_loading(struct sfc_run_fsm *run)
 static void leave_round(struct sfc_run_fsm *run)
 {
     struct sfc_commit_fsm *c = &run->commit;
-    if (c->phase != SFC_PHASE_ROUND || (run->restoring && !sfc_run_all_known(run)) ||
-        !sfc_commit_idle(c, SFC_DUTY_ABORT) || !sfc_commit_idle(c, SFC_DUTY_COMMIT) ||
-        !sfc_commit_idle(c, SFC_DUTY_OPEN))
+    if (c->phase != SFC_PHASE_ROUND || sfc_run_rewinds(run) ||
+        (run->restoring && !sfc_run_all_known(run)) || !sfc_commit_idle(c, SFC_DUTY_ABORT) ||
+        !sfc_commit_idle(c, SFC_DUTY_COMMIT) || !sfc_commit_idle(c, SFC_DUTY_OPEN))
         return;
     run->restoring = false;
     c->phase = SFC_PHASE_COLLECT;
@@ -235,8 +235,8 @@ static void leave_round(struct sfc_run_fsm *run)
 
 static void open_session(struct sfc_run_fsm *run)
 {
-    if (!run->session_wanted || run->restoring || run->commit.phase == SFC_PHASE_RECORD ||
-        run->finished)
+    if (!run->session_wanted || run->restoring || sfc_run_rewinds(run) ||
+        run->commit.phase == SFC_PHASE_RECORD || run->finished)
         return;
     sfc_run_new_round(run);
     run->session_wanted = false;
@@ -245,11 +245,12 @@ static void open_session(struct sfc_run_fsm *run)
 }
 
 /* Moves the open step as far as it goes. */
-static void advance(struct sfc_run_fsm *run)
+static void advance(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
 {
     struct sfc_commit_fsm *c = &run->commit;
     if (run->failed || run->stopped)
         return;
+    sfc_run_rewind_advance(run, actions);
     sfc_run_recover(run);
     leave_loading(run);
     if (run->started)
@@ -372,7 +373,7 @@ void sfc_run_step(struct sfc_run_fsm *run, const struct sfc_run_event *event,
     sfc_run_durable(run, run->commit.record.step, actions);
 #endif
     sfc_run_handle(run, event, actions);
-    advance(run);
+    advance(run, actions);
     show_state(run, actions);
     sfc_run_serve(run, event->now_ms, actions);
     send(run, event->now_ms, actions);
@@ -419,7 +420,8 @@ void sfc_run_waits_for(struct sfc_run_fsm *run, char *out, size_t size)
                  run->record_error);
         return;
     }
-    if (sfc_run_waits_for_shard(run, out, size) || run->finished)
+    if (sfc_run_waits_for_rewind(run, out, size) || sfc_run_waits_for_shard(run, out, size) ||
+        run->finished)
         return;
     if (!run->started)
         snprintf(out, size, "start");

@@ -13,12 +13,15 @@
  * acknowledged. Where a record is on its way to the store that waits: the record decides to which
  * step. Several at once, again while it recovers, and together with our own restart are the same.
  *
+ * REWIND goes back to an earlier step: run_rewind.c.
+ *
  * The daemon turns calls into events with a token (any number but 0 that names the waiting call)
  * and carries out the actions, in order, before the next event. Every token gets exactly one reply
  * action, now or at a later event; after CANCEL it gets none. Every SEND gets exactly one
  * SHARD_REPLY (a transport failure is a reply with its code); SEND is emitted again when that says
  * "unavailable". Every WRITE_RECORD gets exactly one RECORD_DURABLE or RECORD_FAILED, every
- * WRITE_DROP one DROPPED. TICK at least every 250 ms. Texts in actions live until the next event.
+ * WRITE_DROP one DROPPED, every READ_RECORD one RECORD_READ, every WRITE_REWIND one REWOUND. TICK
+ * at least every 250 ms. Texts in actions live until the next event.
  */
 #ifndef SFC_CORE_RUN_FSM_H
 #define SFC_CORE_RUN_FSM_H
@@ -102,6 +105,9 @@ enum sfc_run_event_type {
     SFC_EV_STOP,        /* token */
     SFC_EV_DROP,        /* token, step, j */
     SFC_EV_DROPPED,     /* number (of the WRITE_DROP), step, j, code, text: it is durable, or not */
+    SFC_EV_REWIND,      /* token, step, oldest (step that shards say they can go back to) */
+    SFC_EV_RECORD_READ, /* step, code, text; record */
+    SFC_EV_REWOUND,     /* step, code, text: the records of later steps are gone, or not */
     SFC_EV_SHARD_REPLY, /* shard, life, duty, step, round (as in the SEND), code, text; prepare;
                            of OpenRun: applied */
     SFC_EV_SHARD_BACK,  /* shard, shard_run_id, step (applied), prepared_step: it registered again
@@ -149,6 +155,8 @@ struct sfc_run_event {
     uint64_t applied;
     uint64_t to_step;
     double eta_s;
+    uint64_t oldest;
+    const struct sfc_commit_record *record;
 };
 
 enum sfc_run_action_type {
@@ -157,6 +165,8 @@ enum sfc_run_action_type {
                              Prepare: sfc_run_done() of each j */
     SFC_ACT_WRITE_DROP,   /* number, step, j */
     SFC_ACT_WRITE_RECORD, /* record; attempts, digests and labels from sfc_run_done(), _labels() */
+    SFC_ACT_READ_RECORD,  /* step: its commit record */
+    SFC_ACT_WRITE_REWIND, /* step: everything durable of later steps goes, in one piece */
     SFC_ACT_REPLY, /* token, code, text: Announce, GiveUp, Release, controls; and any failure */
     SFC_ACT_REPLY_TICKET,  /* token, granted, data, step, j, attempt, dropped */
     SFC_ACT_REPLY_DONE,    /* token, accepted */
@@ -204,7 +214,8 @@ enum sfc_waiting_kind {
     SFC_WAITING_GRANT,
     SFC_WAITING_HOLD,
     SFC_WAITING_SESSION,
-    SFC_WAITING_DROP
+    SFC_WAITING_DROP,
+    SFC_WAITING_REWIND
 };
 
 struct sfc_waiting {
@@ -213,6 +224,25 @@ struct sfc_waiting {
     uint64_t worker;
     uint64_t hold_id; /* DROP: its number */
     uint64_t since_ms;
+};
+
+enum sfc_rewind_phase {
+    SFC_REWIND_NONE,
+    SFC_REWIND_WANTED,  /* waits for a record that is on its way */
+    SFC_REWIND_READING, /* the record of its step */
+    SFC_REWIND_READ,
+    SFC_REWIND_MOVING,  /* shards go to its step; the records of later ones are still there */
+    SFC_REWIND_WRITING, /* and now they go */
+};
+
+struct sfc_run_rewind {
+    enum sfc_rewind_phase phase;
+    uint64_t step;
+    struct sfc_commit_record record;
+    uint64_t back_step; /* where the run was */
+    struct sfc_commit_record back;
+    uint64_t again_ms; /* when the removal is tried again; 0: it is on its way */
+    char error[256];   /* why it failed the last time */
 };
 
 struct sfc_hold {
@@ -253,7 +283,8 @@ struct sfc_run_fsm {
     char record_error[256];       /* why it was not durable the last time */
     struct sfc_run_shard *shards; /* [shards] */
     uint64_t last_drop;           /* number */
-    struct sfc_waiting *waiting;  /* ring in order of arrival */
+    struct sfc_run_rewind rewind;
+    struct sfc_waiting *waiting; /* ring in order of arrival */
     uint32_t waiting_count;
     struct sfc_hold holds[SFC_MAX_HOLDS];
     uint64_t next_hold;

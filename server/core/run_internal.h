@@ -1,5 +1,5 @@
-/* Shared by run_fsm.c (moves of the step), run_calls.c (workers and people), run_shards.c (shards)
- * and run_waiting.c (waiting calls); not for others. */
+/* Shared by run_fsm.c (moves of the step), run_calls.c (workers and people), run_shards.c (shards),
+ * run_rewind.c (back to an earlier step) and run_waiting.c (waiting calls); not for others. */
 #ifndef SFC_CORE_RUN_INTERNAL_H
 #define SFC_CORE_RUN_INTERNAL_H
 
@@ -23,9 +23,30 @@ void sfc_run_on_shard(struct sfc_run_fsm *run, const struct sfc_run_event *event
                       struct sfc_run_actions *actions);
 /* Lost shards begin to recover, and a wanted round opens, unless a record is on its way. */
 void sfc_run_recover(struct sfc_run_fsm *run);
+/* The shard gets OpenRun, to the committed step, and Abort; duties that it had are void. */
+void sfc_run_open_again(struct sfc_run_fsm *run, uint32_t shard);
+/* What it said until now says nothing any more. */
+void sfc_run_forget_life(struct sfc_run_shard *shard);
 bool sfc_run_all_known(const struct sfc_run_fsm *run);
 /* The shard that is waited for, if any. */
 bool sfc_run_waits_for_shard(const struct sfc_run_fsm *run, char *out, size_t size);
+
+/* run_rewind.c */
+/* The run goes to a step, as far as the machine is concerned: every shard recovers to it in a new
+ * round. record: of that step, all zero before the first commit. */
+void sfc_run_go_to(struct sfc_run_fsm *run, uint64_t step, const struct sfc_commit_record *record);
+bool sfc_run_rewinds(const struct sfc_run_fsm *run); /* shards or records are on their way */
+void sfc_run_on_rewind(struct sfc_run_fsm *run, const struct sfc_run_event *event,
+                       struct sfc_run_actions *actions);
+void sfc_run_on_record_read(struct sfc_run_fsm *run, const struct sfc_run_event *event,
+                            struct sfc_run_actions *actions);
+void sfc_run_on_rewound(struct sfc_run_fsm *run, const struct sfc_run_event *event,
+                        struct sfc_run_actions *actions);
+void sfc_run_rewind_advance(struct sfc_run_fsm *run, struct sfc_run_actions *actions);
+void sfc_run_rewind_refused(struct sfc_run_fsm *run, uint32_t shard, int code, const char *text,
+                            struct sfc_run_actions *actions);
+void sfc_run_rewind_tick(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_actions *actions);
+bool sfc_run_waits_for_rewind(const struct sfc_run_fsm *run, char *out, size_t size);
 
 /* run_calls.c */
 void sfc_run_block(struct sfc_run_fsm *run, uint64_t step, uint32_t j, int code, const char *cause);

@@ -25,7 +25,7 @@ bool sfc_run_recovers(const struct sfc_run_fsm *run, uint32_t shard)
            (run->shards[shard].lost || run->commit.duties[shard][SFC_DUTY_OPEN].wanted);
 }
 
-static void open_again(struct sfc_run_fsm *run, uint32_t k)
+void sfc_run_open_again(struct sfc_run_fsm *run, uint32_t k)
 {
     run->shards[k].lost = false;
     sfc_commit_unwant_shard(&run->commit, k);
@@ -39,16 +39,15 @@ void sfc_run_recover(struct sfc_run_fsm *run)
         return; /* the record decides to which step a lost shard recovers */
     for (uint32_t k = 0; k < run->config.shards; k++)
         if (run->shards[k].lost)
-            open_again(run, k);
+            sfc_run_open_again(run, k);
     if (run->round_wanted)
         sfc_run_new_round(run);
     run->round_wanted = false;
 }
 
-static void forget(struct sfc_run_shard *s)
+void sfc_run_forget_life(struct sfc_run_shard *s)
 {
     s->life++;
-    s->gone = false;
     s->recovered = 0;
     s->to_step = 0;
     s->refusal[0] = '\0';
@@ -58,7 +57,8 @@ static void forget(struct sfc_run_shard *s)
  * and a shard that isn't known yet may need a Commit before its Abort. */
 static void lose(struct sfc_run_fsm *run, uint32_t k)
 {
-    forget(&run->shards[k]);
+    sfc_run_forget_life(&run->shards[k]);
+    run->shards[k].gone = false;
     if (!run->started && run->config.load && !run->commit.duties[k][SFC_DUTY_OPEN].wanted) {
         sfc_fail(&run->error, SFC_ESTATE,
                  "shard %llu was restarted while the run was loading: stop it and restore again",
@@ -93,16 +93,9 @@ static void sync_shard(struct sfc_run_fsm *run, const struct sfc_run_event *e)
     bool ours = e->shard_run_id == run->config.run_id;
     bool behind = ours && e->step + 1 == c->committed && e->prepared_step == c->committed &&
                   c->record.step == c->committed;
-    if (!ours) {
-        lose(run, e->shard);
-        return;
-    }
-    if (run->started && e->step != c->committed && !behind) {
-        sfc_fail(&run->error, SFC_ESTATE,
-                 "shard %llu is at step %llu (prepared %llu), the scheduler's record at step %llu: "
-                 "restore the run from a checkpoint",
-                 name(run, e->shard), (ull)e->step, (ull)e->prepared_step, (ull)c->committed);
-        sfc_run_fail(run, run->error.text);
+    if (!ours || (run->started && e->step != c->committed && !behind)) {
+        lose(run,
+             e->shard); /* it has a step that is gone, or lacks some: its disk brings it here */
         return;
     }
     if (!run->started)
@@ -196,6 +189,10 @@ static void on_shard_reply(struct sfc_run_fsm *run, const struct sfc_run_event *
         on_prepare_reply(run, e, actions);
     if (ok || sfc_run_transient(e->code) || duty == SFC_DUTY_CLOSE)
         return;
+    if (duty == SFC_DUTY_OPEN && run->rewind.phase == SFC_REWIND_MOVING) {
+        sfc_run_rewind_refused(run, e->shard, e->code, run->shards[e->shard].refusal, actions);
+        return;
+    }
     if (duty == SFC_DUTY_OPEN && run->started) {
         /* What it lacks may be there when its process comes back (another --state, more memory). */
         sfc_commit_suspend(&run->commit, e->shard, duty);

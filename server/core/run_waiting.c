@@ -160,7 +160,7 @@ static bool over(const struct sfc_waiting *w, uint64_t now_ms, uint64_t wait_ms)
 static bool may_work(const struct sfc_run_fsm *run)
 {
     return run->started && !run->failed && !run->stopped && !run->finished && !run->paused &&
-           !run->blocked && !run->restoring && !run->config.session;
+           !run->blocked && !run->restoring && !sfc_run_rewinds(run) && !run->config.session;
 }
 
 static bool serve_ticket(struct sfc_run_fsm *run, const struct sfc_waiting *w, uint64_t now_ms,
@@ -230,6 +230,15 @@ static bool serve_session(struct sfc_run_fsm *run, const struct sfc_waiting *w,
     return true;
 }
 
+/* Otherwise the rewind answers it. */
+static bool serve_rewind(const struct sfc_run_fsm *run, const struct sfc_waiting *w,
+                         struct sfc_run_actions *actions)
+{
+    if (sfc_run_ended(run))
+        sfc_run_reply(actions, w->token, SFC_ESTATE, run->reason);
+    return sfc_run_ended(run);
+}
+
 void sfc_run_serve(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_actions *actions)
 {
     expire_holds(run, now_ms);
@@ -242,6 +251,8 @@ void sfc_run_serve(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_acti
             answered = serve_hold(run, w, now_ms, actions);
         else if (w->kind == SFC_WAITING_SESSION)
             answered = serve_session(run, w, actions);
+        else if (w->kind == SFC_WAITING_REWIND)
+            answered = serve_rewind(run, w, actions);
         else
             answered = false; /* DROPPED answers it */
         if (answered)

@@ -59,7 +59,8 @@ int sfc_step_init(struct sfc_step_fsm *s, const struct sfc_step_config *config,
         return sfc_fail(err, SFC_ENOMEM, "step state of %u micro-batches", n.micro_batches);
     }
     n.applied = c->start_step;
-    n.round.incarnation = c->incarnation;
+    n.round =
+        c->round.incarnation == c->incarnation ? c->round : (struct sfc_attempt){c->incarnation, 0};
     *s = n;
     return SFC_OK;
 }

@@ -34,7 +34,8 @@ struct sfc_step_config {
     uint64_t run_id;
     uint64_t incarnation;
     uint64_t map_version;
-    uint64_t start_step; /* applied at the beginning */
+    uint64_t start_step;      /* applied at the beginning */
+    struct sfc_attempt round; /* the present one; older messages are refused. Zero: the first */
     uint32_t global_batch;
     uint32_t micro_batch;
     uint32_t slots;        /* 0 = J + 2 */

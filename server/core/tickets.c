@@ -301,13 +301,25 @@ void sfc_tickets_forgive(struct sfc_tickets *t)
         }
 }
 
-void sfc_tickets_advance(struct sfc_tickets *t)
+static void clear_step(struct sfc_tickets *t, uint64_t step)
 {
-    struct sfc_ticket_step *s = &t->steps[t->open_step % (t->config.lead_steps + 1)];
+    struct sfc_ticket_step *s = &t->steps[step % (t->config.lead_steps + 1)];
     memset(s->micro_batches, 0, t->config.micro_batches * sizeof(*s->micro_batches));
     s->announced = 0;
     s->done = 0;
-    s->step = t->open_step + t->config.lead_steps + 1;
+    s->step = step;
+}
+
+void sfc_tickets_reset(struct sfc_tickets *t, uint64_t open_step)
+{
+    for (uint32_t i = 0; i <= t->config.lead_steps; i++)
+        clear_step(t, open_step + i);
+    t->open_step = open_step;
+}
+
+void sfc_tickets_advance(struct sfc_tickets *t)
+{
+    clear_step(t, t->open_step + t->config.lead_steps + 1);
     t->open_step++;
 }
 

@@ -102,6 +102,9 @@ void sfc_tickets_drop(struct sfc_tickets *t, uint64_t step, uint32_t j);
 /* All grants of the open step are void; returns the new round. */
 struct sfc_attempt sfc_tickets_new_round(struct sfc_tickets *t);
 void sfc_tickets_forgive(struct sfc_tickets *t); /* failures of the window are forgotten */
+/* Another step is the open one: nothing is announced, granted or dropped any more. Attempt numbers
+ * go on. */
+void sfc_tickets_reset(struct sfc_tickets *t, uint64_t open_step);
 /* The open step is committed: the next opens. */
 void sfc_tickets_advance(struct sfc_tickets *t);
 uint32_t sfc_tickets_held(const struct sfc_tickets *t, uint64_t worker); /* grants out */

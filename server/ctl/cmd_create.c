@@ -28,6 +28,7 @@ struct create_options {
     const char *scheduler, *run, *data, *margin, *filter, *schedule, *backbone, *augment;
     bool json, session, skip_broken, mixed;
     uint64_t classes, samples, hot_classes, dim, global_batch, micro_batch, steps, block_size, seed;
+    uint64_t rewind_window;
     double sample_rate, scale, momentum, beta1, beta2, epsilon, weight_decay, lr, epochs, clip;
     int margin_grad, correction, momentum_mode, optimizer, dtype, gemm, rounding, log_dense;
 };
@@ -216,6 +217,15 @@ static const struct sfc_option table[] = {
      .high = 1e6,
      .metavar = "N",
      .help = "length of the run, instead of --steps"},
+    {.name = "rewind-window",
+     .type = SFC_OPTION_U64,
+     .offset = AT(rewind_window),
+     .max = UINT64_C(1) << 40,
+     .fallback = "0",
+     .metavar = "N",
+     .help = "shards keep what `shardfc rewind` needs to go back by so many steps: up to twice as "
+             "many steps of log, two more snapshots of each block; at most a third of what "
+             "--log-limit holds. 0: 1000 for a session, else no more than a crash needs"},
     {.name = "dtype",
      .type = SFC_OPTION_ENUM,
      .offset = AT(dtype),
@@ -645,7 +655,10 @@ static int create(const struct create_options *o, struct sfc_error *err)
     }
     if (code == SFC_OK) {
         Shardfc__V1__CreateRunRequest request = SHARDFC__V1__CREATE_RUN_REQUEST__INIT;
+        Shardfc__V1__RunKeeping keeping = SHARDFC__V1__RUN_KEEPING__INIT;
         request.config = &b.config;
+        keeping.rewind_window = o->rewind_window;
+        request.keeping = &keeping;
         code = sfc_cluster_scheduler(cluster, "CreateRun", &request.base,
                                      &shardfc__v1__create_run_reply__descriptor, CREATE_DEADLINE_MS,
                                      &answer, err);

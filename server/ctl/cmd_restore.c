@@ -12,6 +12,7 @@
 
 struct restore_options {
     const char *scheduler, *from, *run;
+    uint64_t rewind_window;
     bool json;
 };
 
@@ -35,6 +36,16 @@ static const struct sfc_option restore_table[] = {
      .offset = AT(run),
      .metavar = "NAME",
      .help = "name of the run; default: as in the checkpoint"},
+    {.name = "rewind-window",
+     .type = SFC_OPTION_U64,
+     .offset = AT(rewind_window),
+     .max = UINT64_C(1) << 40,
+     .fallback = "0",
+     .metavar = "N",
+     .help = "as in `shardfc create`: shards keep what `shardfc rewind` needs to go back by so "
+             "many steps: up to twice as "
+             "many steps of log, two more snapshots of each block; at most a third of what "
+             "--log-limit holds. 0: 1000 for a session, else no more than a crash needs"},
     {.name = "json",
      .type = SFC_OPTION_BOOL,
      .offset = AT(json),
@@ -223,10 +234,13 @@ static int restore(const struct restore_options *o, const struct sfc_checkpoint 
     struct sfc_answer answer = {0};
     Shardfc__V1__RunConfig config = *sfc_checkpoint_config(checkpoint);
     Shardfc__V1__CreateRunRequest request = SHARDFC__V1__CREATE_RUN_REQUEST__INIT;
+    Shardfc__V1__RunKeeping keeping = SHARDFC__V1__RUN_KEEPING__INIT;
     if (o->run != NULL) {
         config.name = (char *)(uintptr_t)o->run;
     }
+    keeping.rewind_window = o->rewind_window;
     request.config = &config;
+    request.keeping = &keeping;
     request.load = true;
     request.start_step = sfc_checkpoint_step(checkpoint);
     int code = sfc_cluster_connect(o->scheduler, &l.cluster, err);

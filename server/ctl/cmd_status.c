@@ -86,6 +86,7 @@ static void durability_json(const Shardfc__V1__ShardStatus *h, json_t *out)
     json_object_set_new(out, "log_floor", json_integer(d ? (json_int_t)d->log_floor : 0));
     json_object_set_new(out, "log_bytes", json_integer(d ? (json_int_t)d->log_bytes : 0));
     json_object_set_new(out, "snapshot_lag", json_integer(d ? (json_int_t)d->snapshot_lag : 0));
+    json_object_set_new(out, "oldest_step", json_integer(d ? (json_int_t)d->oldest_step : 0));
     json_object_set_new(out, "disk_error", json_string(d ? d->error : ""));
     json_object_set_new(out, "recovery",
                         r ? json_pack("{s:I, s:I, s:f}", "step", (json_int_t)r->step, "to_step",
@@ -132,14 +133,16 @@ static json_t *status_json(const Shardfc__V1__StatusReply *s)
                             json_integer((json_int_t)s->counters[i]->value));
     }
     return json_pack("{s:s, s:I, s:s, s:s, s:I, s:I, s:o, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:o, "
-                     "s:o, s:o, s:s}",
+                     "s:o, s:o, s:s, s:I, s:I}",
                      "run", s->run, "run_id", (json_int_t)s->run_id, "state", s->state, "reason",
                      s->reason, "step", (json_int_t)s->step, "steps", (json_int_t)s->steps, "loss",
                      number(s->loss), "images_per_s", s->images_per_s, "lr", s->lr, "eta_s",
                      s->eta_s, "epoch", s->epoch, "map_version", (json_int_t)s->map_version,
                      "incarnation", (json_int_t)s->incarnation, "skipped_steps",
                      (json_int_t)s->skipped_steps, "shards", shards_json(s), "workers",
-                     workers_json(s), "counters", counters, "version", s->version);
+                     workers_json(s), "counters", counters, "version", s->version, "oldest_step",
+                     (json_int_t)s->oldest_step, "rewind_window",
+                     (json_int_t)(s->keeping ? s->keeping->rewind_window : 0));
 }
 
 static void format_duration(double seconds, char *out, size_t size)
@@ -192,6 +195,9 @@ static void print_run(const Shardfc__V1__StatusReply *s)
     printf("run %s (%" PRIu64 "): %s%s%s\n", s->run, s->run_id, s->state,
            s->reason[0] != '\0' ? ": " : "", s->reason);
     printf("%s\n", progress);
+    if (s->keeping && s->keeping->rewind_window > 0) {
+        printf("can be rewound to step %" PRIu64 " and later ones\n", s->oldest_step);
+    }
 }
 
 static void print_status(const Shardfc__V1__StatusReply *s)
@@ -353,6 +359,9 @@ static int follow(const struct status_options *o, struct sfc_cluster *cluster, F
         const Shardfc__V1__StatusReply *s = (const Shardfc__V1__StatusReply *)answer.message;
         bool over = o->until_done && is_over(s->state);
         show(&w, o, s, over);
+        if (s->step < w.traced_step) { /* rewound: what comes again is written again */
+            w.traced_step = s->step;
+        }
         if (trace != NULL && w.run_id != 0) {
             code = trace_more(cluster, trace, w.run_id, &w.traced_step, err);
         }

@@ -21,6 +21,7 @@ int sfc_cmd_watch(int argc, char **argv);
 int sfc_cmd_pause(int argc, char **argv);
 int sfc_cmd_resume(int argc, char **argv);
 int sfc_cmd_stop(int argc, char **argv);
+int sfc_cmd_rewind(int argc, char **argv);
 int sfc_cmd_checkpoint(int argc, char **argv);
 int sfc_cmd_restore(int argc, char **argv);
 int sfc_cmd_verify(int argc, char **argv);
@@ -31,8 +32,9 @@ int sfc_cmd_rank(int argc, char **argv);
 int sfc_cmd_bench(int argc, char **argv);
 int sfc_cmd_log(int argc, char **argv);
 
-/* Prints "shardfc COMMAND: message" and returns the exit code of err->code: 2 for what the caller has
- * to change (a value, a file that is missing, damaged, in the way or of an unknown kind), else 1. */
+/* Prints "shardfc COMMAND: message" and returns the exit code of err->code: 2 for what the caller
+ * has to change (a value, a file that is missing, damaged, in the way or of an unknown kind),
+ * else 1. */
 int sfc_command_failed(const char *command, const struct sfc_error *err);
 /* Prints the object as one line on stdout and releases it. */
 void sfc_command_json(json_t *object);

@@ -16,6 +16,7 @@ static const struct command {
     {"pause", sfc_cmd_pause, "stop giving out work after the present step"},
     {"resume", sfc_cmd_resume, "go on after a pause or a block"},
     {"stop", sfc_cmd_stop, "end the run and free its blocks"},
+    {"rewind", sfc_cmd_rewind, "back to an earlier step, as if nothing had come after it"},
     {"checkpoint", sfc_cmd_checkpoint, "write the whole state at a step to a directory"},
     {"restore", sfc_cmd_restore, "start a run from a checkpoint, on any number of shards"},
     {"verify", sfc_cmd_verify, "check a checkpoint and print its step and digest"},

@@ -18,8 +18,10 @@ struct sfc_snapshot_store {
     struct sfc_snapshot_key *keys; /* by kind, block, newest first */
     size_t count, room;
     struct sfc_snapshot_write *writing;
-    bool remains; /* a temporary file was removed, and its name may still be on the disk */
-    void *buffer; /* of the last read */
+    uint64_t horizon; /* see sfc_snapshot_store_keep_from */
+    uint64_t top;     /* later snapshots are hidden */
+    bool remains;     /* a temporary file was removed, and its name may still be on the disk */
+    void *buffer;     /* of the last read */
     size_t buffer_size;
     struct sfc_snapshot_scratch scratch; /* of reading */
     struct sfc_digest *digest;           /* of the write at work */
@@ -30,10 +32,10 @@ struct sfc_snapshot_store {
 int sfc_snapshot_store_reserve(struct sfc_snapshot_store *store, struct sfc_error *err);
 /* After reserve: puts the key in its place; false: it is there already. */
 bool sfc_snapshot_store_add(struct sfc_snapshot_store *store, const struct sfc_snapshot_key *key);
-/* Deletes what is older than the newest two of the block. */
+/* Deletes what need not be kept of the block. */
 void sfc_snapshot_store_prune(struct sfc_snapshot_store *store, enum sfc_snapshot_kind kind,
                               uint64_t block);
-/* First position of a block in keys, and how many there are. */
+/* First position of a block in keys, and how many there are; hidden ones don't count. */
 size_t sfc_snapshot_store_find(const struct sfc_snapshot_store *store, enum sfc_snapshot_kind kind,
                                uint64_t block, size_t *count);
 

@@ -45,6 +45,10 @@ size_t sfc_snapshot_store_find(const struct sfc_snapshot_store *store, enum sfc_
 {
     struct sfc_snapshot_key newest = {.kind = kind, .block = block, .step = UINT64_MAX};
     size_t first = lower_bound(store, &newest), n = 0;
+    while (first < store->count && store->keys[first].kind == kind &&
+           store->keys[first].block == block && store->keys[first].step > store->top) {
+        first++;
+    }
     while (first + n < store->count && store->keys[first + n].kind == kind &&
            store->keys[first + n].block == block) {
         n++;
@@ -79,22 +83,80 @@ bool sfc_snapshot_store_add(struct sfc_snapshot_store *store, const struct sfc_s
     return true;
 }
 
-/* A removal that fails or is lost in a crash leaves a file that the next open removes. */
+static void remove_file(struct sfc_snapshot_store *store, const struct sfc_snapshot_key *key)
+{
+    char name[SFC_SNAPSHOT_NAME_SIZE];
+    sfc_snapshot_name(key, name);
+    (void)store->folder->ops->remove(store->folder, name, NULL);
+}
+
+/* Of n snapshots of a block, newest first: the first one that is not after the horizon; n: none. */
+static size_t at_horizon(const struct sfc_snapshot_store *store,
+                         const struct sfc_snapshot_key *keys, size_t n)
+{
+    size_t i = 0;
+    while (i < n && keys[i].step > store->horizon) {
+        i++;
+    }
+    return i;
+}
+
+/* A removal that fails or is lost in a crash leaves a file that the next prune of its block
+ * removes. */
 void sfc_snapshot_store_prune(struct sfc_snapshot_store *store, enum sfc_snapshot_kind kind,
                               uint64_t block)
 {
-    size_t n, first = sfc_snapshot_store_find(store, kind, block, &n);
-    for (size_t i = KEPT; i < n; i++) {
-        char name[SFC_SNAPSHOT_NAME_SIZE];
-        sfc_snapshot_name(&store->keys[first + i], name);
-        (void)store->folder->ops->remove(store->folder, name, NULL);
+    size_t n, first = sfc_snapshot_store_find(store, kind, block, &n), kept = 0;
+    struct sfc_snapshot_key *keys = store->keys + first;
+    size_t back = at_horizon(store, keys, n);
+    for (size_t i = 0; i < n; i++) {
+        if (i < KEPT || i == back || i + 1 == back) {
+            keys[kept++] = keys[i];
+        } else {
+            remove_file(store, &keys[i]);
+        }
     }
-    if (n > KEPT) {
-        size_t behind = first + n;
-        memmove(store->keys + first + KEPT, store->keys + behind,
-                (store->count - behind) * sizeof *store->keys);
-        store->count -= n - KEPT;
+    memmove(keys + kept, keys + n, (store->count - first - n) * sizeof *keys);
+    store->count -= n - kept;
+}
+
+void sfc_snapshot_store_keep_from(struct sfc_snapshot_store *store, uint64_t step)
+{
+    store->horizon = step;
+}
+
+void sfc_snapshot_store_hide_after(struct sfc_snapshot_store *store, uint64_t step)
+{
+    store->top = step;
+}
+
+int sfc_snapshot_store_drop_hidden(struct sfc_snapshot_store *store, struct sfc_error *err)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < store->count; i++) {
+        const struct sfc_snapshot_key key = store->keys[i];
+        int code = SFC_OK;
+        if (key.step > store->top) {
+            char name[SFC_SNAPSHOT_NAME_SIZE];
+            sfc_snapshot_name(&key, name);
+            code = store->folder->ops->remove(store->folder, name, err);
+        }
+        if (code != SFC_OK && code != SFC_ENOTFOUND) {
+            return code; /* all of them are listed still, and hidden */
+        }
     }
+    int code = store->folder->ops->sync_names(store->folder, err);
+    if (code != SFC_OK) {
+        return code;
+    }
+    for (size_t i = 0; i < store->count; i++) {
+        if (store->keys[i].step <= store->top) {
+            store->keys[kept++] = store->keys[i];
+        }
+    }
+    store->count = kept;
+    store->top = UINT64_MAX;
+    return SFC_OK;
 }
 
 /* ---- opening */
@@ -152,13 +214,6 @@ static void remove_unfinished(const struct listing *listing)
     }
 }
 
-static void prune_all(struct sfc_snapshot_store *store)
-{
-    for (size_t i = 0; i < store->count; i++) {
-        sfc_snapshot_store_prune(store, store->keys[i].kind, store->keys[i].block);
-    }
-}
-
 /* What is listed may be in the page cache only, when the process died and the machine lived; the
  * log will be trimmed by it, so the names are made durable first. */
 static int list_folder(struct sfc_snapshot_store *store, struct sfc_error *err)
@@ -172,7 +227,6 @@ static int list_folder(struct sfc_snapshot_store *store, struct sfc_error *err)
     if (code == SFC_OK) {
         remove_unfinished(&listing);
         store->remains = listing.unfinished_count > 0;
-        prune_all(store);
     }
     free(listing.unfinished);
     return code;
@@ -187,6 +241,8 @@ int sfc_snapshot_store_open(struct sfc_folder *folder, const struct sfc_run_iden
     }
     store->folder = folder;
     store->identity = *identity;
+    store->horizon = UINT64_MAX;
+    store->top = UINT64_MAX;
     store->digest = sfc_digest_new();
     int code = store->digest == NULL ? sfc_fail(err, SFC_ENOMEM, "out of memory for the snapshots")
                                      : sfc_snapshot_scratch_init(&store->scratch, err);
@@ -243,18 +299,47 @@ size_t sfc_snapshot_store_stamps(const struct sfc_snapshot_store *store,
     return n;
 }
 
+/* The second-newest counts, or where the run must be able to go back further, what leads there. */
+static uint64_t floor_of(const struct sfc_snapshot_store *store,
+                         const struct sfc_snapshot_block *block, uint64_t start_step)
+{
+    size_t n, first = sfc_snapshot_store_find(store, block->kind, block->block, &n);
+    const struct sfc_snapshot_key *keys = store->keys + first;
+    size_t back = at_horizon(store, keys, n);
+    size_t last = n < KEPT ? n : KEPT;
+    if (n == 0 || back == n) {
+        return start_step;
+    }
+    return keys[back].step < keys[last - 1].step ? keys[back].step : keys[last - 1].step;
+}
+
 uint64_t sfc_snapshot_store_floor(const struct sfc_snapshot_store *store,
                                   const struct sfc_snapshot_block *blocks, size_t count,
                                   uint64_t start_step)
 {
     uint64_t floor = count == 0 ? start_step : UINT64_MAX;
     for (size_t i = 0; i < count; i++) {
-        uint64_t stamps[KEPT];
-        size_t n = sfc_snapshot_store_stamps(store, blocks[i].kind, blocks[i].block, stamps);
-        uint64_t stamp = n == 0 ? start_step : stamps[n - 1];
+        uint64_t stamp = floor_of(store, &blocks[i], start_step);
         floor = stamp < floor ? stamp : floor;
     }
     return floor;
+}
+
+uint64_t sfc_snapshot_store_oldest(const struct sfc_snapshot_store *store,
+                                   const struct sfc_snapshot_block *blocks, size_t count,
+                                   uint64_t start_step, uint64_t log_from)
+{
+    uint64_t oldest = start_step;
+    for (size_t i = 0; i < count; i++) {
+        size_t n, first = sfc_snapshot_store_find(store, blocks[i].kind, blocks[i].block, &n);
+        uint64_t stamp = UINT64_MAX;
+        for (size_t k = 0; k < n && store->keys[first + k].step >= log_from; k++) {
+            stamp = store->keys[first + k].step;
+        }
+        stamp = log_from == start_step ? start_step : stamp;
+        oldest = stamp > oldest ? stamp : oldest;
+    }
+    return oldest;
 }
 
 /* ---- reading */

@@ -1,6 +1,7 @@
-/* The snapshots of a shard's blocks: one file per block and step, the newest two of a block are
- * kept. There is no manifest: the folder is the list, a file is whole or absent (temporary name,
- * sync, rename, sync of the folder), and name, header and checksums must agree.
+/* The snapshots of a shard's blocks: one file per block and step. The newest two of a block are
+ * kept, and where the run must be able to go back, at most two older ones. There is no manifest:
+ * the folder is the list, a file is whole or absent (temporary name, sync, rename, sync of the
+ * folder), and name, header and checksums must agree.
  *
  * Order of calls: step_log.h has the life of a run. While it runs:
  *
@@ -23,7 +24,7 @@ struct sfc_snapshot_store;
 struct sfc_snapshot_write;
 
 /* Lists the folder (borrowed; it must outlive the store) and removes remains of writes that a crash
- * cut off, and what is older than the newest two of a block. Contents are not read. */
+ * cut off. Contents are not read. */
 int sfc_snapshot_store_open(struct sfc_folder *folder, const struct sfc_run_identity *identity,
                             struct sfc_snapshot_store **out, struct sfc_error *err);
 void sfc_snapshot_store_close(struct sfc_snapshot_store *store); /* NULL is fine */
@@ -47,6 +48,16 @@ int sfc_snapshot_write_some(struct sfc_snapshot_write *write, uint64_t max_bytes
 /* Frees; what is not done is removed. NULL is fine. */
 void sfc_snapshot_write_end(struct sfc_snapshot_write *write);
 
+/* ---- going back */
+
+/* From now on the state after any step from this one on must be had: of each block the newest
+ * snapshot that is not after this step is kept, and of those after it the oldest, which takes its
+ * place one day. UINT64_MAX at first: nothing but the newest two. */
+void sfc_snapshot_store_keep_from(struct sfc_snapshot_store *store, uint64_t step);
+/* The run is at this step: later snapshots are of steps that are no part of it. They are kept, but
+ * no function here sees them, until drop_hidden deletes them durably. */
+void sfc_snapshot_store_hide_after(struct sfc_snapshot_store *store, uint64_t step);
+int sfc_snapshot_store_drop_hidden(struct sfc_snapshot_store *store, struct sfc_error *err);
 /* ---- reading */
 
 /* Stamps of a block in the folder, newest first; returns how many (0..2). */
@@ -77,10 +88,17 @@ struct sfc_snapshot_block {
     uint64_t block;
 };
 /* The log is needed from floor + 1 on: the least over the blocks of the stamp of its second-newest
- * snapshot (the newest where there is one, start_step where there is none). */
+ * snapshot (the newest where there is one, start_step where there is none), or of the one that
+ * keep_from asks for. */
 uint64_t sfc_snapshot_store_floor(const struct sfc_snapshot_store *store,
                                   const struct sfc_snapshot_block *blocks, size_t count,
                                   uint64_t start_step);
+
+/* The lowest step to which snapshots lead with a log that has the steps after log_from; UINT64_MAX:
+ * none. log_from = start_step: the beginning of the run leads there too. */
+uint64_t sfc_snapshot_store_oldest(const struct sfc_snapshot_store *store,
+                                   const struct sfc_snapshot_block *blocks, size_t count,
+                                   uint64_t start_step, uint64_t log_from);
 
 /* ---- offline (shardfc log) */
 

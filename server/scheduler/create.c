@@ -11,6 +11,7 @@
 #include "server/scheduler/scheduler_internal.h"
 
 #define DEFAULT_DENSE_BLOCK (64u << 10)
+#define SESSION_WINDOW      1000u /* steps that a session's run can be rewound, unless it says */
 
 struct create_task {
     struct sfc_store_task task;
@@ -20,6 +21,7 @@ struct create_task {
     Shardfc__V1__BlockMap *map;
     uint64_t start_step;
     bool load;
+    uint64_t rewind_window;
     uint64_t run_id;
     uint64_t bytes_per_shard, wire_bytes;
 };
@@ -233,6 +235,15 @@ static void fill_defaults(Shardfc__V1__RunConfig *c)
         c->dense_block_size = DEFAULT_DENSE_BLOCK;
 }
 
+/* A foreign framework has its own checkpoints and may come back at one of them. */
+static uint64_t window_of(const Shardfc__V1__RunKeeping *keeping, const Shardfc__V1__RunConfig *c)
+{
+    bool session = c->data && c->data->kind == SHARDFC__V1__DATA_SET__KIND__SESSION;
+    if (keeping && keeping->rewind_window != 0)
+        return keeping->rewind_window;
+    return session ? SESSION_WINDOW : 0;
+}
+
 static int check_config(const Shardfc__V1__RunConfig *c, struct sfc_error *err)
 {
     struct sfc_schedule schedule = {.lr = c->lr,
@@ -263,6 +274,7 @@ static void create_work(struct sfc_store_task *task, struct sfc_store *store)
     struct create_task *t = (struct create_task *)task;
     struct sfc_store_run run = {.start_step = t->start_step,
                                 .load = t->load,
+                                .rewind_window = t->rewind_window,
                                 .map_version = t->map->version,
                                 .state = "loading"};
     run.config = sfc_message_pack(t->config, &run.config_size);
@@ -276,8 +288,8 @@ static void begin(struct create_task *t)
 {
     struct sfc_scheduler *s = t->scheduler;
     struct sfc_sched_run *run = NULL;
-    int code = sfc_sched_run_new(s, t->run_id, t->config, t->map, t->start_step, t->load, NULL,
-                                 &run, &t->task.error);
+    int code = sfc_sched_run_new(s, t->run_id, t->config, t->map, t->start_step, t->load,
+                                 t->rewind_window, NULL, &run, &t->task.error);
     if (code != SFC_OK) {
         sfc_sched_refuse(s, t->call, &t->task.error);
         return;
@@ -325,6 +337,9 @@ static int create(struct sfc_scheduler *s, struct sfc_rpc_call *call,
     if (code == SFC_OK && r->start_step > r->config->steps)
         code = sfc_fail(err, SFC_EINVAL, "start_step: %" PRIu64 " is beyond the last step %" PRIu64,
                         r->start_step, r->config->steps);
+    if (code == SFC_OK && r->keeping && r->keeping->rewind_window > SFC_LIMIT_STEPS)
+        code = sfc_fail(err, SFC_EINVAL, "keeping.rewind_window: %" PRIu64 " is more than %llu",
+                        r->keeping->rewind_window, SFC_LIMIT_STEPS);
     if (code == SFC_OK)
         code = sfc_run_setup_init(&setup, r->config, err);
     struct create_task *t = code == SFC_OK ? calloc(1, sizeof *t) : NULL;
@@ -338,6 +353,7 @@ static int create(struct sfc_scheduler *s, struct sfc_rpc_call *call,
         t->config = r->config;
         t->start_step = r->start_step;
         t->load = r->load;
+        t->rewind_window = window_of(r->keeping, t->config);
         t->wire_bytes = wire_bytes(&setup, t->map->n_shards);
         t->task.work = create_work;
         t->task.done = create_done;

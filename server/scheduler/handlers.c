@@ -284,6 +284,7 @@ static int control_event(int action, enum sfc_run_event_type *out, struct sfc_er
         [SHARDFC__V1__CONTROL_REQUEST__ACTION__RESUME] = SFC_EV_RESUME,
         [SHARDFC__V1__CONTROL_REQUEST__ACTION__STOP] = SFC_EV_STOP,
         [SHARDFC__V1__CONTROL_REQUEST__ACTION__DROP] = SFC_EV_DROP,
+        [SHARDFC__V1__CONTROL_REQUEST__ACTION__REWIND] = SFC_EV_REWIND,
     };
     if (action < 0 || (size_t)action >= sizeof types / sizeof *types)
         return sfc_fail(err, SFC_EINVAL, "action: %d", action);
@@ -305,6 +306,8 @@ static void on_control(struct sfc_rpc_call *call, void *ctx)
         code = control_event((int)r->action, &event.type, &err);
     if (code == SFC_OK && event.type == SFC_EV_DROP)
         code = check_micro_batch(s, r->micro_batch, &err);
+    if (code == SFC_OK && event.type == SFC_EV_REWIND)
+        event.oldest = sfc_sched_run_oldest(s->run);
     if (code == SFC_OK)
         give(s, call, SFC_PARKED_CONTROL, 0, &event);
     else

@@ -72,8 +72,8 @@ static struct sfc_run_config machine_config(const struct sfc_sched_run *run, uin
 
 int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConfig *config,
                       Shardfc__V1__BlockMap *map, uint64_t start_step, bool load,
-                      const struct sfc_run_restore *restore, struct sfc_sched_run **out,
-                      struct sfc_error *err)
+                      uint64_t rewind_window, const struct sfc_run_restore *restore,
+                      struct sfc_sched_run **out, struct sfc_error *err)
 {
     struct sfc_sched_run *run = calloc(1, sizeof *run);
     if (!run)
@@ -83,6 +83,7 @@ int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConf
     run->config = config;
     run->map = map;
     run->load = load;
+    run->rewind_window = rewind_window;
     run->loss = NAN;
     int code = sfc_run_setup_init(&run->setup, config, err);
     uint64_t shard_ids[SFC_CORE_MAX_SHARDS];
@@ -145,6 +146,24 @@ static bool restore_state(const char *name, enum sfc_run_state *out)
     return false;
 }
 
+static struct sfc_commit_record record_of(const struct sfc_store_commit *c)
+{
+    return (struct sfc_commit_record){
+        .step = c->step,
+        .round = {c->round_incarnation, c->round_counter},
+        .clip_scale = c->clip_scale,
+        .norm = c->norm,
+        .apply = c->applied,
+        .loss = c->loss,
+        .lr = c->lr,
+        .map_version = c->map_version,
+        .next_position = c->position,
+        .zero_features = c->zero_features,
+        .skipped_in_row = c->skipped_in_row,
+        .skipped_total = c->skipped_total,
+    };
+}
+
 static int restore_record(struct sfc_scheduler *s, uint64_t run_id, struct sfc_run_restore *out,
                           struct sfc_error *err)
 {
@@ -155,20 +174,7 @@ static int restore_record(struct sfc_scheduler *s, uint64_t run_id, struct sfc_r
     if (code != SFC_OK)
         return code;
     out->has_record = true;
-    out->record = (struct sfc_commit_record){
-        .step = c.step,
-        .round = {c.round_incarnation, c.round_counter},
-        .clip_scale = c.clip_scale,
-        .norm = c.norm,
-        .apply = c.applied,
-        .loss = c.loss,
-        .lr = c.lr,
-        .map_version = c.map_version,
-        .next_position = c.position,
-        .zero_features = c.zero_features,
-        .skipped_in_row = c.skipped_in_row,
-        .skipped_total = c.skipped_total,
-    };
+    out->record = record_of(&c);
     return SFC_OK;
 }
 
@@ -211,6 +217,14 @@ static int restore_average(struct sfc_scheduler *s, struct sfc_error *err)
     return code;
 }
 
+/* What status says of the last committed step; all zero: there is none. */
+static void show_record(struct sfc_sched_run *run, const struct sfc_commit_record *record)
+{
+    run->loss = record->step ? record->loss : (double)NAN;
+    run->lr = record->lr;
+    run->skipped_steps = record->skipped_total;
+}
+
 int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
 {
     struct sfc_store_run stored = {0};
@@ -241,7 +255,7 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
         code = restore_drops(s, stored.run_id, config, &restore, &drops, err);
     if (code == SFC_OK)
         code = sfc_sched_run_new(s, stored.run_id, config, map, stored.start_step, stored.load,
-                                 &restore, &s->run, err);
+                                 stored.rewind_window, &restore, &s->run, err);
     if (code == SFC_OK) {
         config = NULL;
         map = NULL;
@@ -250,9 +264,7 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
         code = restore_average(s, err);
     }
     if (code == SFC_OK) {
-        s->run->loss = restore.has_record ? restore.record.loss : (double)NAN;
-        s->run->lr = restore.record.lr;
-        s->run->skipped_steps = restore.record.skipped_total;
+        show_record(s->run, &restore.record);
         sfc_info_log("run %" PRIu64 " (%s) %s at step %" PRIu64, stored.run_id,
                      s->run->config->name,
                      restore.state == SFC_RUN_FAILED ? "had failed" : "goes on",
@@ -388,6 +400,91 @@ static void write_drop(struct sfc_sched_run *run, const struct sfc_run_action *a
     t->task.work = drop_work;
     t->task.done = drop_done;
     sfc_store_queue_submit(&run->scheduler->queue, &t->task);
+}
+
+/* ---- back to an earlier step */
+
+struct rewind_task {
+    struct sfc_store_task task;
+    struct sfc_scheduler *scheduler;
+    uint64_t run_id, step;
+    struct sfc_store_commit commit;
+};
+
+static void read_record_work(struct sfc_store_task *task, struct sfc_store *store)
+{
+    struct rewind_task *t = (struct rewind_task *)task;
+    task->code = sfc_store_commit_of(store, t->run_id, t->step, &t->commit, &task->error);
+}
+
+static void rewind_work(struct sfc_store_task *task, struct sfc_store *store)
+{
+    struct rewind_task *t = (struct rewind_task *)task;
+    task->code = sfc_store_rewind(store, t->run_id, t->step, &task->error);
+}
+
+static void rewind_report(struct rewind_task *t, struct sfc_run_event *event)
+{
+    struct sfc_sched_run *run = t->scheduler->run;
+    event->step = t->step;
+    event->code = t->task.code;
+    event->text = t->task.error.text;
+    if (run && run->id == t->run_id && !t->scheduler->stopping)
+        sfc_sched_run_event(run, event);
+    free(t);
+}
+
+static void read_record_done(struct sfc_store_task *task)
+{
+    struct rewind_task *t = (struct rewind_task *)task;
+    struct sfc_commit_record record = record_of(&t->commit);
+    struct sfc_run_event event = {.type = SFC_EV_RECORD_READ, .record = &record};
+    rewind_report(t, &event);
+}
+
+static void rewind_done(struct sfc_store_task *task)
+{
+    struct rewind_task *t = (struct rewind_task *)task;
+    struct sfc_sched_run *run = t->scheduler->run;
+    struct sfc_run_event event = {.type = SFC_EV_REWOUND};
+    if (task->code != SFC_OK)
+        sfc_error_log("%s", task->error.text);
+    else if (run && run->id == t->run_id) {
+        sfc_sched_event(t->scheduler, "run %" PRIu64 " (%s) went back to step %" PRIu64, run->id,
+                        run->config->name, t->step);
+        show_record(run, &run->fsm.commit.record);
+        run->last_commit_us = 0;
+    }
+    rewind_report(t, &event);
+}
+
+static void submit_rewind(struct sfc_sched_run *run, uint64_t step,
+                          void (*work)(struct sfc_store_task *, struct sfc_store *),
+                          void (*done)(struct sfc_store_task *))
+{
+    struct rewind_task *t = calloc(1, sizeof *t);
+    if (!t) {
+        run->lost_rewind = step + 1;
+        return;
+    }
+    t->scheduler = run->scheduler;
+    t->run_id = run->id;
+    t->step = step;
+    t->task.work = work;
+    t->task.done = done;
+    sfc_store_queue_submit(&run->scheduler->queue, &t->task);
+}
+
+uint64_t sfc_sched_run_oldest(const struct sfc_sched_run *run)
+{
+    uint64_t oldest = run->fsm.config.start_step;
+    for (size_t k = 0; k < run->map->n_shards; k++) {
+        const struct sfc_shard_info *info =
+            sfc_sched_shard(run->scheduler, run->map->shards[k]->shard);
+        if (info && info->oldest_step > oldest)
+            oldest = info->oldest_step;
+    }
+    return oldest;
 }
 
 struct state_task {
@@ -581,6 +678,12 @@ static void perform(struct sfc_sched_run *run)
         case SFC_ACT_WRITE_DROP:
             write_drop(run, a);
             break;
+        case SFC_ACT_READ_RECORD:
+            submit_rewind(run, a->step, read_record_work, read_record_done);
+            break;
+        case SFC_ACT_WRITE_REWIND:
+            submit_rewind(run, a->step, rewind_work, rewind_done);
+            break;
         case SFC_ACT_COMMITTED:
             committed(run, a);
             break;
@@ -639,6 +742,16 @@ void sfc_sched_run_tick(struct sfc_sched_run *run)
                                       .code = SFC_ENOMEM,
                                       .text = "no memory"};
         run->lost_drop_number = 0;
+        sfc_sched_run_event(run, &event);
+    }
+    if (run->lost_rewind) { /* only one of the two is waited for */
+        struct sfc_run_event event = {.type = SFC_EV_RECORD_READ,
+                                      .step = run->lost_rewind - 1,
+                                      .code = SFC_ENOMEM,
+                                      .text = "no memory"};
+        run->lost_rewind = 0;
+        sfc_sched_run_event(run, &event);
+        event.type = SFC_EV_REWOUND;
         sfc_sched_run_event(run, &event);
     }
     struct sfc_run_event event = {.type = SFC_EV_TICK};

@@ -43,7 +43,7 @@ struct sfc_shard_info {
     uint64_t memory_bytes;
     uint64_t step;
     /* of its last heartbeat */
-    uint64_t log_floor, log_bytes, snapshot_lag;
+    uint64_t log_floor, log_bytes, snapshot_lag, oldest_step;
     char disk_error[160]; /* "": its last write succeeded */
     bool recovering;
     uint64_t recovered, recovers_to;
@@ -94,6 +94,7 @@ struct sfc_sched_run {
     struct sfc_run_fsm fsm;
     struct sfc_run_actions actions;
     bool load;
+    uint64_t rewind_window;
     struct sfc_log_floor floor;
     char numerics[128];      /* of its workers; "": none joined yet */
     uint64_t last_commit_us; /* 0: the next step does not count for the rates */
@@ -112,6 +113,7 @@ struct sfc_sched_run {
     uint64_t lost_record; /* step, 0: none */
     struct sfc_run_drop lost_drop;
     uint64_t lost_drop_number; /* 0: none */
+    uint64_t lost_rewind;      /* step + 1, 0: none */
 };
 
 struct sfc_scheduler {
@@ -175,11 +177,13 @@ bool sfc_sched_run_active(const struct sfc_scheduler *s); /* may not be replaced
 /* Builds a run from its messages (taken on success only). restore: as for sfc_run_init. */
 int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConfig *config,
                       Shardfc__V1__BlockMap *map, uint64_t start_step, bool load,
-                      const struct sfc_run_restore *restore, struct sfc_sched_run **out,
-                      struct sfc_error *err);
+                      uint64_t rewind_window, const struct sfc_run_restore *restore,
+                      struct sfc_sched_run **out, struct sfc_error *err);
 void sfc_sched_run_free(
     struct sfc_sched_run *run); /* waiting calls of it are refused; NULL is fine */
 int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err);
+/* The lowest step that what the shards said they keep leads to. */
+uint64_t sfc_sched_run_oldest(const struct sfc_sched_run *run);
 /* Fills in the time, steps the machine, carries out the actions. */
 void sfc_sched_run_event(struct sfc_sched_run *run, struct sfc_run_event *event);
 void sfc_sched_run_tick(struct sfc_sched_run *run);

@@ -45,6 +45,8 @@ static uint8_t *pack_open(const struct sfc_sched_run *run, const struct sfc_run_
     Shardfc__V1__CommitRecord last = SHARDFC__V1__COMMIT_RECORD__INIT;
     Shardfc__V1__Attempt round;
     Shardfc__V1__OpenRunRequest m = SHARDFC__V1__OPEN_RUN_REQUEST__INIT;
+    Shardfc__V1__RunKeeping keeping = SHARDFC__V1__RUN_KEEPING__INIT;
+    Shardfc__V1__Attempt present;
     m.run_id = run->id;
     m.incarnation = run->scheduler->incarnation;
     m.config = run->config;
@@ -53,6 +55,10 @@ static uint8_t *pack_open(const struct sfc_sched_run *run, const struct sfc_run_
     m.start_step = run->fsm.config.start_step;
     m.load = run->load;
     m.recover = a->recover;
+    set_attempt(&present, a->round);
+    m.round = &present;
+    keeping.rewind_window = run->rewind_window;
+    m.keeping = &keeping;
     if (a->recover && a->record.step != 0) {
         set_attempt(&round, a->record.round);
         last.step = a->record.step;

@@ -25,6 +25,7 @@ struct status {
     Shardfc__V1__ShardStatus *shard_list[SFC_CORE_MAX_SHARDS];
     Shardfc__V1__ShardDurability durability[SFC_CORE_MAX_SHARDS];
     Shardfc__V1__ShardRecovery recovery[SFC_CORE_MAX_SHARDS];
+    Shardfc__V1__RunKeeping keeping;
     Shardfc__V1__WorkerStatus workers[SFC_MAX_WORKERS];
     Shardfc__V1__WorkerStatus *worker_list[SFC_MAX_WORKERS];
     char waits_for[MAX_WAITS + 16];
@@ -102,6 +103,7 @@ static void fill_durability(const struct sfc_shard_info *info, Shardfc__V1__Shar
     durability->log_floor = info->log_floor;
     durability->log_bytes = info->log_bytes;
     durability->snapshot_lag = info->snapshot_lag;
+    durability->oldest_step = info->oldest_step;
     durability->error = (char *)(uintptr_t)info->disk_error;
     out->durability = durability;
     if (!info->recovering)
@@ -217,6 +219,10 @@ static void fill_run(struct sfc_sched_run *run, struct status *st)
     m->map_version = run->map->version;
     m->config = run->config;
     m->skipped_steps = run->skipped_steps;
+    shardfc__v1__run_keeping__init(&st->keeping);
+    st->keeping.rewind_window = run->rewind_window;
+    m->keeping = &st->keeping;
+    m->oldest_step = sfc_sched_run_oldest(run);
 }
 
 void sfc_sched_on_status(struct sfc_rpc_call *call, void *ctx)

@@ -12,7 +12,7 @@
 
 #include "server/scheduler/state_store.h"
 
-enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 4, EVENTS_KEPT = 10000 };
+enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 5, EVENTS_KEPT = 10000 };
 
 static const char SCHEMA[] =
     "BEGIN IMMEDIATE;"
@@ -21,7 +21,8 @@ static const char SCHEMA[] =
     "CREATE TABLE runs(run_id INTEGER PRIMARY KEY AUTOINCREMENT, start_step INTEGER NOT NULL,"
     " load INTEGER NOT NULL, map_version INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT NOT "
     "NULL,"
-    " config BLOB NOT NULL, map BLOB NOT NULL, numerics TEXT NOT NULL DEFAULT '');"
+    " config BLOB NOT NULL, map BLOB NOT NULL, numerics TEXT NOT NULL DEFAULT '',"
+    " rewind_window INTEGER NOT NULL DEFAULT 0, durable_every INTEGER NOT NULL DEFAULT 1);"
     "CREATE TABLE commits(run_id INTEGER NOT NULL, step INTEGER NOT NULL, clip_scale REAL NOT NULL,"
     " applied INTEGER NOT NULL, loss BLOB NOT NULL, lr REAL NOT NULL, images_per_s REAL NOT NULL,"
     " classes INTEGER NOT NULL, map_version INTEGER NOT NULL, position INTEGER NOT NULL,"
@@ -36,7 +37,15 @@ static const char SCHEMA[] =
     "CREATE TABLE events(id INTEGER PRIMARY KEY AUTOINCREMENT, time_ms INTEGER NOT NULL,"
     " run_id INTEGER NOT NULL, text TEXT NOT NULL);"
     "PRAGMA application_id=1397113683;"
-    "PRAGMA user_version=4;"
+    "PRAGMA user_version=5;"
+    "COMMIT;";
+
+/* Version 4 had no word on how a run is kept. */
+static const char UPGRADE_4[] =
+    "BEGIN IMMEDIATE;"
+    "ALTER TABLE runs ADD COLUMN rewind_window INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE runs ADD COLUMN durable_every INTEGER NOT NULL DEFAULT 1;"
+    "PRAGMA user_version=5;"
     "COMMIT;";
 
 struct sfc_store {
@@ -77,6 +86,16 @@ static int db_exec(const struct sfc_store *store, const char *sql, const char *w
     if (sqlite3_exec(store->db, sql, NULL, NULL, NULL) == SQLITE_OK)
         return SFC_OK;
     return db_fail(store, err, what);
+}
+
+/* Statements that begin with BEGIN and end with COMMIT: all of them, or none. */
+static int db_transaction(const struct sfc_store *store, const char *sql, const char *what,
+                          struct sfc_error *err)
+{
+    int code = db_exec(store, sql, what, err);
+    if (code != SFC_OK && !sqlite3_get_autocommit(store->db))
+        sqlite3_exec(store->db, "ROLLBACK", NULL, NULL, NULL);
+    return code;
 }
 
 static int db_prepare(const struct sfc_store *store, const char *sql, sqlite3_stmt **out,
@@ -248,6 +267,8 @@ static int check_schema(struct sfc_store *store, struct sfc_error *err)
             err, SFC_ECORRUPT,
             "%s is an SQLite database of another program; give --state a folder of its own",
             store->path);
+    if (version == 4)
+        return db_transaction(store, UPGRADE_4, "upgrade state", err);
     if (version != SCHEMA_VERSION)
         return sfc_fail(
             err, SFC_ECORRUPT,
@@ -356,8 +377,8 @@ int sfc_store_add_run(struct sfc_store *store, const struct sfc_store_run *run, 
     sqlite3_stmt *s = NULL;
     int code =
         db_prepare(store,
-                   "INSERT INTO runs(start_step, load, map_version, state, reason, config, map)"
-                   " VALUES(?,?,?,?,?,?,?)",
+                   "INSERT INTO runs(start_step, load, map_version, state, reason, config, map,"
+                   " rewind_window) VALUES(?,?,?,?,?,?,?,?)",
                    &s, "add run", err);
     if (code != SFC_OK)
         return code;
@@ -370,6 +391,7 @@ int sfc_store_add_run(struct sfc_store *store, const struct sfc_store_run *run, 
                         SQLITE_TRANSIENT);
     sqlite3_bind_blob64(s, 7, run->map ? (const void *)run->map : "", run->map_size,
                         SQLITE_TRANSIENT);
+    bind_u64(s, 8, run->rewind_window);
     code = db_finish(store, s, "add run", err);
     if (code == SFC_OK)
         *run_id = (uint64_t)sqlite3_last_insert_rowid(store->db);
@@ -411,7 +433,8 @@ int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struc
     sqlite3_stmt *s = NULL;
     int code = db_prepare(
         store,
-        "SELECT run_id, start_step, load, map_version, state, reason, config, map, numerics"
+        "SELECT run_id, start_step, load, map_version, state, reason, config, map, numerics,"
+        " rewind_window"
         " FROM runs ORDER BY run_id DESC LIMIT 1",
         &s, "read run", err);
     if (code != SFC_OK)
@@ -426,6 +449,7 @@ int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struc
         column_text(s, 4, run.state, sizeof run.state);
         column_text(s, 5, run.reason, sizeof run.reason);
         column_text(s, 8, run.numerics, sizeof run.numerics);
+        run.rewind_window = column_u64(s, 9);
         code = column_copy(s, 6, &run.config, &run.config_size, err);
         if (code == SFC_OK)
             code = column_copy(s, 7, &run.map, &run.map_size, err);
@@ -589,6 +613,34 @@ int sfc_store_last_commit(struct sfc_store *store, uint64_t run_id, struct sfc_s
                                  : db_fail(store, err, "read last commit");
     sqlite3_finalize(s);
     return code;
+}
+
+int sfc_store_commit_of(struct sfc_store *store, uint64_t run_id, uint64_t step,
+                        struct sfc_store_commit *out, struct sfc_error *err)
+{
+    struct sfc_store_commit c;
+    size_t count = 0;
+    if (step == 0)
+        return sfc_fail(err, SFC_ENOTFOUND, "step 0 has no commit record");
+    int code = sfc_store_history(store, run_id, step - 1, 1, &c, &count, err);
+    if (code == SFC_OK && (count == 0 || c.step != step))
+        code = sfc_fail(err, SFC_ENOTFOUND, "run %llu has no commit record of step %llu",
+                        (unsigned long long)run_id, (unsigned long long)step);
+    if (code == SFC_OK)
+        *out = c;
+    return code;
+}
+
+int sfc_store_rewind(struct sfc_store *store, uint64_t run_id, uint64_t step, struct sfc_error *err)
+{
+    char sql[256];
+    snprintf(sql, sizeof sql,
+             "BEGIN IMMEDIATE;"
+             "DELETE FROM commits WHERE run_id = %lld AND step > %lld;"
+             "DELETE FROM drops WHERE run_id = %lld AND step > %lld;"
+             "COMMIT;",
+             (long long)run_id, (long long)step, (long long)run_id, (long long)step);
+    return db_transaction(store, sql, "rewind the run", err);
 }
 
 /* ---- dropped micro-batches */

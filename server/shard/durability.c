@@ -137,6 +137,8 @@ int sfc_durability_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunReq
     if (code != SFC_OK)
         return code;
     d->recovers = r->recover;
+    d->unsettled = r->recover;
+    d->asked_window = r->keeping ? r->keeping->rewind_window : 0;
     d->base_missing = !d->storage.from_seed && !r->recover;
     d->recovery.storage = &d->storage;
     d->recovery.last.step = r->start_step;
@@ -164,14 +166,28 @@ void sfc_durability_free(struct sfc_shard_run *run)
 
 /* ---- open and close */
 
-static void opened(struct sfc_shard_run *run, int code, const char *text)
+static void note_opened(struct sfc_shard_run *run)
 {
     struct sfc_durability *d = of(run);
+    struct sfc_step_log_state state;
+    sfc_step_log_state(d->storage.log, &state);
+    d->trimmed = state.first_step ? state.first_step - 1 : sfc_step_applied(&run->fsm);
+    d->floor = sfc_storage_floor(&d->storage);
+    d->oldest = sfc_storage_oldest(&d->storage, d->trimmed);
+    if (d->window < d->asked_window)
+        sfc_warning_log("run %" PRIu64 ": the step log may have %" PRIu64
+                        " bytes: the run can be rewound by %" PRIu64 " steps, not by the %" PRIu64
+                        " that it asks for (--log-limit, --rewind-window)",
+                        run->id, d->storage.config.limit_bytes, d->window, d->asked_window);
+}
+
+static void opened(struct sfc_shard_run *run, int code, const char *text)
+{
     struct sfc_error err = {0};
     if (code == SFC_OK)
         code = sweep_init(run, &err);
     if (code == SFC_OK)
-        d->floor = sfc_storage_floor(&d->storage);
+        note_opened(run);
     run->on_durable(run, code, err.code ? err.text : text);
 }
 
@@ -189,10 +205,33 @@ static int recover_work(void *ctx, struct sfc_head *head, struct sfc_dense *dens
     return sfc_recovery_run(&of(run)->recovery, head, dense, err);
 }
 
+/* Beside what a crash needs: so many steps that the log stays within its limit. */
+static uint64_t possible_window(const struct sfc_durability *d)
+{
+    const struct sfc_step_log_config *c = &d->storage.config;
+    uint64_t most = c->limit_bytes / (3 * sfc_step_log_step_bytes(&c->geometry));
+    return c->limit_bytes != 0 && most < d->asked_window ? most : d->asked_window;
+}
+
+static uint64_t horizon(const struct sfc_durability *d, uint64_t step)
+{
+    uint64_t start = d->storage.start_step;
+    return step > start + d->window ? step - d->window : start;
+}
+
 static int open_work(struct sfc_task *task, struct sfc_error *err)
 {
     struct sfc_durability *d = of(task->owner);
-    return d->recovers ? sfc_storage_open(&d->storage, err) : sfc_storage_create(&d->storage, err);
+    int code =
+        d->recovers ? sfc_storage_open(&d->storage, err) : sfc_storage_create(&d->storage, err);
+    if (code != SFC_OK)
+        return code;
+    d->window = possible_window(d);
+    if (d->recovers) {
+        sfc_snapshot_store_hide_after(d->storage.store, d->recovery.last.step);
+        sfc_snapshot_store_keep_from(d->storage.store, horizon(d, d->recovery.last.step));
+    }
+    return SFC_OK;
 }
 
 static void open_done(struct sfc_task *task)
@@ -303,6 +342,7 @@ static void write_piece(struct sfc_shard_run *run);
 static void flush_now(struct sfc_shard_run *run);
 static void flush_end(struct sfc_shard_run *run, int code, const char *text);
 static void make_room(struct sfc_shard_run *run);
+static void settle(struct sfc_shard_run *run);
 
 static void say_error(struct sfc_shard_run *run, char *place, const char *text)
 {
@@ -354,6 +394,7 @@ static int write_work(struct sfc_task *task, struct sfc_error *err)
     struct sfc_durability *d = of(task->owner);
     int code = SFC_OK;
     d->written = false;
+    sfc_snapshot_store_keep_from(d->storage.store, d->horizon);
     if (!d->write)
         code = sfc_snapshot_write_begin(d->storage.store, &d->key, &d->shape,
                                         (const void *const *)d->parts, &d->write, err);
@@ -363,8 +404,10 @@ static int write_work(struct sfc_task *task, struct sfc_error *err)
         return SFC_OK;
     sfc_snapshot_write_end(d->write);
     d->write = NULL;
-    if (code == SFC_OK)
+    if (code == SFC_OK) {
         d->written_floor = sfc_storage_floor(&d->storage);
+        d->written_oldest = sfc_storage_oldest(&d->storage, d->oldest_from);
+    }
     return code;
 }
 
@@ -379,8 +422,10 @@ static void write_done(struct sfc_task *task)
         return;
     }
     sfc_sweep_wrote(&d->sweep, d->piece);
-    if (d->written)
+    if (d->written) {
         d->floor = d->written_floor;
+        d->oldest = d->written_oldest;
+    }
     if (d->written)
         snapshot_done(run);
     else
@@ -398,6 +443,7 @@ static void write_piece(struct sfc_shard_run *run)
         return;
     }
     d->piece = room < PIECE ? room : PIECE;
+    d->oldest_from = d->trimmed;
     d->write_task = (struct sfc_task){.work = write_work, .done = write_done, .owner = run};
     sfc_tasks_submit(run->shard->snapshot_thread, &d->write_task);
 }
@@ -434,6 +480,7 @@ static void copy_block(struct sfc_shard_run *run, size_t index)
     d->index = index;
     d->key = (struct sfc_snapshot_key){d->storage.blocks[index].kind,
                                        d->storage.blocks[index].block, stamp_now(run)};
+    d->horizon = horizon(d, d->key.step);
     sfc_storage_shape(&d->storage, index, d->key.step, &d->shape);
     for (int i = 0; i < SFC_SNAPSHOT_PARTS; i++) {
         d->parts[i] = d->shape.has[i] ? at : NULL;
@@ -451,7 +498,7 @@ static void kick(struct sfc_shard_run *run)
 {
     struct sfc_durability *d = of(run);
     size_t index = 0;
-    if (!d->sweeps || d->copying || run->fsm.phase == SFC_STEP_FAILED ||
+    if (!d->sweeps || d->copying || d->unsettled || run->fsm.phase == SFC_STEP_FAILED ||
         !sfc_sweep_next(&d->sweep, &index))
         return;
     copy_block(run, index);
@@ -469,7 +516,11 @@ void sfc_durability_tick(struct sfc_shard_run *run)
 void sfc_durability_planned(struct sfc_shard_run *run)
 {
     struct sfc_durability *d = of(run);
-    if (!d->on || !d->base_missing)
+    if (!d->on)
+        return;
+    if (d->unsettled)
+        settle(run);
+    if (!d->base_missing)
         return;
     sfc_sweep_urgent(&d->sweep, true);
     base_done(run);
@@ -485,6 +536,57 @@ void sfc_durability_applied(struct sfc_shard_run *run)
                       sfc_step_log_step_bytes(&d->storage.config.geometry), d->log_bytes);
     d->step_ns = 0;
     kick(run);
+}
+
+/* ---- going back */
+
+static int settle_work(struct sfc_task *task, struct sfc_error *err)
+{
+    return sfc_snapshot_store_drop_hidden(of(task->owner)->storage.store, err);
+}
+
+static void settle_done(struct sfc_task *task)
+{
+    struct sfc_shard_run *run = task->owner;
+    struct sfc_durability *d = of(run);
+    d->settling = false;
+    if (run->closed)
+        return;
+    say_error(run, d->snapshot_error, task->code == SFC_OK ? "" : task->error.text);
+    d->unsettled = task->code != SFC_OK;
+    if (d->flush_waits && d->unsettled) { /* the scheduler asks again */
+        d->flush_waits = false;
+        flush_end(run, SFC_EUNAVAILABLE, task->error.text);
+    } else if (d->flush_waits) {
+        d->flush_waits = false;
+        flush_now(run);
+    }
+    kick(run);
+}
+
+static void settle(struct sfc_shard_run *run)
+{
+    struct sfc_durability *d = of(run);
+    if (d->settling)
+        return;
+    d->settling = true;
+    d->settle_task = (struct sfc_task){.work = settle_work, .done = settle_done, .owner = run};
+    sfc_tasks_submit(run->shard->snapshot_thread, &d->settle_task);
+}
+
+int sfc_durability_may_go_back(const struct sfc_shard_run *run, uint64_t step,
+                               struct sfc_error *err)
+{
+    const struct sfc_durability *d = &run->durability;
+    if (!d->on)
+        return sfc_fail(err, SFC_EUNSUPPORTED,
+                        "this shard runs with --durable off and keeps nothing to go back to");
+    if (step < d->oldest)
+        return sfc_fail(err, SFC_ENOTFOUND,
+                        "its disk leads to step %" PRIu64 " and later ones, not to step %" PRIu64
+                        " (--rewind-window of `shardfc create`, --log-limit of the shard)",
+                        d->oldest, step);
+    return SFC_OK;
 }
 
 /* ---- the log */
@@ -554,9 +656,11 @@ void sfc_durability_flush(struct sfc_shard_run *run, const struct sfc_step_actio
                                           .attempts = run->fsm.prepared,
                                           .lse = d->lse,
                                           .dense = run->dense_sums};
-    d->flush_waits = d->base_missing;
-    if (!d->base_missing)
+    d->flush_waits = d->base_missing || d->unsettled;
+    if (!d->flush_waits)
         flush_now(run);
+    else if (d->unsettled)
+        settle(run);
     else
         kick(run);
 }
@@ -596,7 +700,7 @@ static void trim_done(struct sfc_task *task)
 void sfc_durability_trim(struct sfc_shard_run *run, uint64_t floor)
 {
     struct sfc_durability *d = of(run);
-    if (!d->on || d->trimming || floor <= d->trimmed)
+    if (!d->on || d->trimming || d->unsettled || floor <= d->trimmed)
         return;
     d->trimming = true;
     d->trim_floor = floor;
@@ -632,9 +736,11 @@ void sfc_durability_report(const struct sfc_shard_run *run, Shardfc__V1__ShardDu
     const struct sfc_durability *d = &run->durability;
     out->has_floor = true;
     out->log_floor = d->on ? d->floor : sfc_step_applied(&run->fsm);
+    out->oldest_step = sfc_step_applied(&run->fsm);
     if (!d->on)
         return;
     out->log_bytes = d->log_bytes;
     out->snapshot_lag = sfc_sweep_lag(&d->sweep);
+    out->oldest_step = d->oldest;
     out->error = (char *)(uintptr_t)(d->log_error[0] ? d->log_error : d->snapshot_error);
 }

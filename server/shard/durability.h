@@ -35,8 +35,14 @@ struct sfc_durability {
     struct sfc_log_commit commit; /* goes with the next flush */
     bool has_commit;
     uint64_t flushed_bytes;
-    bool flush_waits; /* for the base */
+    bool flush_waits; /* for the base, or for settling */
     bool base_missing;
+    /* going back: after a recovery the disk may have later steps than the run, which it gave up.
+     * They stay until the first plan says that it is so, and are gone before the first flush. */
+    uint64_t asked_window, window; /* steps before the present one that the disk must lead to */
+    uint64_t horizon;              /* of the copy at work */
+    bool unsettled, settling;
+    struct sfc_task settle_task;
     /* snapshots: one at a time */
     struct sfc_sweep sweep;
     bool sweeps, copying;
@@ -49,7 +55,7 @@ struct sfc_durability {
     struct sfc_snapshot_write *write;
     uint64_t piece;
     bool written;
-    uint64_t written_floor;
+    uint64_t written_floor, written_oldest, oldest_from;
     struct sfc_compute_job copy_job;
     struct sfc_task write_task;
     /* trim: one at a time */
@@ -62,6 +68,7 @@ struct sfc_durability {
     bool remove; /* close_task removes the folder */
     /* what status says */
     uint64_t floor, log_bytes;
+    uint64_t oldest; /* the lowest step that the disk leads to */
     char log_error[SFC_LIMIT_ERROR_TEXT], snapshot_error[SFC_LIMIT_ERROR_TEXT];
     uint64_t step_ns; /* compute time of the present step */
 };
@@ -80,13 +87,18 @@ void sfc_durability_close(struct sfc_shard_run *run, void (*closed)(struct sfc_s
 /* Makes a recovery at work end soon. */
 void sfc_durability_abandon(struct sfc_shard_run *run);
 
+/* May an open run be brought back to an earlier step? SFC_EUNSUPPORTED: --durable off;
+ * SFC_ENOTFOUND says how far back is possible. */
+int sfc_durability_may_go_back(const struct sfc_shard_run *run, uint64_t step,
+                               struct sfc_error *err);
+
 /* Carries out a FLUSH action; FLUSHED follows. */
 void sfc_durability_flush(struct sfc_shard_run *run, const struct sfc_step_action *a);
 /* A COMMIT job begins. */
 void sfc_durability_commit(struct sfc_shard_run *run, const struct sfc_step_action *a);
 /* A commit is applied. */
 void sfc_durability_applied(struct sfc_shard_run *run);
-/* The first plan: nobody writes blocks any more. */
+/* The first plan: nobody writes blocks any more, and the step before it is where the run is. */
 void sfc_durability_planned(struct sfc_shard_run *run);
 void sfc_durability_trim(struct sfc_shard_run *run, uint64_t floor);
 /* The pace of writing has room again. */

@@ -279,6 +279,8 @@ static int machine_new(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequ
         .incarnation = r->incarnation,
         .map_version = r->map->version,
         .start_step = run->start_step,
+        .round = r->round ? (struct sfc_attempt){r->round->incarnation, r->round->counter}
+                          : (struct sfc_attempt){0, 0},
         .global_batch = run->setup.head.batch,
         .micro_batch = run->setup.head.micro_batch,
         .slots = run->setup.slots,
@@ -398,18 +400,61 @@ static void open_again(struct sfc_shard_run *run, struct sfc_rpc_call *call)
 static bool left_behind(const struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r)
 {
     uint64_t step = r->last_commit ? r->last_commit->step : r->start_step;
-    return r->recover && run->open && sfc_step_applied(&run->fsm) != step &&
-           sfc_step_prepared(&run->fsm) != step;
+    bool prepared = step != 0 && sfc_step_prepared(&run->fsm) == step;
+    return r->recover && run->open && sfc_step_applied(&run->fsm) != step && !prepared;
+}
+
+/* A call that was on its way when the run went somewhere else. */
+static int check_round(const struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
+                       struct sfc_error *err)
+{
+    struct sfc_attempt round = {0, 0}, present = run->fsm.round;
+    if (r->round)
+        round = (struct sfc_attempt){r->round->incarnation, r->round->counter};
+    if (sfc_attempt_compare(round, present) >= 0)
+        return SFC_OK;
+    return sfc_fail(err, SFC_ESTALE,
+                    "round: %" PRIu64 ".%" PRIu64 " is older than the present one, %" PRIu64
+                    ".%" PRIu64,
+                    round.incarnation, round.counter, present.incarnation, present.counter);
+}
+
+/* Nothing is closed before it is known that the disk leads there. */
+static int check_way_back(const struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
+                          struct sfc_error *err)
+{
+    uint64_t step = r->last_commit ? r->last_commit->step : r->start_step;
+    uint64_t applied = sfc_step_applied(&run->fsm);
+    int code = applied > step ? sfc_durability_may_go_back(run, step, err) : SFC_OK;
+    if (code == SFC_OK)
+        sfc_info_log("run %" PRIu64 ": goes from step %" PRIu64 " to step %" PRIu64, run->id,
+                     applied, step);
+    return code;
+}
+
+/* The run is here. True: the call was answered; false: it is opened anew. */
+static bool keep_open(struct sfc_shard *shard, struct sfc_rpc_call *call,
+                      const Shardfc__V1__OpenRunRequest *r)
+{
+    struct sfc_error err = {0};
+    int code = check_round(shard->run, r, &err);
+    if (code == SFC_OK && !left_behind(shard->run, r)) {
+        open_again(shard->run, call);
+        return true;
+    }
+    if (code == SFC_OK)
+        code = check_way_back(shard->run, r, &err);
+    if (code != SFC_OK)
+        sfc_shard_refuse(shard, call, code, err.text);
+    return code != SFC_OK;
 }
 
 void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
                         const Shardfc__V1__OpenRunRequest *request)
 {
     struct sfc_error err = {0};
-    if (shard->run && shard->run->id == request->run_id && !left_behind(shard->run, request)) {
-        open_again(shard->run, call);
+    if (shard->run && shard->run->id == request->run_id && keep_open(shard, call, request))
         return;
-    }
     if (shard->run && shard->run->id > request->run_id) {
         sfc_shard_refuse(shard, call, SFC_ESTALE, "a newer run is open here");
         return;

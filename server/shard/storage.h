@@ -60,5 +60,7 @@ int sfc_storage_remove(struct sfc_storage *storage, struct sfc_error *err);
 void sfc_storage_shape(const struct sfc_storage *storage, size_t index, uint64_t step,
                        struct sfc_snapshot_shape *out);
 uint64_t sfc_storage_floor(const struct sfc_storage *storage);
+/* The lowest step that snapshots and a log of the steps after log_from lead to. */
+uint64_t sfc_storage_oldest(const struct sfc_storage *storage, uint64_t log_from);
 
 #endif

@@ -642,8 +642,133 @@ static void test_restart_finds_shards_without_the_run(void **state)
     commit(f, 6, true);
     end(f);
     begin(f, &restored);
-    step(f, back(0, 4, 0)); /* alive, one behind, but not prepared: no record can be of that */
-    assert_int_equal(f->run.state, SFC_RUN_FAILED);
+    step(f, back(0, 4, 0)); /* alive, one behind, and not prepared: its disk has to have it */
+    assert_int_equal(open_sent(f)->record.step, 5);
+    step(f, back(1, 7, 0)); /* alive, and ahead: those steps are gone */
+    assert_int_equal(open_sent(f)->shard, 1);
+    assert_int_equal(open_sent(f)->record.step, 5);
+    assert_int_equal(sends(f, SFC_DUTY_ABORT), 0);
+}
+
+/* ---- back to an earlier step */
+
+static uint64_t rewind_to(struct fixture *f, uint64_t t)
+{
+    return step(f, (struct sfc_run_event){.type = SFC_EV_REWIND, .step = t, .oldest = 1});
+}
+
+/* Three steps are committed; a rewind to step 1 has all shards on their way. Returns its token. */
+static uint64_t moved(struct fixture *f)
+{
+    static struct sfc_commit_record one;
+    begin(f, NULL);
+    start(f);
+    for (uint64_t t = 1; t <= 3; t++) {
+        commit(f, t, true);
+        answer_all(f, SFC_DUTY_COMMIT);
+        if (t == 1)
+            one = f->run.commit.record;
+    }
+    to_prepare(f, 4);
+    uint64_t token = rewind_to(f, 1);
+    assert_int_equal(find(f, SFC_ACT_READ_RECORD)->step, 1);
+    step(f, (struct sfc_run_event){.type = SFC_EV_RECORD_READ, .step = 1, .record = &one});
+    assert_int_equal(sends(f, SFC_DUTY_OPEN), K);
+    assert_true(open_sent(f)->recover && open_sent(f)->record.step == 1);
+    assert_null(find(f, SFC_ACT_WRITE_REWIND)); /* the records stay until all shards are there */
+    return token;
+}
+
+static void test_rewind(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t token = moved(f);
+    struct sfc_attempt round = f->run.commit.round;
+    ready(f, 0, 1, true); /* of the step that was open */
+    struct sfc_run_event e = answer_of(f, 0, SFC_DUTY_OPEN);
+    step(f, e);
+    assert_null(find(f, SFC_ACT_WRITE_REWIND));
+    step(f, answer_of(f, 1, SFC_DUTY_OPEN));
+    assert_int_equal(find(f, SFC_ACT_WRITE_REWIND)->step, 1);
+    answer_all(f, SFC_DUTY_ABORT);
+    assert_int_equal(sends(f, SFC_DUTY_PLAN), 0);
+    e = (struct sfc_run_event){.type = SFC_EV_REWOUND, .step = 1, .code = SFC_EIO, .text = "full"};
+    step(f, e);
+    char text[200];
+    sfc_run_waits_for(&f->run, text, sizeof(text));
+    assert_non_null(strstr(text, "after step 1 to be removed: full"));
+    f->now += 600;
+    step(f, (struct sfc_run_event){.type = SFC_EV_TICK});
+    assert_int_equal(find(f, SFC_ACT_WRITE_REWIND)->step, 1); /* again */
+    e.code = SFC_OK;
+    step(f, e);
+    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_OK);
+    assert_int_equal(find(f, SFC_ACT_REPLY)->token, token);
+    assert_int_equal(sfc_run_committed(&f->run), 1);
+    assert_int_equal(sfc_attempt_compare(f->run.commit.round, round), 0);
+    commit(f, 2, true);
+    assert_true(sfc_attempt_compare(f->run.commit.record.round, round) >= 0);
+    answer_all(f, SFC_DUTY_COMMIT);
+    commit(f, 3, true);
+}
+
+/* A shard's disk doesn't lead there: the run returns to where it was. */
+static void test_refused_rewind(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t token = moved(f);
+    step(f, answer_of(f, 0, SFC_DUTY_OPEN));
+    struct sfc_run_event e = answer_of(f, 1, SFC_DUTY_OPEN);
+    e.code = SFC_ENOTFOUND;
+    e.text = "its disk leads to step 2";
+    step(f, e);
+    const struct sfc_run_action *a = find(f, SFC_ACT_REPLY);
+    assert_true(a && a->token == token && a->code == SFC_ENOTFOUND);
+    assert_non_null(strstr(a->text, "shard 1 can't go back to step 1: its disk leads to step 2"));
+    assert_int_equal(sends(f, SFC_DUTY_OPEN), K);
+    assert_int_equal(open_sent(f)->record.step, 3);
+    assert_int_equal(sfc_run_committed(&f->run), 3);
+    answer_all(f, SFC_DUTY_OPEN);
+    answer_all(f, SFC_DUTY_ABORT);
+    assert_int_equal(sends(f, SFC_DUTY_PLAN), K); /* the labels of step 4 are still there */
+}
+
+/* One that dies on the way comes to the same step. */
+static void test_lost_in_a_rewind(void **state)
+{
+    struct fixture *f = *state;
+    moved(f);
+    step(f, answer_of(f, 0, SFC_DUTY_OPEN));
+    lose(f, 0);
+    assert_int_equal(open_sent(f)->record.step, 1);
+    step(f, answer_of(f, 1, SFC_DUTY_OPEN));
+    assert_null(find(f, SFC_ACT_WRITE_REWIND));
+    step(f, answer_of(f, 0, SFC_DUTY_OPEN));
+    assert_non_null(find(f, SFC_ACT_WRITE_REWIND));
+}
+
+static void test_rewinds_that_can_not_be(void **state)
+{
+    struct fixture *f = *state;
+    begin(f, NULL);
+    rewind_to(f, 0);
+    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_ESTATE); /* it has not begun */
+    start(f);
+    commit(f, 1, true);
+    answer_all(f, SFC_DUTY_COMMIT);
+    rewind_to(f, 2);
+    assert_non_null(strstr(find(f, SFC_ACT_REPLY)->text, "above the last commit"));
+    rewind_to(f, 0);
+    assert_non_null(strstr(find(f, SFC_ACT_REPLY)->text, "leads to step 1 and later"));
+    rewind_to(f, 1);
+    assert_null(find(f, SFC_ACT_REPLY));
+    rewind_to(f, 1);
+    assert_non_null(strstr(find(f, SFC_ACT_REPLY)->text, "is at work"));
+    step(f, (struct sfc_run_event){.type = SFC_EV_STOP});
+    unsigned replies = 0;
+    for (size_t i = 0; i < f->a.count; i++)
+        replies += f->a.items[i].type == SFC_ACT_REPLY;
+    assert_int_equal(replies, 2); /* of the stop and of the rewind */
 }
 
 static void test_a_drop_outlives_a_restart(void **state)
@@ -786,6 +911,10 @@ int main(void)
         TEST(test_a_refused_recovery),
         TEST(test_a_failed_run_stays_failed),
         TEST(test_restart_finds_shards_without_the_run),
+        TEST(test_rewind),
+        TEST(test_refused_rewind),
+        TEST(test_lost_in_a_rewind),
+        TEST(test_rewinds_that_can_not_be),
         TEST(test_a_drop_outlives_a_restart),
         TEST(test_what_it_waits_for),
         TEST(test_a_record_is_written_again),

@@ -135,6 +135,63 @@ static void two_are_kept_and_the_floor_is_the_second_newest(void **state)
     assert_int_equal(floor_of(f), 11);
 }
 
+/* The run must be able to go back by 10 steps: what leads there stays, and so does its successor.
+ */
+static void what_leads_back_is_kept(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_snapshot_content content;
+    uint64_t window = 10, most = 0;
+    for (uint64_t step = 6; step <= 60; step += 1 + step % 3) {
+        uint64_t horizon = step > 5 + window ? step - window : 5;
+        sfc_snapshot_store_keep_from(f->store, horizon);
+        for (size_t block = 0; block < RIG_BLOCKS; block++) {
+            put(f, block, step);
+        }
+        assert_true(memory_files_count(f->files) <= 4 * RIG_BLOCKS);
+        uint64_t floor = floor_of(f);
+        assert_true(floor <= horizon);
+        assert_true(step - floor <= 2 * window + 6);
+        for (uint64_t to = horizon; to <= step && floor > 5; to++) {
+            assert_int_equal(get(f, 0, to, &content), SFC_OK);
+            assert_true(content.step >= floor);
+        }
+        uint64_t oldest = sfc_snapshot_store_oldest(f->store, rig_blocks, RIG_BLOCKS, 5, floor);
+        assert_true(oldest <= horizon && oldest >= floor);
+        most = floor > most ? floor : most;
+    }
+    assert_true(most > 35); /* it moves on with the run */
+    assert_int_equal(sfc_snapshot_store_oldest(f->store, rig_blocks, RIG_BLOCKS, 5, 99),
+                     UINT64_MAX);
+}
+
+/* Snapshots of steps that the run gave up are not seen, and gone for good when it goes on. */
+static void later_ones_are_hidden_and_dropped(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_snapshot_content content;
+    for (size_t block = 0; block < RIG_BLOCKS; block++) {
+        put(f, block, 10);
+        put(f, block, 20);
+    }
+    reopen(f);
+    sfc_snapshot_store_hide_after(f->store, 15);
+    assert_int_equal(floor_of(f), 10);
+    assert_int_equal(get(f, 1, UINT64_MAX, &content), SFC_OK);
+    assert_int_equal(content.step, 10);
+    reopen(f); /* the run did not go back after all */
+    assert_int_equal(get(f, 1, UINT64_MAX, &content), SFC_OK);
+    assert_int_equal(content.step, 20);
+    sfc_snapshot_store_hide_after(f->store, 15);
+    assert_int_equal(sfc_snapshot_store_drop_hidden(f->store, &f->err), SFC_OK);
+    memory_files_restart(f->files, true);
+    reopen(f);
+    assert_int_equal(memory_files_count(f->files), RIG_BLOCKS);
+    put(f, 1, 20);
+    assert_int_equal(get(f, 1, UINT64_MAX, &content), SFC_OK);
+    assert_int_equal(content.step, 20);
+}
+
 static void remains_are_removed(void **state)
 {
     struct fixture *f = *state;
@@ -357,6 +414,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(is_read_as_written),           TEST(two_are_kept_and_the_floor_is_the_second_newest),
+        TEST(what_leads_back_is_kept),      TEST(later_ones_are_hidden_and_dropped),
         TEST(remains_are_removed),          TEST(every_flip_falls_back_loudly),
         TEST(no_whole_snapshot_is_refused), TEST(another_owner_or_shape_is_refused),
         TEST(a_wrong_name_is_damage),       TEST(one_write_at_a_time),

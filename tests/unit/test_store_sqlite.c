@@ -207,6 +207,73 @@ static void test_drops(void **state)
     sfc_store_close(store);
 }
 
+static void test_rewind(void **state)
+{
+    struct sfc_store *store = must_open(*state);
+    struct sfc_store_commit c = {.loss = 0.5}, got = {0};
+    struct sfc_store_drop drops[4];
+    size_t count = 0;
+    for (c.run_id = 1; c.run_id <= 2; c.run_id++)
+        for (c.step = 1; c.step <= 5; c.step++) {
+            const struct sfc_store_drop drop = {c.step, 1};
+            assert_int_equal(sfc_store_put_commit(store, &c, NULL), SFC_OK);
+            assert_int_equal(sfc_store_put_drop(store, c.run_id, &drop, NULL), SFC_OK);
+        }
+    for (int again = 0; again < 2; again++) {
+        assert_int_equal(sfc_store_rewind(store, 2, 3, NULL), SFC_OK);
+        sfc_store_close(store);
+        store = must_open(*state);
+        assert_int_equal(sfc_store_last_commit(store, 2, &got, NULL), SFC_OK);
+        assert_int_equal(got.step, 3);
+    }
+    assert_int_equal(sfc_store_drops(store, 2, 0, 4, drops, &count, NULL), SFC_OK);
+    assert_int_equal(count, 3);
+    assert_int_equal(sfc_store_last_commit(store, 1, &got, NULL), SFC_OK);
+    assert_int_equal(got.step, 5); /* the other run's */
+    assert_int_equal(sfc_store_commit_of(store, 2, 2, &got, NULL), SFC_OK);
+    assert_int_equal(got.step, 2);
+    assert_int_equal(sfc_store_commit_of(store, 2, 4, &got, NULL), SFC_ENOTFOUND);
+    assert_int_equal(sfc_store_commit_of(store, 2, 0, &got, NULL), SFC_ENOTFOUND);
+    c = (struct sfc_store_commit){.run_id = 2, .step = 4, .loss = 0.25, .clip_scale = 0.5};
+    assert_int_equal(sfc_store_put_commit(store, &c, NULL), SFC_OK); /* another future */
+    assert_int_equal(sfc_store_rewind(store, 2, 0, NULL), SFC_OK);
+    assert_int_equal(sfc_store_last_commit(store, 2, &got, NULL), SFC_ENOTFOUND);
+    sfc_store_close(store);
+}
+
+/* A file of schema 4 goes on. */
+static void test_upgrade(void **state)
+{
+    const struct place *p = *state;
+    struct sfc_store_run run = {.state = "loading"}, got = {0};
+    struct sfc_store *store = must_open(p);
+    uint64_t id = 0;
+    assert_int_equal(sfc_store_add_run(store, &run, &id, NULL), SFC_OK);
+    sfc_store_close(store);
+    sqlite3 *db = NULL;
+    assert_int_equal(sqlite3_open(p->db, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db,
+                                  "ALTER TABLE runs DROP COLUMN rewind_window;"
+                                  "ALTER TABLE runs DROP COLUMN durable_every;"
+                                  "PRAGMA user_version=4",
+                                  NULL, NULL, NULL),
+                     SQLITE_OK);
+    sqlite3_close(db);
+    store = must_open(p);
+    assert_int_equal(sfc_store_last_run(store, &got, NULL), SFC_OK);
+    assert_int_equal(got.run_id, id);
+    assert_int_equal(got.rewind_window, 0);
+    sfc_store_run_close(&got);
+    run.rewind_window = 12;
+    assert_int_equal(sfc_store_add_run(store, &run, &id, NULL), SFC_OK);
+    sfc_store_close(store);
+    store = must_open(p);
+    assert_int_equal(sfc_store_last_run(store, &got, NULL), SFC_OK);
+    assert_int_equal(got.rewind_window, 12);
+    sfc_store_run_close(&got);
+    sfc_store_close(store);
+}
+
 static void test_shards_and_events(void **state)
 {
     struct sfc_store *store = must_open(*state);
@@ -311,6 +378,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_runs, setup, teardown),
         cmocka_unit_test_setup_teardown(test_commits, setup, teardown),
         cmocka_unit_test_setup_teardown(test_drops, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_rewind, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_upgrade, setup, teardown),
         cmocka_unit_test_setup_teardown(test_shards_and_events, setup, teardown),
         cmocka_unit_test_setup_teardown(test_foreign_files, setup, teardown),
         cmocka_unit_test_setup_teardown(test_damaged_page, setup, teardown),

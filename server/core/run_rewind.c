@@ -1,0 +1,197 @@
+/* A run goes back to an earlier step. First every shard goes there, by the way of a recovery, while
+ * the records of what came later are still there: a shard that can't says so, and the run returns
+ * to where it was. Only then the records go, in one piece; that decides. What shards have on their
+ * disks of the later steps they give up when the next plan comes. */
+#include <stdio.h>
+#include <string.h>
+
+#include "server/core/run_internal.h"
+
+#define REWIND_PAUSE_MS 500 /* until records that could not be removed are tried again */
+
+bool sfc_run_rewinds(const struct sfc_run_fsm *run)
+{
+    return run->rewind.phase >= SFC_REWIND_MOVING;
+}
+
+void sfc_run_go_to(struct sfc_run_fsm *run, uint64_t step, const struct sfc_commit_record *record)
+{
+    struct sfc_commit_fsm *c = &run->commit;
+    c->committed = step;
+    c->record = *record;
+    memset(c->last_attempts, 0, c->config.micro_batches * sizeof(*c->last_attempts));
+    for (uint32_t k = 0; k < run->config.shards; k++) {
+        sfc_run_forget_life(&run->shards[k]);
+        sfc_run_open_again(run, k);
+    }
+    sfc_run_new_round(run);
+    run->round_wanted = false;
+    run->finished = false;
+}
+
+/* ---- the call */
+
+static int may_rewind(struct sfc_run_fsm *run, const struct sfc_run_event *e)
+{
+    uint64_t committed = run->commit.committed;
+    if (run->rewind.phase != SFC_REWIND_NONE)
+        return sfc_fail(&run->error, SFC_ESTATE, "a rewind to step %llu is at work",
+                        (ull)run->rewind.step);
+    if (run->restoring)
+        return sfc_fail(&run->error, SFC_EUNAVAILABLE,
+                        "the scheduler has just restarted and waits for shards: try again");
+    if (e->step > committed)
+        return sfc_fail(&run->error, SFC_EINVAL,
+                        "step %llu is above the last commit: the run is at step %llu", (ull)e->step,
+                        (ull)committed);
+    if (e->step < run->config.start_step)
+        return sfc_fail(&run->error, SFC_EINVAL, "step %llu: the run began at step %llu",
+                        (ull)e->step, (ull)run->config.start_step);
+    if (e->step < e->oldest)
+        return sfc_fail(&run->error, SFC_EINVAL,
+                        "step %llu is too far back: what the shards keep leads to step %llu and "
+                        "later ones (--rewind-window of `shardfc create` says how much they keep)",
+                        (ull)e->step, (ull)e->oldest);
+    if (run->waiting_count == run->config.max_waiting)
+        return sfc_fail(&run->error, SFC_ELIMIT, "too many waiting calls: try again");
+    return SFC_OK;
+}
+
+void sfc_run_on_rewind(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                       struct sfc_run_actions *actions)
+{
+    if (may_rewind(run, e) != SFC_OK) {
+        sfc_run_reply(actions, e->token, run->error.code, run->error.text);
+        return;
+    }
+    const struct sfc_waiting w = {
+        .kind = SFC_WAITING_REWIND, .token = e->token, .since_ms = e->now_ms};
+    sfc_run_wait(run, &w, actions);
+    run->rewind = (struct sfc_run_rewind){.phase = SFC_REWIND_WANTED, .step = e->step};
+}
+
+static void answer(struct sfc_run_fsm *run, int code, const char *text,
+                   struct sfc_run_actions *actions)
+{
+    run->rewind.phase = SFC_REWIND_NONE;
+    for (uint32_t i = 0; i < run->waiting_count; i++) {
+        uint64_t token = run->waiting[i].token;
+        if (run->waiting[i].kind != SFC_WAITING_REWIND)
+            continue;
+        sfc_run_unwait(run, token);
+        sfc_run_reply(actions, token, code, text);
+        return; /* there is at most one */
+    }
+}
+
+/* ---- its way */
+
+void sfc_run_on_record_read(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                            struct sfc_run_actions *actions)
+{
+    if (sfc_run_ended(run) || run->rewind.phase != SFC_REWIND_READING ||
+        e->step != run->rewind.step)
+        return;
+    if (e->code != SFC_OK || !e->record) {
+        sfc_fail(&run->error, e->code, "the commit record of step %llu can't be read: %s",
+                 (ull)e->step, e->text ? e->text : sfc_status_text(e->code));
+        answer(run, run->error.code, run->error.text, actions);
+        return;
+    }
+    run->rewind.record = *e->record;
+    run->rewind.phase = SFC_REWIND_READ;
+}
+
+static void want_record(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
+{
+    struct sfc_run_rewind *r = &run->rewind;
+    r->phase = SFC_REWIND_READ;
+    if (r->step == run->commit.record.step)
+        r->record = run->commit.record;
+    else if (r->step == run->config.start_step)
+        memset(&r->record, 0, sizeof(r->record)); /* before the first commit */
+    else {
+        r->phase = SFC_REWIND_READING;
+        sfc_run_emit(actions, SFC_ACT_READ_RECORD)->step = r->step;
+    }
+}
+
+static void write_rewind(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
+{
+    run->rewind.phase = SFC_REWIND_WRITING;
+    run->rewind.again_ms = 0;
+    sfc_run_emit(actions, SFC_ACT_WRITE_REWIND)->step = run->rewind.step;
+}
+
+static bool all_there(const struct sfc_run_fsm *run)
+{
+    for (uint32_t k = 0; k < run->config.shards; k++)
+        if (run->shards[k].lost)
+            return false;
+    return sfc_commit_idle(&run->commit, SFC_DUTY_OPEN) &&
+           sfc_commit_idle(&run->commit, SFC_DUTY_COMMIT);
+}
+
+void sfc_run_rewind_advance(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
+{
+    struct sfc_run_rewind *r = &run->rewind;
+    bool record = run->commit.phase == SFC_PHASE_RECORD; /* first it is known what is committed */
+    if (r->phase == SFC_REWIND_WANTED && !record)
+        want_record(run, actions);
+    if (r->phase == SFC_REWIND_READ && !record) {
+        r->back_step = run->commit.committed;
+        r->back = run->commit.record;
+        r->phase = SFC_REWIND_MOVING;
+        sfc_run_go_to(run, r->step, &r->record);
+    } else if (r->phase == SFC_REWIND_MOVING && all_there(run)) {
+        write_rewind(run, actions);
+    }
+}
+
+void sfc_run_rewind_refused(struct sfc_run_fsm *run, uint32_t shard, int code, const char *text,
+                            struct sfc_run_actions *actions)
+{
+    struct sfc_run_rewind *r = &run->rewind;
+    struct sfc_error why;
+    sfc_fail(&why, code,
+             "shard %llu can't go back to step %llu: %.300s. The run goes on at step %llu",
+             (ull)run->shards[shard].id, (ull)r->step, text, (ull)r->back_step);
+    run->error = why;
+    answer(run, code, run->error.text, actions);
+    sfc_run_go_to(run, r->back_step, &r->back);
+}
+
+void sfc_run_on_rewound(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                        struct sfc_run_actions *actions)
+{
+    struct sfc_run_rewind *r = &run->rewind;
+    if (r->phase != SFC_REWIND_WRITING || e->step != r->step)
+        return;
+    if (e->code != SFC_OK) {
+        r->again_ms = e->now_ms + REWIND_PAUSE_MS;
+        snprintf(r->error, sizeof(r->error), "%.255s", e->text ? e->text : "");
+        return;
+    }
+    sfc_tickets_reset(&run->tickets, r->step + 1);
+    run->blocked = false;
+    run->blocked_before_restart = false;
+    run->blocked_j = UINT32_MAX;
+    answer(run, SFC_OK, "", actions);
+}
+
+void sfc_run_rewind_tick(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_actions *actions)
+{
+    if (run->rewind.phase == SFC_REWIND_WRITING && run->rewind.again_ms != 0 &&
+        now_ms >= run->rewind.again_ms)
+        write_rewind(run, actions);
+}
+
+bool sfc_run_waits_for_rewind(const struct sfc_run_fsm *run, char *out, size_t size)
+{
+    const struct sfc_run_rewind *r = &run->rewind;
+    if (r->phase != SFC_REWIND_WRITING)
+        return false;
+    snprintf(out, size, "the records after step %llu to be removed%s%s", (ull)r->step,
+             r->error[0] ? ": " : "", r->error);
+    return true;
+}

@@ -1,0 +1,203 @@
+#!/usr/bin/python3
+"""A run goes back to an earlier step and then on with the bits of a run that never went further.
+
+    test_rewind.py [session|crashes|far|workers|off ...]     default: all
+SFC_SEED (default 1) draws batches and moments; it is printed on failure.
+"""
+import os
+import random
+import re
+import sys
+
+import numpy as np
+
+from cluster import Cluster, pb, wait_until
+from inputs import check, expect
+from test_head_session import Session, batch, session_config
+from test_recovery import images
+
+SEED = int(os.environ.get("SFC_SEED", "1"))
+# Copies of every block every few steps, so that snapshots of all ages are there.
+OFTEN = ("--recovery-target", "50ms")
+
+
+def start(c, *extra):
+    c.start_scheduler()
+    c.start_shards(2, *(extra or OFTEN))
+
+
+def session_run(c, steps, window=0, **fields):
+    c.stub.CreateRun(pb.CreateRunRequest(
+        config=pb.RunConfig(**dict(run_defaults(), **session_config(steps=steps, **fields))),
+        keeping=pb.RunKeeping(rewind_window=window)), timeout=60)
+
+
+def run_defaults():
+    return dict(name="session", seed=SEED, margin_m1=1.0, margin_m2=0.0, margin_m3=0.4, margin_grad="exact",
+                correction="none", dtype="f32", gemm="f32", rounding="stochastic", optimizer="sgd",
+                momentum_mode="dense", momentum=0.9, weight_decay=5e-4, lr_power=1.0, lr_end=0.0, clip=5.0,
+                backbone="none", dense_block_size=65536)
+
+
+def train(c, to_step, world=0):
+    """A new session trains to a step. The batch of a step follows from (seed, world, step)."""
+    session = Session(c)
+    first = session.step
+    while session.step <= to_step:
+        session.train_step(*batch(np.random.default_rng((SEED, world, session.step)), session.config))
+        c.wait_step(session.step - 1)
+    return first
+
+
+def end(c):
+    return c.state_digest(), [p.loss for p in c.history()]
+
+
+def rewind(c, step):
+    done = c.ctl_json("rewind", "--to-step", step)
+    check(done["step"] == step, f"rewound to {step}: {done}")
+    check([p.step for p in c.history()] == list(range(1, step + 1)), f"history after a rewind to {step}")
+
+
+def undisturbed(steps):
+    with Cluster() as c:
+        start(c)
+        session_run(c, steps)
+        train(c, steps)
+        c.wait_state("finished")
+        return end(c)
+
+
+def compare(c, steps, expected):
+    c.wait_state("finished")
+    got = end(c)
+    check(got[0] == expected[0], f"state {got[0]}, undisturbed {expected[0]}")
+    check(got[1] == expected[1], "the losses differ")
+
+
+def test_session():
+    """A client whose own state comes back at an older step takes the head along, again and again, also from
+    the end of the run; what it did meanwhile with other batches leaves no trace."""
+    steps = 40
+    expected = undisturbed(steps)
+    with Cluster() as c:
+        start(c)
+        session_run(c, steps)
+        train(c, 20)
+        train(c, 31, world=1)
+        rewind(c, 20)
+        check(train(c, 25, world=2) == 21, "the session goes on behind the step")
+        rewind(c, 20)
+        rewind(c, 20)  # nothing to do
+        check(train(c, 40, world=3) == 21, "the session goes on behind the step")
+        c.wait_state("finished")
+        rewind(c, 7)
+        rewind(c, 0)
+        check(train(c, steps) == 1, "from the beginning")
+        compare(c, steps, expected)
+
+
+def test_crashes():
+    """Shards and the scheduler die before, in and after rewinds."""
+    steps, chance = 60, random.Random(SEED)
+    expected = undisturbed(steps)
+    with Cluster() as c:
+        start(c)
+        session_run(c, steps)
+        at = 0
+        for world in range(1, 7):
+            train(c, at + 5)
+            at += 5
+            train(c, at + 1 + chance.randrange(15), world)
+            victims = [s for s in c.shards if chance.random() < 0.5]
+            for victim in victims:
+                victim.kill()
+            if world % 3 == 0:
+                c.scheduler.kill()
+                c.start_scheduler()
+            for victim in victims:
+                c.restart_shard(victim)
+            wait_until("the rewind", lambda: try_rewind(c, at), 60, context=c.tails)
+            if world % 2:
+                victim = chance.choice(c.shards)
+                victim.kill()
+                c.restart_shard(victim)
+            if world % 3 == 1:
+                c.scheduler.kill()
+                c.start_scheduler()
+            check([p.step for p in c.history()] == list(range(1, at + 1)), "history")
+        train(c, steps)
+        compare(c, steps, expected)
+
+
+def try_rewind(c, step):
+    done = c.ctl("rewind", "--to-step", step, check=False)
+    check(done.returncode == 0 or "try again" in done.stderr, done.stderr)
+    return done.returncode == 0
+
+
+def test_far():
+    """What is refused says why and leaves the run where it is; the lowest step that is named is possible."""
+    with Cluster() as c:
+        start(c, *OFTEN, "--log-limit", "1M")
+        session_run(c, 400, window=20)
+        train(c, 150)
+        expect(c.ctl("rewind", "--to-step", "151", check=False), 2, "above the last commit", "150")
+        expect(c.ctl("rewind", check=False), 2, "--to-step")
+        low = wait_until("a lowest step", lambda: c.ctl_json("status")["oldest_step"], 30)
+        tried = c.ctl("rewind", "--to-step", "1", check=False)
+        expect(tried, 2, "step 1 is too far back", "--rewind-window")
+        check(c.status().step == 150, "the run is where it was")
+        while tried.returncode:  # the log is deleted meanwhile, but not within the window
+            low = int(re.search(r"leads to step (\d+) and", tried.stderr).group(1))
+            check(10 < low <= 130, f"the lowest step is {low}")
+            tried = c.ctl("rewind", "--to-step", low, check=False)
+        check("can be rewound to step" in c.ctl("status").stdout, c.ctl("status").stdout)
+        check(c.status().step == low, "the run is at the lowest step")
+        train(c, low + 30)
+        check(c.ctl_json("status")["oldest_step"] <= low + 10, "the window moves on with the run")
+        c.ctl("stop")
+        expect(c.ctl("rewind", "--to-step", "1", check=False), 1, "idle")
+
+
+def test_workers():
+    """A run with a backbone and workers, whose data position follows from the step."""
+    steps = 60
+    with Cluster() as c:
+        start(c)
+        images(c, steps)
+        c.wait_state("finished", 300)
+        expected = end(c)
+    with Cluster() as c:
+        start(c)
+        images(c, steps, "--rewind-window", "100")
+        for at, to in ((20, 12), (30, 0), (steps, 45)):
+            c.wait_step(at)
+            c.ctl("rewind", "--to-step", to)
+        c.start_workers(1, data=c.folder / "images")
+        c.wait_state("finished", 300)
+        compare(c, steps, expected)
+
+
+def test_off():
+    """Shards that write nothing down say so and are left as they are."""
+    with Cluster() as c:
+        start(c, "--durable", "off")
+        session_run(c, 30)
+        train(c, 10)
+        wait_until("the lowest step", lambda: c.status().oldest_step == 10, 30)
+        expect(c.ctl("rewind", "--to-step", "5", check=False), 2, "step 10")
+        rewind(c, 10)
+        train(c, 30)
+        c.wait_state("finished")
+
+
+def main():
+    tests = {name[5:]: f for name, f in globals().items() if name.startswith("test_")}
+    for name in sys.argv[1:] or tests:
+        tests[name]()
+        print(f"{name}: ok")
+
+
+if __name__ == "__main__":
+    main()
