@@ -20,6 +20,9 @@
 #define SFC_LIMIT_DEADLINE_MS    3600000u     /* of one try */
 #define SFC_LIMIT_RETRIES        1000u
 
+/* a step that one shard reads from another's log */
+#define SFC_LIMIT_STEP_PIECE     (16u << 20)  /* bytes of features in one answer of ReadStep */
+
 /* text, in bytes */
 #define SFC_LIMIT_NAME           128u         /* names of runs, workers, counters, segments */
 #define SFC_LIMIT_ADDRESS        256u

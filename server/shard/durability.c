@@ -119,6 +119,16 @@ static int sweep_init(struct sfc_shard_run *run, struct sfc_error *err)
     return code;
 }
 
+/* Who may have what this shard's log has lost. */
+static int peers_new(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
+                     struct sfc_error *err)
+{
+    const struct sfc_head_config *c = &run->setup.head;
+    struct sfc_step_shape shape = {c->batch, c->micro_batch, c->dim, c->classes};
+    return sfc_peers_new(run->shard->rpc, r->map, r->self, run->id, &shape,
+                         &of(run)->recovery.peers, err);
+}
+
 int sfc_durability_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
                         struct sfc_error *err)
 {
@@ -134,6 +144,8 @@ int sfc_durability_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunReq
     int code = storage_init(run, r, err);
     if (code == SFC_OK)
         code = buffers_new(run, err);
+    if (code == SFC_OK && r->recover)
+        code = peers_new(run, r, err);
     if (code != SFC_OK)
         return code;
     d->recovers = r->recover;
@@ -157,6 +169,7 @@ void sfc_durability_free(struct sfc_shard_run *run)
 {
     struct sfc_durability *d = of(run);
     sfc_snapshot_write_end(d->write);
+    sfc_peers_free(d->recovery.peers);
     sfc_storage_free(&d->storage);
     sfc_sweep_close(&d->sweep);
     free(d->staging);
@@ -596,6 +609,7 @@ static int flush_work(struct sfc_task *task, struct sfc_error *err)
     struct sfc_durability *d = of(task->owner);
     struct sfc_step_log *log = d->storage.log;
     struct sfc_step_log_state state;
+    pthread_mutex_lock(&d->storage.log_lock);
     int code = d->has_commit ? sfc_step_log_append_commit(log, &d->commit, err) : SFC_OK;
     d->has_commit = d->has_commit && code != SFC_OK;
     if (code == SFC_OK)
@@ -603,6 +617,7 @@ static int flush_work(struct sfc_task *task, struct sfc_error *err)
     if (code == SFC_OK)
         code = sfc_step_log_flush(log, err);
     sfc_step_log_state(log, &state);
+    pthread_mutex_unlock(&d->storage.log_lock);
     d->flushed_bytes = state.bytes;
     return code;
 }
@@ -674,14 +689,17 @@ void sfc_durability_commit(struct sfc_shard_run *run, const struct sfc_step_acti
                                         .clip_scale = a->clip_scale,
                                         .lr = a->lr,
                                         .apply = a->apply};
+    d->newest = d->commit;
 }
 
 static int trim_work(struct sfc_task *task, struct sfc_error *err)
 {
     struct sfc_durability *d = of(task->owner);
     struct sfc_step_log_state state;
+    pthread_mutex_lock(&d->storage.log_lock);
     int code = sfc_step_log_trim(d->storage.log, d->trim_floor, err);
     sfc_step_log_state(d->storage.log, &state);
+    pthread_mutex_unlock(&d->storage.log_lock);
     d->trimmed_bytes = state.bytes;
     return code;
 }
@@ -709,9 +727,9 @@ void sfc_durability_trim(struct sfc_shard_run *run, uint64_t floor)
 }
 
 /* Frees a log that is full without waiting for the others: their floors may stand still for as long
- * as this shard lets no step pass, and none of them asks for these steps. Where the second-newest
- * snapshots free nothing and each block has one of the newest step, those have to be enough: no
- * better ones come before the next step. */
+ * as this shard lets no step pass. The price: another one that lost these steps can't have them
+ * from here. Where the second-newest snapshots free nothing and each block has one of the newest
+ * step, those have to be enough: no better ones come before the next step. */
 static void make_room(struct sfc_shard_run *run)
 {
     struct sfc_durability *d = of(run);

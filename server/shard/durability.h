@@ -34,6 +34,8 @@ struct sfc_durability {
     const double **lse;           /* [micro-batches] */
     struct sfc_log_commit commit; /* goes with the next flush */
     bool has_commit;
+    struct sfc_log_commit
+        newest; /* the same, for ReadStep; step 0: none since the run was opened */
     uint64_t flushed_bytes;
     bool flush_waits; /* for the base, or for settling */
     bool base_missing;

@@ -599,6 +599,7 @@ const struct sfc_rpc_method sfc_shard_methods[] = {
     {PATH("Gradient"), on_gradient, SFC_LIMIT_CONTROL, 1024},
     {PATH("PushDense"), on_push_dense, SFC_LIMIT_MESSAGE, 1024},
     {PATH("PullDense"), on_pull_dense, SFC_LIMIT_SMALL, 4096},
+    {PATH("ReadStep"), sfc_shard_read_step, SFC_LIMIT_SMALL, 64},
     {PATH("ReadBlock"), on_read_block, SFC_LIMIT_SMALL, 256},
     {PATH("WriteBlock"), on_write_block, SFC_LIMIT_MESSAGE, 256},
 };

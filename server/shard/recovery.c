@@ -17,9 +17,17 @@ struct work {
     const struct sfc_head_config *config;
     struct sfc_head *head;
     struct sfc_dense *dense;
-    uint64_t least, most; /* stamps of the blocks */
+    uint64_t least, most;                  /* stamps of the blocks */
+    uint64_t dense_least;                  /* of the dense ones; UINT64_MAX: there are none */
+    struct sfc_snapshot_block dense_block; /* with that stamp */
     size_t from_snapshots;
     double began, spoke;
+    /* steps of other shards */
+    uint64_t fetched, unkept;
+    char damage[256];       /* what is wrong with the own log */
+    struct sfc_error keep;  /* why fetched steps could not be written */
+    const float **features; /* [micro-batches] */
+    const double **lse;     /* [micro-batches] */
     /* a step */
     uint8_t *body;
     struct sfc_head_logits_item *logits;
@@ -107,6 +115,10 @@ static int restore_block(struct work *w, size_t index, struct sfc_error *err)
     int code = read_block(w, index, &stamp, &shape, &content, &found, err);
     if (code != SFC_OK)
         return code;
+    if (block->kind == SFC_SNAPSHOT_DENSE && stamp < w->dense_least) {
+        w->dense_least = stamp;
+        w->dense_block = *block;
+    }
     w->least = stamp < w->least ? stamp : w->least;
     w->most = stamp > w->most ? stamp : w->most;
     if (block->kind != SFC_SNAPSHOT_HISTORY)
@@ -120,6 +132,7 @@ static int restore_block(struct work *w, size_t index, struct sfc_error *err)
 static int restore_blocks(struct work *w, struct sfc_error *err)
 {
     w->least = w->recovery->last.step;
+    w->dense_least = UINT64_MAX;
     for (size_t i = 0; i < w->storage->count; i++) {
         int code = check_abandon(w->recovery, err);
         if (code == SFC_OK)
@@ -136,7 +149,7 @@ static bool allocate(struct work *w)
 {
     const struct sfc_head_config *c = w->config;
     size_t micro_batches = c->batch / c->micro_batch;
-    size_t body = (sfc_step_log_body_size(w->storage->log) + 63) / 64 * 64;
+    size_t body = (sfc_storage_body_bytes(w->storage) + 63) / 64 * 64;
     w->body = aligned_alloc(64, body);
     w->logits = calloc(micro_batches, sizeof *w->logits);
     w->gradients = calloc(micro_batches, sizeof *w->gradients);
@@ -144,13 +157,17 @@ static bool allocate(struct work *w)
     w->exp_sums = calloc((size_t)c->batch * 4, sizeof *w->exp_sums);
     w->targets = calloc(c->batch, sizeof *w->targets);
     w->has_target = calloc(c->batch, 1);
-    return w->body && w->logits && w->gradients && w->slots && w->exp_sums && w->targets &&
-           w->has_target;
+    w->features = calloc(micro_batches, sizeof *w->features);
+    w->lse = calloc(micro_batches, sizeof *w->lse);
+    return w->body && w->features && w->lse && w->logits && w->gradients && w->slots &&
+           w->exp_sums && w->targets && w->has_target;
 }
 
 static void release(struct work *w)
 {
     free(w->body);
+    free(w->features);
+    free(w->lse);
     free(w->logits);
     free(w->gradients);
     free(w->slots);
@@ -175,24 +192,160 @@ static void set_items(struct work *w, const struct sfc_log_prepare_view *v)
     }
 }
 
-static int apply_step(struct work *w, const struct sfc_log_commit *commit, struct sfc_error *err)
+/* What the log has of a step. SFC_ENOTFOUND, SFC_ECORRUPT: it lacks it. has_commit: *commit is
+ * what was committed, though the inputs may be gone. */
+static int read_step(struct work *w, uint64_t step, struct sfc_log_commit *commit, bool *has_commit,
+                     struct sfc_log_prepare_view *view, struct sfc_error *err)
 {
-    struct sfc_log_prepare_view v;
-    size_t micro_batches = w->config->batch / w->config->micro_batch;
-    int code = sfc_step_log_read(w->storage->log, commit->step, commit->round, w->body, &v, err);
+    struct sfc_storage *s = w->storage;
+    pthread_mutex_lock(&s->log_lock);
+    int code = sfc_step_log_commit_of(s->log, step, commit, err);
+    *has_commit = code == SFC_OK;
+    if (code == SFC_OK && commit->apply)
+        code = sfc_step_log_read(s->log, step, commit->round, w->body, view, err);
+    pthread_mutex_unlock(&s->log_lock);
+    return code;
+}
+
+/* What another shard gave goes into the own log, for a next time when that shard may be gone. It is
+ * in the log of that one, so a disk that is full or fails is no reason not to go on. */
+static void keep(struct work *w, const struct sfc_peers_step *step, bool has_commit)
+{
+    struct sfc_storage *s = w->storage;
+    const struct sfc_head_config *c = w->config;
+    struct sfc_error err = {0};
+    for (uint32_t j = 0; j < c->batch / c->micro_batch; j++) {
+        w->features[j] = step->features + (size_t)j * c->micro_batch * c->dim;
+        w->lse[j] = step->lse + (size_t)j * c->micro_batch;
+    }
+    struct sfc_log_prepare prepare = {.step = step->commit.step,
+                                      .round = step->commit.round,
+                                      .lr = step->commit.lr,
+                                      .labels = step->labels,
+                                      .features = w->features,
+                                      .attempts = step->attempts,
+                                      .lse = w->lse};
+    pthread_mutex_lock(&s->log_lock);
+    int code = step->commit.apply ? sfc_step_log_append_fetched(s->log, &prepare, &err) : SFC_OK;
+    if (code == SFC_OK && !has_commit)
+        code = sfc_step_log_append_commit(s->log, &step->commit, &err);
+    pthread_mutex_unlock(&s->log_lock);
+    if (code != SFC_OK && w->unkept++ == 0)
+        w->keep = err;
+}
+
+/* The steps that were kept are durable before the shard says that it is back. */
+static void keep_durable(struct work *w)
+{
+    struct sfc_error err = {0};
+    if (w->fetched == 0)
+        return;
+    pthread_mutex_lock(&w->storage->log_lock);
+    int code = sfc_step_log_flush(w->storage->log, &err);
+    pthread_mutex_unlock(&w->storage->log_lock);
+    if (code != SFC_OK && w->unkept++ == 0)
+        w->keep = err;
+    sfc_warning_log("run %" PRIu64 ": %" PRIu64 " steps of this shard's log were lost (%s) and "
+                    "came from other shards; check the disk (shardfc log lists the damage)",
+                    w->storage->run_id, w->fetched, w->damage);
+    if (w->unkept)
+        sfc_warning_log("run %" PRIu64 ": not all of these steps could be written to this "
+                        "shard's log again: %s; the other shards keep them",
+                        w->storage->run_id, w->keep.text);
+}
+
+/* The dense sums of a step are on the shard that owns the blocks and nowhere else. */
+static int check_dense(const struct work *w, uint64_t step, struct sfc_error *err)
+{
+    if (step <= w->dense_least)
+        return SFC_OK;
+    return sfc_fail(err, SFC_ECORRUPT,
+                    "its backbone gradient, which dense block %" PRIu64 " needs (snapshot of step "
+                    "%" PRIu64 "), is on no other shard; damaged: %s; restore the run from a "
+                    "checkpoint, or this folder from a copy (shardfc log lists the damage)",
+                    w->dense_block.block, w->dense_least,
+                    w->damage[0] ? w->damage : "this step came from another shard once before");
+}
+
+/* To whoever opens the run it is damage, or a matter of time. */
+static int nobody_has(const struct work *w, int code, struct sfc_error *err)
+{
+    struct sfc_error words = *err;
+    if (code != SFC_ENOTFOUND)
+        return sfc_fail(err, code, "lost (%s); the other shards are asked for it: %.150s",
+                        w->damage, words.text);
+    return sfc_fail(err, SFC_ECORRUPT,
+                    "lost (%s), and no other shard gives it (%.110s); restore the run from a "
+                    "checkpoint, or this folder from a copy",
+                    w->damage, words.text);
+}
+
+/* The step from another shard, put together in body as the log has it. */
+static int fetch_step(struct work *w, struct sfc_log_commit *commit, bool has_commit,
+                      struct sfc_log_prepare_view *view, struct sfc_error *err)
+{
+    struct sfc_log_geometry g =
+        sfc_log_body_geometry(&w->storage->config.geometry, SFC_LOG_FETCHED);
+    struct sfc_log_layout at;
+    sfc_log_prepare_layout(&g, &at);
+    struct sfc_peers_step step = {.commit = *commit,
+                                  .labels = (uint64_t *)(void *)(w->body + at.labels),
+                                  .features = (float *)(void *)(w->body + at.features),
+                                  .attempts = (struct sfc_attempt *)(void *)(w->body + at.attempts),
+                                  .lse = (double *)(void *)(w->body + at.lse)};
+    int code = sfc_peers_read(w->recovery->peers, &step, has_commit, &w->recovery->abandon, err);
+    if (code != SFC_OK && code != SFC_ECANCELED)
+        return nobody_has(w, code, err);
+    if (code == SFC_OK && step.commit.apply)
+        code = check_dense(w, commit->step, err);
     if (code != SFC_OK)
         return code;
-    set_items(w, &v);
-    code = sfc_head_plan(w->head, commit->step, v.labels, NULL, err);
+    if (w->fetched++ == 0)
+        sfc_warning_log("run %" PRIu64 ": step %" PRIu64 " is not in this shard's log (%s): "
+                        "taking it from shard %s",
+                        w->storage->run_id, commit->step, w->damage, step.from);
+    keep(w, &step, has_commit);
+    *commit = step.commit;
+    sfc_log_view_prepare(&w->storage->config.geometry, SFC_LOG_FETCHED, w->body, view);
+    return SFC_OK;
+}
+
+/* The inputs of a step, from wherever they are. */
+static int step_inputs(struct work *w, uint64_t step, struct sfc_log_commit *commit,
+                       struct sfc_log_prepare_view *view, struct sfc_error *err)
+{
+    struct sfc_error own = {0};
+    bool has_commit = false;
+    int code = read_step(w, step, commit, &has_commit, view, &own);
+    if (code == SFC_OK)
+        return commit->apply && !view->dense ? check_dense(w, step, err) : SFC_OK;
+    if (!w->recovery->peers || (code != SFC_ENOTFOUND && code != SFC_ECORRUPT))
+        return sfc_fail(err, code, "%s", own.text);
+    if (!w->damage[0])
+        snprintf(w->damage, sizeof w->damage, "%.255s", own.text);
+    if (!has_commit)
+        *commit = (struct sfc_log_commit){.step = step};
+    if (has_commit && (code = check_dense(w, step, err)) != SFC_OK)
+        return code; /* nobody needs to be asked: its inputs are lost, so it was applied */
+    return fetch_step(w, commit, has_commit, view, err);
+}
+
+static int apply_step(struct work *w, const struct sfc_log_commit *commit,
+                      const struct sfc_log_prepare_view *v, struct sfc_error *err)
+{
+    size_t micro_batches = w->config->batch / w->config->micro_batch;
+    set_items(w, v);
+    int code = sfc_head_plan(w->head, commit->step, v->labels, NULL, err);
     if (code == SFC_OK)
         code = sfc_head_logits(w->head, w->logits, micro_batches, err);
     if (code == SFC_OK)
         code = sfc_head_gradient(w->head, w->gradients, micro_batches, err);
     if (code == SFC_OK)
         code = sfc_head_commit(w->head, w->slots, commit->lr, err);
-    if (code == SFC_OK && w->dense)
-        code = sfc_dense_load(w->dense, commit->step, v.dense, err);
-    if (code == SFC_OK && w->dense)
+    if (code != SFC_OK || !w->dense || commit->step <= w->dense_least)
+        return code;
+    code = sfc_dense_load(w->dense, commit->step, v->dense, err);
+    if (code == SFC_OK)
         code = sfc_dense_commit(w->dense, commit->clip_scale, commit->lr, err);
     return code;
 }
@@ -219,11 +372,13 @@ static int replay(struct work *w, struct sfc_error *err)
     w->began = w->spoke = seconds();
     for (uint64_t step = w->least + 1; step <= r->last.step; step++) {
         struct sfc_log_commit commit;
+        struct sfc_log_prepare_view view;
         int code = check_abandon(r, err);
         if (code == SFC_OK)
-            code = sfc_step_log_commit_of(w->storage->log, step, &commit, err);
+            code = step_inputs(w, step, &commit, &view, err);
         if (code == SFC_OK)
-            code = commit.apply ? apply_step(w, &commit, err) : sfc_head_skip(w->head, step, err);
+            code = commit.apply ? apply_step(w, &commit, &view, err)
+                                : sfc_head_skip(w->head, step, err);
         if (code != SFC_OK)
             return sfc_prefix(err, "step %" PRIu64, step), code;
         speak(w, step);
@@ -231,28 +386,56 @@ static int replay(struct work *w, struct sfc_error *err)
     return SFC_OK;
 }
 
-static int open_log(struct work *w, struct sfc_error *err)
+/* What the own log lacks, and whether that matters. */
+static void tell_damage(struct work *w, const struct sfc_step_log_report *report)
 {
-    struct sfc_storage *s = w->storage;
-    struct sfc_step_log_recovery how = {
-        .from = w->least + 1, .last = w->recovery->last, .has_last = w->recovery->has_last};
-    struct sfc_step_log_report report = {0};
-    int code = sfc_step_log_recover(s->log_folder, &s->config, &how, &s->log, &report, err);
-    if (code != SFC_OK && w->from_snapshots < s->count)
-        sfc_prefix(err, "--state %s has no snapshot of %zu of the %zu blocks (is it this shard's?)",
-                   s->state, s->count - w->from_snapshots, s->count);
-    if (code != SFC_OK)
-        return code;
-    if (report.damage[0])
+    uint64_t run_id = w->storage->run_id;
+    snprintf(w->damage, sizeof w->damage, "%s",
+             report->damage[0] ? report->damage
+             : report->torn[0] ? report->torn
+             : report->missing ? "segments are gone"
+                               : "");
+    if (report->missing)
+        sfc_warning_log("run %" PRIu64 ": the log lacks %" PRIu64
+                        " of the steps that this recovery needs, step %" PRIu64
+                        " first: %s; asking the other shards for them",
+                        run_id, report->missing, report->first_missing, w->damage);
+    else if (report->damage[0])
         sfc_warning_log("run %" PRIu64
                         ": the log is damaged where this recovery doesn't need it: %s; "
                         "check the disk (shardfc log lists the damage)",
-                        s->run_id, report.damage);
-    if (report.torn[0])
+                        run_id, report->damage);
+    if (report->torn[0])
         sfc_warning_log("run %" PRIu64 ": the log's end was torn by the crash, dropped %" PRIu64
                         " bytes above the last commit: %s",
-                        s->run_id, report.torn_bytes, report.torn);
+                        run_id, report->torn_bytes, report->torn);
+}
+
+static int open_log(struct work *w, struct sfc_error *err)
+{
+    struct sfc_storage *s = w->storage;
+    struct sfc_step_log_recovery how = {.from = w->least + 1,
+                                        .last = w->recovery->last,
+                                        .has_last = w->recovery->has_last,
+                                        .peers = w->recovery->peers};
+    struct sfc_step_log_report report = {0};
+    struct sfc_step_log *log = NULL;
+    int code = sfc_step_log_recover(s->log_folder, &s->config, &how, &log, &report, err);
+    if (code != SFC_OK)
+        return code;
+    sfc_storage_set_log(s, log);
+    tell_damage(w, &report);
     return SFC_OK;
+}
+
+/* A log that does not do may be another shard's. */
+static void say_blocks(const struct work *w, struct sfc_error *err)
+{
+    size_t used = strlen(err->text), count = w->storage->count;
+    if (w->from_snapshots < count)
+        snprintf(err->text + used, sizeof err->text - used,
+                 "; no snapshot of %zu of %zu blocks: is --state this shard's?",
+                 count - w->from_snapshots, count);
 }
 
 static int recover(struct work *w, struct sfc_error *err)
@@ -260,6 +443,7 @@ static int recover(struct work *w, struct sfc_error *err)
     struct sfc_recovery *r = w->recovery;
     double began = seconds();
     int code = restore_blocks(w, err);
+    bool blocks = code == SFC_OK; /* are there: what fails below is the log's */
     double restored = seconds();
     if (code == SFC_OK)
         code = open_log(w, err);
@@ -267,8 +451,11 @@ static int recover(struct work *w, struct sfc_error *err)
         code = sfc_fail(err, SFC_ENOMEM, "no memory for the steps of the log");
     if (code == SFC_OK)
         code = replay(w, err);
+    if (code != SFC_OK && code != SFC_ECANCELED && blocks)
+        say_blocks(w, err);
     if (code != SFC_OK)
         return code;
+    keep_durable(w);
     double end = seconds();
     sfc_info_log("run %" PRIu64 ": recovered to step %" PRIu64 " in %.2f s: %zu of %zu blocks from "
                  "snapshots in %.2f s, steps %" PRIu64 "..%" PRIu64 " from the log in %.2f s",

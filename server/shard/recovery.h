@@ -2,6 +2,10 @@
  * steps again in order up to the scheduler's last commit. Blocks that are ahead of a step are left
  * out of it, so that all meet at the end with the bits they had.
  *
+ * A step that the log lacks below the last commit (damage, a lost segment) comes from another
+ * shard, which has the same head inputs, and goes into the own log again. Its dense gradient is
+ * nowhere else: where a dense block needs it, recovery refuses.
+ *
  * One object per recovery. run is called on the compute thread; progress and abandon from any. */
 #ifndef SFC_SHARD_RECOVERY_H
 #define SFC_SHARD_RECOVERY_H
@@ -9,12 +13,14 @@
 #include <stdatomic.h>
 
 #include "kernels/backend.h"
+#include "server/shard/peers.h"
 #include "server/shard/storage.h"
 
 struct sfc_recovery {
     struct sfc_storage *storage; /* opened; its log is opened here */
     struct sfc_log_commit last;  /* step: where to */
     bool has_last;               /* false: nothing is committed yet */
+    struct sfc_peers *peers;     /* who may have what the log lacks; NULL: nobody */
     atomic_bool abandon;         /* run ends with SFC_ECANCELED soon */
     _Atomic uint64_t step;       /* gone through so far */
     _Atomic uint64_t eta_ms;     /* 0: not known yet */

@@ -4,6 +4,7 @@
 
 #include "proto/base/backoff.h"
 #include "proto/base/digest.h"
+#include "proto/tensor.h"
 #include "server/core/step_fsm.h"
 #include "server/run/messages.h"
 #include "server/shard/compute.h"
@@ -127,6 +128,7 @@ struct sfc_shard {
     struct sfc_shard_run *run;
     uint64_t last_closed;                 /* greatest run that was closed here */
     unsigned blocks_in_flight;            /* ReadBlock and WriteBlock jobs */
+    unsigned steps_in_flight;             /* ReadStep tasks */
     uint64_t refused[SFC_SHARD_COUNTERS]; /* calls that ended with each status */
     uint64_t zero_features;
 };
@@ -162,6 +164,10 @@ void sfc_shard_refuse(struct sfc_shard *shard, struct sfc_rpc_call *call, int co
                       const char *text);
 extern const struct sfc_rpc_method sfc_shard_methods[];
 extern const size_t sfc_shard_method_count;
+
+/* ---- read_step.c */
+/* ReadStep. Takes the call; ctx: the shard. */
+void sfc_shard_read_step(struct sfc_rpc_call *call, void *ctx);
 
 /* ---- register.c */
 int sfc_shard_register_start(struct sfc_shard *shard, struct sfc_error *err);

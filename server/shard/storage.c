@@ -55,29 +55,42 @@ int sfc_storage_init(struct sfc_storage *storage, const struct sfc_storage_confi
                                      c->packed_size, c->numerics, err);
     if (code == SFC_OK)
         code = take_blocks(&s, c, err);
-    if (code == SFC_OK)
-        *storage = s;
-    else
-        sfc_storage_free(&s);
-    return code;
+    if (code != SFC_OK) {
+        free(s.blocks);
+        return code;
+    }
+    *storage = s;
+    pthread_mutex_init(&storage->log_lock, NULL);
+    return SFC_OK;
 }
 
 void sfc_storage_free(struct sfc_storage *storage)
 {
+    if (!storage->blocks)
+        return;
     sfc_storage_close(storage);
+    pthread_mutex_destroy(&storage->log_lock);
     free(storage->blocks);
     memset(storage, 0, sizeof *storage);
 }
 
 void sfc_storage_close(struct sfc_storage *storage)
 {
-    sfc_step_log_close(storage->log);
+    struct sfc_step_log *log = storage->log;
+    sfc_storage_set_log(storage, NULL);
+    sfc_step_log_close(log);
     sfc_snapshot_store_close(storage->store);
     sfc_folder_close(storage->log_folder);
     sfc_folder_close(storage->snapshot_folder);
-    storage->log = NULL;
     storage->store = NULL;
     storage->log_folder = storage->snapshot_folder = NULL;
+}
+
+void sfc_storage_set_log(struct sfc_storage *s, struct sfc_step_log *log)
+{
+    pthread_mutex_lock(&s->log_lock);
+    s->log = log;
+    pthread_mutex_unlock(&s->log_lock);
 }
 
 /* Two objects of one folder: log and store are used by two threads. */
@@ -131,6 +144,7 @@ int sfc_storage_create(struct sfc_storage *s, struct sfc_error *err)
 {
     bool existed = false;
     unsigned others = 0;
+    struct sfc_step_log *log = NULL;
     int code = sfc_run_folder_remove_others(s->state, s->run_id, &others, err);
     if (code == SFC_OK)
         code = sfc_run_folder_remove(s->state, s->run_id, &existed, err);
@@ -144,8 +158,10 @@ int sfc_storage_create(struct sfc_storage *s, struct sfc_error *err)
     if (code == SFC_OK)
         code = sfc_log_limit_store(s->log_folder, s->run_id, s->config.limit_bytes, err);
     if (code == SFC_OK)
-        code = sfc_step_log_create(s->log_folder, &s->config, &s->log, err);
-    if (code != SFC_OK)
+        code = sfc_step_log_create(s->log_folder, &s->config, &log, err);
+    if (code == SFC_OK)
+        sfc_storage_set_log(s, log);
+    else
         sfc_storage_close(s);
     return code;
 }
@@ -169,6 +185,43 @@ int sfc_storage_open(struct sfc_storage *s, struct sfc_error *err)
 int sfc_storage_remove(struct sfc_storage *s, struct sfc_error *err)
 {
     return sfc_run_folder_remove(s->state, s->run_id, NULL, err);
+}
+
+static int find_step(struct sfc_storage *s, uint64_t step, const struct sfc_attempt *round,
+                     struct sfc_log_commit *commit, struct sfc_log_place_of *place,
+                     struct sfc_error *err)
+{
+    int code = SFC_OK;
+    if (!s->log)
+        return sfc_fail(err, SFC_EUNAVAILABLE, "this shard has not read its own log yet");
+    if (commit->step != step)
+        code = sfc_step_log_commit_of(s->log, step, commit, err);
+    if (code == SFC_OK && round && sfc_attempt_compare(*round, commit->round) != 0)
+        code = sfc_fail(err, SFC_ENOTFOUND,
+                        "round %" PRIu64 ".%" PRIu64 " of step %" PRIu64
+                        " was committed here, not round %" PRIu64 ".%" PRIu64,
+                        commit->round.incarnation, commit->round.counter, step, round->incarnation,
+                        round->counter);
+    if (code == SFC_OK && commit->apply)
+        code = sfc_step_log_find(s->log, step, commit->round, place, err);
+    return code;
+}
+
+int sfc_storage_find_step(struct sfc_storage *s, uint64_t step, const struct sfc_attempt *round,
+                          struct sfc_log_commit *commit, struct sfc_log_place_of *place,
+                          struct sfc_error *err)
+{
+    pthread_mutex_lock(&s->log_lock);
+    int code = find_step(s, step, round, commit, place, err);
+    pthread_mutex_unlock(&s->log_lock);
+    return code;
+}
+
+size_t sfc_storage_body_bytes(const struct sfc_storage *s)
+{
+    struct sfc_log_layout layout;
+    sfc_log_prepare_layout(&s->config.geometry, &layout);
+    return (size_t)layout.size;
 }
 
 void sfc_storage_shape(const struct sfc_storage *s, size_t index, uint64_t step,

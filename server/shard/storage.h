@@ -2,9 +2,13 @@
  * (server/durable), with the list of those blocks.
  *
  * Threads: init and free on the loop thread. Everything else blocks on the disk: one thread at a
- * time for each of log and store; create, open and close while nobody else uses either. */
+ * time for each of log and store; create, open and close while nobody else uses either. Beside the
+ * one that uses the log, the thread of the store may ask find_step: so whoever uses `log` holds
+ * log_lock meanwhile. */
 #ifndef SFC_SHARD_STORAGE_H
 #define SFC_SHARD_STORAGE_H
+
+#include <pthread.h>
 
 #include "server/durable/run_folder.h"
 #include "server/durable/snapshot_store.h"
@@ -23,7 +27,8 @@ struct sfc_storage {
     size_t count;
     struct sfc_step_log_config config;
     struct sfc_folder *log_folder, *snapshot_folder;
-    struct sfc_step_log *log;
+    pthread_mutex_t log_lock;
+    struct sfc_step_log *log; /* NULL: not open, or not scanned yet */
     struct sfc_snapshot_store *store;
 };
 
@@ -55,6 +60,18 @@ int sfc_storage_open(struct sfc_storage *storage, struct sfc_error *err);
 void sfc_storage_close(struct sfc_storage *storage);
 /* After close: the run is over and its folder goes. */
 int sfc_storage_remove(struct sfc_storage *storage, struct sfc_error *err);
+
+/* A recovered log; from now on find_step sees it. */
+void sfc_storage_set_log(struct sfc_storage *storage, struct sfc_step_log *log);
+/* The commit of a step and where its inputs are (unless it says skip), to be read through
+ * snapshot_folder (sfc_step_log_read_at). *commit is one that the log may not have yet: it counts
+ * if it is of this step. round: what must have been committed; NULL: whichever was.
+ * SFC_EUNAVAILABLE: the log is not scanned yet. SFC_ENOTFOUND: it has no such step. */
+int sfc_storage_find_step(struct sfc_storage *storage, uint64_t step,
+                          const struct sfc_attempt *round, struct sfc_log_commit *commit,
+                          struct sfc_log_place_of *place, struct sfc_error *err);
+/* Bytes of the inputs of a step. */
+size_t sfc_storage_body_bytes(const struct sfc_storage *storage);
 
 /* Shape of a block's snapshot of this step. */
 void sfc_storage_shape(const struct sfc_storage *storage, size_t index, uint64_t step,

@@ -259,6 +259,7 @@ def test_folder():
                     (s.state / "run-1" / "log-00000001.sfl").exists() for s in c.shards), 60, context=c.tails)
                 c.shards[1].kill()
                 shutil.copytree(c.shards[1].state, state)
+                c.restart_shard(c.shards[1])  # it would give what it still has, but the beginning is gone
                 refused(c, victim, state, "snapshot")
 
 
