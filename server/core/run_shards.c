@@ -244,8 +244,9 @@ static void say_recovery(const struct sfc_run_fsm *run, uint32_t k, char *out, s
         snprintf(out, size, "shard %llu, which recovers: step %llu of %llu, %.0f s left",
                  name(run, k), (ull)s->recovered, (ull)s->to_step, s->eta_s);
     else if (s->to_step != 0)
-        snprintf(out, size, "shard %llu, which recovers: step %llu of %llu", name(run, k),
-                 (ull)s->recovered, (ull)s->to_step);
+        snprintf(out, size, "shard %llu, which recovers: step %llu of %llu%s%s", name(run, k),
+                 (ull)s->recovered, (ull)s->to_step, s->refusal[0] ? "; the try before: " : "",
+                 s->refusal);
     else
         snprintf(out, size, "shard %llu, which recovers step %llu%s%s", name(run, k),
                  (ull)run->commit.committed, s->refusal[0] && !open->in_flight ? ": " : "",

@@ -293,6 +293,7 @@ static int fetch_step(struct work *w, struct sfc_log_commit *commit, bool has_co
                                   .features = (float *)(void *)(w->body + at.features),
                                   .attempts = (struct sfc_attempt *)(void *)(w->body + at.attempts),
                                   .lse = (double *)(void *)(w->body + at.lse)};
+    atomic_store(&w->recovery->eta_ms, 0); /* it takes as long as they take */
     int code = sfc_peers_read(w->recovery->peers, &step, has_commit, &w->recovery->abandon, err);
     if (code != SFC_OK && code != SFC_ECANCELED)
         return nobody_has(w, code, err);
