@@ -24,10 +24,11 @@ struct work {
     double began, spoke;
     /* steps of other shards */
     uint64_t fetched, unkept;
-    char damage[256];       /* what is wrong with the own log */
-    struct sfc_error keep;  /* why fetched steps could not be written */
-    const float **features; /* [micro-batches] */
-    const double **lse;     /* [micro-batches] */
+    char damage[256];         /* what is wrong with the own log */
+    struct sfc_attempt round; /* of the commit of the step before, as far as it is known */
+    struct sfc_error keep;    /* why fetched steps could not be written */
+    const float **features;   /* [micro-batches] */
+    const double **lse;       /* [micro-batches] */
     /* a step */
     uint8_t *body;
     struct sfc_head_logits_item *logits;
@@ -311,6 +312,19 @@ static int fetch_step(struct work *w, struct sfc_log_commit *commit, bool has_co
     return SFC_OK;
 }
 
+/* Rounds only rise. A commit of an older one than the step before has is of a step that was given
+ * up (rewind), and the one that took its place is lost. */
+static int check_round(const struct work *w, const struct sfc_log_commit *commit,
+                       struct sfc_error *err)
+{
+    return sfc_attempt_compare(commit->round, w->round) >= 0
+               ? SFC_OK
+               : sfc_fail(err, SFC_ENOTFOUND,
+                          "the log has only a commit that was given up (round %" PRIu64 ".%" PRIu64
+                          ")",
+                          commit->round.incarnation, commit->round.counter);
+}
+
 /* The inputs of a step, from wherever they are. */
 static int step_inputs(struct work *w, uint64_t step, struct sfc_log_commit *commit,
                        struct sfc_log_prepare_view *view, struct sfc_error *err)
@@ -318,6 +332,10 @@ static int step_inputs(struct work *w, uint64_t step, struct sfc_log_commit *com
     struct sfc_error own = {0};
     bool has_commit = false;
     int code = read_step(w, step, commit, &has_commit, view, &own);
+    if (has_commit && check_round(w, commit, &own) != SFC_OK) {
+        code = SFC_ENOTFOUND;
+        has_commit = false;
+    }
     if (code == SFC_OK)
         return commit->apply && !view->dense ? check_dense(w, step, err) : SFC_OK;
     if (!w->recovery->peers || (code != SFC_ENOTFOUND && code != SFC_ECORRUPT))
@@ -370,7 +388,10 @@ static void speak(struct work *w, uint64_t step)
 static int replay(struct work *w, struct sfc_error *err)
 {
     struct sfc_recovery *r = w->recovery;
+    struct sfc_log_commit before;
     w->began = w->spoke = seconds();
+    if (sfc_step_log_commit_of(w->storage->log, w->least, &before, NULL) == SFC_OK)
+        w->round = before.round;
     for (uint64_t step = w->least + 1; step <= r->last.step; step++) {
         struct sfc_log_commit commit;
         struct sfc_log_prepare_view view;
@@ -382,6 +403,7 @@ static int replay(struct work *w, struct sfc_error *err)
                                 : sfc_head_skip(w->head, step, err);
         if (code != SFC_OK)
             return sfc_prefix(err, "step %" PRIu64, step), code;
+        w->round = commit.round;
         speak(w, step);
     }
     return SFC_OK;
