@@ -6,6 +6,7 @@
     loopback.py durable [the same, and --recovery-target TIME --dense-params N --log-dense f32|bf16]
     loopback.py recovery [--classes N] [--shards N] [--steps N] [--dtype f32|bf16] ...
     loopback.py tiny --data DIR [--steps N] [--rounds N] [--quiet-wait SECONDS]
+    loopback.py snapshots --data DIR [--steps N] [--quiet-wait SECONDS]
 
 head: the class layer's step. A scheduler, shards of --threads threads each and one worker (synthetic features,
 no backbone) train; the time from commit to commit is read from the commit records. `shardfc bench head` does
@@ -18,6 +19,8 @@ recovery: SIGKILL of a shard after --steps steps; the time from its start to its
 rate at which it goes through its log beside the rate of the steps.
 tiny: images per second of the quick start's training: 2 shards, 2 workers, `tiny`, r = 0.1; DIR is a data set
 of `shardfc data glyphs`.
+snapshots: what compression gains and costs (`shardfc bench snapshots`) on the blocks that the same training in f32
+and in bf16 leaves, of class centres and backbone.
 
 A table goes to stderr, one JSON object to stdout. `others` is the share of all processors that programs other
 than the measured ones used meanwhile: where it is more than a few percent, the times mean little. --quiet-wait
@@ -269,6 +272,14 @@ def recovery(a):
 
 # ---- the quick start's training
 
+def create_tiny(c, a, *extra):
+    c.ctl("create", "--run", "tiny", "--data", a.data, "--backbone", "tiny", "--dim", "128",
+          "--sample-rate", "0.1", "--margin", "cosface:0.2", "--scale", "32", "--lr", "0.1",
+          "--schedule", f"poly:{min(100, a.steps // 10)}:1.5:0.02", "--weight-decay", "5e-4",
+          "--clip", "5", "--global-batch", "128", "--micro-batch", "32",
+          "--augment", "0.12,0.5,0.08", "--steps", a.steps, "--seed", "1", *extra)
+
+
 def tiny(a):
     rounds = []
     with Cluster() as c:
@@ -280,17 +291,44 @@ def tiny(a):
         say(f"{'round':>5} {'images/s':>9} {'others':>7}")
         for i in range(a.rounds):
             wait_quiet(a.quiet_wait, pids)
-            c.ctl("create", "--run", "tiny", "--data", a.data, "--backbone", "tiny", "--dim", "128",
-                  "--sample-rate", "0.1", "--margin", "cosface:0.2", "--scale", "32", "--lr", "0.1",
-                  "--schedule", f"poly:{min(100, a.steps // 10)}:1.5:0.02", "--weight-decay", "5e-4",
-                  "--clip", "5", "--global-batch", "128", "--micro-batch", "32",
-                  "--augment", "0.12,0.5,0.08", "--steps", a.steps, "--seed", "1")
+            create_tiny(c, a)
             with Others(pids) as others:
                 done = c.wait_state("finished", 1200)
             rounds.append({"images_per_s": round(done.images_per_s, 1), "others": round(others.share, 3)})
             say(f"{i + 1:5} {done.images_per_s:9.0f} {others.share:7.1%}")
     return {"bench": "loopback tiny", "steps": a.steps,
             "images_per_s": statistics.median(r["images_per_s"] for r in rounds), "rounds": rounds}
+
+
+# ---- compression of snapshots
+
+def snapshots(a):
+    """The bf16 run's backbone is f32 like that of the other, which is why its blocks are in the f32 line of both."""
+    found = {}
+    for dtype in ("f32", "bf16"):
+        with Cluster() as c:
+            c.start_scheduler()
+            c.start_shards(1, "--threads", "2", "--recovery-target", "1s")
+            c.start_workers(2, data=a.data)
+            create_tiny(c, a, "--dtype", dtype)
+            c.wait_state("finished", 1200)
+            for process in c.processes:
+                process.kill()
+            wait_quiet(a.quiet_wait, [])
+            folder = next(c.shards[0].state.glob("run-*"))
+            with Others([os.getpid()]) as others:
+                done = subprocess.run([str(BIN / "shardfc"), "bench", "snapshots", "--json", folder],
+                                      check=True, stdout=subprocess.PIPE)
+            found[dtype] = json.loads(done.stdout)
+            found[dtype]["others"] = round(others.share, 3)
+    say(f"{'run':>5} {'numbers':>8} {'files':>6} {'raw MB':>8} {'level':>6} {'ratio':>6} {'pack MB/s':>10} "
+        f"{'unpack MB/s':>12}")
+    for dtype, said in found.items():
+        for numbers in ("f32", "bf16"):
+            for x in said[numbers]["levels"]:
+                say(f"{dtype:>5} {numbers:>8} {said[numbers]['files']:6} {said[numbers]['raw_bytes'] / 1e6:8.1f} "
+                    f"{x['level']:6} {x['ratio']:6.3f} {x['pack_mb_s']:10.0f} {x['unpack_mb_s']:12.0f}")
+    return {"bench": "loopback snapshots", "steps": a.steps, **found}
 
 
 def main():
@@ -312,14 +350,15 @@ def main():
         h.add_argument("--dtype", choices=("f32", "bf16"), default="f32", help="of class centres and products")
     heads[1].add_argument("--dense-params", type=int, default=0)
     heads[1].add_argument("--log-dense", choices=("f32", "bf16"), default="f32")
-    t = modes.add_parser("tiny")
-    t.add_argument("--data", type=pathlib.Path, required=True)
-    t.add_argument("--steps", type=int, default=400)
-    t.add_argument("--rounds", type=int, default=1)
-    for mode in (*heads, t):
+    trainings = [modes.add_parser(mode) for mode in ("tiny", "snapshots")]
+    for t in trainings:
+        t.add_argument("--data", type=pathlib.Path, required=True)
+        t.add_argument("--steps", type=int, default=400)
+    trainings[0].add_argument("--rounds", type=int, default=1)
+    for mode in (*heads, *trainings):
         mode.add_argument("--quiet-wait", type=float, default=0, metavar="SECONDS")
     a = parser.parse_args()
-    if a.mode != "tiny":
+    if a.mode not in ("tiny", "snapshots"):
         a.micro_batch = a.micro_batch or a.batch
         a.lanes = a.lanes or a.batch // a.micro_batch
     print(json.dumps(globals()[a.mode](a)))
