@@ -193,6 +193,8 @@ static void on_shard_reply(struct sfc_run_fsm *run, const struct sfc_run_event *
         sfc_run_rewind_refused(run, e->shard, e->code, run->shards[e->shard].refusal, actions);
         return;
     }
+    if (duty == SFC_DUTY_OPEN && run->started && e->code == SFC_EIO)
+        return; /* its disk failed while it recovered, and may work the next time */
     if (duty == SFC_DUTY_OPEN && run->started) {
         /* What it lacks may be there when its process comes back (another --state, more memory). */
         sfc_commit_suspend(&run->commit, e->shard, duty);

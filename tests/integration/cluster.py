@@ -194,11 +194,11 @@ class Cluster:
         self.processes.append(process)
         return process
 
-    def start_scheduler(self, *extra):
+    def start_scheduler(self, *extra, env=None):
         """A second call after a kill starts it again on the same port and state."""
         self.scheduler = self.start("scheduler", [
             BIN / "shardfc-scheduler", "--listen", f"127.0.0.1:{self.port}",
-            "--state", self.folder / "scheduler", *extra])
+            "--state", self.folder / "scheduler", *extra], env)
         address = self.scheduler.wait_listening()
         self.port = int(address.rsplit(":", 1)[1])
         wait_until("the scheduler to answer", self._answers, 30, context=self.tails)
@@ -212,14 +212,14 @@ class Cluster:
                 raise Failure(f"the scheduler ended\n{self.scheduler.tail()}") from None
             return None
 
-    def start_shard(self, *extra, listen="127.0.0.1:0", state=None):
+    def start_shard(self, *extra, listen="127.0.0.1:0", state=None, env=None):
         self._counter += 1
         state = state or self.folder / f"shard-state{self._counter}"
         shard = self.start("shard", [
             BIN / "shardfc-shard", "--scheduler", self.address, "--listen", listen,
-            "--state", state, "--threads", "1", *extra])
+            "--state", state, "--threads", "1", *extra], env)
         shard.wait_listening()
-        shard.state, shard.extra = state, extra
+        shard.state, shard.extra, shard.env = state, extra, env
         self.shards.append(shard)
         return shard
 
@@ -229,7 +229,7 @@ class Cluster:
         self.shards.remove(shard)
         kept = state is None and (shard.state / "port").exists()
         again = self.start_shard(*shard.extra, listen="127.0.0.1:0" if kept else shard.address,
-                                 state=state or shard.state)
+                                 state=state or shard.state, env=shard.env)
         if again.address != shard.address:
             raise Failure(f"{shard.address} came back as {again.address}")
         return again
