@@ -101,6 +101,7 @@ def compare(kills, steps, create, also=None, options=()):
     got = disturbed(kills, steps, create, also, options)
     check(expected[0][0] == steps and got[0] == expected[0], f"state {got[0]}, undisturbed {expected[0]}")
     check(got[1] == expected[1], "the losses differ")
+    return expected
 
 
 def kills(default):
@@ -143,7 +144,18 @@ def test_gradients():
         c.wait_step(2)
         floats, halves = log_header(c)
         check(0.9 * floats < halves < floats, f"{halves} of {floats} sums are bf16; all but statistics should be")
-    compare(kills(2), 60, create)
+    expected = compare(kills(2), 60, create)
+    with Cluster() as c:
+        start(c, 1)
+        create(c)
+        c.ctl("checkpoint", "--at-step", 40, "--out", c.folder / "at")
+        with Cluster() as d:
+            start(d, 2)
+            d.ctl("restore", "--from", c.folder / "at")
+            d.start_workers(2, data=c.folder / "images")
+            d.wait_state("finished", 120)
+            check(log_header(d)[1] > 0, "the option is part of the checkpoint")
+            check(d.state_digest() == expected[0], f"restored {d.state_digest()}, never stopped {expected[0]}")
 
 
 def test_packed():
