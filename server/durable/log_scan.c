@@ -160,6 +160,7 @@ static void judge(struct scanner *s)
 {
     struct sfc_log_scan *out = s->out;
     out->good_end = out->end;
+    out->flushed = s->flushed;
     size_t kept = out->bad_count < SFC_LOG_SCAN_BAD ? out->bad_count : SFC_LOG_SCAN_BAD;
     for (size_t i = kept; i-- > 0;) {
         struct sfc_log_bad *bad = &out->bad[i];

@@ -47,6 +47,7 @@ struct sfc_log_scan {
     size_t bad_count;  /* may be greater than SFC_LOG_SCAN_BAD */
     bool corrupt;      /* some bad stretch, or the header, is proven to have been durable */
     uint64_t end;      /* bytes scanned */
+    uint64_t flushed;  /* bytes that are known to be on the disk: a record written later says so */
     uint64_t good_end; /* of the last record before the first bad stretch that is not proven */
 };
 

@@ -170,6 +170,7 @@ static void close_segment(struct sfc_step_log *log)
 {
     log->folder->ops->close_file(log->file);
     log->file = NULL;
+    log->headless = false;
     log->durable = 0;
     log->waiting_written = 0;
 }
@@ -373,7 +374,7 @@ static int write_parts(struct sfc_step_log *log, const struct gather *g, struct 
         part->length += g->size;
         return SFC_OK;
     }
-    if (part->length > log->durable) {
+    if (part->length > log->durable && !log->headless) {
         (void)sync_segment(log, NULL);
     }
     give_up_segment(log);
@@ -395,8 +396,8 @@ static void note_steps(struct sfc_step_log *log, const struct sfc_log_prepare *p
 }
 
 /* prepare: NULL, only commits. Room in the index has been reserved. */
-static int append(struct sfc_step_log *log, enum sfc_log_type type,
-                  const struct sfc_log_prepare *prepare, struct sfc_error *err)
+static int append_raw(struct sfc_step_log *log, enum sfc_log_type type,
+                      const struct sfc_log_prepare *prepare, struct sfc_error *err)
 {
     uint8_t segment_header[SFC_LOG_SEGMENT_HEADER], record_header[SFC_LOG_RECORD_HEADER];
     struct sfc_log_place_of place;
@@ -426,6 +427,15 @@ static int append(struct sfc_step_log *log, enum sfc_log_type type,
         sfc_log_index_prepare(&log->index, &place);
     }
     return SFC_OK;
+}
+
+static int carry_over(struct sfc_step_log *log, struct sfc_error *err);
+
+static int append(struct sfc_step_log *log, enum sfc_log_type type,
+                  const struct sfc_log_prepare *prepare, struct sfc_error *err)
+{
+    int code = carry_over(log, err);
+    return code == SFC_OK ? append_raw(log, type, prepare, err) : code;
 }
 
 /* ---- limits */
@@ -548,6 +558,9 @@ int sfc_step_log_trim(struct sfc_step_log *log, uint64_t floor, struct sfc_error
         }
         code = SFC_OK;
     }
+    if (gone > 0 && log->parts[gone - 1].number >= log->carry_segment) {
+        log->carry_segment = 0;
+    }
     if (gone > 0) {
         uint64_t kept_from = log->parts[gone - 1].number + 1;
         log->part_count -= gone;
@@ -648,6 +661,137 @@ static int read_record(struct sfc_file *file, const struct sfc_log_geometry *geo
     }
     sfc_log_view_prepare(geometry, place->type, body, out);
     return SFC_OK;
+}
+
+/* ---- what the process before wrote last */
+
+/* Is this a record behind carry_from that replay may need? */
+static bool is_carried(const struct sfc_step_log *log, const struct sfc_log_place_of *place)
+{
+    const struct sfc_log_commit *commit = sfc_log_index_commit_of(&log->index, place->step);
+    return place->segment == log->carry_segment && place->offset >= log->carry_from &&
+           commit != NULL && commit->apply && sfc_attempt_compare(commit->round, place->round) == 0;
+}
+
+/* Writes the record at *place again; *place says where, then. */
+static int carry_record(struct sfc_step_log *log, uint8_t *body, struct sfc_log_place_of *place,
+                        struct sfc_error *err)
+{
+    uint8_t record_header[SFC_LOG_RECORD_HEADER];
+    struct sfc_log_geometry geometry = sfc_log_body_geometry(&log->config.geometry, place->type);
+    struct sfc_log_layout layout;
+    struct sfc_log_prepare_view view;
+    struct sfc_file *file;
+    struct gather g = {.parts = log->gather};
+    sfc_log_prepare_layout(&geometry, &layout);
+    int code = file_of(log, place->segment, &file, err);
+    if (code == SFC_OK) {
+        code = read_record(file, &log->config.geometry, place, body, &view, err);
+    }
+    if (code != SFC_OK) {
+        return code;
+    }
+    struct sfc_log_part *part = open_part(log);
+    place->segment = part->number;
+    place->offset = part->length;
+    struct sfc_log_record record = {.type = place->type,
+                                    .step = place->step,
+                                    .round = place->round,
+                                    .offset = place->offset,
+                                    .flushed = log->durable,
+                                    .body_size = layout.size,
+                                    .body_checksum = place->checksum};
+    sfc_log_encode_record(&record, record_header);
+    put(&g, record_header, sizeof record_header);
+    put(&g, body, (size_t)layout.size);
+    part->max_step = place->step > part->max_step ? place->step : part->max_step;
+    return write_parts(log, &g, err);
+}
+
+/* A segment whose header comes last, when what it stands for is durable: until then the segment
+ * before it is the newest one, with all that it has. */
+static int begin_carry(struct sfc_step_log *log, struct sfc_error *err)
+{
+    int code = open_segment(log, err);
+    if (code == SFC_OK) {
+        open_part(log)->length = SFC_LOG_SEGMENT_HEADER;
+        log->headless = true;
+    }
+    return code;
+}
+
+static int end_carry(struct sfc_step_log *log, struct sfc_error *err)
+{
+    uint8_t header[SFC_LOG_SEGMENT_HEADER];
+    struct sfc_bytes bytes = {header, sizeof header};
+    const struct sfc_folder_ops *ops = log->folder->ops;
+    encode_header(log, header);
+    int code = ops->sync(log->file, err);
+    if (code == SFC_OK) {
+        code = ops->write(log->file, 0, &bytes, 1, err);
+    }
+    if (code != SFC_OK) {
+        give_up_segment(log);
+        return code;
+    }
+    log->headless = false;
+    return make_durable(log, err);
+}
+
+static int carry_records(struct sfc_step_log *log, uint8_t *body, struct sfc_log_place_of *places,
+                         struct sfc_error *err)
+{
+    struct sfc_log_index *x = &log->index;
+    int code = begin_carry(log, err);
+    if (code == SFC_OK && log->waiting_count > 0) {
+        code = append_raw(log, SFC_LOG_PREPARE, NULL, err);
+    }
+    for (size_t i = 0; i < x->prepare_count && code == SFC_OK; i++) {
+        places[i] = x->prepares[i];
+        if (is_carried(log, &places[i])) {
+            code = carry_record(log, body, &places[i], err);
+        }
+    }
+    if (code == SFC_OK) {
+        code = end_carry(log, err);
+    } else if (log->file != NULL) {
+        give_up_segment(log);
+    }
+    if (code == SFC_OK && x->prepare_count > 0) {
+        memcpy(x->prepares, places, x->prepare_count * sizeof *places);
+    }
+    return code;
+}
+
+static bool anything_to_carry(const struct sfc_step_log *log)
+{
+    bool any = log->waiting_count > 0;
+    for (size_t i = 0; i < log->index.prepare_count && !any; i++) {
+        any = is_carried(log, &log->index.prepares[i]);
+    }
+    return any;
+}
+
+/* Once, before the first write of this process, together with the commits that were there. The old
+ * records stay where they are until the new
+ * ones are durable, and until a recovery finds that they don't count. */
+static int carry_over(struct sfc_step_log *log, struct sfc_error *err)
+{
+    if (log->carry_segment == 0 || !anything_to_carry(log)) {
+        log->carry_segment = 0;
+        return SFC_OK;
+    }
+    uint8_t *body = malloc(sfc_step_log_body_size(log));
+    struct sfc_log_place_of *places = calloc(log->index.prepare_count + 1, sizeof *places);
+    int code = body == NULL || places == NULL
+                   ? sfc_fail(err, SFC_ENOMEM, "out of memory for the last step of the log")
+                   : carry_records(log, body, places, err);
+    free(body);
+    free(places);
+    if (code == SFC_OK) {
+        log->carry_segment = 0;
+    }
+    return code;
 }
 
 int sfc_step_log_find(const struct sfc_step_log *log, uint64_t step, struct sfc_attempt round,

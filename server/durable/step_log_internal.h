@@ -26,6 +26,7 @@ struct sfc_step_log {
     struct sfc_file *file;
     uint64_t durable;  /* bytes of the open segment that survive a crash */
     bool name_durable; /* of the open segment */
+    bool headless;     /* the open segment's header is not written yet: nothing in it counts */
     uint64_t next_number;
     struct sfc_log_index index;
     struct sfc_log_commit *waiting; /* commits that are not durable yet, in order */
@@ -35,6 +36,10 @@ struct sfc_step_log {
     uint8_t *commit_bytes;    /* of the waiting commits */
     size_t commit_room;
     struct sfc_digest *digest;
+    /* The newest segment of the process before: what is behind carry_from was read, but may be in
+     * the page cache only, where no sync helps that follows one that failed. It is written again
+     * before anything else. carry_segment 0: nothing. */
+    uint64_t carry_segment, carry_from;
     struct sfc_file *reading; /* a closed segment that reads come from */
     uint64_t reading_number;
     uint64_t failures;

@@ -54,14 +54,22 @@ static int check_owner(const struct sfc_step_log *log, const struct sfc_log_file
     return code == SFC_OK ? SFC_OK : (sfc_prefix(err, "%s/%s", log->folder->path, name), code);
 }
 
+/* How much of a segment is on the disk for certain: of the newest what its records say. */
+static uint64_t certain(const struct sfc_log_file *file, bool newest)
+{
+    const struct sfc_log_scan *scan = &file->scan;
+    bool sure = !newest || SFC_PLANT_BUG == 3; /* bug 3: trusts the page cache */
+    return sure || scan->flushed > scan->good_end ? scan->good_end : scan->flushed;
+}
+
 /* The records of one segment up to where it counts. What was prepared above the last commit is void
  * and keeps no segment alive. */
-static int take_segment(struct sfc_step_log *log, const struct sfc_log_file *file, uint64_t last,
-                        struct sfc_step_log_report *report, struct sfc_error *err)
+static int take_segment(struct sfc_step_log *log, const struct sfc_log_file *file, bool newest,
+                        uint64_t last, struct sfc_step_log_report *report, struct sfc_error *err)
 {
     const struct sfc_log_scan *scan = &file->scan;
     int code = sfc_step_log_reserve_part(log, err);
-    struct sfc_log_part part = {.number = file->number, .length = scan->good_end};
+    struct sfc_log_part part = {.number = file->number, .length = certain(file, newest)};
     for (size_t i = 0; i < scan->count && code == SFC_OK; i++) {
         const struct sfc_log_record *record = &scan->entries[i].record;
         if (record->offset >= scan->good_end) {
@@ -76,7 +84,10 @@ static int take_segment(struct sfc_step_log *log, const struct sfc_log_file *fil
             part.max_step = record->step;
         }
         report->records++;
-        if (record->type == SFC_LOG_COMMIT) {
+        if (record->type == SFC_LOG_COMMIT && record->offset >= part.length &&
+            record->step <= last) {
+            code = sfc_step_log_append_commit(log, &scan->entries[i].commit, err);
+        } else if (record->type == SFC_LOG_COMMIT) {
             sfc_log_index_commit(&log->index, &scan->entries[i].commit);
         } else {
             struct sfc_log_place_of place = {.type = record->type,
@@ -88,7 +99,11 @@ static int take_segment(struct sfc_step_log *log, const struct sfc_log_file *fil
             sfc_log_index_prepare(&log->index, &place);
         }
     }
-    if (code == SFC_OK && scan->header_code == SFC_OK) {
+    if (code == SFC_OK && part.length < scan->good_end) {
+        log->carry_segment = part.number;
+        log->carry_from = part.length;
+    }
+    if (code == SFC_OK && scan->header_code == SFC_OK && part.length > SFC_LOG_SEGMENT_HEADER) {
         log->parts[log->part_count++] = part;
     }
     return code;
@@ -97,12 +112,13 @@ static int take_segment(struct sfc_step_log *log, const struct sfc_log_file *fil
 static int take_chain(struct sfc_step_log *log, const struct sfc_log_chain *chain, uint64_t last,
                       struct sfc_step_log_report *report, struct sfc_error *err)
 {
+    const struct sfc_log_file *newest = sfc_log_chain_newest(chain);
     int code = SFC_OK;
     for (size_t i = 0; i < chain->count && code == SFC_OK; i++) {
         const struct sfc_log_file *file = &chain->files[i];
         code = check_owner(log, file, err);
         if (code == SFC_OK && file->place == SFC_LOG_CHAINED) {
-            code = take_segment(log, file, last, report, err);
+            code = take_segment(log, file, file == newest, last, report, err);
             report->torn_bytes += file->scan.end - file->scan.good_end;
             report->torn_records += file->scan.good_end < file->scan.end;
         } else if (code == SFC_OK && file->place == SFC_LOG_UNFINISHED) {
@@ -160,32 +176,11 @@ static int check_steps(const struct sfc_step_log *log, const struct sfc_log_chai
     return SFC_OK;
 }
 
-/* What was read may be in the page cache only, when the process died and the machine lived; the
- * next segment will say that it counts, so it is made durable first. */
-static int sync_newest(const struct sfc_step_log *log, const struct sfc_log_chain *chain,
-                       struct sfc_error *err)
-{
-    const struct sfc_log_file *newest = sfc_log_chain_newest(chain);
-    const struct sfc_folder_ops *ops = log->folder->ops;
-    char name[SFC_LOG_NAME_SIZE];
-    struct sfc_file *file;
-    if (newest == NULL || SFC_PLANT_BUG == 3) { /* bug 3: trusts the page cache */
-        return SFC_OK;
-    }
-    sfc_log_name(newest->number, name);
-    int code = ops->open(log->folder, name, true, &file, err);
-    if (code != SFC_OK) {
-        return code;
-    }
-    code = ops->sync(file, err);
-    ops->close_file(file);
-    return code == SFC_OK ? ops->sync_names(log->folder, err) : code;
-}
-
-/* Remains of failed segments and of trims. They never count again, so an error is no harm. */
+/* Remains of failed segments and of trims. They never count again, so an error is no harm. While a
+ * segment may be in the page cache only they stay: the one before it may be the one that counts. */
 static void remove_void(const struct sfc_step_log *log, const struct sfc_log_chain *chain)
 {
-    for (size_t i = 0; i < chain->count; i++) {
+    for (size_t i = 0; i < chain->count && log->carry_segment == 0; i++) {
         if (chain->files[i].place != SFC_LOG_CHAINED) {
             char name[SFC_LOG_NAME_SIZE];
             sfc_log_name(chain->files[i].number, name);
@@ -220,9 +215,6 @@ static int recover(struct sfc_step_log *log, const struct sfc_log_chain *chain,
     }
     if (code == SFC_OK) {
         code = check_steps(log, chain, recovery, report, err);
-    }
-    if (code == SFC_OK) {
-        code = sync_newest(log, chain, err);
     }
     if (code == SFC_OK) {
         remove_void(log, chain);
