@@ -1,3 +1,4 @@
+#include "proto/unpack.h"
 #include "proto/rpc_blocking.h"
 
 #include <pthread.h>
@@ -150,10 +151,12 @@ int sfc_ask_finish(struct sfc_rpc_future *future, const struct sfc_ask *ask, str
         sfc_prefix(err, "%s", strrchr(ask->method, '/') + 1);
         return code;
     }
-    ProtobufCMessage *message =
-        protobuf_c_message_unpack(ask->reply_type, NULL, owned.head.size, owned.head.data);
+    ProtobufCMessage *message = sfc_unpack(owned.head, ask->reply_type, &code);
     if (message == NULL) {
         sfc_rpc_owned_free(&owned);
+        if (code == SFC_ENOMEM) {
+            return sfc_fail(err, SFC_ENOMEM, "%s: no memory for the reply", ask->method);
+        }
         return sfc_fail(err, SFC_ECORRUPT, "%s: the reply is not a %s", ask->method,
                         ask->reply_type->name);
     }

@@ -56,6 +56,7 @@ static int check_config(const struct sfc_run_config *c, struct sfc_error *err)
 static void begin_restored(struct sfc_run_fsm *run, const struct sfc_run_restore *restore)
 {
     run->started = restore->state != SFC_RUN_LOADING;
+    run->start_wanted = run->started; /* a run that was restored is past that, too */
     run->failed = restore->state == SFC_RUN_FAILED;
     run->restoring = !run->failed;
     run->paused = restore->state == SFC_RUN_PAUSED;

@@ -9,7 +9,9 @@
 #include <unistd.h>
 
 #include "proto/run_config.h"
+#include "proto/unpack.h"
 #include "server/ctl/checkpoint_common.h"
+#include "server/ctl/json_memory.h"
 
 #define MAX_SMALL_FILE (64u << 20) /* manifest.json or run.pb */
 
@@ -85,7 +87,11 @@ static int load_manifest(struct sfc_checkpoint *c, json_t **out, struct sfc_erro
     if (code == SFC_OK) {
         json_error_t where;
         root = json_loadb(text, size, 0, &where);
-        if (root == NULL) {
+        if (sfc_json_out_of_memory()) { /* then a piece may be missing in what it gave */
+            json_decref(root);
+            root = NULL;
+            code = sfc_fail(err, SFC_ENOMEM, "%s/manifest.json: out of memory", c->dir);
+        } else if (root == NULL) {
             code = sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: line %d: %s", c->dir, where.line,
                             where.text);
         }
@@ -98,6 +104,16 @@ static int load_manifest(struct sfc_checkpoint *c, json_t **out, struct sfc_erro
     return code;
 }
 
+static int not_as_expected(const struct sfc_checkpoint *c, const char *what,
+                           const json_error_t *where, struct sfc_error *err)
+{
+    if (sfc_json_out_of_memory()) {
+        return sfc_fail(err, SFC_ENOMEM, "%s/manifest.json: out of memory", c->dir);
+    }
+    return sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: %s (%s); use another checkpoint", c->dir,
+                    what, where->text);
+}
+
 static int read_header(struct sfc_checkpoint *c, json_t *root, const char **config_hex,
                        struct sfc_error *err)
 {
@@ -105,9 +121,12 @@ static int read_header(struct sfc_checkpoint *c, json_t *root, const char **conf
     const char *digest;
     int version;
     json_int_t step;
-    if (json_unpack(root, "{s:s, s:i, s:I, s:s, s:s}", "format", &format, "version", &version,
-                    "step", &step, "digest", &digest, "run_xxh3", config_hex) != 0 ||
-        strcmp(format, SFC_CHECKPOINT_FORMAT) != 0 || step < 0 ||
+    json_error_t where;
+    if (json_unpack_ex(root, &where, 0, "{s:s, s:i, s:I, s:s, s:s}", "format", &format, "version",
+                       &version, "step", &step, "digest", &digest, "run_xxh3", config_hex) != 0) {
+        return not_as_expected(c, "not a checkpoint manifest", &where, err);
+    }
+    if (strcmp(format, SFC_CHECKPOINT_FORMAT) != 0 || step < 0 ||
         strlen(digest) != SFC_DIGEST_HEX - 1) {
         return sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: not a checkpoint manifest", c->dir);
     }
@@ -130,8 +149,11 @@ static int load_config(struct sfc_checkpoint *c, const char *expected, struct sf
         code = check_digest(c->dir, "run.pb", packed, size, expected, err);
     }
     if (code == SFC_OK) {
-        c->config = shardfc__v1__run_config__unpack(NULL, size, (const uint8_t *)packed);
-        if (c->config == NULL || c->config->data == NULL) {
+        const struct sfc_bytes bytes = {(const uint8_t *)packed, size};
+        c->config = sfc_unpack(bytes, &shardfc__v1__run_config__descriptor, &code);
+        if (code == SFC_ENOMEM) {
+            sfc_fail(err, code, "%s/run.pb: out of memory", c->dir);
+        } else if (c->config == NULL || c->config->data == NULL) {
             code = sfc_fail(err, SFC_ECORRUPT, "%s/run.pb: not a run configuration", c->dir);
         } else if (sfc_run_config_check(c->config, err) != SFC_OK) {
             code = sfc_prefix(err, "%s/run.pb", c->dir);
@@ -147,8 +169,12 @@ static int check_file(struct sfc_checkpoint *c, json_t *item, const char *name,
     const char *file;
     const char *hex;
     json_int_t bytes;
-    if (json_unpack(item, "{s:s, s:I, s:s}", "file", &file, "bytes", &bytes, "xxh3", &hex) != 0 ||
-        strcmp(file, name) != 0 || (uint64_t)bytes != entry->floats * 4 ||
+    json_error_t where;
+    if (json_unpack_ex(item, &where, 0, "{s:s, s:I, s:s}", "file", &file, "bytes", &bytes, "xxh3",
+                       &hex) != 0) {
+        return not_as_expected(c, "an entry of its files is none", &where, err);
+    }
+    if (strcmp(file, name) != 0 || (uint64_t)bytes != entry->floats * 4 ||
         sfc_digest_parse(hex, &entry->digest) != SFC_OK) {
         return sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: entry of %s does not fit the run",
                         c->dir, name);
@@ -218,6 +244,7 @@ int sfc_checkpoint_open(const char *dir, struct sfc_checkpoint **out, struct sfc
     json_t *root = NULL;
     const char *config_hex = NULL;
     struct sfc_checkpoint *c = calloc(1, sizeof *c);
+    sfc_json_watch();
     if (c == NULL) {
         return sfc_fail(err, SFC_ENOMEM, "out of memory for a checkpoint");
     }

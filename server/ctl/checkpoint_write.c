@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "server/ctl/checkpoint_common.h"
+#include "server/ctl/json_memory.h"
 
 struct sfc_checkpoint_writer {
     char final[PATH_MAX];
@@ -175,9 +176,9 @@ int sfc_checkpoint_end(struct sfc_checkpoint_writer *w, struct sfc_error *err)
     return code;
 }
 
-static json_t *describe_blocks(const struct sfc_checkpoint_writer *w, struct sfc_error *err)
+static int describe_blocks(const struct sfc_checkpoint_writer *w, json_t *files,
+                           struct sfc_error *err)
 {
-    json_t *files = json_array();
     for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
         for (uint64_t b = 0; b < w->table.count[kind]; b++) {
             const struct sfc_block_entry *entry = &w->table.entry[kind][b];
@@ -185,16 +186,17 @@ static json_t *describe_blocks(const struct sfc_checkpoint_writer *w, struct sfc
             char hex[SFC_DIGEST_HEX];
             sfc_block_file_name((Shardfc__V1__BlockKind)kind, b, name);
             if (!entry->present) {
-                sfc_fail(err, SFC_EINTERNAL, "checkpoint: %s was never written", name);
-                json_decref(files);
-                return NULL;
+                return sfc_fail(err, SFC_EINTERNAL, "checkpoint: %s was never written", name);
             }
             sfc_digest_hex(entry->digest, hex);
-            json_array_append_new(files, json_pack("{s:s, s:I, s:s}", "file", name, "bytes",
-                                                   (json_int_t)(entry->floats * 4), "xxh3", hex));
+            json_t *item = json_pack("{s:s, s:I, s:s}", "file", name, "bytes",
+                                     (json_int_t)(entry->floats * 4), "xxh3", hex);
+            if (json_array_append_new(files, item) != 0) {
+                return sfc_fail(err, SFC_ENOMEM, "out of memory for manifest.json");
+            }
         }
     }
-    return files;
+    return SFC_OK;
 }
 
 static int write_config(struct sfc_checkpoint_writer *w, char hex[SFC_DIGEST_HEX],
@@ -215,24 +217,30 @@ static int write_config(struct sfc_checkpoint_writer *w, char hex[SFC_DIGEST_HEX
 static int write_manifest(struct sfc_checkpoint_writer *w, const char *digest,
                           const char *config_hex, struct sfc_error *err)
 {
-    json_t *files = describe_blocks(w, err);
-    if (files == NULL) {
-        return SFC_EINTERNAL;
+    sfc_json_watch();
+    json_t *files = json_array();
+    int code = files == NULL ? sfc_fail(err, SFC_ENOMEM, "out of memory for manifest.json")
+                             : describe_blocks(w, files, err);
+    if (code != SFC_OK) {
+        json_decref(files);
+        return code;
     }
     json_t *root =
-        json_pack("{s:s, s:i, s:I, s:s, s:s, s:I, s:i, s:s, s:s, s:o}", "format",
+        json_pack("{s:s, s:i, s:I, s:s, s:s, s:I, s:i, s:s, s:s, s:O}", "format",
                   SFC_CHECKPOINT_FORMAT, "version", sfc_checkpoint_version(w->config), "step",
                   (json_int_t)w->step, "digest", digest, "run", w->config->name, "classes",
                   (json_int_t)w->config->classes, "dim", (int)w->config->dim, "backbone",
                   w->config->backbone, "run_xxh3", config_hex, "files", files);
     char *text = root == NULL ? NULL : json_dumps(root, JSON_INDENT(1));
     json_decref(root);
-    if (text == NULL) {
+    json_decref(files);
+    if (text == NULL || sfc_json_out_of_memory()) { /* a piece may be missing in the text */
+        free(text);
         return sfc_fail(err, SFC_ENOMEM, "out of memory for manifest.json");
     }
     char hex[SFC_DIGEST_HEX];
     sfc_digest_hex(XXH3_128bits(text, strlen(text)), hex);
-    int code = write_file(w->dir, "manifest.json", text, strlen(text), err);
+    code = write_file(w->dir, "manifest.json", text, strlen(text), err);
     if (code == SFC_OK) {
         code = write_file(w->dir, "manifest.xxh3", hex, strlen(hex), err);
     }
@@ -249,6 +257,7 @@ static int publish(struct sfc_checkpoint_writer *w, struct sfc_error *err)
     if (rename(w->partial, w->final) != 0) {
         return sfc_fail_errno(err, "rename %s to %s", w->partial, w->final);
     }
+    memcpy(w->partial, w->final, sizeof w->partial); /* what a failure takes away again */
     int parent = openat(w->dir, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (parent < 0 || fsync(parent) != 0) {
         int code = sfc_fail_errno(err, "fsync the directory of %s", w->final);

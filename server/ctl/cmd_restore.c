@@ -222,9 +222,13 @@ static int load(struct loading *l, struct sfc_error *err)
     if (code == SFC_OK) {
         return control(l->cluster, SHARDFC__V1__CONTROL_REQUEST__ACTION__START, l->run_id, err);
     }
-    struct sfc_error ignored; /* the first error is the one to tell */
-    control(l->cluster, SHARDFC__V1__CONTROL_REQUEST__ACTION__STOP, l->run_id, &ignored);
-    return code;
+    struct sfc_error first = *err, second;
+    bool stopped = control(l->cluster, SHARDFC__V1__CONTROL_REQUEST__ACTION__STOP, l->run_id,
+                           &second) == SFC_OK;
+    return sfc_fail(err, code, "%.300s; %s", first.text,
+                    stopped
+                        ? "the run was stopped: restore it again"
+                        : "the run may still be loading: `shardfc stop`, then restore it again");
 }
 
 static int restore(const struct restore_options *o, const struct sfc_checkpoint *checkpoint,

@@ -3,12 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-void *sfc_bytes_unpack(struct sfc_bytes bytes, const ProtobufCMessageDescriptor *type)
-{
-    static const uint8_t nothing[1];
-    return protobuf_c_message_unpack(type, NULL, bytes.size, bytes.size ? bytes.data : nothing);
-}
-
 /* ---- text: protobuf-c does not check that strings are UTF-8, other implementations refuse a whole
  * message for one that isn't */
 
@@ -75,13 +69,16 @@ static const char *bad_text(const ProtobufCMessage *message)
 
 void *sfc_call_unpack(struct sfc_rpc_call *call, const ProtobufCMessageDescriptor *type)
 {
-    void *message = sfc_bytes_unpack(sfc_rpc_call_head(call), type);
+    int code;
+    void *message = sfc_unpack(sfc_rpc_call_head(call), type, &code);
     const char *bad = message ? bad_text(message) : NULL;
     struct sfc_error err;
     if (message && !bad)
         return message;
     if (bad)
         sfc_fail(&err, SFC_EINVAL, "%s: not UTF-8", bad);
+    else if (code == SFC_ENOMEM)
+        sfc_fail(&err, SFC_EUNAVAILABLE, "no memory for the request: try again");
     else
         sfc_fail(&err, SFC_EINVAL, "the request is not a %s", type->name);
     sfc_message_free(message);
@@ -111,7 +108,7 @@ void *sfc_message_copy(const void *message)
     if (!bytes)
         return NULL;
     const ProtobufCMessage *base = message;
-    void *copy = sfc_bytes_unpack((struct sfc_bytes){bytes, size}, base->descriptor);
+    void *copy = sfc_unpack((struct sfc_bytes){bytes, size}, base->descriptor, NULL);
     free(bytes);
     return copy;
 }

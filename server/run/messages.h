@@ -6,13 +6,12 @@
 
 #include "proto/rpc.h"
 #include "proto/shardfc.pb-c.h"
+#include "proto/unpack.h"
 
-/* The request of a call as a message of `type`, or NULL after the call was ended with SFC_EINVAL:
- * malformed, or a text in it is not UTF-8.
+/* The request of a call as a message of `type`, or NULL after the call was ended: with SFC_EINVAL
+ * (malformed, or a text in it is not UTF-8) or SFC_EUNAVAILABLE (no memory now).
  * Release with protobuf_c_message_free_unpacked(message, NULL). */
 void *sfc_call_unpack(struct sfc_rpc_call *call, const ProtobufCMessageDescriptor *type);
-/* The message in bytes; NULL: malformed. */
-void *sfc_bytes_unpack(struct sfc_bytes bytes, const ProtobufCMessageDescriptor *type);
 void sfc_message_free(void *message); /* NULL is fine */
 
 /* Packed message in memory that the caller frees; NULL without memory. */

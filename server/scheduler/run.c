@@ -241,10 +241,15 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
     if (!restore_state(stored.state, &restore.state))
         goto done; /* stopped: only its history is left */
     restore.reason = stored.reason;
-    config = sfc_bytes_unpack((struct sfc_bytes){stored.config, stored.config_size},
-                              &shardfc__v1__run_config__descriptor);
-    map = sfc_bytes_unpack((struct sfc_bytes){stored.map, stored.map_size},
-                           &shardfc__v1__block_map__descriptor);
+    int map_code;
+    config = sfc_unpack((struct sfc_bytes){stored.config, stored.config_size},
+                        &shardfc__v1__run_config__descriptor, &code);
+    map = sfc_unpack((struct sfc_bytes){stored.map, stored.map_size},
+                     &shardfc__v1__block_map__descriptor, &map_code);
+    if (code == SFC_ENOMEM || map_code == SFC_ENOMEM) {
+        code = sfc_fail(err, SFC_ENOMEM, "no memory for the stored run %" PRIu64, stored.run_id);
+        goto done;
+    }
     if (!config || !map || map->n_shards == 0) {
         code =
             sfc_fail(err, SFC_ECORRUPT, "the stored run %" PRIu64 " is malformed", stored.run_id);

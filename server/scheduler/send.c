@@ -228,13 +228,16 @@ static struct sfc_sched_run *run_of(const struct send *send)
 static void take_prepare(struct sfc_bytes head, struct sfc_run_event *event,
                          struct sfc_dense_report **reports, Shardfc__V1__PrepareReply **out)
 {
-    Shardfc__V1__PrepareReply *m = sfc_bytes_unpack(head, &shardfc__v1__prepare_reply__descriptor);
+    int code;
+    Shardfc__V1__PrepareReply *m = sfc_unpack(head, &shardfc__v1__prepare_reply__descriptor, &code);
     *out = m;
     if (m)
         *reports = calloc(m->n_dense + 1, sizeof **reports);
     if (!m || !*reports) {
-        event->code = m ? SFC_EUNAVAILABLE : SFC_EINTERNAL;
-        event->text = m ? "no memory for the answer" : "the shard's answer to Prepare is malformed";
+        bool malformed = code == SFC_ECORRUPT;
+        event->code = malformed ? SFC_EINTERNAL : SFC_EUNAVAILABLE;
+        event->text =
+            malformed ? "the shard's answer to Prepare is malformed" : "no memory for the answer";
         return;
     }
     for (size_t i = 0; i < m->n_dense; i++)
@@ -254,10 +257,14 @@ static void take_open(struct sfc_sched_run *run, const struct send *send, struct
     struct sfc_scheduler *s = run->scheduler;
     uint64_t id = run->map->shards[send->shard]->shard;
     struct sfc_shard_info *info = sfc_sched_shard(s, id);
-    Shardfc__V1__OpenRunReply *m = sfc_bytes_unpack(head, &shardfc__v1__open_run_reply__descriptor);
+    int code;
+    Shardfc__V1__OpenRunReply *m =
+        sfc_unpack(head, &shardfc__v1__open_run_reply__descriptor, &code);
     if (!m) {
-        event->code = SFC_EINTERNAL;
-        event->text = "the shard's answer to OpenRun is malformed";
+        bool malformed = code == SFC_ECORRUPT;
+        event->code = malformed ? SFC_EINTERNAL : SFC_EUNAVAILABLE;
+        event->text =
+            malformed ? "the shard's answer to OpenRun is malformed" : "no memory for the answer";
         return;
     }
     event->applied = m->step;

@@ -148,10 +148,12 @@ static uint64_t column_u64(sqlite3_stmt *s, int column)
     return (uint64_t)sqlite3_column_int64(s, column);
 }
 
-/* SQLite turns a NaN into NULL: values that may be one are kept as their 8 bytes. */
-static void bind_bits(sqlite3_stmt *s, int column, double v)
+/* Texts and bytes are bound as they are (SQLITE_STATIC) and outlive the statement: a copy could
+ * fail without anybody looking. SQLite turns a NaN into NULL: values that may be one are kept as
+ * their 8 bytes. */
+static void bind_bits(sqlite3_stmt *s, int column, const double *v)
 {
-    sqlite3_bind_blob(s, column, &v, (int)sizeof v, SQLITE_TRANSIENT);
+    sqlite3_bind_blob(s, column, v, (int)sizeof *v, SQLITE_STATIC);
 }
 
 static double column_bits(sqlite3_stmt *s, int column)
@@ -161,6 +163,13 @@ static double column_bits(sqlite3_stmt *s, int column)
     if (bytes && sqlite3_column_bytes(s, column) == (int)sizeof v)
         memcpy(&v, bytes, sizeof v);
     return v;
+}
+
+/* A column of text or bytes that needs memory and gets none reads as NULL, which this tells from a
+ * value that is empty. */
+static int check_columns(const struct sfc_store *store, const char *what, struct sfc_error *err)
+{
+    return (sqlite3_errcode(store->db) & 0xff) == SQLITE_NOMEM ? db_fail(store, err, what) : SFC_OK;
 }
 
 static void column_text(sqlite3_stmt *s, int column, char *out, size_t size)
@@ -174,7 +183,7 @@ static int column_copy(sqlite3_stmt *s, int column, uint8_t **out, size_t *size,
 {
     const void *bytes = sqlite3_column_blob(s, column);
     size_t n = (size_t)sqlite3_column_bytes(s, column);
-    uint8_t *copy = malloc(n ? n : 1);
+    uint8_t *copy = bytes || n == 0 ? malloc(n ? n : 1) : NULL;
     if (!copy)
         return sfc_fail(err, SFC_ENOMEM, "read a %zu byte record", n);
     if (n)
@@ -216,6 +225,8 @@ static int check_durable(struct sfc_store *store, struct sfc_error *err)
         column_text(s, 0, mode, sizeof mode);
     else
         code = db_fail(store, err, "open state");
+    if (code == SFC_OK)
+        code = check_columns(store, "open state", err);
     sqlite3_finalize(s);
     if (code == SFC_OK)
         code = db_integer(store, "PRAGMA synchronous", &synchronous, "open state", err);
@@ -288,6 +299,8 @@ static int quick_check(struct sfc_store *store, char *out, size_t size, struct s
         column_text(s, 0, out, size);
     else
         code = db_fail(store, err, "check state");
+    if (code == SFC_OK)
+        code = check_columns(store, "check state", err);
     sqlite3_finalize(s);
     return code;
 }
@@ -385,12 +398,11 @@ int sfc_store_add_run(struct sfc_store *store, const struct sfc_store_run *run, 
     bind_u64(s, 1, run->start_step);
     sqlite3_bind_int(s, 2, run->load);
     bind_u64(s, 3, run->map_version);
-    sqlite3_bind_text(s, 4, run->state, -1, SQLITE_TRANSIENT);
-    sqlite3_bind_text(s, 5, run->reason, -1, SQLITE_TRANSIENT);
+    sqlite3_bind_text(s, 4, run->state, -1, SQLITE_STATIC);
+    sqlite3_bind_text(s, 5, run->reason, -1, SQLITE_STATIC);
     sqlite3_bind_blob64(s, 6, run->config ? (const void *)run->config : "", run->config_size,
-                        SQLITE_TRANSIENT);
-    sqlite3_bind_blob64(s, 7, run->map ? (const void *)run->map : "", run->map_size,
-                        SQLITE_TRANSIENT);
+                        SQLITE_STATIC);
+    sqlite3_bind_blob64(s, 7, run->map ? (const void *)run->map : "", run->map_size, SQLITE_STATIC);
     bind_u64(s, 8, run->rewind_window);
     code = db_finish(store, s, "add run", err);
     if (code == SFC_OK)
@@ -406,8 +418,8 @@ int sfc_store_set_run_state(struct sfc_store *store, uint64_t run_id, const char
                           "set run state", err);
     if (code != SFC_OK)
         return code;
-    sqlite3_bind_text(s, 1, state, -1, SQLITE_TRANSIENT);
-    sqlite3_bind_text(s, 2, reason, -1, SQLITE_TRANSIENT);
+    sqlite3_bind_text(s, 1, state, -1, SQLITE_STATIC);
+    sqlite3_bind_text(s, 2, reason, -1, SQLITE_STATIC);
     bind_u64(s, 3, run_id);
     code = db_finish(store, s, "set run state", err);
     if (code == SFC_OK && sqlite3_changes(store->db) == 0)
@@ -423,7 +435,7 @@ int sfc_store_set_run_numerics(struct sfc_store *store, uint64_t run_id, const c
                           "set the run's numerics", err);
     if (code != SFC_OK)
         return code;
-    sqlite3_bind_text(s, 1, numerics, -1, SQLITE_TRANSIENT);
+    sqlite3_bind_text(s, 1, numerics, -1, SQLITE_STATIC);
     bind_u64(s, 2, run_id);
     return db_finish(store, s, "set the run's numerics", err);
 }
@@ -453,6 +465,8 @@ int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struc
         code = column_copy(s, 6, &run.config, &run.config_size, err);
         if (code == SFC_OK)
             code = column_copy(s, 7, &run.map, &run.map_size, err);
+        if (code == SFC_OK)
+            code = check_columns(store, "read run", err);
     } else {
         code = rc == SQLITE_DONE ? sfc_fail(err, SFC_ENOTFOUND, "there is no run")
                                  : db_fail(store, err, "read run");
@@ -521,11 +535,13 @@ static int compare_commit(struct sfc_store *store, const struct sfc_store_commit
         code = db_fail(store, err, "write commit record");
     } else {
         double clip = sqlite3_column_double(s, 0);
+        const void *attempts = sqlite3_column_blob(s, 2);
         size_t size = (size_t)sqlite3_column_bytes(s, 2);
         bool same = memcmp(&clip, &c->clip_scale, sizeof clip) == 0 &&
                     (sqlite3_column_int(s, 1) != 0) == c->applied && size == c->attempts_size &&
-                    (size == 0 || memcmp(sqlite3_column_blob(s, 2), c->attempts, size) == 0);
-        if (!same)
+                    (size == 0 || (attempts && memcmp(attempts, c->attempts, size) == 0));
+        code = check_columns(store, "write commit record", err);
+        if (code == SFC_OK && !same)
             code = sfc_fail(err, SFC_ECONFLICT,
                             "step %llu of run %llu is already committed with other inputs",
                             (unsigned long long)c->step, (unsigned long long)c->run_id);
@@ -551,13 +567,13 @@ int sfc_store_put_commit(struct sfc_store *store, const struct sfc_store_commit 
     bind_u64(s, 2, c->step);
     sqlite3_bind_double(s, 3, c->clip_scale);
     sqlite3_bind_int(s, 4, c->applied);
-    bind_bits(s, 5, c->loss);
+    bind_bits(s, 5, &c->loss);
     sqlite3_bind_double(s, 6, c->lr);
     sqlite3_bind_double(s, 7, c->images_per_s);
     bind_u64(s, 8, c->classes);
     bind_u64(s, 9, c->map_version);
     bind_u64(s, 10, c->position);
-    bind_bits(s, 11, c->norm);
+    bind_bits(s, 11, &c->norm);
     bind_u64(s, 12, c->round_incarnation);
     bind_u64(s, 13, c->round_counter);
     bind_u64(s, 14, c->zero_features);
@@ -584,9 +600,11 @@ int sfc_store_history(struct sfc_store *store, uint64_t run_id, uint64_t after_s
     bind_u64(s, 3, limit);
     size_t n = 0;
     int rc = SQLITE_DONE;
-    while (n < limit && (rc = sqlite3_step(s)) == SQLITE_ROW)
+    while (code == SFC_OK && n < limit && (rc = sqlite3_step(s)) == SQLITE_ROW) {
         read_commit(s, &out[n++]);
-    if (n < limit && rc != SQLITE_DONE)
+        code = check_columns(store, "read history", err);
+    }
+    if (code == SFC_OK && n < limit && rc != SQLITE_DONE)
         code = db_fail(store, err, "read history");
     sqlite3_finalize(s);
     if (code == SFC_OK)
@@ -605,13 +623,18 @@ int sfc_store_last_commit(struct sfc_store *store, uint64_t run_id, struct sfc_s
     if (code != SFC_OK)
         return code;
     bind_u64(s, 1, run_id);
+    struct sfc_store_commit commit;
     int rc = sqlite3_step(s);
-    if (rc == SQLITE_ROW)
-        read_commit(s, out);
-    else
+    if (rc == SQLITE_ROW) {
+        read_commit(s, &commit);
+        code = check_columns(store, "read last commit", err);
+    } else {
         code = rc == SQLITE_DONE ? sfc_fail(err, SFC_ENOTFOUND, "nothing is committed yet")
                                  : db_fail(store, err, "read last commit");
+    }
     sqlite3_finalize(s);
+    if (code == SFC_OK)
+        *out = commit;
     return code;
 }
 
@@ -697,7 +720,7 @@ int sfc_store_put_shard(struct sfc_store *store, uint64_t shard, const char *add
     if (code != SFC_OK)
         return code;
     bind_u64(s, 1, shard);
-    sqlite3_bind_text(s, 2, address, -1, SQLITE_TRANSIENT);
+    sqlite3_bind_text(s, 2, address, -1, SQLITE_STATIC);
     return db_finish(store, s, "register shard", err);
 }
 
@@ -721,12 +744,13 @@ int sfc_store_shards(struct sfc_store *store, struct sfc_store_shard *out, size_
         return code;
     size_t n = 0;
     int rc = SQLITE_DONE;
-    while (n < limit && (rc = sqlite3_step(s)) == SQLITE_ROW) {
+    while (code == SFC_OK && n < limit && (rc = sqlite3_step(s)) == SQLITE_ROW) {
         out[n].shard = column_u64(s, 0);
         column_text(s, 1, out[n].address, sizeof out[n].address);
+        code = check_columns(store, "read shards", err);
         n++;
     }
-    if (n < limit && rc != SQLITE_DONE)
+    if (code == SFC_OK && n < limit && rc != SQLITE_DONE)
         code = db_fail(store, err, "read shards");
     sqlite3_finalize(s);
     if (code == SFC_OK)
@@ -744,7 +768,7 @@ int sfc_store_put_event(struct sfc_store *store, int64_t time_ms, uint64_t run_i
         return code;
     sqlite3_bind_int64(s, 1, time_ms);
     bind_u64(s, 2, run_id);
-    sqlite3_bind_text(s, 3, text, -1, SQLITE_TRANSIENT);
+    sqlite3_bind_text(s, 3, text, -1, SQLITE_STATIC);
     if ((code = db_finish(store, s, "log event", err)) != SFC_OK)
         return code;
     int64_t last = sqlite3_last_insert_rowid(store->db);

@@ -58,10 +58,10 @@ static void registered(const struct sfc_rpc_reply_view *view, void *ctx)
         return;
     }
     Shardfc__V1__RegisterShardReply *reply =
-        sfc_bytes_unpack(view->head, &shardfc__v1__register_shard_reply__descriptor);
+        sfc_unpack(view->head, &shardfc__v1__register_shard_reply__descriptor, NULL);
     if (!reply || reply->shard == 0) {
         sfc_message_free(reply);
-        retry(shard, "its answer is malformed");
+        retry(shard, "its answer is malformed, or memory is short");
         return;
     }
     shard->id = reply->shard;
@@ -108,9 +108,9 @@ static void heartbeat_answered(const struct sfc_rpc_reply_view *view, void *ctx)
         return;
     }
     Shardfc__V1__ShardHeartbeatReply *reply =
-        sfc_bytes_unpack(view->head, &shardfc__v1__shard_heartbeat_reply__descriptor);
+        sfc_unpack(view->head, &shardfc__v1__shard_heartbeat_reply__descriptor, NULL);
     if (!reply) {
-        retry(shard, "its answer is malformed");
+        retry(shard, "its answer is malformed, or memory is short");
         return;
     }
     bool known = reply->registered;
