@@ -107,9 +107,10 @@ static int take_answer(struct question *q, const struct sfc_rpc_reply_view *view
 {
     if (view->code != SFC_OK)
         return sfc_fail(&q->result, view->code, "%s", view->text ? view->text : "");
-    q->reply = sfc_bytes_unpack(view->head, &shardfc__v1__read_step_reply__descriptor);
+    int code;
+    q->reply = sfc_unpack(view->head, &shardfc__v1__read_step_reply__descriptor, &code);
     q->tensor = malloc(view->tensor.size ? view->tensor.size : 1);
-    if (!q->tensor)
+    if (!q->tensor || code == SFC_ENOMEM)
         return sfc_fail(&q->result, SFC_ENOMEM, "no memory for an answer");
     if (!q->reply)
         return sfc_fail(&q->result, SFC_EINVAL, "the answer is malformed");

@@ -19,7 +19,18 @@
 
 enum { OPS = 90, RETRIES = 20, LIVES = 12, MAX_BLOB = 9000, MAX_COMMITS = 64, MAX_DROPS = 16 };
 
-enum op { ADD_RUN, RUN_STATE, NUMERICS, COMMIT, DROP, PUT_SHARD, DROP_SHARD, EVENT, REOPEN };
+enum op {
+    ADD_RUN,
+    RUN_STATE,
+    NUMERICS,
+    COMMIT,
+    DROP,
+    PUT_SHARD,
+    DROP_SHARD,
+    EVENT,
+    REWIND,
+    REOPEN
+};
 
 /* All that the store's readers show. */
 struct world {
@@ -76,7 +87,7 @@ static enum op operation(uint64_t seed, uint64_t i)
 {
     static const enum op first[] = {PUT_SHARD, PUT_SHARD, ADD_RUN, NUMERICS, RUN_STATE, COMMIT};
     static const enum op later[] = {COMMIT,     COMMIT,    COMMIT, COMMIT, DROP,   EVENT,
-                                    DROP_SHARD, PUT_SHARD, DROP,   EVENT,  COMMIT, RUN_STATE};
+                                    DROP_SHARD, PUT_SHARD, DROP,   EVENT,  REWIND, RUN_STATE};
     if (i % 45 < sizeof first / sizeof *first) { /* the second half has a run of its own */
         return first[i % 45];
     }
@@ -107,6 +118,10 @@ static struct world after(struct world w, enum op op, uint64_t seed, uint64_t i)
         break;
     case DROP_SHARD:
         w.shards &= ~(UINT64_C(1) << shard);
+        break;
+    case REWIND: /* drops are of later steps: all of them go */
+        w.steps -= w.steps < 2 ? w.steps : 2;
+        w.drops = 0;
         break;
     case EVENT:
     case REOPEN:
@@ -184,6 +199,8 @@ static int do_operation(struct scheduler *s, enum op op, struct sfc_error *err)
         return sfc_store_drop_shard(s->store, shard, err);
     case EVENT:
         return sfc_store_put_event(s->store, (int64_t)i, w->run, text, err);
+    case REWIND:
+        return sfc_store_rewind(s->store, w->run, w->steps < 2 ? 0 : w->steps - 2, err);
     case REOPEN:
         break;
     }
