@@ -103,6 +103,11 @@ static void items_init(struct bench *b)
     }
 }
 
+static bool is_cpu(const struct sfc_bench_head_options *o)
+{
+    return !strcmp(o->backend, "cpu");
+}
+
 static int bench_open(struct bench *b, const struct sfc_bench_head_options *o,
                       struct sfc_error *err)
 {
@@ -112,6 +117,9 @@ static int bench_open(struct bench *b, const struct sfc_bench_head_options *o,
         rc = sfc_head_check(b->backend, &b->config, err);
     if (!rc && !o->requests && o->steps < 1)
         rc = sfc_fail(err, SFC_EINVAL, "bench: steps must be at least 1");
+    if (!rc && o->exact && !is_cpu(o))
+        rc = sfc_fail(err, SFC_EINVAL,
+                      "bench: the exact sums are timed alone with backend cpu only");
     if (rc)
         return rc;
     size_t rows = b->config.batch, count = (size_t)sfc_head_block_count(&b->config);
@@ -319,7 +327,7 @@ static int measure_floor(struct bench *b, struct sfc_bench_floor *out,
     out->bytes_ms = read / floor.read_gb_s * 1e-6 + update / floor.update_gb_s * 1e-6;
     out->ms = out->gemm_ms + out->bytes_ms;
     r->native = floor.bf16;
-    r->exact_ms = floor.exact_ms;
+    r->exact_ms += floor.exact_ms / 2; /* twice: before the steps and after them */
     return SFC_OK;
 }
 
@@ -367,8 +375,7 @@ static int present_rss(uint64_t *out, struct sfc_error *err)
     return SFC_OK;
 }
 
-static int collect(struct bench *b, const struct sfc_bench_head_options *o,
-                   struct sfc_bench_head_result *r, struct sfc_error *err)
+static int collect(struct bench *b, struct sfc_bench_head_result *r, struct sfc_error *err)
 {
     struct sfc_memory memory;
     uint64_t now = 0;
@@ -391,15 +398,13 @@ static int collect(struct bench *b, const struct sfc_bench_head_options *o,
     r->step_ms = median(b->ms[STEP], b->timed);
     r->best_ms = b->ms[STEP][0];
     snprintf(r->numerics, sizeof r->numerics, "%s", sfc_backend_numerics(b->backend));
-    if (!o->exact)
-        r->exact_ms = 0;
     return SFC_OK;
 }
 
 static int measure(struct bench *b, const struct sfc_bench_head_options *o,
                    struct sfc_bench_head_result *r, struct sfc_error *err)
 {
-    bool has_floor = !strcmp(o->backend, "cpu");
+    bool has_floor = is_cpu(o);
     int rc = warm_up(b, o, err);
     b->peak_rss = peak_rss();
     if (!rc && has_floor)
@@ -409,10 +414,13 @@ static int measure(struct bench *b, const struct sfc_bench_head_options *o,
     if (!rc)
         rc = o->requests ? serve(b, o->requests, o->answers, err) : timed_steps(b, o->steps, err);
     if (!rc)
-        rc = collect(b, o, r, err);
+        rc = collect(b, r, err);
     if (!rc && has_floor)
         rc = measure_floor(b, &r->after, r, err);
     r->floor = mean_floor(&r->before, &r->after);
+    r->has_floor = has_floor;
+    r->has_exact = o->exact;
+    r->exact_ms = o->exact ? r->exact_ms : 0;
     return rc;
 }
 

@@ -16,7 +16,7 @@ struct sfc_bench_head_options {
     enum sfc_rounding rounding;
     enum sfc_momentum_mode momentum_mode;
     enum sfc_optimizer optimizer;
-    bool exact; /* time the exact sums alone as well (cpu) */
+    bool exact; /* time the exact sums alone as well; cpu only */
     /* NULL, or a directory that exists: the initial W and what the first two steps took and gave
      * (kernels/bench_head_dump.h). */
     const char *dump;
@@ -32,14 +32,16 @@ struct sfc_bench_floor {
     double gflops, read_gb_s, update_gb_s;
 };
 
-/* Milliseconds are medians over the steps. */
+/* Milliseconds are medians over the steps. has_floor, has_exact: whether these were measured; else
+ * they are 0. */
 struct sfc_bench_head_result {
     double step_ms, best_ms;
     double plan_ms, logits_ms, gradient_ms, commit_ms;
     double init_ms; /* creation with the initial values of W */
-    /* cpu; 0 for other backends: measured just before and just after the steps, and their mean */
+    bool has_floor, has_exact;
+    /* cpu: measured just before and just after the steps, and their mean */
     struct sfc_bench_floor before, after, floor;
-    double exact_ms; /* all fixed-point additions of one step (0 unless asked for) */
+    double exact_ms; /* all fixed-point additions of one step, mean of before and after the steps */
     uint64_t sampled, state_bytes;
     uint64_t peak_rss_bytes; /* without what measuring the floor takes */
     uint64_t steps;          /* timed */
@@ -50,7 +52,8 @@ struct sfc_bench_head_result {
 
 int sfc_bench_head(const struct sfc_bench_head_options *options,
                    struct sfc_bench_head_result *result, struct sfc_error *err);
-/* False when the two floors differ by more than 5 %: something else ran beside the steps. */
+/* False when the two floors differ by more than 5 %: something else ran beside the steps. Means
+ * nothing without a floor. */
 bool sfc_bench_head_quiet(const struct sfc_bench_head_result *result);
 /* One JSON object and a newline; a table for people. */
 void sfc_bench_head_json(FILE *out, const struct sfc_bench_head_options *options,

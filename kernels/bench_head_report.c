@@ -16,12 +16,35 @@ static const char *products_name(const struct sfc_bench_head_options *o,
     return r->native ? "bf16 (native)" : "bf16 (in f32 arithmetic)";
 }
 
-static void floor_json(FILE *out, const struct sfc_bench_floor *f)
+static void floor_json(FILE *out, const char *name, const struct sfc_bench_floor *f)
 {
     fprintf(out,
-            "{\"ms\": %.3f, \"gemm_ms\": %.3f, \"bytes_ms\": %.3f, \"gflops\": %.1f, "
-            "\"read_gb_s\": %.1f, \"update_gb_s\": %.1f}",
-            f->ms, f->gemm_ms, f->bytes_ms, f->gflops, f->read_gb_s, f->update_gb_s);
+            "\"%s\": {\"ms\": %.3f, \"gemm_ms\": %.3f, \"bytes_ms\": %.3f, \"gflops\": %.1f, "
+            "\"read_gb_s\": %.1f, \"update_gb_s\": %.1f}, ",
+            name, f->ms, f->gemm_ms, f->bytes_ms, f->gflops, f->read_gb_s, f->update_gb_s);
+}
+
+/* null where there is none. */
+static void floors_json(FILE *out, const struct sfc_bench_head_result *r)
+{
+    if (!r->has_floor) {
+        fprintf(out, "\"floor_ms\": null, \"floor\": null, \"floor_before\": null, "
+                     "\"floor_after\": null, \"quiet\": null, ");
+        return;
+    }
+    fprintf(out, "\"floor_ms\": %.3f, ", r->floor.ms);
+    floor_json(out, "floor", &r->floor);
+    floor_json(out, "floor_before", &r->before);
+    floor_json(out, "floor_after", &r->after);
+    fprintf(out, "\"quiet\": %s, ", sfc_bench_head_quiet(r) ? "true" : "false");
+}
+
+static void exact_json(FILE *out, const struct sfc_bench_head_result *r)
+{
+    if (r->has_exact)
+        fprintf(out, "\"exact_ms\": %.3f, ", r->exact_ms);
+    else
+        fprintf(out, "\"exact_ms\": null, ");
 }
 
 void sfc_bench_head_json(FILE *out, const struct sfc_bench_head_options *o,
@@ -30,17 +53,12 @@ void sfc_bench_head_json(FILE *out, const struct sfc_bench_head_options *o,
     fprintf(
         out,
         "{\"step_ms\": %.3f, \"best_ms\": %.3f, \"steps\": %llu, \"phases_ms\": {\"plan\": %.3f, "
-        "\"logits\": %.3f, \"gradient\": %.3f, \"commit\": %.3f}, \"floor_ms\": %.3f, ",
+        "\"logits\": %.3f, \"gradient\": %.3f, \"commit\": %.3f}, ",
         r->step_ms, r->best_ms, (unsigned long long)r->steps, r->plan_ms, r->logits_ms,
-        r->gradient_ms, r->commit_ms, r->floor.ms);
-    fprintf(out, "\"floor\": ");
-    floor_json(out, &r->floor);
-    fprintf(out, ", \"floor_before\": ");
-    floor_json(out, &r->before);
-    fprintf(out, ", \"floor_after\": ");
-    floor_json(out, &r->after);
-    fprintf(out, ", \"quiet\": %s, \"exact_ms\": %.3f, \"init_ms\": %.1f, ",
-            sfc_bench_head_quiet(r) ? "true" : "false", r->exact_ms, r->init_ms);
+        r->gradient_ms, r->commit_ms);
+    floors_json(out, r);
+    exact_json(out, r);
+    fprintf(out, "\"init_ms\": %.1f, ", r->init_ms);
     fprintf(out,
             "\"classes\": %llu, \"sampled\": %llu, \"batch\": %u, \"micro_batch\": %u, "
             "\"dim\": %u, \"block_size\": %u, \"dtype\": \"%s\", \"gemm\": \"%s\", \"products\": "
@@ -85,9 +103,9 @@ void sfc_bench_head_table(FILE *out, const struct sfc_bench_head_options *o,
             (unsigned long long)r->steps, r->best_ms);
     fprintf(out, "  plan    %8.2f\n  logits  %8.2f\n  gradient%8.2f\n  commit  %8.2f\n", r->plan_ms,
             r->logits_ms, r->gradient_ms, r->commit_ms);
-    if (r->floor.ms > 0)
+    if (r->has_floor)
         floor_table(out, r);
-    if (r->exact_ms > 0)
+    if (r->has_exact)
         fprintf(out, "exact sums%8.2f ms, %.1f %% of the step\n", r->exact_ms,
                 100 * r->exact_ms / r->step_ms);
     fprintf(out, "state     %8.1f MB, %.0f bytes per class; peak memory %.1f MB; made in %.0f ms\n",

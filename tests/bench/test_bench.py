@@ -2,7 +2,7 @@
 """`shardfc bench` tells the truth about what it computes, has the keys that scripts rely on, and refuses wrong usage.
 No time is asserted.
 
-    test_bench.py [head|dump|demand|rpc|kernels|usage ...]     default: all
+    test_bench.py [head|exact|reference|dump|demand|rpc|kernels|usage ...]     default: all
 """
 import json
 import os
@@ -47,6 +47,22 @@ def test_head():
         check(near_limit or said["quiet"] != far, "`quiet` does not follow from the floors")
         check(said["steps"] == 3 and 300 <= said["sampled"] <= 320, f"steps or sample: {said}")
         check(said["peak_rss_bytes"] < 100e6, "the floor's buffers count as the head's memory")
+
+
+def test_exact():
+    (said,) = bench("head", *SMALL, "--steps", 1, "--json")
+    check(said["exact_ms"] is None, f"exact sums that nobody asked for: {said['exact_ms']}")
+    (said,) = bench("head", *SMALL, "--steps", 1, "--exact", "--json")
+    check(said["exact_ms"] > 0, f"the exact sums take {said['exact_ms']} ms")
+    check("exact sums" in bench("head", *SMALL, "--steps", 1, "--exact"), "no exact sums in the table")
+    check("exact sums" not in bench("head", *SMALL, "--steps", 1), "exact sums in the table of a run without them")
+
+
+def test_reference():
+    (said,) = bench("head", *SMALL, "--steps", 1, "--backend", "reference", "--json")
+    known = {k for k in ("floor_ms", "floor", "floor_before", "floor_after", "quiet", "exact_ms") if said[k] is not None}
+    check(not known, f"not measured, but told: {known}")
+    check("floor" not in bench("head", *SMALL, "--steps", 1, "--backend", "reference"), "a floor that nobody measured")
 
 
 def unit(rows):
@@ -132,7 +148,7 @@ def test_kernels():
 
 def test_usage():
     for wrong in ((), ("feet",), ("head", "--steps", 0), ("head", "--on-demand"), ("head", "--dump", "/nowhere/at/all"),
-                  ("head", "--batch", 8, "--micro-batch", 3), ("rpc", "--outstanding", 0), ("rpc", "--body", "200M"),
+                  ("head", "--batch", 8, "--micro-batch", 3), ("head", "--exact", "--backend", "reference"), ("rpc", "--outstanding", 0), ("rpc", "--body", "200M"),
                   ("rpc", "--outstanding", 1024), ("rpc", "--body", 1, "--volume", "1G"), ("rpc", "--volume", 5),
                   ("kernels", "--dim", 0), ("kernels", "--batch", 5000), ("kernels", "extra")):
         small = SMALL if wrong[:1] == ("head",) and "--batch" not in wrong else ()
