@@ -3,7 +3,7 @@
 ends with the bits of a run that nothing happened to; what no other shard has is refused, with file, offset and
 what to do.
 
-    test_lost_log.py [flip|segment|all|both|backbone|alone|answers ...]     default: all
+    test_lost_log.py [flip|segment|all|both|backbone|owner|alone|answers ...]     default: all
 """
 import random
 import re
@@ -253,6 +253,56 @@ def test_backbone():
         c.wait_step(40)
 
 
+def stamps(shard, kind):
+    """{block: steps of its snapshots, newest first}."""
+    found = {}
+    for path in shard.state.glob(f"run-*/{kind}-*.sfs"):
+        _, block, step = path.stem.split("-")
+        found.setdefault(int(block), []).append((int(step), path))
+    return {block: sorted(steps, reverse=True) for block, steps in found.items()}
+
+
+def needed_by_classes(shard):
+    """Makes a step that a class block of the shard needs and no dense block; None: not with these snapshots."""
+    dense = min((steps[0][0] for steps in stamps(shard, "dense").values()), default=0)
+    logged = {of for path in segments(shard) for kind, of, _, _ in records(path) if kind == 1}
+    for steps in stamps(shard, "class").values():
+        if len(steps) > 1 and steps[1][0] + 1 <= dense and steps[1][0] + 1 in logged:
+            steps[0][1].unlink()
+            return steps[1][0] + 1
+    return None
+
+
+def test_owner():
+    """The owner of dense blocks takes a lost step from another shard when its dense blocks are past it."""
+    with Cluster() as c:
+        start(c, "--recovery-target", "50ms", "--log-limit", "1G")
+        images(c)
+        k, step, at = None, None, 30
+        while step is None:
+            c.wait_step(at)
+            k = owners(c).index(True) if k is None else k
+            c.shards[k].kill()
+            step = needed_by_classes(c.shards[k])
+            if step is not None:
+                flip(c.shards[k], step)
+            victim = c.shards[k]
+            again = c.restart_shard(victim)
+            c.shards.insert(k, c.shards.pop())
+            at += 10
+        c.wait_state("finished", 120)
+        back(c)
+        check(re.search(rf"step {step} is not in this shard's log .* taking it from shard", again.stderr()),
+              again.stderr())
+        got = result(c)
+    with Cluster() as c:
+        start(c)
+        images(c)
+        c.wait_state("finished", 120)
+        expected = result(c)
+    check(got == expected, f"state {got[0]}, undisturbed {expected[0]}")
+
+
 def ask(c, shard, **fields):
     try:
         return c.shard_stub(shard.address).ReadStep(pb.ReadStepRequest(**fields), timeout=10 * cluster.TIME_SCALE)
@@ -294,7 +344,7 @@ def test_answers():
 
 
 def main():
-    for name in sys.argv[1:] or ["flip", "segment", "all", "both", "backbone", "alone", "answers"]:
+    for name in sys.argv[1:] or ["flip", "segment", "all", "both", "backbone", "owner", "alone", "answers"]:
         begin = time.monotonic()
         globals()[f"test_{name}"]()
         print(f"ok {name} {time.monotonic() - begin:.1f} s", flush=True)
