@@ -114,7 +114,7 @@ int main(int argc, char **argv)
     struct sfc_options *parsed;
     int code = sfc_options_main(&program, argc, argv, &options, &parsed);
     if (code >= 0)
-        return code;
+        return sfc_process_end("shardfc-worker", code);
     if (strcmp(options.device, "cpu")) {
         fprintf(stderr, "shardfc-worker: --device %s: this build has only cpu\n", options.device);
         sfc_options_free(parsed);

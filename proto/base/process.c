@@ -1,9 +1,12 @@
 #include "proto/base/process.h"
 
+#include <errno.h>
 #include <malloc.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 enum {
@@ -28,6 +31,18 @@ void sfc_process_tune(char **argv)
     mallopt(M_MMAP_THRESHOLD, MMAP_FROM);
     mallopt(M_TRIM_THRESHOLD, TRIM_FROM);
     signal(SIGPIPE, SIG_IGN);
+}
+
+int sfc_process_end(const char *program, int code)
+{
+    errno = 0;
+    bool lost = fflush(stdout) != 0 || ferror(stdout) != 0;
+    if (code != 0 || !lost) {
+        return code;
+    }
+    fprintf(stderr, "%s: standard output: not everything could be written%s%s\n", program,
+            errno != 0 ? ": " : "", errno != 0 ? strerror(errno) : "");
+    return 1;
 }
 
 uint64_t sfc_process_memory(void)

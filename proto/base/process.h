@@ -1,4 +1,4 @@
-/* What every program does first and once. */
+/* What every program does first, and last. */
 #ifndef SFC_BASE_PROCESS_H
 #define SFC_BASE_PROCESS_H
 
@@ -13,6 +13,11 @@
  * - Ignores SIGPIPE: a peer that closes its end is an error of the write, not a signal.
  * Failures leave the process as it was; they cost speed only. */
 void sfc_process_tune(char **argv);
+
+/* Call last in main: writes out what stdout holds and returns the exit code. A program that was to end
+ * well (code 0) and whose output did not all arrive (full disk, a reader that went away) says so on
+ * stderr and ends with 1. */
+int sfc_process_end(const char *program, int code);
 
 /* Memory of this process in bytes: its proportional set size, in which a page of a library that n
  * processes share counts for an n-th, so that the sum over processes is what the machine holds. 0 where the

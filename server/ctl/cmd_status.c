@@ -359,10 +359,13 @@ static int follow(const struct status_options *o, struct sfc_cluster *cluster, F
         const Shardfc__V1__StatusReply *s = (const Shardfc__V1__StatusReply *)answer.message;
         bool over = o->until_done && is_over(s->state);
         show(&w, o, s, over);
+        if (ferror(stdout) != 0) { /* nobody is there to see the end */
+            code = sfc_fail(err, SFC_EIO, "standard output: can't be written any more");
+        }
         if (s->step < w.traced_step) { /* rewound: what comes again is written again */
             w.traced_step = s->step;
         }
-        if (trace != NULL && w.run_id != 0) {
+        if (code == SFC_OK && trace != NULL && w.run_id != 0) {
             code = trace_more(cluster, trace, w.run_id, &w.traced_step, err);
         }
         if (code == SFC_OK && over && strcmp(s->state, "finished") != 0) {

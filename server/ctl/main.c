@@ -41,9 +41,8 @@ static void print_help(FILE *file)
             "wrong usage or bad input.\n");
 }
 
-int main(int argc, char **argv)
+static int run(int argc, char **argv)
 {
-    sfc_process_tune(argv);
     if (argc < 2) {
         print_help(stderr);
         return 2;
@@ -63,4 +62,10 @@ int main(int argc, char **argv)
     }
     fprintf(stderr, "shardfc: unknown command '%s'; `shardfc --help` lists them\n", argv[1]);
     return 2;
+}
+
+int main(int argc, char **argv)
+{
+    sfc_process_tune(argv);
+    return sfc_process_end("shardfc", run(argc, argv));
 }

@@ -20,7 +20,7 @@ int main(int argc, char **argv)
     struct sfc_options *parsed = NULL;
     int code = sfc_options_main(&sfc_shard_program, argc, argv, &options, &parsed);
     if (code >= 0)
-        return code;
+        return sfc_process_end("shardfc-shard", code);
     struct sfc_daemon daemon;
     struct sfc_shard *shard = NULL;
     struct sfc_error err = {0};

@@ -67,8 +67,17 @@ def test_usage():
     started = time.monotonic()
     expect(tool("shardfc", "status", "--scheduler", "127.0.0.1:1"), 1, "127.0.0.1:1")
     check(time.monotonic() - started < 30 * cluster.TIME_SCALE, "status without a scheduler takes too long")
+    full_disk()
     impossible_flags()
     one_table_three_sources()
+
+
+def full_disk():
+    """What was to be printed and wasn't is a failure, whatever printed it."""
+    commands = [(p, "--help") for p in PROGRAMS] + [("shardfc", "--version"), ("shardfc", "status", "--help")]
+    for command in (*commands, ("shardfc", "bench", "head", "--classes", "1000", "--steps", "2", "--json")):
+        with open("/dev/full", "w") as full:
+            expect(tool(*command, stdout=full), 1, "standard output", "No space left")
 
 
 def impossible_flags():
@@ -217,6 +226,9 @@ def test_lifecycle():
         idle = status(c)
         check(idle["state"] == "idle" and idle["shards"] == [], f"idle: {idle}")
         expect(c.ctl("status", check=False), 0)
+        with open("/dev/full", "w") as full:
+            expect(tool("shardfc", "status", "--scheduler", c.address, stdout=full), 1, "standard output")
+            expect(tool("shardfc", "watch", "--scheduler", c.address, stdout=full), 1, "standard output")
         expect(c.ctl("create", *synthetic(10), check=False), 1, "shardfc-shard")
         for command in (("pause",), ("resume",), ("stop",), ("checkpoint", "--out", c.folder / "never")):
             expect(c.ctl(*command, check=False), 1, "run")
