@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "kernels/lag.h"
+#include "proto/limits.h"
 #include "server/ctl/checkpoint.h"
 #include "server/ctl/hold.h"
 #include "worker/synthetic.h"
@@ -39,6 +40,7 @@ static const struct sfc_option table[] = {
     {.name = "others",
      .type = SFC_OPTION_U64,
      .offset = AT(others),
+     .max = SFC_LIMIT_CLASSES,
      .fallback = "100000",
      .help = "other classes to rank them among, spread evenly over the blocks"},
     {.name = "json",

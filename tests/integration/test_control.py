@@ -113,6 +113,8 @@ def impossible_flags():
     expect(tool("shardfc", "export", "--checkpoint", "/no/such", "--out", "/no/such/out", "--format", "onnx"), 2,
            "--format", "onnx")
     expect(tool("shardfc", "export", "--checkpoint", "/no/such", "--out", "/no/such/out"), 2, "/no/such")
+    for others in (1 << 63, (1 << 64) - 1):
+        expect(tool("shardfc", "rank", "--scheduler", "127.0.0.1:1", "--others", others), 2, "--others")
     expect(tool("shardfc", "verify", "/no/such"), 2, "/no/such")
     expect(tool("shardfc", "verify"), 2, "DIR")
     expect(tool("shardfc", "eval", "--checkpoint", "/no/such"), 2, "--pairs")
