@@ -133,28 +133,28 @@ static const struct sfc_option table[] = {
      .low = 0,
      .high = 0.9999,
      .fallback = "0.9",
-     .help = "momentum of sgd"},
+     .help = "momentum of sgd; refused with adamw"},
     {.name = "beta1",
      .type = SFC_OPTION_DOUBLE,
      .offset = AT(beta1),
      .low = 0,
      .high = SFC_LIMIT_BETA1,
      .fallback = "0.9",
-     .help = "decay of adamw's first moment"},
+     .help = "decay of adamw's first moment; refused with sgd"},
     {.name = "beta2",
      .type = SFC_OPTION_DOUBLE,
      .offset = AT(beta2),
      .low = 0,
      .high = SFC_LIMIT_BETA2,
      .fallback = "0.999",
-     .help = "decay of adamw's second moment"},
+     .help = "decay of adamw's second moment; refused with sgd"},
     {.name = "epsilon",
      .type = SFC_OPTION_DOUBLE,
      .offset = AT(epsilon),
      .low = SFC_LIMIT_EPSILON_MIN,
      .high = SFC_LIMIT_EPSILON_MAX,
      .fallback = "1e-8",
-     .help = "added to the root of adamw's second moment"},
+     .help = "added to the root of adamw's second moment; refused with sgd"},
     {.name = "momentum-mode",
      .type = SFC_OPTION_ENUM,
      .offset = AT(momentum_mode),
@@ -672,6 +672,23 @@ static int create(const struct create_options *o, struct sfc_error *err)
     return code;
 }
 
+/* What would do nothing is refused: whoever gives it expects something of it. */
+static int check_optimizer(const struct create_options *o, const struct sfc_options *parsed,
+                           struct sfc_error *err)
+{
+    static const char *const of_sgd[] = {"momentum", NULL};
+    static const char *const of_adamw[] = {"beta1", "beta2", "epsilon", NULL};
+    bool sgd = strcmp(optimizers[o->optimizer], "sgd") == 0;
+    for (const char *const *name = sgd ? of_adamw : of_sgd; *name != NULL; name++) {
+        if (sfc_options_given(parsed, *name)) {
+            return sfc_fail(err, SFC_EINVAL,
+                            "--%s: optimizer %s has none; leave it out, or give --optimizer %s",
+                            *name, optimizers[o->optimizer], sgd ? "adamw" : "sgd");
+        }
+    }
+    return SFC_OK;
+}
+
 int sfc_cmd_create(int argc, char **argv)
 {
     struct create_options o;
@@ -681,7 +698,10 @@ int sfc_cmd_create(int argc, char **argv)
         return exit_code;
     }
     struct sfc_error err;
-    int code = create(&o, &err);
+    int code = check_optimizer(&o, parsed, &err);
+    if (code == SFC_OK) {
+        code = create(&o, &err);
+    }
     sfc_options_free(parsed);
     return code == SFC_OK ? 0 : sfc_command_failed("create", &err);
 }

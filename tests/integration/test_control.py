@@ -99,6 +99,8 @@ def impossible_flags():
             (("--filter", "2"), "--filter"), (("--filter", "nan"), "--filter"),
             (("--momentum-mode", "never"), "--momentum-mode"), (("--optimizer", "lion"), "--optimizer"),
             (("--optimizer", "adamw", "--momentum-mode", "dense"), "adamw"),
+            (("--optimizer", "adamw", "--momentum", "0.5"), "--momentum"), (("--beta1", "0.8"), "--beta1"),
+            (("--beta2", "0.99"), "--beta2"), (("--epsilon", "1e-7"), "--epsilon"),
             (("--beta1", "1"), "--beta1"), (("--beta2", "-1"), "--beta2"), (("--epsilon", "0"), "--epsilon"),
             (("--block-size", "9999999999"), "block-size"), (("--seed", "x"), "--seed"),
             (("--hot-classes", "101"), "hot_classes"), (("--hot-classes", "9999999"), "--hot-classes"),
