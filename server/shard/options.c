@@ -100,7 +100,8 @@ static const struct sfc_option table[] = {
      .offset = AT(store_dir),
      .help =
          "keep class blocks in a scratch file in this folder instead of memory, for class layers "
-         "larger than memory (a fast local disk; the file has no name and ends with the run); "
+         "larger than memory (a fast local disk; refused on tmpfs; the file has no name and ends "
+         "with the run); "
          "--memory then counts only the rest"},
     {.name = "threads",
      .type = SFC_OPTION_U64,

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +10,7 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "proto/base/log.h"
@@ -47,6 +49,20 @@ static int take_memory_limit(struct sfc_shard *shard, struct sfc_error *err)
     return SFC_OK;
 }
 
+/* A file there would be memory, counted neither by --memory nor as a disk. */
+static int check_on_disk(const char *dir, struct sfc_error *err)
+{
+    struct statfs system;
+    if (statfs(dir, &system))
+        return sfc_fail_errno(err, "%s", dir);
+    if (system.f_type == TMPFS_MAGIC || system.f_type == RAMFS_MAGIC)
+        return sfc_fail(err, SFC_EINVAL,
+                        "%s is on a %s, which is memory; give a folder on a disk, or leave "
+                        "--store-dir out and keep class blocks in memory",
+                        dir, system.f_type == TMPFS_MAGIC ? "tmpfs" : "ramfs");
+    return SFC_OK;
+}
+
 /* What the file system has now; the file of a run takes its part when the run is opened. */
 static int take_store_dir(struct sfc_shard *shard, struct sfc_error *err)
 {
@@ -55,6 +71,8 @@ static int take_store_dir(struct sfc_shard *shard, struct sfc_error *err)
     if (!dir)
         return SFC_OK;
     int code = sfc_compute_set_store(shard->compute, dir, err);
+    if (code == SFC_OK)
+        code = check_on_disk(dir, err);
     if (code == SFC_OK && statvfs(dir, &space))
         code = sfc_fail_errno(err, "%s", dir);
     if (code != SFC_OK)

@@ -5,10 +5,12 @@
 """
 import json
 import os
+import pathlib
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -498,10 +500,10 @@ def test_store():
     """Class blocks in a scratch file: the same state, no name left behind, memory counted without them."""
     digests = []
     for store in (False, True):
-        with Cluster() as c:
+        # beside the programs, not in a temporary folder: that may be a tmpfs, which is refused
+        with Cluster() as c, tempfile.TemporaryDirectory(prefix="sfc-store-", dir=cluster.BIN) as name:
             c.start_scheduler()
-            folder = c.folder / "blocks"
-            folder.mkdir()
+            folder = pathlib.Path(name)
             # 12.5 MiB of blocks on each of two shards: too much for memory, not for a disk
             c.start_shards(2, *(("--memory", "8M", "--store-dir", folder) if store else ("--memory", "64M")))
             c.create_run(classes=50000, dim=64, steps=12, global_batch=16, micro_batch=8)
@@ -514,6 +516,9 @@ def test_store():
     check(digests[0] == digests[1], f"blocks in memory and on disk: {digests}")
     expect(tool("shardfc-shard", "--scheduler", "127.0.0.1:1", "--durable", "off", "--store-dir", "/no/such"), 1,
            "--store-dir", "/no/such")
+    if os.path.isdir("/dev/shm"):
+        expect(tool("shardfc-shard", "--scheduler", "127.0.0.1:1", "--durable", "off", "--store-dir", "/dev/shm"), 2,
+               "--store-dir", "/dev/shm", "tmpfs", "memory")
 
 
 def main():
