@@ -27,6 +27,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "integration"))
 from cluster import Cluster, wait_until  # noqa: E402
 
+MAX_LANES = 256  # of a worker
 WARM_UP = 3  # steps that don't count: pages and connections are new
 
 
@@ -158,21 +159,37 @@ def claims(a, r):
            not a.max_step or r["step_s"] <= a.max_step)
 
 
-def main():
+def count(most):
+    def parse(text):
+        value = int(text) if text.isdecimal() else 0
+        if not 1 <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text}: from 1 to {most}")
+        return value
+    return parse
+
+
+def share(text):
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: above 0, at most 1")
+    return value
+
+
+def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--classes", type=int, default=10000000)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--shards", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each shard")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--micro-batch", type=int, default=32)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--sample-rate", type=float, default=0.1)
-    parser.add_argument("--dtype", default="bf16")
-    parser.add_argument("--gemm", default="auto")
-    parser.add_argument("--momentum-mode", default="sampled")
-    parser.add_argument("--hot", type=int, default=512, help="classes with samples")
-    parser.add_argument("--others", type=int, default=100000, help="classes without samples to rank among")
+    parser.add_argument("--classes", type=count(1 << 40), default=10000000)
+    parser.add_argument("--steps", type=count(1 << 24), default=50)
+    parser.add_argument("--shards", type=count(256), default=1)
+    parser.add_argument("--threads", type=count(1024), default=os.cpu_count(), help="of each shard")
+    parser.add_argument("--batch", type=count(65536), default=128)
+    parser.add_argument("--micro-batch", type=count(65536), default=32)
+    parser.add_argument("--dim", type=count(8192), default=512)
+    parser.add_argument("--sample-rate", type=share, default=0.1)
+    parser.add_argument("--dtype", choices=("f32", "bf16"), default="bf16")
+    parser.add_argument("--gemm", choices=("auto", "f32", "bf16"), default="auto")
+    parser.add_argument("--momentum-mode", choices=("auto", "sampled", "dense"), default="sampled")
+    parser.add_argument("--hot", type=count(1 << 20), default=512, help="classes with samples")
+    parser.add_argument("--others", type=count(1 << 40), default=100000, help="classes without samples to rank among")
     parser.add_argument("--plan-error", type=float, default=0.03, help="0: not asserted (sanitizers use more)")
     parser.add_argument("--max-gb", type=float)
     parser.add_argument("--max-step", type=float)
@@ -180,6 +197,17 @@ def main():
     a = parser.parse_args()
     if a.steps < 2 * WARM_UP:
         parser.error(f"--steps {a.steps}: at least {2 * WARM_UP}")
+    if a.hot > a.classes:
+        parser.error(f"--hot {a.hot}: more than --classes {a.classes}")
+    if a.batch % a.micro_batch:
+        parser.error(f"--micro-batch {a.micro_batch}: --batch {a.batch} is not a multiple of it")
+    if a.batch // a.micro_batch > MAX_LANES:
+        parser.error(f"--micro-batch {a.micro_batch}: more than {MAX_LANES} of them in a batch of {a.batch}")
+    return a
+
+
+def main():
+    a = options()
     result = measure(a)
     result["claims"] = [{"text": text, "holds": bool(holds)} for text, holds in claims(a, result)]
     for claim in result["claims"]:

@@ -157,6 +157,11 @@ def test_usage():
         bench("head", *SMALL, "--on-demand", said=text, status=2)
     for what in ("head", "rpc", "kernels"):
         check("--json" in bench(what, "--help"), f"{what} --help")
+    for wrong in (("--shards", "0"), ("--micro-batch", "0"), ("--micro-batch", "33"), ("--threads", "0"),
+                  ("--dtype", "foo"), ("--classes", "100"), ("--steps", "5"), ("--sample-rate", "nan")):
+        done = subprocess.run([sys.executable, TOP / "tests" / "bench" / "ten_million.py", *wrong], text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=100)
+        check(done.returncode == 2 and "Traceback" not in done.stderr, f"{wrong}: {done.returncode}, {done.stderr}")
 
 
 def main():
