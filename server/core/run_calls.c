@@ -380,6 +380,9 @@ void sfc_run_handle(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     case SFC_EV_HOLD:
         sfc_run_hold(run, e, actions);
         return;
+    case SFC_EV_WATCH:
+        sfc_run_watch(run, e, actions);
+        return;
     case SFC_EV_RELEASE:
         sfc_run_release(run, e, actions);
         return;

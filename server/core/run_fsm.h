@@ -98,6 +98,7 @@ enum sfc_run_event_type {
     SFC_EV_CANCEL,       /* token: the waiting call was cancelled */
     SFC_EV_OPEN_SESSION, /* token */
     SFC_EV_HOLD,         /* token, hold_id (0 = new), step (0 = next boundary) */
+    SFC_EV_WATCH,        /* token, step: answered with REPLY_HOLD; nothing is held */
     SFC_EV_RELEASE,      /* token, hold_id */
     SFC_EV_START,
     SFC_EV_PAUSE,
@@ -171,7 +172,7 @@ enum sfc_run_action_type {
     SFC_ACT_REPLY_TICKET,  /* token, granted, data, step, j, attempt, dropped */
     SFC_ACT_REPLY_DONE,    /* token, accepted */
     SFC_ACT_REPLY_SESSION, /* token, session, step (next), attempt */
-    SFC_ACT_REPLY_HOLD,    /* token, hold_id, held, step */
+    SFC_ACT_REPLY_HOLD,    /* token, hold_id (of a watch 0), held, step */
     SFC_ACT_COMMITTED,     /* step, record: for statistics and history */
     SFC_ACT_STATE,         /* state, text (reason): it changed; make it durable */
 };
@@ -213,6 +214,7 @@ enum sfc_waiting_kind {
     SFC_WAITING_DATA,
     SFC_WAITING_GRANT,
     SFC_WAITING_HOLD,
+    SFC_WAITING_WATCH,
     SFC_WAITING_SESSION,
     SFC_WAITING_DROP,
     SFC_WAITING_REWIND
@@ -222,7 +224,7 @@ struct sfc_waiting {
     enum sfc_waiting_kind kind;
     uint64_t token;
     uint64_t worker;
-    uint64_t hold_id; /* DROP: its number */
+    uint64_t hold_id; /* DROP: its number; WATCH: the step */
     uint64_t since_ms;
 };
 

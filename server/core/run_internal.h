@@ -64,6 +64,8 @@ void sfc_run_worker_waits_no_more(struct sfc_run_fsm *run, uint64_t worker,
                                   struct sfc_run_actions *actions);
 void sfc_run_hold(struct sfc_run_fsm *run, const struct sfc_run_event *event,
                   struct sfc_run_actions *actions);
+void sfc_run_watch(struct sfc_run_fsm *run, const struct sfc_run_event *event,
+                   struct sfc_run_actions *actions);
 void sfc_run_release(struct sfc_run_fsm *run, const struct sfc_run_event *event,
                      struct sfc_run_actions *actions);
 /* Answers every waiting call that can be answered now. */

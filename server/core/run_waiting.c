@@ -77,6 +77,27 @@ static struct sfc_hold *find_hold(struct sfc_run_fsm *run, uint64_t id)
     return NULL;
 }
 
+static int check_end(struct sfc_run_fsm *run, uint64_t step)
+{
+    if (step > run->config.schedule.steps)
+        return sfc_fail(&run->error, SFC_EINVAL, "the run ends at step %llu, before step %llu",
+                        (ull)run->config.schedule.steps, (ull)step);
+    return SFC_OK;
+}
+
+/* Whether there is a state that can be read, now or later. */
+static int check_state(struct sfc_run_fsm *run)
+{
+    if (run->failed)
+        return sfc_fail(&run->error, SFC_ESTATE, "the run has failed: %s", run->reason);
+    if (run->stopped)
+        return sfc_fail(&run->error, SFC_ESTATE, "the run is stopped, its blocks are freed");
+    if (run->config.load && !run->start_wanted)
+        return sfc_fail(&run->error, SFC_ESTATE,
+                        "the run is loading: wait for `shardfc restore` to end, or stop the run");
+    return SFC_OK;
+}
+
 static int new_hold(struct sfc_run_fsm *run, const struct sfc_run_event *e, struct sfc_hold **out)
 {
     const struct sfc_commit_fsm *c = &run->commit;
@@ -85,9 +106,9 @@ static int new_hold(struct sfc_run_fsm *run, const struct sfc_run_event *e, stru
     uint64_t first = c->committed + busy;
     if (!h)
         return sfc_fail(&run->error, SFC_ELIMIT, "%u holds are there already", SFC_MAX_HOLDS);
-    if (e->step > run->config.schedule.steps)
-        return sfc_fail(&run->error, SFC_EINVAL, "the run ends at step %llu, before step %llu",
-                        (ull)run->config.schedule.steps, (ull)e->step);
+    int rc = check_end(run, e->step);
+    if (rc != SFC_OK)
+        return rc;
     if (e->step != 0 && e->step < first)
         return sfc_fail(&run->error, SFC_ESTATE, "step %llu has passed: the run is at step %llu",
                         (ull)e->step, (ull)c->committed);
@@ -101,15 +122,10 @@ void sfc_run_hold(struct sfc_run_fsm *run, const struct sfc_run_event *e,
                   struct sfc_run_actions *actions)
 {
     struct sfc_hold *h = NULL;
-    int rc = SFC_OK;
-    if (run->failed || run->stopped)
-        rc = sfc_fail(&run->error, SFC_ESTATE, "the run is %s", sfc_run_state_name(run->state));
-    else if (run->config.load && !run->start_wanted)
-        rc = sfc_fail(&run->error, SFC_ESTATE,
-                      "the run is loading: wait for `shardfc restore` to end, or stop the run");
-    else if (e->hold_id == 0)
+    int rc = check_state(run);
+    if (rc == SFC_OK && e->hold_id == 0)
         rc = new_hold(run, e, &h);
-    else if (!(h = find_hold(run, e->hold_id)))
+    else if (rc == SFC_OK && !(h = find_hold(run, e->hold_id)))
         rc = sfc_fail(&run->error, SFC_ENOTFOUND,
                       "hold %llx is not known (any more): its lease ended and the run went on",
                       (ull)e->hold_id);
@@ -120,6 +136,21 @@ void sfc_run_hold(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     h->seen_ms = e->now_ms;
     const struct sfc_waiting w = {
         .kind = SFC_WAITING_HOLD, .token = e->token, .hold_id = h->id, .since_ms = e->now_ms};
+    sfc_run_wait(run, &w, actions);
+}
+
+void sfc_run_watch(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                   struct sfc_run_actions *actions)
+{
+    int rc = check_state(run);
+    if (rc == SFC_OK)
+        rc = check_end(run, e->step);
+    if (rc != SFC_OK) {
+        sfc_run_reply(actions, e->token, rc, run->error.text);
+        return;
+    }
+    const struct sfc_waiting w = {
+        .kind = SFC_WAITING_WATCH, .token = e->token, .hold_id = e->step, .since_ms = e->now_ms};
     sfc_run_wait(run, &w, actions);
 }
 
@@ -212,6 +243,24 @@ static bool serve_hold(struct sfc_run_fsm *run, const struct sfc_waiting *w, uin
     return true;
 }
 
+static bool serve_watch(struct sfc_run_fsm *run, const struct sfc_waiting *w, uint64_t now_ms,
+                        struct sfc_run_actions *actions)
+{
+    bool there = w->hold_id <= run->commit.committed;
+    int rc = check_state(run);
+    if (rc != SFC_OK) {
+        sfc_run_reply(actions, w->token, rc, run->error.text);
+        return true;
+    }
+    if (!there && !over(w, now_ms, run->config.hold_wait_ms))
+        return false;
+    struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_REPLY_HOLD);
+    a->token = w->token;
+    a->held = there;
+    a->step = run->commit.committed;
+    return true;
+}
+
 static bool serve_session(struct sfc_run_fsm *run, const struct sfc_waiting *w,
                           struct sfc_run_actions *actions)
 {
@@ -249,6 +298,8 @@ void sfc_run_serve(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_acti
             answered = serve_ticket(run, w, now_ms, actions);
         else if (w->kind == SFC_WAITING_HOLD)
             answered = serve_hold(run, w, now_ms, actions);
+        else if (w->kind == SFC_WAITING_WATCH)
+            answered = serve_watch(run, w, now_ms, actions);
         else if (w->kind == SFC_WAITING_SESSION)
             answered = serve_session(run, w, actions);
         else if (w->kind == SFC_WAITING_REWIND)

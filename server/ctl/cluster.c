@@ -55,6 +55,16 @@ void sfc_cluster_close(struct sfc_cluster *cluster)
     free(cluster);
 }
 
+/* People know what they asked for, not which call that is. */
+static void drop_prefix(int code, const char *method, struct sfc_error *err)
+{
+    size_t length = strlen(method);
+    if (code != SFC_OK && strncmp(err->text, method, length) == 0 &&
+        strncmp(err->text + length, ": ", 2) == 0) {
+        memmove(err->text, err->text + length + 2, strlen(err->text + length + 2) + 1);
+    }
+}
+
 int sfc_cluster_scheduler(struct sfc_cluster *cluster, const char *method,
                           const ProtobufCMessage *message,
                           const ProtobufCMessageDescriptor *reply_type, unsigned deadline_ms,
@@ -65,6 +75,7 @@ int sfc_cluster_scheduler(struct sfc_cluster *cluster, const char *method,
     struct sfc_ask ask = {
         .method = path, .message = message, .deadline_ms = deadline_ms, .reply_type = reply_type};
     int code = sfc_ask(cluster->scheduler, &ask, out, err);
+    drop_prefix(code, method, err);
     if (code == SFC_EUNAVAILABLE) {
         return sfc_prefix(err,
                           "scheduler %s does not answer (is shardfc-scheduler running there? see "

@@ -1,11 +1,11 @@
-/* shardfc checkpoint: holds the run at a step, reads every block from its owner, lets the run go
- * on. */
+/* shardfc checkpoint: reads every block as it was after one step from its owner. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "server/ctl/checkpoint.h"
 #include "server/ctl/hold.h"
+#include "server/ctl/pins.h"
 
 struct checkpoint_options {
     const char *scheduler, *out;
@@ -32,7 +32,8 @@ static const struct sfc_option table[] = {
      .type = SFC_OPTION_U64,
      .offset = AT(at_step),
      .metavar = "T",
-     .help = "wait for this step; default: the next step boundary"},
+     .help = "the state after this step, which may be in the future or a little in the past; default: "
+             "the newest step"},
     {.name = "json",
      .type = SFC_OPTION_BOOL,
      .offset = AT(json),
@@ -41,22 +42,40 @@ static const struct sfc_option table[] = {
 };
 static const struct sfc_program program = {
     .name = "shardfc checkpoint",
-    .summary = "Writes the whole state of the run at one step to a directory. The run stands still "
-               "while it is read.",
+    .summary = "Writes the whole state of the run after one step to a directory, while the run goes on: "
+               "the shards make it from their snapshots and step logs. With shards that keep none "
+               "(--durable off) the run stands still while it is read.",
     .options = table,
     .count = sizeof table / sizeof *table,
 };
 
-static int copy_part(struct sfc_hold *hold, struct sfc_checkpoint_writer *writer,
+/* Where the state comes from: of a step while the run goes on, or of a run that stands still. */
+struct source {
+    struct sfc_pins pins;
+    struct sfc_hold hold;
+    bool held;
+};
+
+static const Shardfc__V1__RunConfig *config_of(const struct source *s)
+{
+    return s->held ? sfc_hold_reply(&s->hold)->config : sfc_pins_config(&s->pins);
+}
+
+static uint64_t step_of(const struct source *s)
+{
+    return s->held ? sfc_hold_reply(&s->hold)->step : s->pins.step;
+}
+
+static int copy_part(struct source *s, struct sfc_checkpoint_writer *writer,
                      Shardfc__V1__BlockKind kind, uint64_t block, Shardfc__V1__BlockPart part,
                      float *piece, struct sfc_error *err)
 {
-    const Shardfc__V1__HoldReply *held = sfc_hold_reply(hold);
-    uint64_t elements = sfc_config_part_elements(held->config, held->step, kind, block, part);
+    uint64_t elements = sfc_config_part_elements(config_of(s), step_of(s), kind, block, part);
     int code = SFC_OK;
     for (uint64_t done = 0; done < elements && code == SFC_OK; done += SFC_HOLD_PIECE) {
         uint64_t count = elements - done < SFC_HOLD_PIECE ? elements - done : SFC_HOLD_PIECE;
-        code = sfc_hold_read(hold, kind, block, part, done, count, piece, err);
+        code = s->held ? sfc_hold_read(&s->hold, kind, block, part, done, count, piece, err)
+                       : sfc_pins_read(&s->pins, kind, block, part, done, count, piece, err);
         if (code == SFC_OK) {
             code = sfc_checkpoint_append(writer, piece, count, err);
         }
@@ -64,31 +83,30 @@ static int copy_part(struct sfc_hold *hold, struct sfc_checkpoint_writer *writer
     return code;
 }
 
-static int copy_block(struct sfc_hold *hold, struct sfc_checkpoint_writer *writer,
+static int copy_block(struct source *s, struct sfc_checkpoint_writer *writer,
                       Shardfc__V1__BlockKind kind, uint64_t block, float *piece,
                       struct sfc_error *err)
 {
     int code = sfc_checkpoint_begin(writer, kind, block, err);
     for (int part = 0; part < SFC_CHECKPOINT_PARTS && code == SFC_OK; part++) {
-        code = copy_part(hold, writer, kind, block, (Shardfc__V1__BlockPart)part, piece, err);
+        code = copy_part(s, writer, kind, block, (Shardfc__V1__BlockPart)part, piece, err);
     }
     return code == SFC_OK ? sfc_checkpoint_end(writer, err) : code;
 }
 
-static int copy_all(struct sfc_hold *hold, struct sfc_checkpoint_writer *writer, float *piece,
+static int copy_all(struct source *s, struct sfc_checkpoint_writer *writer, float *piece,
                     struct sfc_error *err)
 {
     struct sfc_command_progress progress = {.what = "checkpoint", .unit = "blocks"};
     uint64_t total = 0;
     uint64_t done = 0;
     for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
-        total += sfc_config_block_count(sfc_hold_reply(hold)->config, (Shardfc__V1__BlockKind)kind);
+        total += sfc_config_block_count(config_of(s), (Shardfc__V1__BlockKind)kind);
     }
     for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
-        uint64_t count =
-            sfc_config_block_count(sfc_hold_reply(hold)->config, (Shardfc__V1__BlockKind)kind);
+        uint64_t count = sfc_config_block_count(config_of(s), (Shardfc__V1__BlockKind)kind);
         for (uint64_t b = 0; b < count; b++) {
-            int code = copy_block(hold, writer, (Shardfc__V1__BlockKind)kind, b, piece, err);
+            int code = copy_block(s, writer, (Shardfc__V1__BlockKind)kind, b, piece, err);
             if (code != SFC_OK) {
                 return code;
             }
@@ -98,18 +116,17 @@ static int copy_all(struct sfc_hold *hold, struct sfc_checkpoint_writer *writer,
     return SFC_OK;
 }
 
-static int take(const struct checkpoint_options *o, struct sfc_hold *hold, uint64_t *step,
-                char digest[SFC_DIGEST_HEX], struct sfc_error *err)
+static int take(struct source *s, const char *out, char digest[SFC_DIGEST_HEX],
+                struct sfc_error *err)
 {
     struct sfc_checkpoint_writer *writer = NULL;
     float *piece = malloc(SFC_HOLD_PIECE * sizeof *piece);
     int code = piece != NULL ? SFC_OK : sfc_fail(err, SFC_ENOMEM, "out of memory for a piece");
     if (code == SFC_OK) {
-        *step = sfc_hold_reply(hold)->step;
-        code = sfc_checkpoint_create(o->out, sfc_hold_reply(hold)->config, *step, &writer, err);
+        code = sfc_checkpoint_create(out, config_of(s), step_of(s), &writer, err);
     }
     if (code == SFC_OK) {
-        code = copy_all(hold, writer, piece, err);
+        code = copy_all(s, writer, piece, err);
         if (code == SFC_OK) {
             code = sfc_checkpoint_finish(writer, digest, err);
         } else {
@@ -118,6 +135,27 @@ static int take(const struct checkpoint_options *o, struct sfc_hold *hold, uint6
     }
     free(piece);
     return code;
+}
+
+/* Shards that can't give a step while the run goes on give it while the run stands still. */
+static int open_source(struct source *s, struct sfc_cluster *cluster, uint64_t at_step,
+                       struct sfc_error *err)
+{
+    int code = sfc_pins_acquire(&s->pins, cluster, at_step, err);
+    if (code != SFC_EUNSUPPORTED && code != SFC_ENOMEM) {
+        return code;
+    }
+    sfc_pins_release(&s->pins);
+    fprintf(stderr, "shardfc checkpoint: %s: the run stands still while its state is read\n",
+            err->text);
+    s->held = true;
+    return sfc_hold_acquire(&s->hold, cluster, at_step, err);
+}
+
+static void close_source(struct source *s)
+{
+    sfc_pins_release(&s->pins);
+    sfc_hold_release(&s->hold);
 }
 
 int sfc_cmd_checkpoint(int argc, char **argv)
@@ -130,16 +168,17 @@ int sfc_cmd_checkpoint(int argc, char **argv)
     }
     struct sfc_error err;
     struct sfc_cluster *cluster = NULL;
-    struct sfc_hold hold = {0};
+    struct source source = {0};
     uint64_t step = 0;
     char digest[SFC_DIGEST_HEX];
     int code = sfc_cluster_connect(o.scheduler, &cluster, &err);
     if (code == SFC_OK) {
-        code = sfc_hold_acquire(&hold, cluster, o.at_step, &err);
+        code = open_source(&source, cluster, o.at_step, &err);
         if (code == SFC_OK) {
-            code = take(&o, &hold, &step, digest, &err);
+            step = step_of(&source);
+            code = take(&source, o.out, digest, &err);
         }
-        sfc_hold_release(&hold);
+        close_source(&source);
     }
     if (code == SFC_OK && o.json) {
         sfc_command_json(

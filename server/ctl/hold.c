@@ -76,8 +76,8 @@ void sfc_hold_release(struct sfc_hold *hold)
     sfc_answer_free(&hold->answer);
 }
 
-static int owner_address(const Shardfc__V1__BlockMap *map, Shardfc__V1__BlockKind kind,
-                         uint64_t block, const char **out, struct sfc_error *err)
+int sfc_map_owner(const Shardfc__V1__BlockMap *map, Shardfc__V1__BlockKind kind, uint64_t block,
+                  const char **out, struct sfc_error *err)
 {
     bool is_class = kind == SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK;
     if (kind == SHARDFC__V1__BLOCK_KIND__HISTORY && map != NULL && map->n_shards > 0) {
@@ -106,7 +106,7 @@ static int read_piece(struct sfc_hold *hold, Shardfc__V1__ReadBlockRequest *requ
     int code = renew(hold, err);
     if (code == SFC_OK) {
         code =
-            owner_address(sfc_hold_reply(hold)->map, request->kind, request->block, &address, err);
+            sfc_map_owner(sfc_hold_reply(hold)->map, request->kind, request->block, &address, err);
     }
     if (code != SFC_OK) {
         return code;

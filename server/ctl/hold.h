@@ -21,6 +21,9 @@ int sfc_hold_acquire(struct sfc_hold *hold, struct sfc_cluster *cluster, uint64_
 void sfc_hold_release(struct sfc_hold *hold);
 /* Step, configuration and map; valid until the next call with this hold. */
 const Shardfc__V1__HoldReply *sfc_hold_reply(const struct sfc_hold *hold);
+/* Address of the shard that owns a block, valid as long as the map. */
+int sfc_map_owner(const Shardfc__V1__BlockMap *map, Shardfc__V1__BlockKind kind, uint64_t block,
+                  const char **out, struct sfc_error *err);
 /* Elements [offset, offset + count) of a part of a block from its owner. */
 int sfc_hold_read(struct sfc_hold *hold, Shardfc__V1__BlockKind kind, uint64_t block,
                   Shardfc__V1__BlockPart part, uint64_t offset, uint64_t count, float *out,

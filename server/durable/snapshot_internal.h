@@ -20,6 +20,8 @@ struct sfc_snapshot_store {
     struct sfc_snapshot_write *writing;
     uint64_t horizon; /* see sfc_snapshot_store_keep_from */
     uint64_t top;     /* later snapshots are hidden */
+    bool pinned;      /* see sfc_snapshot_store_pin */
+    uint64_t pinned_step;
     bool remains;     /* a temporary file was removed, and its name may still be on the disk */
     void *buffer;     /* of the last read */
     size_t buffer_size;

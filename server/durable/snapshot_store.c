@@ -101,6 +101,17 @@ static size_t at_horizon(const struct sfc_snapshot_store *store,
     return i;
 }
 
+/* The newest that the pinned step can be made from. */
+static size_t at_pin(const struct sfc_snapshot_store *store, const struct sfc_snapshot_key *keys,
+                     size_t n)
+{
+    size_t i = store->pinned ? 0 : n;
+    while (i < n && keys[i].step > store->pinned_step) {
+        i++;
+    }
+    return i;
+}
+
 /* A removal that fails or is lost in a crash leaves a file that the next prune of its block
  * removes. */
 void sfc_snapshot_store_prune(struct sfc_snapshot_store *store, enum sfc_snapshot_kind kind,
@@ -108,9 +119,9 @@ void sfc_snapshot_store_prune(struct sfc_snapshot_store *store, enum sfc_snapsho
 {
     size_t n, first = sfc_snapshot_store_find(store, kind, block, &n), kept = 0;
     struct sfc_snapshot_key *keys = store->keys + first;
-    size_t back = at_horizon(store, keys, n);
+    size_t back = at_horizon(store, keys, n), pinned = at_pin(store, keys, n);
     for (size_t i = 0; i < n; i++) {
-        if (i < KEPT || i == back || i + 1 == back) {
+        if (i < KEPT || i == back || i + 1 == back || i == pinned) {
             keys[kept++] = keys[i];
         } else {
             remove_file(store, &keys[i]);
@@ -157,6 +168,25 @@ int sfc_snapshot_store_drop_hidden(struct sfc_snapshot_store *store, struct sfc_
     store->count = kept;
     store->top = UINT64_MAX;
     return SFC_OK;
+}
+
+static void prune_all(struct sfc_snapshot_store *store)
+{
+    for (size_t i = 0; i < store->count; i++) {
+        sfc_snapshot_store_prune(store, store->keys[i].kind, store->keys[i].block);
+    }
+}
+
+void sfc_snapshot_store_pin(struct sfc_snapshot_store *store, uint64_t step)
+{
+    store->pinned = true;
+    store->pinned_step = step;
+}
+
+void sfc_snapshot_store_unpin(struct sfc_snapshot_store *store)
+{
+    store->pinned = false;
+    prune_all(store);
 }
 
 /* ---- opening */
@@ -340,6 +370,20 @@ uint64_t sfc_snapshot_store_oldest(const struct sfc_snapshot_store *store,
         oldest = stamp > oldest ? stamp : oldest;
     }
     return oldest;
+}
+
+bool sfc_snapshot_store_least(const struct sfc_snapshot_store *store, enum sfc_snapshot_kind kind,
+                              uint64_t block, uint64_t at_least, uint64_t *stamp)
+{
+    size_t n, first = sfc_snapshot_store_find(store, kind, block, &n);
+    while (n > 0 && store->keys[first + n - 1].step < at_least) {
+        n--;
+    }
+    if (n == 0) {
+        return false;
+    }
+    *stamp = store->keys[first + n - 1].step;
+    return true;
 }
 
 /* ---- reading */

@@ -64,6 +64,10 @@ int sfc_snapshot_store_drop_hidden(struct sfc_snapshot_store *store, struct sfc_
 size_t sfc_snapshot_store_stamps(const struct sfc_snapshot_store *store,
                                  enum sfc_snapshot_kind kind, uint64_t block, uint64_t stamps[2]);
 
+/* The least stamp of a block that is at least this one; false: there is none. */
+bool sfc_snapshot_store_least(const struct sfc_snapshot_store *store, enum sfc_snapshot_kind kind,
+                              uint64_t block, uint64_t at_least, uint64_t *stamp);
+
 struct sfc_snapshot_content {
     uint64_t step;
     const void *parts[SFC_SNAPSHOT_PARTS]; /* the store's, until its next read; 64-byte aligned */
@@ -79,6 +83,12 @@ int sfc_snapshot_store_read(struct sfc_snapshot_store *store, enum sfc_snapshot_
                             const struct sfc_snapshot_shape *shape,
                             struct sfc_snapshot_content *out, char loud[512],
                             struct sfc_error *err);
+
+/* ---- pin: somebody will ask for the blocks as they were after `step`. Until it is undone, the
+ * newest snapshot of each block with a stamp <= step is kept beside the others. One pin at a
+ * time: a second replaces the first. */
+void sfc_snapshot_store_pin(struct sfc_snapshot_store *store, uint64_t step);
+void sfc_snapshot_store_unpin(struct sfc_snapshot_store *store);
 
 /* ---- floor */
 

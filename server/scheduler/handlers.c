@@ -252,6 +252,8 @@ static void on_hold(struct sfc_rpc_call *call, void *ctx)
     if (check_run(s, r->run_id, true, &err) == SFC_OK) {
         struct sfc_run_event event = {
             .type = SFC_EV_HOLD, .hold_id = r->hold_id, .step = r->at_step};
+        if (r->watch)
+            event.type = SFC_EV_WATCH;
         give(s, call, SFC_PARKED_HOLD, 0, &event);
     } else {
         sfc_sched_refuse(s, call, &err);

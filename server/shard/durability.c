@@ -273,7 +273,7 @@ static int no_work(struct sfc_task *task, struct sfc_error *err)
     return SFC_OK;
 }
 
-static void fence_done(struct sfc_task *task)
+static void snapshot_fence_done(struct sfc_task *task)
 {
     struct sfc_shard_run *run = task->owner;
     struct sfc_durability *d = of(run);
@@ -283,8 +283,18 @@ static void fence_done(struct sfc_task *task)
     sfc_tasks_submit(run->shard->log_thread, &d->open_task);
 }
 
-/* A run before this one ends on the same way, compute thread, snapshot thread, log thread: so its
- * files are closed when this one opens its own. */
+static void checkpoint_fence_done(struct sfc_task *task)
+{
+    struct sfc_shard_run *run = task->owner;
+    struct sfc_durability *d = of(run);
+    if (run->closed)
+        return;
+    d->fence_task = (struct sfc_task){.work = no_work, .done = snapshot_fence_done, .owner = run};
+    sfc_tasks_submit(run->shard->snapshot_thread, &d->fence_task);
+}
+
+/* A run before this one ends on the same way, the threads for computing, checkpoints, snapshots and
+ * the log: so its files are closed when this one opens its own. */
 void sfc_durability_open(struct sfc_shard_run *run,
                          void (*done)(struct sfc_shard_run *run, int code, const char *text))
 {
@@ -294,8 +304,8 @@ void sfc_durability_open(struct sfc_shard_run *run,
         done(run, SFC_OK, "");
         return;
     }
-    d->fence_task = (struct sfc_task){.work = no_work, .done = fence_done, .owner = run};
-    sfc_tasks_submit(run->shard->snapshot_thread, &d->fence_task);
+    d->fence_task = (struct sfc_task){.work = no_work, .done = checkpoint_fence_done, .owner = run};
+    sfc_tasks_submit(run->shard->checkpoint_thread, &d->fence_task);
 }
 
 static int close_work(struct sfc_task *task, struct sfc_error *err)
@@ -331,6 +341,21 @@ static void end_write_done(struct sfc_task *task)
     sfc_tasks_submit(run->shard->log_thread, &d->close_task);
 }
 
+static int release_work(struct sfc_task *task, struct sfc_error *err)
+{
+    (void)err;
+    sfc_pinned_release(task->owner);
+    return SFC_OK;
+}
+
+static void release_done(struct sfc_task *task)
+{
+    struct sfc_shard_run *run = task->owner;
+    struct sfc_durability *d = of(run);
+    d->close_task = (struct sfc_task){.work = end_write_work, .done = end_write_done, .owner = run};
+    sfc_tasks_submit(run->shard->snapshot_thread, &d->close_task);
+}
+
 void sfc_durability_close(struct sfc_shard_run *run, void (*done)(struct sfc_shard_run *run))
 {
     struct sfc_durability *d = of(run);
@@ -339,12 +364,13 @@ void sfc_durability_close(struct sfc_shard_run *run, void (*done)(struct sfc_sha
         done(run);
         return;
     }
-    d->close_task = (struct sfc_task){.work = end_write_work, .done = end_write_done, .owner = run};
-    sfc_tasks_submit(run->shard->snapshot_thread, &d->close_task);
+    d->close_task = (struct sfc_task){.work = release_work, .done = release_done, .owner = run};
+    sfc_tasks_submit(run->shard->checkpoint_thread, &d->close_task);
 }
 
 void sfc_durability_abandon(struct sfc_shard_run *run)
 {
+    sfc_pinned_abandon(run);
     atomic_store(&of(run)->recovery.abandon, true);
 }
 
@@ -479,8 +505,7 @@ static void copy_done(struct sfc_compute_job *job)
         write_piece(run);
 }
 
-/* The step that the blocks will be at when a job that is submitted now runs. */
-static uint64_t stamp_now(const struct sfc_shard_run *run)
+uint64_t sfc_durability_stamp(const struct sfc_shard_run *run)
 {
     return sfc_step_applied(&run->fsm) + (run->fsm.phase == SFC_STEP_COMMITTING);
 }
@@ -492,7 +517,7 @@ static void copy_block(struct sfc_shard_run *run, size_t index)
     d->copying = true;
     d->index = index;
     d->key = (struct sfc_snapshot_key){d->storage.blocks[index].kind,
-                                       d->storage.blocks[index].block, stamp_now(run)};
+                                       d->storage.blocks[index].block, sfc_durability_stamp(run)};
     d->horizon = horizon(d, d->key.step);
     sfc_storage_shape(&d->storage, index, d->key.step, &d->shape);
     for (int i = 0; i < SFC_SNAPSHOT_PARTS; i++) {
@@ -545,6 +570,7 @@ void sfc_durability_applied(struct sfc_shard_run *run)
     struct sfc_durability *d = of(run);
     if (!d->on)
         return;
+    sfc_pinned_applied(run);
     sfc_sweep_applied(&d->sweep, sfc_step_applied(&run->fsm), 1e-6 * (double)d->step_ns,
                       sfc_step_log_step_bytes(&d->storage.config.geometry), d->log_bytes);
     d->step_ns = 0;
@@ -718,6 +744,8 @@ static void trim_done(struct sfc_task *task)
 void sfc_durability_trim(struct sfc_shard_run *run, uint64_t floor)
 {
     struct sfc_durability *d = of(run);
+    uint64_t pinned = sfc_pinned_floor(run);
+    floor = floor < pinned ? floor : pinned;
     if (!d->on || d->trimming || d->unsettled || floor <= d->trimmed)
         return;
     d->trimming = true;
@@ -736,6 +764,7 @@ static void make_room(struct sfc_shard_run *run)
     uint64_t floor = d->floor;
     if (!d->sweep.urgent || d->trimming)
         return;
+    sfc_pinned_give_way(run);
     if (floor <= d->trimmed && sfc_sweep_complete(&d->sweep) && sfc_sweep_lag(&d->sweep) == 0) {
         floor = sfc_step_applied(&run->fsm);
         if (floor > d->trimmed)
@@ -753,7 +782,10 @@ void sfc_durability_report(const struct sfc_shard_run *run, Shardfc__V1__ShardDu
 {
     const struct sfc_durability *d = &run->durability;
     out->has_floor = true;
-    out->log_floor = d->on ? d->floor : sfc_step_applied(&run->fsm);
+    uint64_t pinned = sfc_pinned_floor(run);
+    out->log_floor = !d->on               ? sfc_step_applied(&run->fsm)
+                     : d->floor < pinned ? d->floor
+                                         : pinned;
     out->oldest_step = sfc_step_applied(&run->fsm);
     if (!d->on)
         return;

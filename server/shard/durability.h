@@ -106,6 +106,9 @@ void sfc_durability_trim(struct sfc_shard_run *run, uint64_t floor);
 /* The pace of writing has room again. */
 void sfc_durability_tick(struct sfc_shard_run *run);
 
+/* The step that the blocks will be at when a job that is submitted now runs. */
+uint64_t sfc_durability_stamp(const struct sfc_shard_run *run);
+
 /* Fields of a heartbeat. */
 void sfc_durability_report(const struct sfc_shard_run *run, Shardfc__V1__ShardDurability *out);
 

@@ -432,15 +432,17 @@ static bool has_part(const struct sfc_shard_run *run, bool last_step, int part)
     }
 }
 
-/* Elements of a part of a block whose kind and part are known; 0: this run has no such thing. */
-static uint64_t part_elements(const struct sfc_shard_run *run, int kind, uint64_t block, int part)
+/* Elements of a part of a block whose kind and part are known, after `step`; 0: this run has no such
+ * thing. */
+static uint64_t part_elements(const struct sfc_shard_run *run, uint64_t step, int kind,
+                              uint64_t block, int part)
 {
     bool values = part == SHARDFC__V1__BLOCK_PART__VALUES;
     switch (kind) {
     case SHARDFC__V1__BLOCK_KIND__DENSE_BLOCK:
         return has_part(run, false, part) ? sfc_run_dense_length(&run->setup, block) : 0;
     case SHARDFC__V1__BLOCK_KIND__HISTORY:
-        return keeps_history(run) && values && block == 0 ? sfc_step_applied(&run->fsm) : 0;
+        return keeps_history(run) && values && block == 0 ? step : 0;
     default: {
         uint64_t rows = sfc_head_block_rows(&run->setup.head, block);
         if (!has_part(run, keeps_history(run), part))
@@ -450,8 +452,8 @@ static uint64_t part_elements(const struct sfc_shard_run *run, int kind, uint64_
     }
 }
 
-static int check_block(const struct sfc_shard_run *run, int kind, uint64_t block, int part,
-                       uint64_t offset, uint64_t count, struct sfc_error *err)
+static int check_block(const struct sfc_shard_run *run, uint64_t step, int kind, uint64_t block,
+                       int part, uint64_t offset, uint64_t count, struct sfc_error *err)
 {
     if (kind < SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK || kind > SHARDFC__V1__BLOCK_KIND__HISTORY)
         return sfc_fail(err, SFC_EINVAL, "kind: %d", kind);
@@ -462,7 +464,7 @@ static int check_block(const struct sfc_shard_run *run, int kind, uint64_t block
                                                                      : keeps_history(run);
     if (block >= blocks)
         return sfc_fail(err, SFC_EINVAL, "block: %" PRIu64 ", the run has %" PRIu64, block, blocks);
-    uint64_t elements = part_elements(run, kind, block, part);
+    uint64_t elements = part_elements(run, step, kind, block, part);
     if (count == 0 || offset > elements || count > elements - offset)
         return sfc_fail(err, SFC_EINVAL,
                         "offset %" PRIu64 ", count %" PRIu64 ": part %d of block %" PRIu64
@@ -493,7 +495,8 @@ static struct block_job *block_job_new(struct sfc_shard *shard, struct sfc_rpc_c
 static int start_read(struct sfc_shard_run *run, struct sfc_rpc_call *call,
                       const Shardfc__V1__ReadBlockRequest *r, struct sfc_error *err)
 {
-    int code = check_block(run, (int)r->kind, r->block, (int)r->part, r->offset, r->count, err);
+    int code = check_block(run, sfc_step_applied(&run->fsm), (int)r->kind, r->block, (int)r->part,
+                           r->offset, r->count, err);
     if (code != SFC_OK)
         return code;
     if (run->fsm.phase == SFC_STEP_COMMITTING || sfc_step_applied(&run->fsm) != r->step)
@@ -518,6 +521,51 @@ static int start_read(struct sfc_shard_run *run, struct sfc_rpc_call *call,
     return SFC_OK;
 }
 
+/* Takes the call unless there is an error. */
+static int start_pinned_read(struct sfc_shard_run *run, struct sfc_rpc_call *call,
+                             const Shardfc__V1__ReadBlockRequest *r, struct sfc_error *err)
+{
+    int code = sfc_pinned_check(run, r->pin, r->step, err);
+    if (code == SFC_OK)
+        code = check_block(run, r->step, (int)r->kind, r->block, (int)r->part, r->offset, r->count,
+                           err);
+    if (code == SFC_OK)
+        sfc_pinned_read(run, call, r);
+    return code;
+}
+
+static void on_pin_step(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__PinStepRequest *r =
+        unpack(shard, call, &shardfc__v1__pin_step_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    if (run)
+        sfc_pinned_pin(run, call, r);
+    else
+        refuse(shard, call, &err);
+    sfc_message_free(r);
+}
+
+static void on_unpin_step(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__PinStepRequest *r =
+        unpack(shard, call, &shardfc__v1__pin_step_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    if (run)
+        sfc_pinned_unpin(run, call, r->pin);
+    else
+        refuse(shard, call, &err);
+    sfc_message_free(r);
+}
+
 static void on_read_block(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_shard *shard = ctx;
@@ -527,7 +575,10 @@ static void on_read_block(struct sfc_rpc_call *call, void *ctx)
     if (!r)
         return;
     struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
-    if (!run || start_read(run, call, r, &err) != SFC_OK)
+    int code = !run     ? err.code
+               : r->pin ? start_pinned_read(run, call, r, &err)
+                        : start_read(run, call, r, &err);
+    if (code != SFC_OK)
         refuse(shard, call, &err);
     sfc_message_free(r);
 }
@@ -549,7 +600,8 @@ static int start_write(struct sfc_shard_run *run, struct sfc_rpc_call *call,
     int code = sfc_tensor_check_vector(r->payload_type, payload, SHARDFC__V1__DTYPE__DTYPE_F32,
                                        MAX_BLOCK_ELEMENTS, &count, "payload", err);
     if (code == SFC_OK)
-        code = check_block(run, (int)r->kind, r->block, (int)r->part, r->offset, count, err);
+        code = check_block(run, run->start_step, (int)r->kind, r->block, (int)r->part, r->offset,
+                           count, err);
     if (code == SFC_OK)
         code = check_values(values, count, err);
     if (code != SFC_OK)
@@ -600,6 +652,8 @@ const struct sfc_rpc_method sfc_shard_methods[] = {
     {PATH("PushDense"), on_push_dense, SFC_LIMIT_MESSAGE, 1024},
     {PATH("PullDense"), on_pull_dense, SFC_LIMIT_SMALL, 4096},
     {PATH("ReadStep"), sfc_shard_read_step, SFC_LIMIT_SMALL, 64},
+    {PATH("PinStep"), on_pin_step, SFC_LIMIT_SMALL, 64},
+    {PATH("UnpinStep"), on_unpin_step, SFC_LIMIT_SMALL, 64},
     {PATH("ReadBlock"), on_read_block, SFC_LIMIT_SMALL, 256},
     {PATH("WriteBlock"), on_write_block, SFC_LIMIT_MESSAGE, 256},
 };

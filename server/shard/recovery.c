@@ -7,6 +7,7 @@
 
 #include "proto/base/log.h"
 #include "server/shard/block_copy.h"
+#include "server/shard/replay.h"
 
 #define SPEAK_S 2.0 /* a line of progress this often */
 
@@ -29,14 +30,7 @@ struct work {
     struct sfc_error keep;    /* why fetched steps could not be written */
     const float **features;   /* [micro-batches] */
     const double **lse;       /* [micro-batches] */
-    /* a step */
-    uint8_t *body;
-    struct sfc_head_logits_item *logits;
-    struct sfc_head_gradient_item *gradients;
-    uint32_t *slots;
-    uint64_t *exp_sums;
-    float *targets;
-    uint8_t *has_target;
+    struct sfc_replay replay;
 };
 
 static double seconds(void)
@@ -146,51 +140,21 @@ static int restore_blocks(struct work *w, struct sfc_error *err)
 
 /* ---- steps */
 
-static bool allocate(struct work *w)
+static int allocate(struct work *w, struct sfc_error *err)
 {
-    const struct sfc_head_config *c = w->config;
-    size_t micro_batches = c->batch / c->micro_batch;
-    size_t body = (sfc_storage_body_bytes(w->storage) + 63) / 64 * 64;
-    w->body = aligned_alloc(64, body);
-    w->logits = calloc(micro_batches, sizeof *w->logits);
-    w->gradients = calloc(micro_batches, sizeof *w->gradients);
-    w->slots = calloc(micro_batches, sizeof *w->slots);
-    w->exp_sums = calloc((size_t)c->batch * 4, sizeof *w->exp_sums);
-    w->targets = calloc(c->batch, sizeof *w->targets);
-    w->has_target = calloc(c->batch, 1);
+    size_t micro_batches = w->config->batch / w->config->micro_batch;
     w->features = calloc(micro_batches, sizeof *w->features);
     w->lse = calloc(micro_batches, sizeof *w->lse);
-    return w->body && w->features && w->lse && w->logits && w->gradients && w->slots &&
-           w->exp_sums && w->targets && w->has_target;
+    return w->features && w->lse
+               ? sfc_replay_init(&w->replay, w->config, sfc_storage_body_bytes(w->storage), err)
+               : sfc_fail(err, SFC_ENOMEM, "no memory for the steps of the log");
 }
 
 static void release(struct work *w)
 {
-    free(w->body);
+    sfc_replay_close(&w->replay);
     free(w->features);
     free(w->lse);
-    free(w->logits);
-    free(w->gradients);
-    free(w->slots);
-    free(w->exp_sums);
-    free(w->targets);
-    free(w->has_target);
-}
-
-static void set_items(struct work *w, const struct sfc_log_prepare_view *v)
-{
-    const struct sfc_head_config *c = w->config;
-    for (uint32_t j = 0; j < c->batch / c->micro_batch; j++) {
-        size_t row = (size_t)j * c->micro_batch;
-        w->slots[j] = j;
-        w->logits[j] = (struct sfc_head_logits_item){.slot = j,
-                                                     .micro_batch = j,
-                                                     .features = v->features + row * c->dim,
-                                                     .exp_sum = w->exp_sums + 4 * row,
-                                                     .target_logit = w->targets + row,
-                                                     .has_target = w->has_target + row};
-        w->gradients[j] = (struct sfc_head_gradient_item){.slot = j, .lse = v->lse + row};
-    }
 }
 
 /* What the log has of a step. SFC_ENOTFOUND, SFC_ECORRUPT: it lacks it. has_commit: *commit is
@@ -203,7 +167,7 @@ static int read_step(struct work *w, uint64_t step, struct sfc_log_commit *commi
     int code = sfc_step_log_commit_of(s->log, step, commit, err);
     *has_commit = code == SFC_OK;
     if (code == SFC_OK && commit->apply)
-        code = sfc_step_log_read(s->log, step, commit->round, w->body, view, err);
+        code = sfc_step_log_read(s->log, step, commit->round, w->replay.body, view, err);
     pthread_mutex_unlock(&s->log_lock);
     return code;
 }
@@ -290,10 +254,11 @@ static int fetch_step(struct work *w, struct sfc_log_commit *commit, bool has_co
     struct sfc_log_layout at;
     sfc_log_prepare_layout(&g, &at);
     struct sfc_peers_step step = {.commit = *commit,
-                                  .labels = (uint64_t *)(void *)(w->body + at.labels),
-                                  .features = (float *)(void *)(w->body + at.features),
-                                  .attempts = (struct sfc_attempt *)(void *)(w->body + at.attempts),
-                                  .lse = (double *)(void *)(w->body + at.lse)};
+                                  .labels = (uint64_t *)(void *)(w->replay.body + at.labels),
+                                  .features = (float *)(void *)(w->replay.body + at.features),
+                                  .attempts =
+                                      (struct sfc_attempt *)(void *)(w->replay.body + at.attempts),
+                                  .lse = (double *)(void *)(w->replay.body + at.lse)};
     atomic_store(&w->recovery->eta_ms, 0); /* it takes as long as they take */
     int code = sfc_peers_read(w->recovery->peers, &step, has_commit, &w->recovery->abandon, err);
     if (code != SFC_OK && code != SFC_ECANCELED)
@@ -308,7 +273,7 @@ static int fetch_step(struct work *w, struct sfc_log_commit *commit, bool has_co
                         w->storage->run_id, commit->step, w->damage, step.from);
     keep(w, &step, has_commit);
     *commit = step.commit;
-    sfc_log_view_prepare(&w->storage->config.geometry, SFC_LOG_FETCHED, w->body, view);
+    sfc_log_view_prepare(&w->storage->config.geometry, SFC_LOG_FETCHED, w->replay.body, view);
     return SFC_OK;
 }
 
@@ -352,21 +317,9 @@ static int step_inputs(struct work *w, uint64_t step, struct sfc_log_commit *com
 static int apply_step(struct work *w, const struct sfc_log_commit *commit,
                       const struct sfc_log_prepare_view *v, struct sfc_error *err)
 {
-    size_t micro_batches = w->config->batch / w->config->micro_batch;
-    set_items(w, v);
-    int code = sfc_head_plan(w->head, commit->step, v->labels, NULL, err);
-    if (code == SFC_OK)
-        code = sfc_head_logits(w->head, w->logits, micro_batches, err);
-    if (code == SFC_OK)
-        code = sfc_head_gradient(w->head, w->gradients, micro_batches, err);
-    if (code == SFC_OK)
-        code = sfc_head_commit(w->head, w->slots, commit->lr, err);
-    if (code != SFC_OK || !w->dense || commit->step <= w->dense_least)
-        return code;
-    code = sfc_dense_load(w->dense, commit->step, v->dense, err);
-    if (code == SFC_OK)
-        code = sfc_dense_commit(w->dense, commit->clip_scale, commit->lr, err);
-    return code;
+    struct sfc_dense *dense = commit->step > w->dense_least ? w->dense : NULL;
+    return sfc_replay_step(&w->replay, w->head, dense, commit, v, commit->apply ? v->dense : NULL,
+                           err);
 }
 
 static void speak(struct work *w, uint64_t step)
@@ -394,13 +347,12 @@ static int replay(struct work *w, struct sfc_error *err)
         w->round = before.round;
     for (uint64_t step = w->least + 1; step <= r->last.step; step++) {
         struct sfc_log_commit commit;
-        struct sfc_log_prepare_view view;
+        struct sfc_log_prepare_view view = {0};
         int code = check_abandon(r, err);
         if (code == SFC_OK)
             code = step_inputs(w, step, &commit, &view, err);
         if (code == SFC_OK)
-            code = commit.apply ? apply_step(w, &commit, &view, err)
-                                : sfc_head_skip(w->head, step, err);
+            code = apply_step(w, &commit, &view, err);
         if (code != SFC_OK)
             return sfc_prefix(err, "step %" PRIu64, step), code;
         w->round = commit.round;
@@ -470,8 +422,8 @@ static int recover(struct work *w, struct sfc_error *err)
     double restored = seconds();
     if (code == SFC_OK)
         code = open_log(w, err);
-    if (code == SFC_OK && !allocate(w))
-        code = sfc_fail(err, SFC_ENOMEM, "no memory for the steps of the log");
+    if (code == SFC_OK)
+        code = allocate(w, err);
     if (code == SFC_OK)
         code = replay(w, err);
     if (code != SFC_OK && code != SFC_ECANCELED && blocks)

@@ -206,6 +206,8 @@ int sfc_shard_register_start(struct sfc_shard *shard, struct sfc_error *err)
     shard->timer.data = shard;
     uv_timer_init(shard->uv, &shard->tick);
     shard->tick.data = shard;
+    uv_timer_init(shard->uv, &shard->pin);
+    shard->pin.data = shard;
     shard->timer_open = true;
     shard->backoff = sfc_backoff(BACKOFF_FIRST_MS, BACKOFF_MAX_MS, shard->boot_id);
     later(shard, 0);
@@ -219,4 +221,5 @@ void sfc_shard_register_stop(struct sfc_shard *shard)
     shard->timer_open = false;
     uv_close((uv_handle_t *)&shard->timer, NULL);
     uv_close((uv_handle_t *)&shard->tick, NULL);
+    uv_close((uv_handle_t *)&shard->pin, NULL);
 }

@@ -18,6 +18,7 @@
 #include "server/shard/shard_internal.h"
 
 #define MEMORY_SHARE 0.8
+#define PIN_TICK_MS  250
 
 /* MemAvailable of /proc/meminfo in bytes; 0: unknown. */
 static uint64_t memory_available(void)
@@ -154,7 +155,8 @@ int sfc_shard_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
         sfc_warning_log("--durable off: nothing is written down; a run ends with the first shard "
                         "that dies");
     else if ((code = sfc_tasks_start(post, rpc, &shard->log_thread, err)) != SFC_OK ||
-             (code = sfc_tasks_start(post, rpc, &shard->snapshot_thread, err)) != SFC_OK)
+             (code = sfc_tasks_start(post, rpc, &shard->snapshot_thread, err)) != SFC_OK ||
+             (code = sfc_tasks_start(post, rpc, &shard->checkpoint_thread, err)) != SFC_OK)
         return code;
     int port = 0;
     const struct sfc_listen listen = {options->listen, options->state, sfc_shard_methods,
@@ -183,7 +185,22 @@ void sfc_shard_tick_in(struct sfc_shard *shard, uint64_t ms)
         uv_timer_start(&shard->tick, on_tick, ms, 0);
 }
 
-/* A run ends on the compute thread, then the snapshot thread, then the log thread. */
+static void on_pin_timer(uv_timer_t *timer)
+{
+    struct sfc_shard *shard = timer->data;
+    if (!shard->run || !shard->run->pinned.id)
+        uv_timer_stop(timer);
+    else
+        sfc_pinned_tick(shard->run);
+}
+
+void sfc_shard_watch_pin(struct sfc_shard *shard)
+{
+    if (!shard->stopping)
+        uv_timer_start(&shard->pin, on_pin_timer, PIN_TICK_MS, PIN_TICK_MS);
+}
+
+/* A run ends on the compute thread, then on those for checkpoints, snapshots and the log. */
 void sfc_shard_stop(struct sfc_shard *shard)
 {
     if (!shard || shard->stopping)
@@ -193,6 +210,7 @@ void sfc_shard_stop(struct sfc_shard *shard)
     if (shard->compute)
         sfc_shard_close_run(shard, NULL, false);
     sfc_compute_stop(shard->compute);
+    sfc_tasks_stop(shard->checkpoint_thread);
     sfc_tasks_stop(shard->snapshot_thread);
     sfc_tasks_stop(shard->log_thread);
 }
@@ -202,6 +220,7 @@ void sfc_shard_free(struct sfc_shard *shard)
     if (!shard)
         return;
     sfc_compute_free(shard->compute);
+    sfc_tasks_free(shard->checkpoint_thread);
     sfc_tasks_free(shard->snapshot_thread);
     sfc_tasks_free(shard->log_thread);
     if (shard->lock >= 0)

@@ -9,6 +9,7 @@
 #include "server/run/messages.h"
 #include "server/shard/compute.h"
 #include "server/shard/durability.h"
+#include "server/shard/pinned.h"
 #include "server/shard/shard.h"
 
 /* Bytes that a reply borrows: freed when the last reply let go and its run no longer wants it. */
@@ -96,6 +97,7 @@ struct sfc_shard_run {
     struct sfc_compute_job open_job, close_job;
     struct sfc_rpc_call *open_call, *close_call;
     struct sfc_durability durability;
+    struct sfc_pinned pinned;
     void (*on_durable)(struct sfc_shard_run *run, int code, const char *text);
     void (*on_closed)(struct sfc_shard_run *run);
 };
@@ -108,7 +110,8 @@ struct sfc_shard {
     struct sfc_rpc_server *server;
     struct sfc_rpc_client *scheduler;
     struct sfc_compute *compute;
-    struct sfc_tasks *log_thread, *snapshot_thread; /* NULL with --durable off */
+    /* NULL with --durable off */
+    struct sfc_tasks *log_thread, *snapshot_thread, *checkpoint_thread;
     const struct sfc_shard_options *options;
     char listening[300];
     char advertised[300];
@@ -121,6 +124,7 @@ struct sfc_shard {
     int lock;             /* of --state, -1: none */
     uv_timer_t timer;     /* registration and heartbeats */
     uv_timer_t tick;      /* pace of writing snapshots */
+    uv_timer_t pin;       /* of sfc_pinned_tick, while there is a pin */
     bool timer_open;
     bool stopping;
     unsigned failures; /* of registration in a row */
@@ -158,6 +162,8 @@ void sfc_shard_prefetch(struct sfc_shard_run *run, uint64_t step);
 /* ---- shard.c */
 /* sfc_durability_tick of the run then. */
 void sfc_shard_tick_in(struct sfc_shard *shard, uint64_t ms);
+/* sfc_pinned_tick of the run again and again, until it has no pin. */
+void sfc_shard_watch_pin(struct sfc_shard *shard);
 
 /* ---- handlers.c */
 void sfc_shard_refuse(struct sfc_shard *shard, struct sfc_rpc_call *call, int code,

@@ -317,6 +317,39 @@ static void test_hold(void **state)
     assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_ENOTFOUND);
 }
 
+/* A watch waits for a step and holds nothing. */
+static void test_watch(void **state)
+{
+    struct fixture *f = *state;
+    begin(f, NULL);
+    start(f);
+    uint64_t token = step(f, (struct sfc_run_event){.type = SFC_EV_WATCH, .step = 1});
+    assert_null(find(f, SFC_ACT_REPLY_HOLD));
+    f->now += 1000;
+    step(f, (struct sfc_run_event){.type = SFC_EV_TICK});
+    const struct sfc_run_action *a = find(f, SFC_ACT_REPLY_HOLD);
+    assert_true(a && !a->held && a->token == token && a->step == 0); /* ask again */
+    token = step(f, (struct sfc_run_event){.type = SFC_EV_WATCH, .step = 1});
+    commit(f, 1, true);
+    a = find(f, SFC_ACT_REPLY_HOLD);
+    assert_true(a && a->held && a->token == token && a->step == 1);
+    answer_all(f, SFC_DUTY_COMMIT);
+    assert_int_equal(f->run.state, SFC_RUN_RUNNING);
+    to_prepare(f, 2);
+    assert_true(sends(f, SFC_DUTY_PREPARE) > 0);
+    step(f, (struct sfc_run_event){.type = SFC_EV_WATCH, .step = 1});
+    a = find(f, SFC_ACT_REPLY_HOLD);
+    assert_true(a && a->held && a->step == 1); /* a step that has passed is there */
+    step(f, (struct sfc_run_event){.type = SFC_EV_WATCH, .step = 30});
+    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_EINVAL);
+    token = step(f, (struct sfc_run_event){.type = SFC_EV_WATCH, .step = 5});
+    step(f, (struct sfc_run_event){.type = SFC_EV_STOP});
+    a = find(f, SFC_ACT_REPLY);
+    assert_non_null(a);
+    step(f, (struct sfc_run_event){.type = SFC_EV_WATCH, .step = 5});
+    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_ESTATE);
+}
+
 static void test_session(void **state)
 {
     struct fixture *f = *state;
@@ -900,6 +933,7 @@ int main(void)
         TEST(test_not_finite),
         TEST(test_retry_and_refusal),
         TEST(test_hold),
+        TEST(test_watch),
         TEST(test_session),
         TEST(test_restart),
         TEST(test_a_lost_shard_recovers),

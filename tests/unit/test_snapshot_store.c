@@ -192,6 +192,56 @@ static void later_ones_are_hidden_and_dropped(void **state)
     assert_int_equal(content.step, 20);
 }
 
+static size_t names_of(struct fixture *f, size_t block)
+{
+    size_t n = 0;
+    for (uint64_t step = 1; step <= 40; step++) {
+        char name[SFC_SNAPSHOT_NAME_SIZE];
+        struct sfc_snapshot_key key = {rig_blocks[block].kind, rig_blocks[block].block, step};
+        struct sfc_file *file;
+        sfc_snapshot_name(&key, name);
+        if (f->folder->ops->open(f->folder, name, false, &file, NULL) == SFC_OK) {
+            f->folder->ops->close_file(file);
+            n++;
+        }
+    }
+    return n;
+}
+
+/* What a pinned step can be made from stays, beside the newest two. */
+static void a_pin_keeps_its_snapshot(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_snapshot_content content;
+    put(f, 0, 6);
+    put(f, 0, 10);
+    put(f, 1, 10);
+    sfc_snapshot_store_pin(f->store, 12);
+    for (uint64_t step = 11; step < 20; step++) {
+        put(f, 0, step);
+    }
+    put(f, 1, 13);
+    put(f, 1, 14);
+    put(f, 1, 15);
+    assert_int_equal(get(f, 0, 12, &content), SFC_OK);
+    assert_int_equal(content.step, 12);
+    assert_true(rig_snapshot_same(&content, 0));
+    assert_int_equal(get(f, 1, 12, &content), SFC_OK);
+    assert_int_equal(content.step, 10);
+    assert_int_equal(names_of(f, 0), 3);
+    assert_int_equal(names_of(f, 1), 3);
+    uint64_t stamps[2];
+    assert_int_equal(
+        sfc_snapshot_store_stamps(f->store, rig_blocks[0].kind, rig_blocks[0].block, stamps), 2);
+    assert_int_equal(stamps[1], 18);
+    sfc_snapshot_store_unpin(f->store);
+    assert_int_equal(get(f, 0, 12, &content), SFC_ENOTFOUND);
+    assert_int_equal(names_of(f, 0), 2);
+    assert_int_equal(names_of(f, 1), 2);
+    assert_int_equal(get(f, 0, 19, &content), SFC_OK);
+    assert_int_equal(content.step, 19);
+}
+
 static void remains_are_removed(void **state)
 {
     struct fixture *f = *state;
@@ -415,6 +465,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(is_read_as_written),           TEST(two_are_kept_and_the_floor_is_the_second_newest),
         TEST(what_leads_back_is_kept),      TEST(later_ones_are_hidden_and_dropped),
+        TEST(a_pin_keeps_its_snapshot),
         TEST(remains_are_removed),          TEST(every_flip_falls_back_loudly),
         TEST(no_whole_snapshot_is_refused), TEST(another_owner_or_shape_is_refused),
         TEST(a_wrong_name_is_damage),       TEST(one_write_at_a_time),

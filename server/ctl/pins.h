@@ -1,0 +1,32 @@
+/* The state of a run after one step, read while the run goes on (calls Hold with watch, PinStep,
+ * ReadBlock, UnpinStep). The pins are leases: sfc_pins_read renews them. A shard that dies meanwhile
+ * is waited for, and its blocks are then made from what it has on its disk. */
+#ifndef SFC_CTL_PINS_H
+#define SFC_CTL_PINS_H
+
+#include "server/ctl/command.h"
+
+struct sfc_pins {
+    struct sfc_cluster *cluster; /* borrowed */
+    struct sfc_answer answer;    /* of the scheduler: configuration and map */
+    uint64_t id;                 /* of the pin on every shard, 0: none */
+    uint64_t step;
+    double renewed; /* seconds */
+    uint32_t lease_ms;
+    bool waited; /* for a shard: said once */
+};
+
+/* Pins the state after at_step (0: the newest committed step) on every shard and waits until the
+ * step is committed. SFC_EUNSUPPORTED or SFC_ENOMEM: a shard can't (it keeps no log, or has no room
+ * for it), but the run can be held instead (hold.h). SFC_EINVAL: no such step, with the range that
+ * there is. Release also after a failure. */
+int sfc_pins_acquire(struct sfc_pins *pins, struct sfc_cluster *cluster, uint64_t at_step,
+                     struct sfc_error *err);
+void sfc_pins_release(struct sfc_pins *pins);
+const Shardfc__V1__RunConfig *sfc_pins_config(const struct sfc_pins *pins);
+/* Elements [offset, offset + count) of a part of a block from its owner. */
+int sfc_pins_read(struct sfc_pins *pins, Shardfc__V1__BlockKind kind, uint64_t block,
+                  Shardfc__V1__BlockPart part, uint64_t offset, uint64_t count, float *out,
+                  struct sfc_error *err);
+
+#endif
