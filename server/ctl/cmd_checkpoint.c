@@ -32,8 +32,9 @@ static const struct sfc_option table[] = {
      .type = SFC_OPTION_U64,
      .offset = AT(at_step),
      .metavar = "T",
-     .help = "the state after this step, which may be in the future or a little in the past; default: "
-             "the newest step"},
+     .help =
+         "the state after this step, which may be in the future or a little in the past; default: "
+         "the newest step"},
     {.name = "json",
      .type = SFC_OPTION_BOOL,
      .offset = AT(json),
@@ -42,9 +43,10 @@ static const struct sfc_option table[] = {
 };
 static const struct sfc_program program = {
     .name = "shardfc checkpoint",
-    .summary = "Writes the whole state of the run after one step to a directory, while the run goes on: "
-               "the shards make it from their snapshots and step logs. With shards that keep none "
-               "(--durable off) the run stands still while it is read.",
+    .summary =
+        "Writes the whole state of the run after one step to a directory, while the run goes on: "
+        "the shards make it from their snapshots and step logs. With shards that keep none "
+        "(--durable off) the run stands still while it is read.",
     .options = table,
     .count = sizeof table / sizeof *table,
 };

@@ -1,6 +1,6 @@
 /* The state of a run after one step, read while the run goes on (calls Hold with watch, PinStep,
- * ReadBlock, UnpinStep). The pins are leases: sfc_pins_read renews them. A shard that dies meanwhile
- * is waited for, and its blocks are then made from what it has on its disk. */
+ * ReadBlock, UnpinStep). The pins are leases: sfc_pins_read renews them. A shard that dies
+ * meanwhile is waited for, and its blocks are then made from what it has on its disk. */
 #ifndef SFC_CTL_PINS_H
 #define SFC_CTL_PINS_H
 

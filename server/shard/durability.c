@@ -783,9 +783,7 @@ void sfc_durability_report(const struct sfc_shard_run *run, Shardfc__V1__ShardDu
     const struct sfc_durability *d = &run->durability;
     out->has_floor = true;
     uint64_t pinned = sfc_pinned_floor(run);
-    out->log_floor = !d->on               ? sfc_step_applied(&run->fsm)
-                     : d->floor < pinned ? d->floor
-                                         : pinned;
+    out->log_floor = !d->on ? sfc_step_applied(&run->fsm) : d->floor < pinned ? d->floor : pinned;
     out->oldest_step = sfc_step_applied(&run->fsm);
     if (!d->on)
         return;

@@ -432,8 +432,8 @@ static bool has_part(const struct sfc_shard_run *run, bool last_step, int part)
     }
 }
 
-/* Elements of a part of a block whose kind and part are known, after `step`; 0: this run has no such
- * thing. */
+/* Elements of a part of a block whose kind and part are known, after `step`; 0: this run has no
+ * such thing. */
 static uint64_t part_elements(const struct sfc_shard_run *run, uint64_t step, int kind,
                               uint64_t block, int part)
 {

@@ -13,6 +13,7 @@
 
 #define READ_WAIT_MS 1000 /* then: still being made, ask again */
 #define NICE         10
+#define GROUP_BYTES  (UINT64_C(256) << 20)
 
 static struct sfc_pinned *of(struct sfc_shard_run *run)
 {
@@ -74,12 +75,16 @@ static void submit_job(struct sfc_shard_run *run,
 static void free_buffers(struct sfc_pinned *p)
 {
     sfc_replay_close(&p->replay);
+    sfc_folder_close(p->folder);
+    p->folder = NULL;
+    free(p->sums);
     free(p->values);
     free(p->rates);
+    p->sums = NULL;
     p->values = p->rates = NULL;
 }
 
-static void free_block(struct sfc_pinned *p)
+static void free_group(struct sfc_pinned *p)
 {
     sfc_head_free(p->head);
     sfc_dense_free(p->dense);
@@ -90,7 +95,7 @@ static void free_block(struct sfc_pinned *p)
 void sfc_pinned_release(struct sfc_shard_run *run)
 {
     struct sfc_pinned *p = of(run);
-    free_block(p);
+    free_group(p);
     sfc_backend_close(p->backend);
     p->backend = NULL;
     free_buffers(p);
@@ -222,52 +227,113 @@ static struct sfc_dense_config dense_config(const struct sfc_shard_run *run)
     return c;
 }
 
-/* One class block or dense block on its way to the step, the block as it is read, a step, rates;
- * and the snapshot that it comes from. */
-static int memory_of(struct sfc_shard_run *run, uint64_t *out, struct sfc_error *err)
+/* Most blocks of one kind that take up to `room` bytes; 0: not even one. */
+static size_t blocks_within(uint64_t one, uint64_t two, uint64_t room, size_t count)
 {
-    const struct sfc_pinned *p = &run->pinned;
-    struct sfc_head_config head = head_config(run);
-    struct sfc_dense_config dense = dense_config(run);
-    struct sfc_memory h = {0}, d = {0};
-    int code = sfc_head_memory(p->backend, &head, run->class_blocks, 1, &h, err);
+    uint64_t more = two > one ? two - one : 1;
+    if (one > room)
+        return 0;
+    uint64_t n = 1 + (room - one) / more;
+    return n < count ? (size_t)n : count;
+}
+
+static uint64_t sum_of(const struct sfc_memory *m)
+{
+    return m->state_bytes + m->step_bytes + m->scratch_bytes;
+}
+
+static int class_room(struct sfc_shard_run *run, uint64_t room, uint64_t *needed,
+                      struct sfc_error *err)
+{
+    struct sfc_pinned *p = of(run);
+    struct sfc_head_config c = head_config(run);
+    struct sfc_memory one, two;
+    size_t n = run->class_count < 2 ? run->class_count : 2;
+    int code = sfc_head_memory(p->backend, &c, run->class_blocks, 1, &one, err);
+    if (code == SFC_OK)
+        code = sfc_head_memory(p->backend, &c, run->class_blocks, n, &two, err);
+    if (code != SFC_OK)
+        return code;
+    p->class_room = blocks_within(sum_of(&one), sum_of(&two), room, run->class_count);
+    *needed = sum_of(&one);
+    return SFC_OK;
+}
+
+/* A dense block's share of the packed sums counts too. */
+static int dense_room(struct sfc_shard_run *run, uint64_t room, uint64_t *needed,
+                      struct sfc_error *err)
+{
+    struct sfc_pinned *p = of(run);
+    struct sfc_dense_config c = dense_config(run);
+    struct sfc_memory one, two;
+    uint64_t sums = UINT64_C(4) * c.block_size + 8;
+    size_t n = run->dense_count < 2 ? run->dense_count : 2;
+    int code = sfc_dense_memory(p->backend, &c, run->dense_blocks, 1, &one, err);
+    if (code == SFC_OK)
+        code = sfc_dense_memory(p->backend, &c, run->dense_blocks, n, &two, err);
+    if (code != SFC_OK)
+        return code;
+    p->dense_room =
+        blocks_within(sum_of(&one) + sums, sum_of(&two) + 2 * sums, room, run->dense_count);
+    *needed = sum_of(&one) + sums;
+    return SFC_OK;
+}
+
+/* The block as it is read, the snapshot that one comes from, a step, the rates. */
+static uint64_t fixed_bytes(struct sfc_shard_run *run)
+{
+    return 2 * largest_floats(run) * sizeof(float) + sfc_step_log_body_size(storage(run)->log) +
+           run->setup.head.batch * UINT64_C(40) +
+           (keeps_rates(run) ? (of(run)->step + 1) * sizeof(float) : 0);
+}
+
+static int plan_memory(struct sfc_shard_run *run, struct sfc_error *err)
+{
+    struct sfc_pinned *p = of(run);
+    uint64_t limit = run->shard->memory_limit, taken = run->resident + fixed_bytes(run);
+    uint64_t room = limit > taken ? limit - taken : 0, least = 0, least_dense = 0;
+    room = room < GROUP_BYTES ? room : GROUP_BYTES;
+    int code = class_room(run, room, &least, err);
     if (code == SFC_OK && run->dense_count)
-        code = sfc_dense_memory(p->backend, &dense, run->dense_blocks, 1, &d, err);
-    uint64_t block = h.state_bytes + h.step_bytes + h.scratch_bytes;
-    uint64_t other = d.state_bytes + d.step_bytes + d.scratch_bytes;
-    *out = (block > other ? block : other) + 2 * largest_floats(run) * sizeof(float) +
-           sfc_step_log_body_size(storage(run)->log) +
-           run->setup.head.batch * UINT64_C(40) + (keeps_rates(run) ? p->step * 4 : 0);
+        code = dense_room(run, room, &least_dense, err);
+    least = least > least_dense ? least : least_dense;
+    if (code == SFC_OK && taken + least > limit)
+        code = sfc_fail(err, SFC_ENOMEM,
+                        "a checkpoint beside the training needs %.1f MiB; the run has %.1f of the "
+                        "%.1f MiB that this shard may use (--memory)",
+                        (double)(taken - run->resident + least) / (1 << 20),
+                        (double)run->resident / (1 << 20), (double)limit / (1 << 20));
+    /* one block may be larger than a group should be */
+    p->class_room += p->class_room == 0;
+    p->dense_room += p->dense_room == 0;
     return code;
 }
 
 static int allocate(struct sfc_shard_run *run, struct sfc_error *err)
 {
     struct sfc_pinned *p = of(run);
-    uint64_t bytes = 0, limit = run->shard->memory_limit;
-    int code = memory_of(run, &bytes, err);
-    if (code != SFC_OK)
-        return code;
-    if (run->resident + bytes > limit)
-        return sfc_fail(err, SFC_ENOMEM,
-                        "a checkpoint beside the training needs %.1f MiB; the run has %.1f of the "
-                        "%.1f MiB that this shard may use (--memory)",
-                        (double)bytes / (1 << 20), (double)run->resident / (1 << 20),
-                        (double)limit / (1 << 20));
+    struct sfc_storage *s = storage(run);
+    size_t sums = p->dense_room * (size_t)run->setup.dense.block_size * sizeof(float) + 64;
     p->values = malloc(largest_floats(run) * sizeof *p->values);
+    p->sums = aligned_alloc(64, (sums + 63) / 64 * 64);
     if (keeps_rates(run))
         p->rates = malloc((p->step + 1) * sizeof *p->rates);
-    if (!p->values || (keeps_rates(run) && !p->rates))
+    if (!p->values || !p->sums || (keeps_rates(run) && !p->rates))
         return sfc_fail(err, SFC_ENOMEM, "no memory for a block");
-    return sfc_replay_init(&p->replay, &run->setup.head,
-                           sfc_step_log_body_size(storage(run)->log), err);
+    int code = sfc_run_folder_open(s->state, s->run_id, false, &p->folder, err);
+    return code == SFC_OK
+               ? sfc_replay_init(&p->replay, &run->setup.head, sfc_step_log_body_size(s->log), err)
+               : code;
 }
 
 static int prepare_work(struct sfc_task *task, struct sfc_error *err)
 {
     struct sfc_shard_run *run = task->owner;
-    setpriority(PRIO_PROCESS, 0, NICE); /* this thread's, and its pool's: that is how Linux has it */
+    setpriority(PRIO_PROCESS, 0,
+                NICE); /* this thread's, and its pool's: that is how Linux has it */
     int code = sfc_backend_open(run->shard->options->backend, 1, &of(run)->backend, err);
+    if (code == SFC_OK)
+        code = plan_memory(run, err);
     return code == SFC_OK ? allocate(run, err) : code;
 }
 
@@ -389,8 +455,9 @@ static int check_pin(const struct sfc_shard_run *run, const Shardfc__V1__PinStep
     if (!run->durability.on)
         return sfc_fail(err, SFC_EUNSUPPORTED, "it keeps no step log (--durable off)");
     if (r->pin == 0 || r->step > run->setup.head.steps)
-        return sfc_fail(err, SFC_EINVAL, "pin: %" PRIu64 ", step: %" PRIu64 ", the run has %" PRIu64,
-                        r->pin, r->step, run->setup.head.steps);
+        return sfc_fail(err, SFC_EINVAL,
+                        "pin: %" PRIu64 ", step: %" PRIu64 ", the run has %" PRIu64, r->pin,
+                        r->step, run->setup.head.steps);
     if (p->lost == r->pin)
         return sfc_fail(err, SFC_ESTATE, "%s", p->reason);
     if (p->ending)
@@ -498,63 +565,106 @@ static int rates_work(void *ctx, struct sfc_head *head, struct sfc_dense *dense,
     return p->step > 0 ? sfc_head_read_rates(head, 0, p->step, p->rates, err) : SFC_OK;
 }
 
-static int new_block_work(struct sfc_task *task, struct sfc_error *err)
+static int new_group_work(struct sfc_task *task, struct sfc_error *err)
 {
     struct sfc_shard_run *run = task->owner;
     struct sfc_pinned *p = of(run);
-    const struct sfc_snapshot_block *block = &storage(run)->blocks[p->index];
+    bool is_dense = storage(run)->blocks[p->group].kind == SFC_SNAPSHOT_DENSE;
     struct sfc_head_config head = head_config(run);
     struct sfc_dense_config dense = dense_config(run);
-    free_block(p);
-    return block->kind == SFC_SNAPSHOT_DENSE
-               ? sfc_dense_new(p->backend, &dense, &block->block, 1, &p->dense, err)
-               : sfc_head_new(p->backend, &head, &block->block, 1, &p->head, err);
+    free_group(p);
+    return is_dense ? sfc_dense_new(p->backend, &dense,
+                                    run->dense_blocks + (p->group - run->class_count), p->count,
+                                    &p->dense, err)
+                    : sfc_head_new(p->backend, &head, run->class_blocks + p->group, p->count,
+                                   &p->head, err);
 }
 
-/* The block as its snapshot has it, or as the seed made it. */
-static int restore_work(struct sfc_task *task, struct sfc_error *err)
+/* One block as its snapshot has it, or as the seed made it. */
+static int restore_block(struct sfc_shard_run *run, size_t index, uint64_t *stamp,
+                         struct sfc_error *err)
 {
-    struct sfc_shard_run *run = task->owner;
     struct sfc_pinned *p = of(run);
     struct sfc_storage *s = storage(run);
-    const struct sfc_snapshot_block *block = &s->blocks[p->index];
+    const struct sfc_snapshot_block *block = &s->blocks[index];
     struct sfc_snapshot_shape shape;
     struct sfc_snapshot_content content;
-    sfc_storage_shape(s, p->index, p->step, &shape);
+    sfc_storage_shape(s, index, p->step, &shape);
     int code = sfc_snapshot_store_read(s->store, block->kind, block->block, p->step, &shape,
                                        &content, p->loud, err);
     if ((code == SFC_ENOTFOUND || code == SFC_ECORRUPT) && s->from_seed) {
         if (code == SFC_ECORRUPT && err)
             snprintf(p->loud, sizeof p->loud, "%.400s; using the seed and the whole log instead",
                      err->text);
-        p->at = s->start_step;
-        code = SFC_OK;
-    } else if (code == SFC_OK) {
-        p->at = content.step;
-        code = sfc_block_restore(p->head, p->dense, block, &shape, &content, err);
+        *stamp = s->start_step;
+        return SFC_OK;
     }
-    if (code == SFC_OK && p->head && keeps_rates(run) && p->at > 0)
+    if (code != SFC_OK)
+        return code;
+    *stamp = content.step;
+    return sfc_block_restore(p->head, p->dense, block, &shape, &content, err);
+}
+
+static int restore_work(struct sfc_task *task, struct sfc_error *err)
+{
+    struct sfc_shard_run *run = task->owner;
+    struct sfc_pinned *p = of(run);
+    uint64_t stamp = 0;
+    int code = restore_block(run, p->group + p->restored, &stamp, err);
+    if (code != SFC_OK)
+        return code;
+    p->at = stamp < p->at ? stamp : p->at;
+    p->restored++;
+    if (p->restored == p->count && p->head && keeps_rates(run) && p->at > 0)
         code = sfc_head_write_rates(p->head, 0, p->at, p->rates, err);
     return code;
 }
 
-static int read_step_work(struct sfc_task *task, struct sfc_error *err)
+static int find_step_work(struct sfc_task *task, struct sfc_error *err)
 {
     struct sfc_shard_run *run = task->owner;
     struct sfc_pinned *p = of(run);
     struct sfc_step_log *log = storage(run)->log;
     int code = p->has_commit ? SFC_OK : sfc_step_log_commit_of(log, p->at + 1, &p->commit, err);
     if (code == SFC_OK && p->commit.apply)
-        code = sfc_step_log_read(log, p->at + 1, p->commit.round, p->replay.body, &p->inputs, err);
+        code = sfc_step_log_find(log, p->at + 1, p->commit.round, &p->place, err);
     return code;
+}
+
+/* The sums of the group, cut out of those of all own dense blocks. */
+static void cut_sums(struct sfc_shard_run *run, const char *in)
+{
+    struct sfc_pinned *p = of(run);
+    const struct sfc_dense_config *c = &run->setup.dense;
+    size_t first = p->group - run->class_count;
+    struct sfc_dense_packing own = sfc_dense_packing_of(c, run->dense_blocks + first, p->count);
+    struct sfc_dense_packing before = sfc_dense_packing_of(c, run->dense_blocks, first);
+    struct sfc_dense_packing all = sfc_dense_packing_of(c, run->dense_blocks, run->dense_count);
+    uint64_t in_floats = sfc_dense_packed_bytes(&all) - all.floats * sizeof(float);
+    uint64_t out_floats = sfc_dense_packed_bytes(&own) - own.floats * sizeof(float);
+    char *out = p->sums;
+    memset(out, 0, out_floats);
+    memcpy(out, in + before.halves * sizeof(uint16_t), own.halves * sizeof(uint16_t));
+    memcpy(out + out_floats, in + in_floats + before.floats * sizeof(float),
+           own.floats * sizeof(float));
 }
 
 static int apply_step_work(struct sfc_task *task, struct sfc_error *err)
 {
-    struct sfc_pinned *p = of(task->owner);
-    const float *sums = p->commit.apply && p->dense ? p->inputs.dense + p->dense_offset : NULL;
-    int code =
-        sfc_replay_step(&p->replay, p->head, p->dense, &p->commit, &p->inputs, sums, err);
+    struct sfc_shard_run *run = task->owner;
+    struct sfc_pinned *p = of(run);
+    struct sfc_log_prepare_view inputs = {0};
+    int code = SFC_OK;
+    if (p->commit.apply)
+        code = sfc_step_log_read_at(p->folder, &storage(run)->config.geometry, &p->place,
+                                    p->replay.body, &inputs, err);
+    if (code == SFC_OK && p->commit.apply && p->dense && !inputs.dense)
+        code = sfc_fail(err, SFC_ECORRUPT,
+                        "step %" PRIu64 ": the sums of its backbone gradient are lost", p->at + 1);
+    if (code == SFC_OK && p->commit.apply && p->dense)
+        cut_sums(run, inputs.dense);
+    if (code == SFC_OK)
+        code = sfc_replay_step(&p->replay, p->head, p->dense, &p->commit, &inputs, p->sums, err);
     p->at += code == SFC_OK;
     return code;
 }
@@ -572,7 +682,7 @@ static void step_applied(struct sfc_task *task)
         next_step(run);
 }
 
-static void step_read(struct sfc_task *task)
+static void step_found(struct sfc_task *task)
 {
     struct sfc_shard_run *run = task->owner;
     if (!goes_on(run))
@@ -588,13 +698,14 @@ static void next_step(struct sfc_shard_run *run)
 {
     struct sfc_pinned *p = of(run);
     if (p->at >= p->step) {
+        p->grouped = true;
         submit(run, run->shard->checkpoint_thread, copy_made_work, task_made);
         return;
     }
     p->has_commit = run->durability.commit.step == p->at + 1;
     if (p->has_commit)
         p->commit = run->durability.commit;
-    submit(run, run->shard->log_thread, read_step_work, step_read);
+    submit(run, run->shard->log_thread, find_step_work, step_found);
 }
 
 static void block_restored(struct sfc_task *task)
@@ -605,32 +716,40 @@ static void block_restored(struct sfc_task *task)
         return;
     if (p->loud[0])
         sfc_warning_log("run %" PRIu64 ": %s", run->id, p->loud);
+    p->loud[0] = 0;
     if (task->code != SFC_OK)
         made(run, task->code, &task->error);
+    else if (p->restored < p->count)
+        submit(run, run->shard->snapshot_thread, restore_work, block_restored);
     else
         next_step(run);
 }
 
-static void block_new(struct sfc_task *task)
+static void group_new(struct sfc_task *task)
 {
     struct sfc_shard_run *run = task->owner;
+    struct sfc_pinned *p = of(run);
     if (!goes_on(run))
         return;
+    p->restored = 0;
+    p->at = UINT64_MAX;
     if (task->code != SFC_OK)
         made(run, task->code, &task->error);
     else
         submit(run, run->shard->snapshot_thread, restore_work, block_restored);
 }
 
-static void new_block(struct sfc_shard_run *run)
+/* The block and those behind it of its kind. */
+static void new_group(struct sfc_shard_run *run)
 {
     struct sfc_pinned *p = of(run);
-    const struct sfc_snapshot_block *block = &storage(run)->blocks[p->index];
-    p->dense_offset = 0;
-    for (size_t i = 0; block->kind == SFC_SNAPSHOT_DENSE && run->dense_blocks[i] != block->block;
-         i++)
-        p->dense_offset += sfc_run_dense_length(&run->setup, run->dense_blocks[i]);
-    submit(run, run->shard->checkpoint_thread, new_block_work, block_new);
+    bool is_dense = storage(run)->blocks[p->index].kind == SFC_SNAPSHOT_DENSE;
+    size_t end = run->class_count + (is_dense ? run->dense_count : 0);
+    size_t room = is_dense ? p->dense_room : p->class_room;
+    p->grouped = false;
+    p->group = p->index;
+    p->count = end - p->index < room ? end - p->index : room;
+    submit(run, run->shard->checkpoint_thread, new_group_work, group_new);
 }
 
 static void rates_read(struct sfc_compute_job *job)
@@ -643,7 +762,7 @@ static void rates_read(struct sfc_compute_job *job)
     if (job->code != SFC_OK || storage(run)->blocks[p->index].kind == SFC_SNAPSHOT_HISTORY)
         made(run, job->code, &job->error);
     else
-        new_block(run);
+        new_group(run);
 }
 
 static void make(struct sfc_shard_run *run, size_t index)
@@ -654,14 +773,16 @@ static void make(struct sfc_shard_run *run, size_t index)
     p->made = false;
     p->loud[0] = 0;
     lay_out(run);
-    if (kind != SFC_SNAPSHOT_HISTORY && sfc_durability_stamp(run) == p->step)
+    if (p->grouped && index >= p->group && index - p->group < p->count)
+        submit(run, run->shard->checkpoint_thread, copy_made_work, task_made);
+    else if (kind != SFC_SNAPSHOT_HISTORY && sfc_durability_stamp(run) == p->step)
         submit_job(run, copy_live_work, job_made);
     else if (keeps_rates(run) && !p->has_rates)
         submit_job(run, rates_work, rates_read);
     else if (kind == SFC_SNAPSHOT_HISTORY)
         made(run, SFC_OK, NULL);
     else
-        new_block(run);
+        new_group(run);
 }
 
 /* ---- reads */

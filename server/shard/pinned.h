@@ -1,24 +1,27 @@
 /* The blocks of a run as they were after one step, while the run goes on (calls PinStep, ReadBlock
  * with a pin, UnpinStep): what a checkpoint is made from.
  *
- * A block is copied from memory when the run stands at the step at that moment; otherwise it is made
- * from what is on the disk: its newest snapshot with a stamp up to the step, then the logged steps
- * after it, gone through again by a thread of low priority on one thread of its own. Live blocks are
- * never touched and no step waits. One block at a time, so memory is bounded: one block on its way, one as it is
- * read, one snapshot, one step, the rates (checked against --memory when the pin is set).
+ * A block is copied from memory when the run stands at the step at that moment; otherwise it is
+ * made from what is on the disk, together with the blocks behind it (a group): their newest
+ * snapshots with a stamp up to the step, then the logged steps after them, gone through again by a
+ * thread of low priority. Live blocks are never touched and no step waits. Memory is bounded: one
+ * group of at most 256 MiB (or one block), one block as it is read, one snapshot, one step, the
+ * rates; checked against
+ * --memory when the pin is set.
  *
- * As long as the pin is there the log keeps what it needs (sfc_pinned_floor), and so do the snapshots
- * (sfc_snapshot_store_pin). It ends by UnpinStep, when its client is silent for SFC_PIN_LEASE_MS,
- * with the run, and when the log is full because of it: steps come first.
+ * As long as the pin is there the log keeps what it needs (sfc_pinned_floor), and so do the
+ * snapshots (sfc_snapshot_store_pin). It ends by UnpinStep, when its client is silent for
+ * SFC_PIN_LEASE_MS, with the run, and when the log is full because of it: steps come first.
  *
  *   PinStep    checkpoint thread: backend, buffers    log thread: from which step on there is log
  *              snapshot thread: the first step that can be made; keep what this one needs
  *   ReadBlock  compute thread: copy; or
- *              checkpoint thread: empty block    snapshot thread: read the snapshot
- *              for each step: log thread: read it    checkpoint thread: apply it
+ *              checkpoint thread: new group    snapshot thread: for each block, read its snapshot
+ *              for each step: log thread: where is it    checkpoint thread: read and apply it
  *              checkpoint thread: copy
  *
- * Threads: functions here are called from the loop thread; one task or job is on its way at a time. */
+ * Threads: functions here are called from the loop thread; one task or job is on its way at a time.
+ */
 #ifndef SFC_SHARD_PINNED_H
 #define SFC_SHARD_PINNED_H
 
@@ -66,19 +69,23 @@ struct sfc_pinned {
     struct sfc_compute_job job;
     struct sfc_task task;
     char loud[512];
-    /* its state on the way to the step */
+    /* the group on its way to the step, or there */
+    size_t class_room, dense_room; /* most blocks of a group */
+    size_t group, count, restored; /* index of its first block */
+    bool grouped;                  /* it is there */
     uint64_t at;
     struct sfc_log_commit commit;
     bool has_commit;
-    struct sfc_log_prepare_view inputs;
-    uint64_t dense_offset; /* of the block's sums among those of all own dense blocks */
+    struct sfc_log_place_of place;
     /* owned by the tasks while one is on its way */
     struct sfc_backend *backend;
     struct sfc_head *head;
     struct sfc_dense *dense;
     struct sfc_replay replay;
-    float *values; /* of the largest block */
-    float *rates;  /* [step]: momentum mode dense */
+    struct sfc_folder *folder; /* to read the log beside its thread */
+    void *sums;                /* of a group of dense blocks, packed */
+    float *values;             /* of the largest block */
+    float *rates;              /* [step]: momentum mode dense */
     bool has_rates;
 };
 

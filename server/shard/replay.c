@@ -72,7 +72,7 @@ static int apply_head(struct sfc_replay *r, struct sfc_head *head,
 
 int sfc_replay_step(struct sfc_replay *r, struct sfc_head *head, struct sfc_dense *dense,
                     const struct sfc_log_commit *commit, const struct sfc_log_prepare_view *inputs,
-                    const float *dense_sums, struct sfc_error *err)
+                    const void *dense_sums, struct sfc_error *err)
 {
     int code = SFC_OK;
     if (!commit->apply)

@@ -1,5 +1,6 @@
 /* One logged step gone through again on any set of a shard's blocks: recovery does it with all of
- * them, a checkpoint with one. Bits don't depend on which blocks take part (kernels/backend.h, I8). */
+ * them, a checkpoint with one. Bits don't depend on which blocks take part (kernels/backend.h, I8).
+ */
 #ifndef SFC_SHARD_REPLAY_H
 #define SFC_SHARD_REPLAY_H
 
@@ -23,9 +24,10 @@ int sfc_replay_init(struct sfc_replay *replay, const struct sfc_head_config *con
 void sfc_replay_close(struct sfc_replay *replay); /* zeroed is fine */
 
 /* head or dense: NULL when none of its blocks takes part. inputs: of the Prepare that the commit
- * names; NULL where the commit applies nothing. dense_sums: of the blocks of dense alone. */
+ * names; NULL where the commit applies nothing. dense_sums: packed
+ * (sfc_dense_sums), of the blocks of dense alone. */
 int sfc_replay_step(struct sfc_replay *replay, struct sfc_head *head, struct sfc_dense *dense,
                     const struct sfc_log_commit *commit, const struct sfc_log_prepare_view *inputs,
-                    const float *dense_sums, struct sfc_error *err);
+                    const void *dense_sums, struct sfc_error *err);
 
 #endif

@@ -463,12 +463,17 @@ static void names_are_exact(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(is_read_as_written),           TEST(two_are_kept_and_the_floor_is_the_second_newest),
-        TEST(what_leads_back_is_kept),      TEST(later_ones_are_hidden_and_dropped),
+        TEST(is_read_as_written),
+        TEST(two_are_kept_and_the_floor_is_the_second_newest),
+        TEST(what_leads_back_is_kept),
+        TEST(later_ones_are_hidden_and_dropped),
         TEST(a_pin_keeps_its_snapshot),
-        TEST(remains_are_removed),          TEST(every_flip_falls_back_loudly),
-        TEST(no_whole_snapshot_is_refused), TEST(another_owner_or_shape_is_refused),
-        TEST(a_wrong_name_is_damage),       TEST(one_write_at_a_time),
+        TEST(remains_are_removed),
+        TEST(every_flip_falls_back_loudly),
+        TEST(no_whole_snapshot_is_refused),
+        TEST(another_owner_or_shape_is_refused),
+        TEST(a_wrong_name_is_damage),
+        TEST(one_write_at_a_time),
         cmocka_unit_test(names_are_exact),
     };
     const struct CMUnitTest packed[] = {

@@ -1,0 +1,304 @@
+#!/usr/bin/python3
+"""Checkpoints that don't hold the training, and runs that go on from them.
+
+    test_checkpoint.py [sampled|dense|half|split|adamw|goes_on|killed|client|range|full|shards|epoch ...]     default: all
+"""
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import grpc
+
+import cluster
+from cluster import Cluster, Failure, pb, wait_until
+from inputs import check, expect, make_images, one_json, small_run, tool
+
+STEPS, EARLY, LATE = 40, 7, 23
+MODES = {
+    "sampled": ("--momentum-mode", "sampled"),
+    "dense": ("--momentum-mode", "dense"),
+    "half": ("--dtype", "bf16", "--momentum-mode", "dense"),
+    "split": ("--gemm", "bf16", "--momentum-mode", "sampled"),
+    "adamw": ("--optimizer", "adamw", "--lr", "2e-3", "--weight-decay", "0.1"),
+}
+MINUTE = 60 * cluster.TIME_SCALE
+
+
+def begin(c, name, *extra):
+    """`shardfc checkpoint --out NAME` beside the test."""
+    command = [cluster.BIN / "shardfc", "checkpoint", "--scheduler", c.address, "--out", c.folder / name, "--json",
+               *map(str, extra)]
+    return subprocess.Popen(list(map(str, (*cluster.ENDS_WITH_US, *command))), stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def end(process):
+    out, err = process.communicate(timeout=2 * MINUTE)
+    return expect(subprocess.CompletedProcess(process.args, process.returncode, out, err), 0)
+
+
+def made(done):
+    told = one_json(done)
+    return told["step"], told["digest"]
+
+
+def checkpoint(c, name, *extra):
+    return made(c.ctl("checkpoint", "--out", c.folder / name, "--json", *extra, check=False))
+
+
+def partial(c, name):
+    """The folder that a checkpoint is being written to."""
+    return next(iter(c.folder.glob(f"{name}.partial-*")), None)
+
+
+def held_digests(data, steps, *mode):
+    """What the shards hold when the run stands still: they keep no log here, and the command says so."""
+    digests = {}
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(2, "--durable", "off")
+        c.ctl("create", *small_run(data, STEPS), *mode)
+        asked = [begin(c, f"held{step}", "--at-step", step) for step in steps]
+        wait_until("the holds", lambda: all(p.poll() is None for p in asked) and c.status().state, 10)
+        # a hold before there is a worker can't come too late
+        holds = [c.stub.Hold(pb.HoldRequest(at_step=step), timeout=MINUTE) for step in steps]
+        c.start_worker(data=data)
+        for step, process, hold in zip(steps, asked, holds):
+            done = end(process)
+            check("stands still" in done.stderr and "--durable off" in done.stderr, f"not said: {done.stderr}")
+            digests[step] = made(done)
+            c.release(hold)
+    return digests
+
+
+def equal(name):
+    """The same digests as those of a run that stood still: of a step in the past, from the seed and from
+    snapshots, of one in the future, of a finished run, and of its end."""
+    mode = MODES[name]
+    with Cluster() as c:
+        data = make_images(c.folder / "images")
+        truth = held_digests(data, (EARLY, LATE, STEPS), *mode)
+        c.start_scheduler()
+        # one shard sweeps without a pause, the other has no snapshots at all
+        c.start_shard("--recovery-target", "10ms")
+        c.start_shards(1)
+        c.ctl("create", *small_run(data, STEPS), *mode)
+        future = begin(c, "late", "--at-step", LATE)
+        wait_until("the pins", lambda: all(f"step {LATE} begins" in s.stderr() for s in c.shards), 20,
+                   context=c.tails)
+        c.start_worker(data=data)
+        check(made(end(future)) == truth[LATE], f"step {LATE}, asked for before: not {truth[LATE]}")
+        c.wait_state("finished")
+        check(checkpoint(c, "end") == truth[STEPS], f"the end: not {truth[STEPS]}")
+        now = c.ctl("checkpoint", "--out", c.folder / "now", "--json", check=False)
+        check(made(now) == truth[STEPS] and "stands still" not in now.stderr, f"{now}")
+    with Cluster() as c:  # everything from the seed
+        c.start_scheduler()
+        c.start_shards(2)
+        c.ctl("create", *small_run(data_again(c), STEPS), *mode)
+        c.start_worker(data=c.folder / "images")
+        c.wait_state("finished")
+        for step in (EARLY, LATE):
+            check(checkpoint(c, f"at{step}", "--at-step", step) == truth[step], f"step {step}: not {truth[step]}")
+        verify(c, f"at{LATE}", truth[LATE])
+
+
+def data_again(c):
+    return make_images(c.folder / "images")
+
+
+def verify(c, name, expected):
+    check(made(tool("shardfc", "verify", c.folder / name, "--json")) == expected, f"verify {name}")
+
+
+def running(c, steps=4000):
+    """A run of many blocks that goes on for long, and its truth at any step."""
+    return c.create_run(classes=3000, block_size=256, steps=steps, dim=16, momentum_mode="dense")
+
+
+def stopped_in_the_middle(c, name, *extra):
+    """A checkpoint that has begun to write and stands there."""
+    process = begin(c, name, *extra)
+    wait_until("a checkpoint to be written", lambda: partial(c, name), 60, pause=0.001, context=c.tails)
+    process.send_signal(signal.SIGSTOP)
+    check(partial(c, name) is not None, f"the checkpoint was too fast: {list(c.folder.iterdir())}")
+    return process
+
+
+def commits_more(c, count):
+    """Waits until the run has committed so many further steps."""
+    return c.wait_step(c.status().step + count).step
+
+
+def truth_of(step):
+    """Digest of the step of the run above in a cluster that nothing disturbs."""
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(1, "--durable", "off")
+        running(c)
+        hold = c.stub.Hold(pb.HoldRequest(at_step=step), timeout=MINUTE)
+        c.start_worker()
+        told = checkpoint(c, "truth", "--at-step", step)
+        c.release(hold)
+        return told
+
+
+def test_goes_on():
+    """Steps are committed while a checkpoint is being written, and it has the state of its step all the
+    same."""
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(2)
+        running(c)
+        c.start_worker()
+        c.wait_step(5)
+        process = stopped_in_the_middle(c, "some")
+        commits_more(c, 10)
+        check(partial(c, "some") is not None, "the checkpoint ended without its command")
+        process.send_signal(signal.SIGCONT)
+        told = made(end(process))
+        check(c.status().step >= told[0] + 10 and c.status().state == "running", f"{told}: {c.status()}")
+        check(told == truth_of(told[0]), f"{told} is not the state of its step")
+
+
+def test_killed():
+    """A shard dies while a checkpoint is being made, the scheduler too: the command says so, waits, and
+    ends with the state of its step."""
+    with Cluster() as c:
+        c.start_scheduler()
+        shards = c.start_shards(2)
+        running(c)
+        c.start_worker()
+        c.wait_step(20)
+        process = stopped_in_the_middle(c, "some", "--at-step", 12)
+        shards[1].kill()
+        c.scheduler.kill()
+        process.send_signal(signal.SIGCONT)
+        c.start_scheduler()
+        c.restart_shard(shards[1])
+        commits_more(c, 3)
+        done = end(process)
+        check("does not answer" in done.stderr or "blocks" in done.stderr, f"{done.stderr}")
+        told = made(done)
+        verify(c, "some", told)
+        check(told == truth_of(12), f"{told} is not the state of its step")
+
+
+def test_client():
+    """A command that dies leaves a pin that ends by itself, and a folder that the next one removes."""
+    with Cluster() as c:
+        c.start_scheduler()
+        shards = c.start_shards(2)
+        running(c)
+        c.start_worker()
+        c.wait_step(5)
+        process = stopped_in_the_middle(c, "some")
+        left = partial(c, "some")
+        second = c.ctl("checkpoint", "--out", c.folder / "second", check=False)
+        expect(second, 1, "another checkpoint")
+        check(not partial(c, "second") and not (c.folder / "second").exists(), "something of a refused checkpoint")
+        process.kill()
+        process.wait()
+        foreign = c.folder / "mine.partial-1"
+        foreign.mkdir()
+        (foreign / "notes").write_text("not a checkpoint's")
+
+        def again():
+            done = c.ctl("checkpoint", "--out", c.folder / "again", check=False)
+            return done if done.returncode == 0 else None
+        done = wait_until("the pin to end", again, 60, pause=0.5, context=c.tails)
+        check(left.name in done.stderr and not left.exists(), f"{left} is still there: {done.stderr}")
+        check(foreign.exists(), "a folder that is not a checkpoint's was removed")
+        check(all("nobody has asked for it" in s.stderr() for s in shards), c.tails())
+
+
+def test_range():
+    """A step that is gone, or beyond the end, is refused with the steps that can be had."""
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(2, "--recovery-target", "10ms", "--log-limit", "256K")
+        c.create_run(classes=3000, block_size=256, steps=300, dim=16)
+        c.start_worker()
+        c.wait_state("finished")
+        refused = expect(c.ctl("checkpoint", "--out", c.folder / "never", "--at-step", 1, check=False), 2,
+                         "can be had", "step 1 has passed")
+        first, last = map(int, re.search(r"steps (\d+) to (\d+) can be had", refused.stderr).groups())
+        check(1 < first <= last == 300, f"range {first} to {last}")
+        expect(c.ctl("checkpoint", "--out", c.folder / "never", "--at-step", 301, check=False), 2, "300", "301")
+        step, _ = checkpoint(c, "first", "--at-step", first)
+        check(step == first, f"step {step}, asked for {first}")
+        expect(c.ctl("checkpoint", "--out", c.folder / "never", "--at-step", first - 1, check=False), 2, str(first))
+        check(not (c.folder / "never").exists() and not partial(c, "never"), "something of a refused checkpoint")
+
+
+def test_full():
+    """A log that a checkpoint keeps full takes its room back: steps come first, and the checkpoint is
+    told."""
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(1, "--recovery-target", "10ms", "--log-limit", "256K")
+        c.create_run(classes=3000, block_size=256, steps=100000, dim=16)
+        stub = c.shard_stub(c.shards[0].address)
+        worker = c.start_worker()
+        at = c.wait_step(5).step
+        run_id = c.status().run_id
+        pin = pb.PinStepRequest(run_id=run_id, pin=77, step=at)
+        check(stub.PinStep(pin, timeout=MINUTE).pinned, "not pinned")
+
+        def lost():
+            try:
+                stub.PinStep(pin, timeout=MINUTE)
+            except grpc.RpcError as e:
+                return e.code() == grpc.StatusCode.FAILED_PRECONDITION and "--log-limit" in e.details()
+            return False
+        wait_until("the checkpoint to give way", lost, 60, context=c.tails)
+        commits_more(c, 20)
+        check(worker.running(), c.tails())
+
+
+def test_shards():
+    """A checkpoint of two shards goes on with 1, 3 and 5 of them, to the end of the undisturbed run."""
+    steps, at = 40, 13
+    with Cluster() as c:
+        data = make_images(c.folder / "images", 100)  # 7 blocks
+        c.start_scheduler()
+        c.start_shards(2)
+        c.ctl("create", *small_run(data, steps), "--momentum-mode", "dense")
+        c.start_worker(data=data)
+        c.wait_state("finished")
+        checkpoint(c, "at", "--at-step", at)
+        whole = checkpoint(c, "whole")
+        for shards in (1, 3, 5):
+            with Cluster() as other:
+                other.start_scheduler()
+                other.start_shards(shards)
+                other.start_worker(data=data)
+                back = made(other.ctl("restore", "--from", c.folder / "at", "--json", check=False))
+                verify(c, "at", back)
+                # of the step that it was restored at, and on the way
+                other.wait_step(at + 3)
+                check(checkpoint(other, "again", "--at-step", at) == back, f"{shards} shards: step {at}")
+                other.wait_state("finished")
+                check(len(other.status().shards) == shards and
+                      all(s.blocks for s in other.status().shards), f"{other.status().shards}")
+                told = checkpoint(other, "end")
+                check(told == whole, f"{shards} shards: {told}, undisturbed {whole}")
+
+
+def main():
+    names = sys.argv[1:] or [*MODES, "goes_on", "killed", "client", "range", "full", "shards"]
+    for name in names:
+        started = time.monotonic()
+        try:
+            equal(name) if name in MODES else globals()[f"test_{name}"]()
+        except BaseException:
+            print(f"FAILED {name}", file=sys.stderr)
+            raise
+        print(f"ok {name} {time.monotonic() - started:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    main()
