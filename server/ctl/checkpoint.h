@@ -34,6 +34,12 @@ struct sfc_checkpoint;
 
 /* ---- writing: blocks in any order, each: begin, append every part in order, end. */
 
+/* Removes what checkpoints that did not finish left in the parent folder of dir: folders of the
+ * name and with the content of an unfinished one, whose process has ended. removed(ctx, path) is
+ * told of each. What can't be removed stays. */
+void sfc_checkpoint_remove_stale(const char *dir, void (*removed)(void *ctx, const char *path),
+                                 void *ctx);
+
 /* SFC_EEXIST when dir is already there. config is copied. */
 int sfc_checkpoint_create(const char *dir, const Shardfc__V1__RunConfig *config, uint64_t step,
                           struct sfc_checkpoint_writer **out, struct sfc_error *err);
@@ -52,7 +58,8 @@ void sfc_checkpoint_discard(struct sfc_checkpoint_writer *writer);
 /* ---- reading */
 
 /* Reads and checks manifest and run.pb, and that every block is there with the right length.
- * SFC_ECORRUPT names the file. No allocation is larger than 64 times the manifest and run.pb
+ * SFC_ECORRUPT names the file; SFC_ENOTFOUND, SFC_EINVAL: there is no such folder, or it is no
+ * checkpoint. Each says what to do. No allocation is larger than 64 times the manifest and run.pb
  * together (each at most 64 MiB), but for a few KiB; reading blocks needs one block. */
 int sfc_checkpoint_open(const char *dir, struct sfc_checkpoint **out, struct sfc_error *err);
 void sfc_checkpoint_close(struct sfc_checkpoint *checkpoint); /* NULL is fine */

@@ -57,6 +57,42 @@ static int read_small(const char *dir, const char *name, char **out, size_t *siz
     return SFC_OK;
 }
 
+static int check_folder(const char *dir, struct sfc_error *err)
+{
+    struct stat info;
+    if (stat(dir, &info) != 0) {
+        return sfc_fail_errno(err, "checkpoint %s", dir);
+    }
+    return S_ISDIR(info.st_mode)
+               ? SFC_OK
+               : sfc_fail(err, SFC_EINVAL,
+                          "%s is a file; a checkpoint is a folder that `shardfc checkpoint --out` "
+                          "made",
+                          dir);
+}
+
+/* Why there is no manifest, and what to do. */
+static int no_manifest(const char *dir, struct sfc_error *err)
+{
+    char path[PATH_MAX + 32];
+    snprintf(path, sizeof path, "%s/run.pb", dir);
+    if (strstr(dir, ".partial-") != NULL) {
+        return sfc_fail(err, SFC_ENOTFOUND,
+                        "%s has no manifest.json: it is what a checkpoint left that did not "
+                        "finish; name a finished one",
+                        dir);
+    }
+    if (access(path, F_OK) == 0) {
+        return sfc_fail(err, SFC_ENOTFOUND,
+                        "%s/manifest.json is missing: the checkpoint is damaged; use another one",
+                        dir);
+    }
+    return sfc_fail(err, SFC_ENOTFOUND,
+                    "%s has no manifest.json, so it is no checkpoint: name a folder that `shardfc "
+                    "checkpoint --out` made",
+                    dir);
+}
+
 static int check_digest(const char *dir, const char *name, const void *data, size_t size,
                         const char *expected, struct sfc_error *err)
 {
@@ -77,7 +113,14 @@ static int load_manifest(struct sfc_checkpoint *c, json_t **out, struct sfc_erro
     size_t size;
     size_t sum_size;
     json_t *root = NULL;
-    int code = read_small(c->dir, "manifest.json", &text, &size, err);
+    int code = check_folder(c->dir, err);
+    if (code != SFC_OK) {
+        return code;
+    }
+    code = read_small(c->dir, "manifest.json", &text, &size, err);
+    if (code == SFC_ENOTFOUND) {
+        code = no_manifest(c->dir, err);
+    }
     if (code == SFC_OK) {
         code = read_small(c->dir, "manifest.xxh3", &sum, &sum_size, err);
     }

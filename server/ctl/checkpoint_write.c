@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -92,7 +93,14 @@ static int make_partial(struct sfc_checkpoint_writer *w, const char *dir, struct
         return sfc_fail_errno(err, "create directory %s", w->partial);
     }
     w->dir = open(w->partial, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return w->dir < 0 ? sfc_fail_errno(err, "open %s", w->partial) : SFC_OK;
+    if (w->dir < 0) {
+        return sfc_fail_errno(err, "open %s", w->partial);
+    }
+    if (flock(w->dir, LOCK_EX | LOCK_NB) !=
+        0) { /* ends with this process: see checkpoint_stale.c */
+        return sfc_fail_errno(err, "lock %s (try again)", w->partial);
+    }
+    return SFC_OK;
 }
 
 int sfc_checkpoint_create(const char *dir, const Shardfc__V1__RunConfig *config, uint64_t step,

@@ -2,6 +2,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "server/ctl/checkpoint.h"
 #include "server/ctl/hold.h"
@@ -118,6 +119,13 @@ static int copy_all(struct source *s, struct sfc_checkpoint_writer *writer, floa
     return SFC_OK;
 }
 
+static void say_removed(void *ctx, const char *path)
+{
+    (void)ctx;
+    fprintf(stderr, "shardfc checkpoint: removed %s, which a checkpoint that did not finish left\n",
+            path);
+}
+
 static int take(struct source *s, const char *out, char digest[SFC_DIGEST_HEX],
                 struct sfc_error *err)
 {
@@ -125,6 +133,7 @@ static int take(struct source *s, const char *out, char digest[SFC_DIGEST_HEX],
     float *piece = malloc(SFC_HOLD_PIECE * sizeof *piece);
     int code = piece != NULL ? SFC_OK : sfc_fail(err, SFC_ENOMEM, "out of memory for a piece");
     if (code == SFC_OK) {
+        sfc_checkpoint_remove_stale(out, say_removed, NULL);
         code = sfc_checkpoint_create(out, config_of(s), step_of(s), &writer, err);
     }
     if (code == SFC_OK) {
@@ -160,6 +169,14 @@ static void close_source(struct source *s)
     sfc_hold_release(&s->hold);
 }
 
+/* Before anybody waits for a step. */
+static int check_out(const char *out, struct sfc_error *err)
+{
+    return access(out, F_OK) == 0
+               ? sfc_fail(err, SFC_EEXIST, "%s: already exists; name another directory", out)
+               : SFC_OK;
+}
+
 int sfc_cmd_checkpoint(int argc, char **argv)
 {
     struct checkpoint_options o;
@@ -173,7 +190,10 @@ int sfc_cmd_checkpoint(int argc, char **argv)
     struct source source = {0};
     uint64_t step = 0;
     char digest[SFC_DIGEST_HEX];
-    int code = sfc_cluster_connect(o.scheduler, &cluster, &err);
+    int code = check_out(o.out, &err);
+    if (code == SFC_OK) {
+        code = sfc_cluster_connect(o.scheduler, &cluster, &err);
+    }
     if (code == SFC_OK) {
         code = open_source(&source, cluster, o.at_step, &err);
         if (code == SFC_OK) {

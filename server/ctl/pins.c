@@ -202,6 +202,25 @@ void sfc_pins_release(struct sfc_pins *pins)
 
 /* ---- blocks */
 
+/* Every block must be of the same step, not of one that the run took anew after it went back. */
+static int check_round(struct sfc_pins *pins, const Shardfc__V1__Attempt *round,
+                       struct sfc_error *err)
+{
+    if (round == NULL) {
+        return SFC_OK;
+    }
+    if (pins->incarnation == 0) {
+        pins->incarnation = round->incarnation;
+        pins->counter = round->counter;
+    }
+    return pins->incarnation == round->incarnation && pins->counter == round->counter
+               ? SFC_OK
+               : sfc_fail(err, SFC_ESTATE,
+                          "the run was rewound and has taken step %" PRIu64
+                          " anew meanwhile; try again",
+                          pins->step);
+}
+
 /* *making: not there yet, ask again. A shard that was away has lost its pin and is pinned anew. */
 static int ask_piece(struct sfc_pins *pins, const Shardfc__V1__ReadBlockRequest *request,
                      const char *address, struct sfc_answer *answer, bool *making,
@@ -212,8 +231,10 @@ static int ask_piece(struct sfc_pins *pins, const Shardfc__V1__ReadBlockRequest 
                                  (struct sfc_bytes){0}, &shardfc__v1__read_block_reply__descriptor,
                                  answer, err);
     if (code == SFC_OK) {
-        *making = ((const Shardfc__V1__ReadBlockReply *)answer->message)->making;
-        return SFC_OK;
+        const Shardfc__V1__ReadBlockReply *reply =
+            (const Shardfc__V1__ReadBlockReply *)answer->message;
+        *making = reply->making;
+        return check_round(pins, reply->round, err);
     }
     if (gone_for_now(code)) {
         say_waiting(pins, address);

@@ -13,7 +13,8 @@ struct sfc_pins {
     uint64_t step;
     double renewed; /* seconds */
     uint32_t lease_ms;
-    bool waited; /* for a shard: said once */
+    bool waited;                   /* for a shard: said once */
+    uint64_t incarnation, counter; /* the round of the step's commit; 0: not known */
 };
 
 /* Pins the state after at_step (0: the newest committed step) on every shard and waits until the

@@ -22,8 +22,8 @@ struct sfc_snapshot_store {
     uint64_t top;     /* later snapshots are hidden */
     bool pinned;      /* see sfc_snapshot_store_pin */
     uint64_t pinned_step;
-    bool remains;     /* a temporary file was removed, and its name may still be on the disk */
-    void *buffer;     /* of the last read */
+    bool remains; /* a temporary file was removed, and its name may still be on the disk */
+    void *buffer; /* of the last read */
     size_t buffer_size;
     struct sfc_snapshot_scratch scratch; /* of reading */
     struct sfc_digest *digest;           /* of the write at work */

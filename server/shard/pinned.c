@@ -351,6 +351,9 @@ static int look_at_log_work(struct sfc_task *task, struct sfc_error *err)
     while (p->log_from < state.last_step &&
            sfc_step_log_commit_of(storage(run)->log, p->log_from, &commit, NULL) != SFC_OK)
         p->log_from++;
+    /* of a step to come the log may have one that was given up by a rewind */
+    if (p->reached && sfc_step_log_commit_of(storage(run)->log, p->step, &commit, NULL) == SFC_OK)
+        p->round = commit.round;
     return SFC_OK;
 }
 
@@ -359,14 +362,15 @@ static uint64_t first_of(struct sfc_shard_run *run, const struct sfc_snapshot_bl
 {
     const struct sfc_pinned *p = of(run);
     struct sfc_storage *s = storage(run);
-    uint64_t stamps[3], first = UINT64_MAX;
-    size_t n = sfc_snapshot_store_stamps(s->store, block->kind, block->block, stamps);
-    if (s->from_seed || n == 0) /* without the seed the base is on its way */
-        stamps[n++] = s->start_step;
-    for (size_t i = 0; i < n; i++)
-        if (stamps[i] < first && (p->log_from <= stamps[i] + 1 || stamps[i] == p->step))
-            first = stamps[i];
-    return first;
+    uint64_t stamp = 0, any = 0;
+    /* without the seed and a snapshot the base is on its way */
+    bool has_start =
+        s->from_seed || !sfc_snapshot_store_least(s->store, block->kind, block->block, 0, &any);
+    if (has_start && p->log_from <= s->start_step + 1)
+        return s->start_step;
+    return sfc_snapshot_store_least(s->store, block->kind, block->block, p->log_from - 1, &stamp)
+               ? stamp
+               : UINT64_MAX;
 }
 
 static int look_at_snapshots_work(struct sfc_task *task, struct sfc_error *err)
@@ -385,6 +389,13 @@ static int look_at_snapshots_work(struct sfc_task *task, struct sfc_error *err)
     return SFC_OK;
 }
 
+/* The log has the commit of the newest step only with the Prepare that follows. */
+static void note_round(struct sfc_shard_run *run)
+{
+    if (run->durability.commit.step == of(run)->step)
+        of(run)->round = run->durability.commit.round;
+}
+
 static void checked(struct sfc_task *task)
 {
     struct sfc_shard_run *run = task->owner;
@@ -392,6 +403,7 @@ static void checked(struct sfc_task *task)
     if (!goes_on(run))
         return;
     p->checked = true;
+    note_round(run);
     struct sfc_rpc_call *call = p->pin_call;
     p->pin_call = NULL;
     if (call)
@@ -693,7 +705,6 @@ static void step_found(struct sfc_task *task)
         submit(run, run->shard->checkpoint_thread, apply_step_work, step_applied);
 }
 
-/* The commit of the newest step is in the log only with the Prepare that follows. */
 static void next_step(struct sfc_shard_run *run)
 {
     struct sfc_pinned *p = of(run);
@@ -801,6 +812,10 @@ static void reply_read(struct sfc_shard_run *run)
     memcpy(values->data, (const float *)p->parts[w->part] + w->offset, w->count * sizeof(float));
     struct sfc_tensor_type type;
     Shardfc__V1__ReadBlockReply m = SHARDFC__V1__READ_BLOCK_REPLY__INIT;
+    Shardfc__V1__Attempt round = SHARDFC__V1__ATTEMPT__INIT;
+    round.incarnation = p->round.incarnation;
+    round.counter = p->round.counter;
+    m.round = round.incarnation ? &round : NULL;
     m.payload_type = sfc_tensor_type(&type, SHARDFC__V1__DTYPE__DTYPE_F32, &w->count, 1);
     sfc_call_reply_tensor(call, &m, sfc_shared_borrow(values), sfc_shared_release, values);
     sfc_shared_drop(values);
@@ -881,6 +896,8 @@ void sfc_pinned_read(struct sfc_shard_run *run, struct sfc_rpc_call *call,
 void sfc_pinned_applied(struct sfc_shard_run *run)
 {
     note_floor(run);
+    if (of(run)->checked)
+        note_round(run);
     next_move(run);
 }
 

@@ -46,9 +46,10 @@ struct sfc_pinned_read { /* a ReadBlock that was checked */
 struct sfc_pinned {
     uint64_t id; /* 0: there is none */
     uint64_t step;
-    bool ending;  /* let go of; a task or the memory is still there */
-    bool checked; /* `first` is known and the snapshots are kept */
-    bool reached; /* the step is applied: floor stands still */
+    bool ending;              /* let go of; a task or the memory is still there */
+    bool checked;             /* `first` is known and the snapshots are kept */
+    bool reached;             /* the step is applied: floor stands still */
+    struct sfc_attempt round; /* of the step's commit; 0: not known */
     uint64_t floor;
     uint64_t first, log_from;
     uint64_t seen_ms;

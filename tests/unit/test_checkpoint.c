@@ -310,6 +310,76 @@ static void cut_and_missing_files_are_named(void **state)
     assert_int_equal(check("/nonexistent", &err), SFC_ENOTFOUND);
 }
 
+static void what_is_no_checkpoint_says_so(void **state)
+{
+    struct fixture *f = *state;
+    char digest[SFC_DIGEST_HEX], path[160];
+    struct sfc_error err;
+    assert_int_equal(check(f->root, &err), SFC_ENOTFOUND);
+    assert_non_null(strstr(err.text, "no checkpoint: name a folder"));
+    write_all(f, f->dir, 7, 0, digest);
+    snprintf(path, sizeof path, "%s/run.pb", f->dir);
+    assert_int_equal(check(path, &err), SFC_EINVAL);
+    assert_non_null(strstr(err.text, "is a file"));
+    snprintf(path, sizeof path, "%s/manifest.json", f->dir);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(check(f->dir, &err), SFC_ENOTFOUND);
+    assert_non_null(strstr(err.text, "damaged"));
+    snprintf(path, sizeof path, "%s/x.partial-12", f->root);
+    assert_int_equal(rename(f->dir, path), 0);
+    assert_int_equal(check(path, &err), SFC_ENOTFOUND);
+    assert_non_null(strstr(err.text, "did not finish"));
+}
+
+static void count_removed(void *ctx, const char *path)
+{
+    assert_non_null(strstr(path, ".partial-"));
+    ++*(unsigned *)ctx;
+}
+
+/* A folder in root with one file in it. */
+static void make_folder(const struct fixture *f, const char *name, const char *file)
+{
+    char path[192];
+    snprintf(path, sizeof path, "%s/%s", f->root, name);
+    assert_int_equal(mkdir(path, 0700), 0);
+    snprintf(path, sizeof path, "%s/%s/%s", f->root, name, file);
+    int fd = open(path, O_WRONLY | O_CREAT, 0600);
+    assert_true(fd >= 0);
+    close(fd);
+}
+
+static bool is_there(const struct fixture *f, const char *name)
+{
+    char path[192];
+    snprintf(path, sizeof path, "%s/%s", f->root, name);
+    return access(path, F_OK) == 0;
+}
+
+/* Only what a dead writer left goes: not what has one, nor what isn't a checkpoint's. */
+static void only_stale_ones_are_removed(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_checkpoint_writer *writer;
+    struct sfc_error err;
+    unsigned removed = 0;
+    char mine[64];
+    make_folder(f, "a.partial-1", "class-000000.f32");
+    make_folder(f, "b.partial-2", "manifest.json");
+    make_folder(f, "c.partial-3", "notes");
+    make_folder(f, "d.partial-x", "run.pb");
+    make_folder(f, "e", "run.pb");
+    snprintf(mine, sizeof mine, "c.partial-%ld", (long)getpid());
+    assert_int_equal(sfc_checkpoint_create(f->dir, &f->config, 9, &writer, &err), SFC_OK);
+    assert_true(is_there(f, mine));
+    sfc_checkpoint_remove_stale(f->dir, count_removed, &removed);
+    assert_int_equal(removed, 2);
+    assert_false(is_there(f, "a.partial-1") || is_there(f, "b.partial-2"));
+    assert_true(is_there(f, "c.partial-3") && is_there(f, "d.partial-x") && is_there(f, "e"));
+    assert_true(is_there(f, mine)); /* its writer lives */
+    sfc_checkpoint_discard(writer);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -321,6 +391,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(missing_block_leaves_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(every_flipped_byte_is_found, set_up, tear_down),
         cmocka_unit_test_setup_teardown(cut_and_missing_files_are_named, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_is_no_checkpoint_says_so, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(only_stale_ones_are_removed, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
