@@ -352,8 +352,8 @@ static int look_at_log_work(struct sfc_task *task, struct sfc_error *err)
            sfc_step_log_commit_of(storage(run)->log, p->log_from, &commit, NULL) != SFC_OK)
         p->log_from++;
     /* of a step to come the log may have one that was given up by a rewind */
-    if (p->reached && sfc_step_log_commit_of(storage(run)->log, p->step, &commit, NULL) == SFC_OK)
-        p->round = commit.round;
+    if (p->past && sfc_step_log_commit_of(storage(run)->log, p->step, &commit, NULL) == SFC_OK)
+        p->logged_round = commit.round;
     return SFC_OK;
 }
 
@@ -389,13 +389,6 @@ static int look_at_snapshots_work(struct sfc_task *task, struct sfc_error *err)
     return SFC_OK;
 }
 
-/* The log has the commit of the newest step only with the Prepare that follows. */
-static void note_round(struct sfc_shard_run *run)
-{
-    if (run->durability.commit.step == of(run)->step)
-        of(run)->round = run->durability.commit.round;
-}
-
 static void checked(struct sfc_task *task)
 {
     struct sfc_shard_run *run = task->owner;
@@ -403,7 +396,8 @@ static void checked(struct sfc_task *task)
     if (!goes_on(run))
         return;
     p->checked = true;
-    note_round(run);
+    if (!p->round.incarnation)
+        p->round = p->logged_round;
     struct sfc_rpc_call *call = p->pin_call;
     p->pin_call = NULL;
     if (call)
@@ -445,6 +439,13 @@ static void note_floor(struct sfc_shard_run *run)
     p->floor = run->durability.floor;
 }
 
+/* The log has the commit of the newest step only with the Prepare that follows. */
+static void note_round(struct sfc_shard_run *run)
+{
+    if (run->durability.commit.step == of(run)->step)
+        of(run)->round = run->durability.commit.round;
+}
+
 static void begin(struct sfc_shard_run *run, struct sfc_rpc_call *call,
                   const Shardfc__V1__PinStepRequest *r)
 {
@@ -455,6 +456,8 @@ static void begin(struct sfc_shard_run *run, struct sfc_rpc_call *call,
                              .log_from = sfc_durability_stamp(run) + 1, /* where it is empty */
                              .seen_ms = uv_now(run->shard->uv)};
     note_floor(run);
+    note_round(run);
+    p->past = p->reached;
     sfc_shard_watch_pin(run->shard);
     sfc_info_log("run %" PRIu64 ": a checkpoint of step %" PRIu64 " begins", run->id, r->step);
     submit(run, run->shard->checkpoint_thread, prepare_work, prepared);
@@ -896,8 +899,7 @@ void sfc_pinned_read(struct sfc_shard_run *run, struct sfc_rpc_call *call,
 void sfc_pinned_applied(struct sfc_shard_run *run)
 {
     note_floor(run);
-    if (of(run)->checked)
-        note_round(run);
+    note_round(run);
     next_move(run);
 }
 

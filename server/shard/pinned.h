@@ -46,10 +46,12 @@ struct sfc_pinned_read { /* a ReadBlock that was checked */
 struct sfc_pinned {
     uint64_t id; /* 0: there is none */
     uint64_t step;
-    bool ending;              /* let go of; a task or the memory is still there */
-    bool checked;             /* `first` is known and the snapshots are kept */
-    bool reached;             /* the step is applied: floor stands still */
-    struct sfc_attempt round; /* of the step's commit; 0: not known */
+    bool ending;  /* let go of; a task or the memory is still there */
+    bool checked; /* `first` is known and the snapshots are kept */
+    bool reached; /* the step is applied: floor stands still */
+    bool past;    /* it was when the pin began: the log may have its commit */
+    /* of the step's commit, as applied and as logged; 0: not known */
+    struct sfc_attempt round, logged_round;
     uint64_t floor;
     uint64_t first, log_from;
     uint64_t seen_ms;
