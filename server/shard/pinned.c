@@ -282,7 +282,7 @@ static int dense_room(struct sfc_shard_run *run, uint64_t room, uint64_t *needed
 /* The block as it is read, the snapshot that one comes from, a step, the rates. */
 static uint64_t fixed_bytes(struct sfc_shard_run *run)
 {
-    return 2 * largest_floats(run) * sizeof(float) + sfc_step_log_body_size(storage(run)->log) +
+    return 2 * largest_floats(run) * sizeof(float) + sfc_storage_body_bytes(storage(run)) +
            run->setup.head.batch * UINT64_C(40) +
            (keeps_rates(run) ? (of(run)->step + 1) * sizeof(float) : 0);
 }
@@ -322,7 +322,7 @@ static int allocate(struct sfc_shard_run *run, struct sfc_error *err)
         return sfc_fail(err, SFC_ENOMEM, "no memory for a block");
     int code = sfc_run_folder_open(s->state, s->run_id, false, &p->folder, err);
     return code == SFC_OK
-               ? sfc_replay_init(&p->replay, &run->setup.head, sfc_step_log_body_size(s->log), err)
+               ? sfc_replay_init(&p->replay, &run->setup.head, sfc_storage_body_bytes(s), err)
                : code;
 }
 
@@ -338,22 +338,29 @@ static int prepare_work(struct sfc_task *task, struct sfc_error *err)
 }
 
 /* First step that the log can give: its commit must be there too. */
-static int look_at_log_work(struct sfc_task *task, struct sfc_error *err)
+static void look_at_log(struct sfc_shard_run *run)
 {
-    struct sfc_shard_run *run = task->owner;
     struct sfc_pinned *p = of(run);
+    struct sfc_storage *s = storage(run);
     struct sfc_step_log_state state;
     struct sfc_log_commit commit;
-    (void)err;
-    sfc_step_log_state(storage(run)->log, &state);
+    pthread_mutex_lock(&s->log_lock);
+    sfc_step_log_state(s->log, &state);
     if (state.first_step)
         p->log_from = state.first_step;
     while (p->log_from < state.last_step &&
-           sfc_step_log_commit_of(storage(run)->log, p->log_from, &commit, NULL) != SFC_OK)
+           sfc_step_log_commit_of(s->log, p->log_from, &commit, NULL) != SFC_OK)
         p->log_from++;
     /* of a step to come the log may have one that was given up by a rewind */
-    if (p->past && sfc_step_log_commit_of(storage(run)->log, p->step, &commit, NULL) == SFC_OK)
+    if (p->past && sfc_step_log_commit_of(s->log, p->step, &commit, NULL) == SFC_OK)
         p->logged_round = commit.round;
+    pthread_mutex_unlock(&s->log_lock);
+}
+
+static int look_at_log_work(struct sfc_task *task, struct sfc_error *err)
+{
+    (void)err;
+    look_at_log(task->owner);
     return SFC_OK;
 }
 
@@ -442,8 +449,8 @@ static void note_floor(struct sfc_shard_run *run)
 /* The log has the commit of the newest step only with the Prepare that follows. */
 static void note_round(struct sfc_shard_run *run)
 {
-    if (run->durability.commit.step == of(run)->step)
-        of(run)->round = run->durability.commit.round;
+    if (run->durability.newest.step == of(run)->step)
+        of(run)->round = run->durability.newest.round;
 }
 
 static void begin(struct sfc_shard_run *run, struct sfc_rpc_call *call,
@@ -635,17 +642,6 @@ static int restore_work(struct sfc_task *task, struct sfc_error *err)
     return code;
 }
 
-static int find_step_work(struct sfc_task *task, struct sfc_error *err)
-{
-    struct sfc_shard_run *run = task->owner;
-    struct sfc_pinned *p = of(run);
-    struct sfc_step_log *log = storage(run)->log;
-    int code = p->has_commit ? SFC_OK : sfc_step_log_commit_of(log, p->at + 1, &p->commit, err);
-    if (code == SFC_OK && p->commit.apply)
-        code = sfc_step_log_find(log, p->at + 1, p->commit.round, &p->place, err);
-    return code;
-}
-
 /* The sums of the group, cut out of those of all own dense blocks. */
 static void cut_sums(struct sfc_shard_run *run, const char *in)
 {
@@ -664,14 +660,29 @@ static void cut_sums(struct sfc_shard_run *run, const char *in)
            own.floats * sizeof(float));
 }
 
+/* Rounds only rise: a commit of an older one than the step before has was given up (rewind). */
+static int find_step(struct sfc_shard_run *run, struct sfc_log_place_of *place,
+                     struct sfc_error *err)
+{
+    struct sfc_pinned *p = of(run);
+    struct sfc_attempt before = p->commit.round;
+    p->commit = p->newest;
+    int code = sfc_storage_find_step(storage(run), p->at + 1, NULL, &p->commit, place, err);
+    if (code == SFC_OK && sfc_attempt_compare(p->commit.round, before) < 0)
+        code = sfc_fail(err, SFC_ENOTFOUND,
+                        "step %" PRIu64 ": the log has only a commit that was given up", p->at + 1);
+    return code;
+}
+
 static int apply_step_work(struct sfc_task *task, struct sfc_error *err)
 {
     struct sfc_shard_run *run = task->owner;
     struct sfc_pinned *p = of(run);
     struct sfc_log_prepare_view inputs = {0};
-    int code = SFC_OK;
-    if (p->commit.apply)
-        code = sfc_step_log_read_at(p->folder, &storage(run)->config.geometry, &p->place,
+    struct sfc_log_place_of place;
+    int code = find_step(run, &place, err);
+    if (code == SFC_OK && p->commit.apply)
+        code = sfc_step_log_read_at(p->folder, &storage(run)->config.geometry, &place,
                                     p->replay.body, &inputs, err);
     if (code == SFC_OK && p->commit.apply && p->dense && !inputs.dense)
         code = sfc_fail(err, SFC_ECORRUPT,
@@ -697,17 +708,6 @@ static void step_applied(struct sfc_task *task)
         next_step(run);
 }
 
-static void step_found(struct sfc_task *task)
-{
-    struct sfc_shard_run *run = task->owner;
-    if (!goes_on(run))
-        return;
-    if (task->code != SFC_OK)
-        made(run, task->code, &task->error);
-    else
-        submit(run, run->shard->checkpoint_thread, apply_step_work, step_applied);
-}
-
 static void next_step(struct sfc_shard_run *run)
 {
     struct sfc_pinned *p = of(run);
@@ -716,10 +716,8 @@ static void next_step(struct sfc_shard_run *run)
         submit(run, run->shard->checkpoint_thread, copy_made_work, task_made);
         return;
     }
-    p->has_commit = run->durability.commit.step == p->at + 1;
-    if (p->has_commit)
-        p->commit = run->durability.commit;
-    submit(run, run->shard->log_thread, find_step_work, step_found);
+    p->newest = run->durability.newest;
+    submit(run, run->shard->checkpoint_thread, apply_step_work, step_applied);
 }
 
 static void block_restored(struct sfc_task *task)
@@ -747,6 +745,7 @@ static void group_new(struct sfc_task *task)
         return;
     p->restored = 0;
     p->at = UINT64_MAX;
+    p->commit = (struct sfc_log_commit){0};
     if (task->code != SFC_OK)
         made(run, task->code, &task->error);
     else

@@ -17,8 +17,7 @@
  *              snapshot thread: the first step that can be made; keep what this one needs
  *   ReadBlock  compute thread: copy; or
  *              checkpoint thread: new group    snapshot thread: for each block, read its snapshot
- *              for each step: log thread: where is it    checkpoint thread: read and apply it
- *              checkpoint thread: copy
+ *              checkpoint thread: each step, read beside the log's thread; copy
  *
  * Threads: functions here are called from the loop thread; one task or job is on its way at a time.
  */
@@ -77,9 +76,8 @@ struct sfc_pinned {
     size_t group, count, restored; /* index of its first block */
     bool grouped;                  /* it is there */
     uint64_t at;
-    struct sfc_log_commit commit;
-    bool has_commit;
-    struct sfc_log_place_of place;
+    struct sfc_log_commit commit; /* of the last step gone through */
+    struct sfc_log_commit newest; /* of the run, which the log may not have yet */
     /* owned by the tasks while one is on its way */
     struct sfc_backend *backend;
     struct sfc_head *head;
