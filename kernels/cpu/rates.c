@@ -11,13 +11,14 @@
 #include "kernels/cpu/products.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/exact_sum.h"
+#include "kernels/rng/below.h"
 #include "kernels/rng/philox.h"
 
 #define STREAM_BYTES ((size_t)256 << 20) /* of each worker, beyond the caches */
-#define TILE         1024                /* rows of a product and of a gather */
+#define TILE         208                 /* rows of a product and of a gather, as in a head */
 #define EVERY        10                  /* a gather takes one row of ten */
 #define REPEAT       5
-#define PRODUCTS     16 /* of a repetition; likewise for what works in caches */
+#define PRODUCTS     80 /* of a repetition; likewise for what works in caches */
 
 /* What one worker works on. */
 struct lane {
@@ -28,7 +29,8 @@ struct lane {
     float *ones, *row;          /* [TILE], [2, pitch] */
     double *sums;               /* [batch] */
     int64_t *fixed;             /* [batch, dim] */
-    uint32_t *rows, *words;     /* [sampled], [4 * TILE] */
+    uint32_t *rows;             /* [sampled] */
+    uint32_t *words, *index;    /* [4 * TILE + SFC_BELOW_SLACK] */
     void *scratch;
     struct sfc_cpu_mapping arena;
     struct sfc_error error;
@@ -90,7 +92,8 @@ static size_t lay_out(const struct rates *r, struct lane *lane, size_t scratch)
     lane->sums = carve(base, &used, r->batch * sizeof(double));
     lane->fixed = carve(base, &used, r->batch * r->dim * sizeof(int64_t));
     lane->rows = carve(base, &used, r->sampled * sizeof(uint32_t));
-    lane->words = carve(base, &used, 4 * TILE * sizeof(uint32_t));
+    lane->words = carve(base, &used, (4 * TILE + SFC_BELOW_SLACK) * sizeof(uint32_t));
+    lane->index = carve(base, &used, (4 * TILE + SFC_BELOW_SLACK) * sizeof(uint32_t));
     lane->scratch = carve(base, &used, scratch);
     return used;
 }
@@ -261,6 +264,16 @@ static void draw_words(void *arg, size_t item, unsigned index)
         sfc_random_words(1, SFC_STREAM_SAMPLE, i, 0, TILE, lane->words);
 }
 
+/* As a sample of one row in ten does. */
+static void draw_below(void *arg, size_t item, unsigned index)
+{
+    struct lane *lane = &((struct rates *)arg)->lanes[index];
+    (void)item;
+    for (size_t i = 0; i < PRODUCTS; i++)
+        sfc_random_below(1, SFC_STREAM_SAMPLE, i, 0, 4 * TILE, UINT32_MAX / EVERY, lane->index,
+                         lane->words);
+}
+
 static void add_fixed(void *arg, size_t item, unsigned index)
 {
     struct rates *r = arg;
@@ -352,6 +365,7 @@ static void measure_all(struct rates *r)
             update_stream);
     measure_rows(r);
     measure(r, "philox", "Philox words", "10^9/s", 4 * tile, draw_words);
+    measure(r, "draw", "rows drawn from, one of ten kept", "10^9/s", 4 * tile, draw_below);
     measure(r, "add_fixed", "exact sums of dx, numbers", "10^9/s",
             (double)r->batch * (double)r->dim * PRODUCTS, add_fixed);
     measure(r, "add_wide", "256-bit sums, numbers", "10^9/s", tile, add_wide);

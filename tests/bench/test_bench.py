@@ -140,7 +140,7 @@ def test_kernels():
     rates = {r["name"]: r["value"] for r in said["rates"]}
     wanted = {"product_logits_f32", "product_gradient_f32", "product_commit_f32", "copy", "read", "update",
               "gather_f32", "gather_bf16", "update_rows_f32", "update_rows_bf16", "update_rows_bf16_nearest",
-              "philox", "add_fixed", "add_wide", "exp"}
+              "philox", "draw", "add_fixed", "add_wide", "exp"}
     wanted |= {n.replace("f32", "bf16") for n in wanted if n.startswith("product")} if said["native_bf16"] else set()
     check(rates.keys() == wanted, f"rates: {sorted(rates.keys() ^ wanted)}")
     check(min(rates.values()) > 0, f"a rate is 0: {rates}")
