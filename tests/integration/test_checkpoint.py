@@ -1,7 +1,9 @@
 #!/usr/bin/python3
 """Checkpoints that don't hold the training, and runs that go on from them.
 
-    test_checkpoint.py [sampled|dense|half|split|adamw|goes_on|killed|client|range|full|shards ...]     default: all
+    test_checkpoint.py [sampled|dense|half|split|adamw|goes_on|killed|client|range|full|shards|epoch ...]
+
+Default: all.
 """
 import re
 import signal
@@ -289,8 +291,53 @@ def test_shards():
                 check(told == whole, f"{shards} shards: {told}, undisturbed {whole}")
 
 
+CLASSES, BATCH = 100, 32
+
+
+def used(c, first, last):
+    """The labels of the committed steps first..last, in order, as the shards' logs have them: here every
+    sample has a label of its own."""
+    run_id = c.status().run_id
+    stubs = [c.shard_stub(s.address) for s in c.shards]
+    labels = []
+    for step in range(first, last + 1):
+        told = [stub.ReadStep(pb.ReadStepRequest(run_id=run_id, step=step, first_row=0, rows=BATCH), timeout=MINUTE)
+                for stub in stubs]
+        check(all(list(t.labels) == list(told[0].labels) for t in told), f"step {step}: two shards differ")
+        check(len(told[0].labels) == BATCH, f"step {step} has {len(told[0].labels)} rows")
+        labels += told[0].labels
+    return labels
+
+
+def test_epoch():
+    """A run that goes on from the middle of an epoch uses each sample of it exactly once, and the others
+    too."""
+    steps, at = 14, 5  # four epochs of 100 samples; step 5 ends within the second
+    with Cluster() as c:
+        data = make_images(c.folder / "images", CLASSES, 1)
+        c.start_scheduler()
+        c.start_shards(2)
+        c.ctl("create", *small_run(data, steps))
+        c.start_workers(2, data=data)
+        c.wait_state("finished")
+        checkpoint(c, "at", "--at-step", at)
+        before, undisturbed = used(c, 1, at), used(c, 1, steps)
+        with Cluster() as other:
+            other.start_scheduler()
+            other.start_shards(3)
+            other.start_workers(3, data=data)
+            other.ctl("restore", "--from", c.folder / "at")
+            other.wait_state("finished")
+            labels = before + used(other, at + 1, steps)
+    check(CLASSES < at * BATCH < 2 * CLASSES, "the checkpoint is not within an epoch")
+    for epoch in range(steps * BATCH // CLASSES):
+        mine = labels[epoch * CLASSES:(epoch + 1) * CLASSES]
+        check(sorted(mine) == list(range(CLASSES)), f"epoch {epoch + 1}: {sorted(mine)}")
+    check(labels == undisturbed, "the order differs from that of the undisturbed run")
+
+
 def main():
-    names = sys.argv[1:] or [*MODES, "goes_on", "killed", "client", "range", "full", "shards"]
+    names = sys.argv[1:] or [*MODES, "goes_on", "killed", "client", "range", "full", "shards", "epoch"]
     for name in names:
         started = time.monotonic()
         try:
