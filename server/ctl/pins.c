@@ -22,35 +22,44 @@ const Shardfc__V1__RunConfig *sfc_pins_config(const struct sfc_pins *pins)
 
 /* ---- the scheduler */
 
-/* Whether the step is committed, after a moment. */
-static int watch(struct sfc_pins *pins, uint64_t step, struct sfc_error *err)
+/* Waits a moment for the step. The answer is the caller's. */
+static int ask_watch(struct sfc_pins *pins, uint64_t run_id, uint64_t step,
+                     struct sfc_answer *answer, struct sfc_error *err)
 {
     Shardfc__V1__HoldRequest request = SHARDFC__V1__HOLD_REQUEST__INIT;
-    struct sfc_answer answer = {0};
     request.watch = true;
     request.at_step = step;
-    request.run_id = pins->answer.message == NULL ? 0 : reply_of(pins)->run_id;
-    int code = sfc_cluster_scheduler(pins->cluster, "Hold", &request.base,
-                                     &shardfc__v1__hold_reply__descriptor, WATCH_DEADLINE_MS,
-                                     &answer, err);
-    if (code != SFC_OK) {
-        return code;
+    request.run_id = run_id;
+    int code =
+        sfc_cluster_scheduler(pins->cluster, "Hold", &request.base,
+                              &shardfc__v1__hold_reply__descriptor, WATCH_DEADLINE_MS, answer, err);
+    if (code == SFC_OK) {
+        pins->committed = ((const Shardfc__V1__HoldReply *)answer->message)->step;
     }
-    const Shardfc__V1__HoldReply *reply = (const Shardfc__V1__HoldReply *)answer.message;
-    if (reply->config == NULL || reply->map == NULL) {
-        sfc_answer_free(&answer);
-        return sfc_fail(err, SFC_ECORRUPT, "the scheduler sent no run configuration or no map");
-    }
-    sfc_answer_free(&pins->answer);
-    pins->answer = answer;
-    return SFC_OK;
+    return code;
+}
+
+static int first_watch(struct sfc_pins *pins, struct sfc_error *err)
+{
+    int code = ask_watch(pins, 0, 0, &pins->answer, err);
+    return code == SFC_OK && (reply_of(pins)->config == NULL || reply_of(pins)->map == NULL)
+               ? sfc_fail(err, SFC_ECORRUPT, "the scheduler sent no run configuration or no map")
+               : code;
+}
+
+static int watch(struct sfc_pins *pins, struct sfc_error *err)
+{
+    struct sfc_answer answer = {0};
+    int code = ask_watch(pins, reply_of(pins)->run_id, pins->step, &answer, err);
+    sfc_answer_free(&answer);
+    return code;
 }
 
 /* A scheduler that restarts is waited for: the pins don't need it. */
 static int watch_patiently(struct sfc_pins *pins, double *silent_since, struct sfc_error *err)
 {
     double now = sfc_command_clock();
-    int code = watch(pins, pins->step, err);
+    int code = watch(pins, err);
     if (code == SFC_OK) {
         *silent_since = 0;
     } else if (code == SFC_EUNAVAILABLE || code == SFC_ETIMEOUT) {
@@ -134,7 +143,7 @@ static int pin_all(struct sfc_pins *pins, struct sfc_error *err)
                : sfc_fail(err, SFC_EINVAL,
                           "step %" PRIu64 " has passed and can't be made any more: steps %" PRIu64
                           " to %" PRIu64 " can be had (the run is at step %" PRIu64 ")",
-                          pins->step, first, sfc_pins_config(pins)->steps, reply_of(pins)->step);
+                          pins->step, first, sfc_pins_config(pins)->steps, pins->committed);
 }
 
 static int renew(struct sfc_pins *pins, struct sfc_error *err)
@@ -148,13 +157,13 @@ static int wait_for_step(struct sfc_pins *pins, struct sfc_error *err)
     struct sfc_command_progress progress = {.what = "waiting for the step", .unit = "steps"};
     double silent = 0;
     int code = SFC_OK;
-    while (code == SFC_OK && reply_of(pins)->step < pins->step) {
+    while (code == SFC_OK && pins->committed < pins->step) {
         code = watch_patiently(pins, &silent, err);
         if (code == SFC_OK) {
             code = renew(pins, err);
         }
         if (code == SFC_OK) {
-            sfc_command_progress(&progress, reply_of(pins)->step, pins->step);
+            sfc_command_progress(&progress, pins->committed, pins->step);
         }
     }
     return code;
@@ -164,7 +173,7 @@ int sfc_pins_acquire(struct sfc_pins *pins, struct sfc_cluster *cluster, uint64_
                      struct sfc_error *err)
 {
     *pins = (struct sfc_pins){.cluster = cluster};
-    int code = watch(pins, 0, err);
+    int code = first_watch(pins, err);
     if (code != SFC_OK) {
         return code;
     }
@@ -172,7 +181,7 @@ int sfc_pins_acquire(struct sfc_pins *pins, struct sfc_cluster *cluster, uint64_
         return sfc_fail(err, SFC_EINVAL, "the run ends at step %" PRIu64 ", before step %" PRIu64,
                         sfc_pins_config(pins)->steps, at_step);
     }
-    pins->step = at_step != 0 ? at_step : reply_of(pins)->step;
+    pins->step = at_step != 0 ? at_step : pins->committed;
     while (pins->id == 0) {
         if (getrandom(&pins->id, sizeof pins->id, 0) != (ssize_t)sizeof pins->id) {
             return sfc_fail_errno(err, "random numbers");

@@ -8,7 +8,8 @@
 
 struct sfc_pins {
     struct sfc_cluster *cluster; /* borrowed */
-    struct sfc_answer answer;    /* of the scheduler: configuration and map */
+    struct sfc_answer answer;    /* of the scheduler at first: run, configuration, map */
+    uint64_t committed;          /* step of its newest answer */
     uint64_t id;                 /* of the pin on every shard, 0: none */
     uint64_t step;
     double renewed; /* seconds */

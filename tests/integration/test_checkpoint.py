@@ -226,10 +226,17 @@ def test_range():
         c.create_run(classes=3000, block_size=256, steps=300, dim=16)
         c.start_worker()
         c.wait_state("finished")
-        refused = expect(c.ctl("checkpoint", "--out", c.folder / "never", "--at-step", 1, check=False), 2,
-                         "can be had", "step 1 has passed")
-        first, last = map(int, re.search(r"steps (\d+) to (\d+) can be had", refused.stderr).groups())
-        check(1 < first <= last == 300, f"range {first} to {last}")
+        first = None
+
+        def stands():  # the last snapshots are still being written
+            nonlocal first
+            before = first
+            refused = expect(c.ctl("checkpoint", "--out", c.folder / "never", "--at-step", 1, check=False), 2,
+                             "can be had", "step 1 has passed")
+            first, last = map(int, re.search(r"steps (\d+) to (\d+) can be had", refused.stderr).groups())
+            check(1 < first <= last == 300, f"range {first} to {last}")
+            return first == before and not list(c.folder.glob("shard-state*/run-*/*.tmp"))
+        wait_until("the range to stand", stands, 60, pause=0.5, context=c.tails)
         expect(c.ctl("checkpoint", "--out", c.folder / "never", "--at-step", 301, check=False), 2, "300", "301")
         step, _ = checkpoint(c, "first", "--at-step", first)
         check(step == first, f"step {step}, asked for {first}")
