@@ -88,22 +88,31 @@ static int db_exec(const struct sfc_store *store, const char *sql, const char *w
     return db_fail(store, err, what);
 }
 
+/* A transaction that failed may still be open, because its rollback failed too: what comes next
+ * must not become part of it. */
+static int leave_transaction(const struct sfc_store *store, const char *what, struct sfc_error *err)
+{
+    return sqlite3_get_autocommit(store->db) ? SFC_OK : db_exec(store, "ROLLBACK", what, err);
+}
+
 /* Statements that begin with BEGIN and end with COMMIT: all of them, or none. */
 static int db_transaction(const struct sfc_store *store, const char *sql, const char *what,
                           struct sfc_error *err)
 {
-    int code = db_exec(store, sql, what, err);
-    if (code != SFC_OK && !sqlite3_get_autocommit(store->db))
-        sqlite3_exec(store->db, "ROLLBACK", NULL, NULL, NULL);
+    int code = leave_transaction(store, what, err);
+    if (code != SFC_OK || (code = db_exec(store, sql, what, err)) == SFC_OK)
+        return code;
+    (void)leave_transaction(store, what, NULL); /* or before the next call */
     return code;
 }
 
 static int db_prepare(const struct sfc_store *store, const char *sql, sqlite3_stmt **out,
                       const char *what, struct sfc_error *err)
 {
-    if (sqlite3_prepare_v2(store->db, sql, -1, out, NULL) == SQLITE_OK)
-        return SFC_OK;
-    return db_fail(store, err, what);
+    int code = leave_transaction(store, what, err);
+    if (code == SFC_OK && sqlite3_prepare_v2(store->db, sql, -1, out, NULL) != SQLITE_OK)
+        code = db_fail(store, err, what);
+    return code;
 }
 
 /* One statement that must end without a row. Takes the statement. */
