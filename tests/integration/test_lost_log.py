@@ -212,13 +212,13 @@ def test_alone():
         c.wait_state("finished", 120)
 
 
-def images(c):
+def images(c, steps=STEPS):
     """A run with a small backbone."""
     data = c.folder / "images"
     subprocess.run([cluster.BIN.parent / "tests" / "make_images", data, "300", "4", str(SEED)], check=True)
     c.ctl("create", "--run", "images", "--data", data, "--backbone", "tiny", "--dim", "64", "--sample-rate", "0.2",
-          "--margin", "cosface:0.2", "--scale", "32", "--lr", "0.05", "--schedule", "poly:10", "--global-batch", "64",
-          "--micro-batch", "16", "--steps", STEPS, "--seed", SEED, "--block-size", "32", "--momentum-mode", "sampled")
+          "--margin", "cosface:0.2", "--scale", "32", "--lr", "0.05", "--schedule", "poly:10", "--global-batch", "32",
+          "--micro-batch", "16", "--steps", steps, "--seed", SEED, "--block-size", "32", "--momentum-mode", "sampled")
     c.start_workers(2, data=data)
 
 
@@ -277,8 +277,8 @@ def test_owner():
     """The owner of dense blocks takes a lost step from another shard when its dense blocks are past it."""
     with Cluster() as c:
         start(c, "--recovery-target", "50ms", "--log-limit", "1G")
-        images(c)
-        k, step, at = None, None, 30
+        images(c, 200)
+        k, step, at = None, None, 15
         while step is None:
             c.wait_step(at)
             k = owners(c).index(True) if k is None else k
@@ -289,7 +289,7 @@ def test_owner():
             victim = c.shards[k]
             again = c.restart_shard(victim)
             c.shards.insert(k, c.shards.pop())
-            at += 10
+            at += 5
         c.wait_state("finished", 120)
         back(c)
         check(re.search(rf"step {step} is not in this shard's log .* taking it from shard", again.stderr()),
@@ -297,7 +297,7 @@ def test_owner():
         got = result(c)
     with Cluster() as c:
         start(c)
-        images(c)
+        images(c, 200)
         c.wait_state("finished", 120)
         expected = result(c)
     check(got == expected, f"state {got[0]}, undisturbed {expected[0]}")
