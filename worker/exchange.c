@@ -349,12 +349,16 @@ static int read_pull(const struct sfc_member *m, size_t k, uint64_t step,
     return SFC_OK;
 }
 
-int sfc_member_pull_dense(struct sfc_member *m, uint64_t step, float *params, struct sfc_error *err)
+int sfc_member_pull_dense(struct sfc_member *m, uint64_t step, const struct sfc_attempt_id *id,
+                          float *params, struct sfc_error *err)
 {
     Shardfc__V1__PullDenseRequest request = SHARDFC__V1__PULL_DENSE_REQUEST__INIT;
     request.run_id = m->run_id;
     request.step = step;
     request.map_version = m->map->version;
+    struct sfc_work work = {.attempt = id ? *id : (struct sfc_attempt_id){0, 0}};
+    Shardfc__V1__Attempt attempt = wire_attempt(&work);
+    request.attempt = id ? &attempt : NULL;
     struct sfc_ask ask = {.method = SHARD "PullDense",
                           .message = &request.base,
                           .deadline_ms = TENSOR_MS,

@@ -288,13 +288,14 @@ static int forward(struct sfc_step_client *client, const struct sfc_slot *batch,
     return SFC_OK;
 }
 
-static int open_params(const struct sfc_source *source, uint64_t step, struct sfc_slot **out,
-                       struct sfc_error *err)
+static int open_params(const struct sfc_source *source, const struct sfc_ticket *ticket,
+                       struct sfc_slot **out, struct sfc_error *err)
 {
     bool fill;
+    uint64_t step = ticket->step - 1;
     struct sfc_slot *slot = sfc_slot_open(source->params, step, 0, &fill);
     if (fill) {
-        int rc = sfc_member_pull_dense(source->member, step, slot->values, err);
+        int rc = sfc_member_pull_dense(source->member, step, &ticket->attempt, slot->values, err);
         if (rc) {
             sfc_slot_close(source->params, slot);
             return rc;
@@ -314,7 +315,7 @@ int sfc_step_client_run(struct sfc_step_client *client, const struct sfc_ticket 
     struct sfc_exchange_result result;
     int rc = SFC_OK;
     if (source->model)
-        rc = open_params(source, ticket->step - 1, &params, err);
+        rc = open_params(source, ticket, &params, err);
     if (rc)
         return rc;
     const float *p = params ? params->values : NULL;

@@ -5,11 +5,11 @@
 #include <stdint.h>
 
 /* Call first in main, before any thread starts.
- * - Keeps freed memory: malloc neither maps large blocks one by one nor gives them back, because fresh
- *   pages cost far more than the work on them (messages of some MiB come and go all the time).
- * - Makes OpenMP threads sleep at barriers instead of spinning (OMP_WAIT_POLICY=passive). libgomp reads
- *   the variable when it is loaded, before main; so where it isn't set, the program is executed again
- *   with it, once (same process id, same arguments). A value set by the user is respected.
+ * - Keeps freed memory: malloc neither maps large blocks one by one nor gives them back, because
+ * fresh pages cost far more than the work on them (messages of some MiB come and go all the time).
+ * - Makes OpenMP threads sleep at barriers instead of spinning (OMP_WAIT_POLICY=passive). libgomp
+ * reads the variable when it is loaded, before main; so where it isn't set, the program is executed
+ * again with it, once (same process id, same arguments). A value set by the user is respected.
  * - Ignores SIGPIPE: a peer that closes its end is an error of the write, not a signal.
  * Failures leave the process as it was; they cost speed only. */
 void sfc_process_tune(char **argv);
@@ -20,8 +20,8 @@ void sfc_process_tune(char **argv);
 int sfc_process_end(const char *program, int code);
 
 /* Memory of this process in bytes: its proportional set size, in which a page of a library that n
- * processes share counts for an n-th, so that the sum over processes is what the machine holds. 0 where the
- * system doesn't tell. */
+ * processes share counts for an n-th, so that the sum over processes is what the machine holds. 0
+ * where the system doesn't tell. */
 uint64_t sfc_process_memory(void);
 
 #endif

@@ -222,8 +222,9 @@ static bool may_drop(struct sfc_run_fsm *run, const struct sfc_run_event *e)
 static void write_drop(struct sfc_run_fsm *run, const struct sfc_run_event *e,
                        struct sfc_run_actions *actions)
 {
-    if (run->waiting_count == run->config.max_waiting) {
-        sfc_run_reply(actions, e->token, SFC_ELIMIT, "too many waiting calls: try again");
+    if (run->waiting_count == run->config.max_waiting || run->drop_count >= run->drop_capacity) {
+        sfc_run_reply(actions, e->token, SFC_ELIMIT,
+                      "too many waiting calls, or drops since the last durable step: try again");
         return;
     }
     const struct sfc_waiting w = {.kind = SFC_WAITING_DROP,
@@ -256,6 +257,7 @@ static int drop(struct sfc_run_fsm *run, const struct sfc_run_event *e)
                         "step %llu was committed with micro-batch %u meanwhile", (ull)e->step,
                         e->j);
     run->round_wanted = run->round_wanted || planned(run, e->step);
+    run->drops[run->drop_count++] = (struct sfc_run_drop){e->step, e->j};
     sfc_tickets_drop(&run->tickets, e->step, e->j);
     resume(run);
     return SFC_OK;

@@ -29,6 +29,7 @@ bool sfc_run_transient(int code)
 static void set_defaults(struct sfc_run_config *c)
 {
     c->lead_steps = c->lead_steps ? c->lead_steps : 3;
+    c->durable_every = c->durable_every ? c->durable_every : 1;
     c->max_waiting = c->max_waiting ? c->max_waiting : 1024;
     c->ticket_wait_ms = c->ticket_wait_ms ? c->ticket_wait_ms : 2000;
     c->data_timeout_ms = c->data_timeout_ms ? c->data_timeout_ms : 30000;
@@ -73,7 +74,11 @@ static void begin_restored(struct sfc_run_fsm *run, const struct sfc_run_restore
         run->commit.committed = restore->record.step;
     }
     for (size_t i = 0; i < restore->drop_count && SFC_PLANT_BUG != 8; i++)
-        sfc_tickets_drop(&run->tickets, restore->drops[i].step, restore->drops[i].j);
+        if (run->drop_count < run->drop_capacity)
+            run->drops[run->drop_count++] = restore->drops[i];
+    run->durable = run->commit.committed;
+    run->durable_record = run->commit.record;
+    sfc_run_apply_drops(run, run->durable + 1);
     run->commit.phase = SFC_PHASE_ROUND;
 }
 
@@ -108,7 +113,9 @@ int sfc_run_init(struct sfc_run_fsm *run, const struct sfc_run_config *config,
         goto fail;
     n.shards = calloc(c->shards, sizeof(*n.shards));
     n.waiting = calloc(c->max_waiting, sizeof(*n.waiting));
-    if (!n.shards || !n.waiting) {
+    n.drop_capacity = 8 * micro_batches; /* and those that are being written */
+    n.drops = calloc((size_t)n.drop_capacity + c->max_waiting, sizeof(*n.drops));
+    if (!n.shards || !n.waiting || !n.drops) {
         rc = sfc_fail(err, SFC_ENOMEM, "run state");
         goto fail;
     }
@@ -116,6 +123,7 @@ int sfc_run_init(struct sfc_run_fsm *run, const struct sfc_run_config *config,
         n.shards[k].id = c->shard_ids ? c->shard_ids[k] : k;
     n.config.shard_ids = NULL; /* the caller's */
     n.commit.committed = committed;
+    n.durable = committed;
     n.commit.round = n.tickets.last;
     if (restore)
         begin_restored(&n, restore);
@@ -135,6 +143,7 @@ void sfc_run_free(struct sfc_run_fsm *run)
     sfc_commit_free(&run->commit);
     free(run->shards);
     free(run->waiting);
+    free(run->drops);
     memset(run, 0, sizeof(*run));
 }
 
@@ -183,12 +192,16 @@ void sfc_run_fail(struct sfc_run_fsm *run, const char *text)
     sfc_commit_unwant_all(&run->commit);
 }
 
-/* Everything of the open step is void. A session doesn't survive that. */
+/* Everything of the open step is void. A session doesn't survive that; one that is being opened,
+ * and whose caller still waits, is opened in the new round. */
 void sfc_run_new_round(struct sfc_run_fsm *run)
 {
     sfc_commit_new_round(&run->commit, sfc_tickets_new_round(&run->tickets));
     run->session_attempt = (struct sfc_attempt){0};
     run->session = 0;
+    for (uint32_t i = 0; i < run->waiting_count; i++)
+        if (run->waiting[i].kind == SFC_WAITING_SESSION)
+            run->session_wanted = true;
 }
 
 static bool active(const struct sfc_run_fsm *run)
@@ -196,15 +209,29 @@ static bool active(const struct sfc_run_fsm *run)
     return !run->failed && !run->stopped && run->started;
 }
 
-/* May the open step be prepared? Pause, block and holds close this gate. */
+/* Somebody wants the run to stand still at this step. */
+static bool stands_at(const struct sfc_run_fsm *run, uint64_t step)
+{
+    if (run->paused)
+        return true;
+    for (unsigned i = 0; i < SFC_MAX_HOLDS; i++)
+        if (run->holds[i].id != 0 && run->holds[i].at_step <= step)
+            return true;
+    return false;
+}
+
+/* May the open step be prepared? Pause, block and holds close this gate. It stands still at a
+ * durable step only: the next one will be. */
 static bool gate_open(const struct sfc_run_fsm *run)
 {
-    if (run->paused || run->blocked)
-        return false;
-    for (unsigned i = 0; i < SFC_MAX_HOLDS; i++)
-        if (run->holds[i].id != 0 && run->holds[i].at_step <= run->commit.committed)
-            return false;
-    return true;
+    uint64_t committed = run->commit.committed;
+    return !run->blocked && (!stands_at(run, committed) || run->durable < committed);
+}
+
+static bool is_provisional(const struct sfc_run_fsm *run, uint64_t step)
+{
+    return step % run->config.durable_every != 0 && step != run->config.schedule.steps &&
+           !stands_at(run, step);
 }
 
 bool sfc_run_still(const struct sfc_run_fsm *run)
@@ -252,7 +279,7 @@ static void advance(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
     if (run->failed || run->stopped)
         return;
     sfc_run_rewind_advance(run, actions);
-    sfc_run_recover(run);
+    sfc_run_recover(run, actions);
     leave_loading(run);
     if (run->started)
         open_session(run);
@@ -267,6 +294,7 @@ static void advance(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
     if (c->phase == SFC_PHASE_COMPUTE && c->done_count == c->config.micro_batches &&
         gate_open(run)) {
         c->phase = SFC_PHASE_PREPARE;
+        run->provisional = is_provisional(run, c->committed + 1);
         sfc_commit_want_all(c, SFC_DUTY_PREPARE);
     }
     if ((c->phase == SFC_PHASE_COMPUTE || c->phase == SFC_PHASE_PREPARE) &&
@@ -291,6 +319,25 @@ void sfc_run_write_record(struct sfc_run_fsm *run, struct sfc_run_actions *actio
     struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_WRITE_RECORD);
     a->step = run->commit.record.step;
     a->record = run->commit.record;
+    a->provisional = run->provisional;
+}
+
+void sfc_run_apply_drops(struct sfc_run_fsm *run, uint64_t first_step)
+{
+    for (uint32_t i = 0; i < run->drop_count; i++)
+        if (run->drops[i].step >= first_step)
+            sfc_tickets_drop(&run->tickets, run->drops[i].step, run->drops[i].j);
+}
+
+static void note_durable(struct sfc_run_fsm *run)
+{
+    uint32_t kept = 0;
+    run->durable = run->commit.committed;
+    run->durable_record = run->commit.record;
+    for (uint32_t i = 0; i < run->drop_count; i++)
+        if (run->drops[i].step > run->durable)
+            run->drops[kept++] = run->drops[i];
+    run->drop_count = kept;
 }
 
 void sfc_run_durable(struct sfc_run_fsm *run, uint64_t step, struct sfc_run_actions *actions)
@@ -300,7 +347,10 @@ void sfc_run_durable(struct sfc_run_fsm *run, uint64_t step, struct sfc_run_acti
         return;
     run->record_error[0] = '\0';
     sfc_commit_durable(c);
+    if (!run->provisional)
+        note_durable(run);
     sfc_tickets_advance(&run->tickets);
+    sfc_run_apply_drops(run, run->tickets.open_step + run->config.lead_steps);
     struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_COMMITTED);
     a->step = step;
     a->record = c->record;
@@ -359,6 +409,7 @@ static void send(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_action
         sfc_commit_key(&run->commit, duty, &a->step, &a->round);
         a->life = run->shards[shard].life;
         a->recover = duty == SFC_DUTY_OPEN && run->started;
+        a->provisional = duty == SFC_DUTY_PREPARE && run->provisional;
         if (duty == SFC_DUTY_PLAN || duty == SFC_DUTY_PLAN_NEXT)
             a->lr = sfc_schedule_lr(&run->config.schedule, a->step);
         if (duty == SFC_DUTY_COMMIT || (a->recover && run->commit.record.step == a->step))
@@ -385,6 +436,11 @@ void sfc_run_step(struct sfc_run_fsm *run, const struct sfc_run_event *event,
 uint64_t sfc_run_committed(const struct sfc_run_fsm *run)
 {
     return run->commit.committed;
+}
+
+uint64_t sfc_run_durable_step(const struct sfc_run_fsm *run)
+{
+    return run->durable;
 }
 
 const uint64_t *sfc_run_labels(struct sfc_run_fsm *run, uint64_t step)

@@ -15,6 +15,11 @@
  *
  * REWIND goes back to an earlier step: run_rewind.c.
  *
+ * With durable_every N only every N-th step is durable when it commits, and the last one, and where
+ * the run stands still. The steps between are provisional: their records are in memory, their
+ * inputs in the logs but not flushed. When a shard is lost, all go back to the last durable step,
+ * and a restarted scheduler finds that one in its store.
+ *
  * The daemon turns calls into events with a token (any number but 0 that names the waiting call)
  * and carries out the actions, in order, before the next event. Every token gets exactly one reply
  * action, now or at a later event; after CANCEL it gets none. Every SEND gets exactly one
@@ -60,6 +65,7 @@ struct sfc_run_config {
     uint64_t start_step;          /* committed at the beginning: 0, or the checkpoint's */
     bool load;                    /* wait for START after OpenRun */
     bool session;                 /* data set kind SESSION */
+    uint32_t durable_every;       /* 0: 1 */
     /* limits and times; 0 = default */
     uint32_t lead_steps;       /* 3 */
     uint32_t max_waiting;      /* 1024 waiting calls */
@@ -116,7 +122,7 @@ enum sfc_run_event_type {
     SFC_EV_SHARD_LOST,  /* shard: it restarted and lost its memory */
     SFC_EV_SHARD_PROGRESS, /* shard, step (recovered so far), to_step, eta_s (0 = not known) */
     SFC_EV_SHARD_GONE,     /* shard: silent for its lease; only shown in the reason */
-    SFC_EV_RECORD_DURABLE, /* step */
+    SFC_EV_RECORD_DURABLE, /* step; of a provisional record: it is kept */
     SFC_EV_RECORD_FAILED,  /* step, code, text: tried again later, or the run fails */
 };
 
@@ -163,11 +169,15 @@ struct sfc_run_event {
 enum sfc_run_action_type {
     SFC_ACT_SEND,         /* shard, life, duty, step, round; for OpenRun: recover, record (step 0:
                              none); for Commit: record; for Plan: lr and sfc_run_labels(); for
-                             Prepare: sfc_run_done() of each j */
+                             Prepare: sfc_run_done() of each j, provisional */
     SFC_ACT_WRITE_DROP,   /* number, step, j */
-    SFC_ACT_WRITE_RECORD, /* record; attempts, digests and labels from sfc_run_done(), _labels() */
-    SFC_ACT_READ_RECORD,  /* step: its commit record */
-    SFC_ACT_WRITE_REWIND, /* step: everything durable of later steps goes, in one piece */
+    SFC_ACT_WRITE_RECORD, /* record, provisional; attempts, digests and labels from sfc_run_done(),
+                             _labels(). Provisional: keep it in memory; else make it durable with
+                             those that are kept, all or none of them */
+    SFC_ACT_FORGET_RECORDS, /* those that are kept */
+    SFC_ACT_READ_RECORD,    /* step: its commit record, kept or durable */
+    SFC_ACT_WRITE_REWIND,   /* step: everything of later steps goes, in one piece; records that are
+                               kept of steps up to this one become durable in it */
     SFC_ACT_REPLY, /* token, code, text: Announce, GiveUp, Release, controls; and any failure */
     SFC_ACT_REPLY_TICKET,  /* token, granted, data, step, j, attempt, dropped */
     SFC_ACT_REPLY_DONE,    /* token, accepted */
@@ -200,6 +210,7 @@ struct sfc_run_action {
     uint64_t life;
     uint64_t number;
     bool recover;
+    bool provisional;
     enum sfc_run_state state;
 };
 
@@ -286,6 +297,12 @@ struct sfc_run_fsm {
     struct sfc_run_shard *shards; /* [shards] */
     uint64_t last_drop;           /* number */
     struct sfc_run_rewind rewind;
+    uint64_t durable; /* last step whose record is durable */
+    struct sfc_commit_record durable_record;
+    bool provisional;           /* the step that is being prepared */
+    bool back_wanted;           /* to the last durable step, as soon as no record is on its way */
+    struct sfc_run_drop *drops; /* of steps that are not durable */
+    uint32_t drop_count, drop_capacity;
     struct sfc_waiting *waiting; /* ring in order of arrival */
     uint32_t waiting_count;
     struct sfc_hold holds[SFC_MAX_HOLDS];
@@ -310,6 +327,7 @@ void sfc_run_step(struct sfc_run_fsm *run, const struct sfc_run_event *event,
                   struct sfc_run_actions *actions);
 
 uint64_t sfc_run_committed(const struct sfc_run_fsm *run);
+uint64_t sfc_run_durable_step(const struct sfc_run_fsm *run);
 /* [global_batch] of a step that is complete, or NULL; until the step is committed. */
 const uint64_t *sfc_run_labels(struct sfc_run_fsm *run, uint64_t step);
 /* Of the open step from PREPARE until the record is durable; NULL before. */

@@ -18,11 +18,14 @@ void sfc_run_decide(struct sfc_run_fsm *run, struct sfc_run_actions *actions);
 void sfc_run_write_record(struct sfc_run_fsm *run, struct sfc_run_actions *actions);
 void sfc_run_durable(struct sfc_run_fsm *run, uint64_t step, struct sfc_run_actions *actions);
 
+/* What people dropped of the steps that are in the window. */
+void sfc_run_apply_drops(struct sfc_run_fsm *run, uint64_t first_step);
+
 /* run_shards.c */
 void sfc_run_on_shard(struct sfc_run_fsm *run, const struct sfc_run_event *event,
                       struct sfc_run_actions *actions);
 /* Lost shards begin to recover, and a wanted round opens, unless a record is on its way. */
-void sfc_run_recover(struct sfc_run_fsm *run);
+void sfc_run_recover(struct sfc_run_fsm *run, struct sfc_run_actions *actions);
 /* The shard gets OpenRun, to the committed step, and Abort; duties that it had are void. */
 void sfc_run_open_again(struct sfc_run_fsm *run, uint32_t shard);
 /* What it said until now says nothing any more. */
@@ -35,6 +38,8 @@ bool sfc_run_waits_for_shard(const struct sfc_run_fsm *run, char *out, size_t si
 /* The run goes to a step, as far as the machine is concerned: every shard recovers to it in a new
  * round. record: of that step, all zero before the first commit. */
 void sfc_run_go_to(struct sfc_run_fsm *run, uint64_t step, const struct sfc_commit_record *record);
+/* To the last durable step: provisional ones are void. */
+void sfc_run_go_back(struct sfc_run_fsm *run, struct sfc_run_actions *actions);
 bool sfc_run_rewinds(const struct sfc_run_fsm *run); /* shards or records are on their way */
 void sfc_run_on_rewind(struct sfc_run_fsm *run, const struct sfc_run_event *event,
                        struct sfc_run_actions *actions);

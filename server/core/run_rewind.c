@@ -29,6 +29,43 @@ void sfc_run_go_to(struct sfc_run_fsm *run, uint64_t step, const struct sfc_comm
     run->finished = false;
 }
 
+static void unblock(struct sfc_run_fsm *run)
+{
+    run->blocked = false;
+    run->blocked_before_restart = false;
+    run->blocked_j = UINT32_MAX;
+}
+
+static void answer(struct sfc_run_fsm *run, int code, const char *text,
+                   struct sfc_run_actions *actions)
+{
+    run->rewind.phase = SFC_REWIND_NONE;
+    for (uint32_t i = 0; i < run->waiting_count; i++) {
+        uint64_t token = run->waiting[i].token;
+        if (run->waiting[i].kind != SFC_WAITING_REWIND)
+            continue;
+        sfc_run_unwait(run, token);
+        sfc_run_reply(actions, token, code, text);
+        return; /* there is at most one */
+    }
+}
+
+void sfc_run_go_back(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
+{
+    if (run->rewind.phase == SFC_REWIND_MOVING) {
+        sfc_fail(&run->error, SFC_EUNAVAILABLE,
+                 "a shard was lost on the way to step %llu, which was not durable; the run goes "
+                 "back to its last durable step, %llu",
+                 (ull)run->rewind.step, (ull)run->durable);
+        answer(run, run->error.code, run->error.text, actions);
+    }
+    sfc_run_go_to(run, run->durable, &run->durable_record);
+    sfc_tickets_reset(&run->tickets, run->durable + 1);
+    sfc_run_apply_drops(run, run->durable + 1);
+    unblock(run); /* the step that blocked it comes again */
+    sfc_run_emit(actions, SFC_ACT_FORGET_RECORDS);
+}
+
 /* ---- the call */
 
 static int may_rewind(struct sfc_run_fsm *run, const struct sfc_run_event *e)
@@ -68,20 +105,6 @@ void sfc_run_on_rewind(struct sfc_run_fsm *run, const struct sfc_run_event *e,
         .kind = SFC_WAITING_REWIND, .token = e->token, .since_ms = e->now_ms};
     sfc_run_wait(run, &w, actions);
     run->rewind = (struct sfc_run_rewind){.phase = SFC_REWIND_WANTED, .step = e->step};
-}
-
-static void answer(struct sfc_run_fsm *run, int code, const char *text,
-                   struct sfc_run_actions *actions)
-{
-    run->rewind.phase = SFC_REWIND_NONE;
-    for (uint32_t i = 0; i < run->waiting_count; i++) {
-        uint64_t token = run->waiting[i].token;
-        if (run->waiting[i].kind != SFC_WAITING_REWIND)
-            continue;
-        sfc_run_unwait(run, token);
-        sfc_run_reply(actions, token, code, text);
-        return; /* there is at most one */
-    }
 }
 
 /* ---- its way */
@@ -155,10 +178,14 @@ void sfc_run_rewind_refused(struct sfc_run_fsm *run, uint32_t shard, int code, c
     struct sfc_error why;
     sfc_fail(&why, code,
              "shard %llu can't go back to step %llu: %.300s. The run goes on at step %llu",
-             (ull)run->shards[shard].id, (ull)r->step, text, (ull)r->back_step);
+             (ull)run->shards[shard].id, (ull)r->step, text,
+             (ull)(r->back_step < run->durable ? r->back_step : run->durable));
     run->error = why;
     answer(run, code, run->error.text, actions);
-    sfc_run_go_to(run, r->back_step, &r->back);
+    if (r->back_step > run->durable)
+        sfc_run_go_back(run, actions); /* shards have left the provisional ones */
+    else
+        sfc_run_go_to(run, r->back_step, &r->back);
 }
 
 void sfc_run_on_rewound(struct sfc_run_fsm *run, const struct sfc_run_event *e,
@@ -173,9 +200,10 @@ void sfc_run_on_rewound(struct sfc_run_fsm *run, const struct sfc_run_event *e,
         return;
     }
     sfc_tickets_reset(&run->tickets, r->step + 1);
-    run->blocked = false;
-    run->blocked_before_restart = false;
-    run->blocked_j = UINT32_MAX;
+    run->durable = r->step;
+    run->durable_record = r->record;
+    run->drop_count = 0;
+    unblock(run);
     answer(run, SFC_OK, "", actions);
 }
 

@@ -33,10 +33,23 @@ void sfc_run_open_again(struct sfc_run_fsm *run, uint32_t k)
     sfc_commit_want(&run->commit, k, SFC_DUTY_ABORT);
 }
 
-void sfc_run_recover(struct sfc_run_fsm *run)
+/* What a lost shard had of provisional steps is gone. Records that a rewind writes decide: by then
+ * every shard had its step on the disk. */
+static bool must_go_back(const struct sfc_run_fsm *run)
+{
+    bool lost = run->back_wanted;
+    for (uint32_t k = 0; k < run->config.shards; k++)
+        lost = lost || run->shards[k].lost;
+    return lost && run->durable < run->commit.committed && run->rewind.phase != SFC_REWIND_WRITING;
+}
+
+void sfc_run_recover(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
 {
     if (run->commit.phase == SFC_PHASE_RECORD && SFC_PLANT_BUG != 9)
         return; /* the record decides to which step a lost shard recovers */
+    if (must_go_back(run))
+        sfc_run_go_back(run, actions);
+    run->back_wanted = false;
     for (uint32_t k = 0; k < run->config.shards; k++)
         if (run->shards[k].lost)
             sfc_run_open_again(run, k);
@@ -198,6 +211,10 @@ static void on_shard_reply(struct sfc_run_fsm *run, const struct sfc_run_event *
     if (duty == SFC_DUTY_OPEN && run->started) {
         /* What it lacks may be there when its process comes back (another --state, more memory). */
         sfc_commit_suspend(&run->commit, e->shard, duty);
+        return;
+    }
+    if (duty == SFC_DUTY_PREPARE && e->code == SFC_EIO) {
+        run->back_wanted = true; /* its disk lost steps that were not durable */
         return;
     }
     sfc_fail(&run->error, e->code, "shard %llu refused %s of step %llu: %s", name(run, e->shard),

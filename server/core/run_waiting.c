@@ -98,12 +98,21 @@ static int check_state(struct sfc_run_fsm *run)
     return SFC_OK;
 }
 
+/* The first step at which the run can stand still: a durable one. */
+static uint64_t first_stop(const struct sfc_run_fsm *run, bool busy)
+{
+    uint64_t next = run->commit.committed + 1;
+    if (busy)
+        return run->provisional ? next + 1 : next;
+    return run->durable == run->commit.committed ? run->commit.committed : next;
+}
+
 static int new_hold(struct sfc_run_fsm *run, const struct sfc_run_event *e, struct sfc_hold **out)
 {
     const struct sfc_commit_fsm *c = &run->commit;
     struct sfc_hold *h = find_hold(run, 0);
     bool busy = c->phase == SFC_PHASE_PREPARE || c->phase == SFC_PHASE_RECORD;
-    uint64_t first = c->committed + busy;
+    uint64_t first = first_stop(run, busy);
     if (!h)
         return sfc_fail(&run->error, SFC_ELIMIT, "%u holds are there already", SFC_MAX_HOLDS);
     int rc = check_end(run, e->step);
@@ -190,7 +199,8 @@ static bool over(const struct sfc_waiting *w, uint64_t now_ms, uint64_t wait_ms)
 
 static bool may_work(const struct sfc_run_fsm *run)
 {
-    return run->started && !run->failed && !run->stopped && !run->finished && !run->paused &&
+    bool paused = run->paused && run->durable == run->commit.committed; /* else one step more */
+    return run->started && !run->failed && !run->stopped && !run->finished && !paused &&
            !run->blocked && !run->restoring && !sfc_run_rewinds(run) && !run->config.session;
 }
 
@@ -231,7 +241,8 @@ static bool serve_hold(struct sfc_run_fsm *run, const struct sfc_waiting *w, uin
         sfc_run_reply(actions, w->token, SFC_ESTATE, h ? run->reason : "the hold was released");
         return true;
     }
-    bool held = sfc_run_still(run) && h->at_step <= run->commit.committed;
+    bool held = sfc_run_still(run) && h->at_step <= run->commit.committed &&
+                run->durable == run->commit.committed;
     if (!held && !over(w, now_ms, run->config.hold_wait_ms))
         return false;
     h->seen_ms = now_ms;

@@ -149,6 +149,16 @@ void sfc_step_on_pull(struct sfc_step_fsm *s, const struct sfc_step_event *e,
 {
     if (!sfc_step_check_run(s, e, out) || !sfc_step_check_map(s, e, out))
         return;
+    const struct sfc_attempt none = {0, 0};
+    if (sfc_attempt_compare(e->attempt, none) != 0 &&
+        sfc_attempt_compare(e->attempt, s->round) <= 0) {
+        sfc_step_refuse(out, e->token, SFC_ESTALE,
+                        "values after step %llu: attempt %llu.%llu is void (step %llu is applied, "
+                        "round %llu.%llu)",
+                        (ull)e->step, (ull)e->attempt.incarnation, (ull)e->attempt.counter,
+                        (ull)s->applied, (ull)s->round.incarnation, (ull)s->round.counter);
+        return;
+    }
     bool committing = s->phase == SFC_STEP_COMMITTING;
     if (e->step == s->applied + 1 || (e->step == s->applied && committing)) {
         sfc_step_park(s, e, out);

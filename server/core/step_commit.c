@@ -176,6 +176,7 @@ void sfc_step_on_prepare(struct sfc_step_fsm *s, const struct sfc_step_event *e,
     for (uint32_t j = 0; j < s->micro_batches; j++)
         s->prepared[j] = e->prepared[j].attempt;
     s->phase = SFC_STEP_PREPARING;
+    s->provisional = e->provisional;
     s->prepare_token = e->token;
     struct sfc_step_action *a = sfc_step_start(s, out, SFC_JOB_PREPARE, 0, e->step, 0);
     a->slots = s->slots;
@@ -192,6 +193,7 @@ void sfc_step_flush(struct sfc_step_fsm *s, struct sfc_step_actions *out)
     a->generation = (uint32_t)(a->step & 1);
     a->slots = s->slots;
     a->lr = sfc_step_plan_of(s, a->step)->lr;
+    a->provisional = s->provisional;
 #if SFC_PLANT_BUG == 5 /* Ready before the inputs are durable */
     s->phase = SFC_STEP_READY;
     sfc_step_reply_prepare(s, s->prepare_token, 0, out);
@@ -211,7 +213,7 @@ void sfc_step_on_flushed(struct sfc_step_fsm *s, const struct sfc_step_event *e,
     if (e->code == SFC_OK)
         sfc_step_reply_prepare(s, token, 0, out);
     else
-        sfc_step_refuse(out, token, SFC_EUNAVAILABLE, "%s",
+        sfc_step_refuse(out, token, e->lost ? SFC_EIO : SFC_EUNAVAILABLE, "%s",
                         e->text ? e->text : sfc_status_text(e->code));
 }
 
@@ -257,6 +259,7 @@ void sfc_step_on_commit(struct sfc_step_fsm *s, const struct sfc_step_event *e,
     a->lr = sfc_step_plan_of(s, e->step)->lr;
     a->clip_scale = e->clip_scale;
     a->apply = e->apply;
+    a->provisional = s->provisional;
 }
 
 void sfc_step_on_abort(struct sfc_step_fsm *s, const struct sfc_step_event *e,

@@ -60,13 +60,13 @@ enum sfc_step_event_type {
     SFC_SE_LOGITS, /* token, run_id, step, j, attempt, map_version, digest */
     SFC_SE_GRADIENT,
     SFC_SE_DENSE,
-    SFC_SE_PREPARE, /* token, run_id, round, step, prepared[] in order of j */
+    SFC_SE_PREPARE, /* token, run_id, round, step, prepared[] in order of j, provisional */
     SFC_SE_COMMIT, /* token, run_id, incarnation, round (of the Prepare), step, clip_scale, apply */
     SFC_SE_ABORT,  /* token, run_id, round (new), step */
-    SFC_SE_PULL,   /* token, run_id, step, map_version */
+    SFC_SE_PULL,   /* token, run_id, step, map_version, attempt (0.0: none) */
     SFC_SE_CANCEL, /* token */
     SFC_SE_JOB_DONE, /* job, code, text, and by kind: head_digest, dense_digests, sums */
-    SFC_SE_FLUSHED,  /* code, text: of the FLUSH */
+    SFC_SE_FLUSHED,  /* code, text, lost: of the FLUSH */
 };
 
 struct sfc_prepared {
@@ -106,6 +106,8 @@ struct sfc_step_event {
     const uint64_t *dense_digests;        /* DENSE jobs: [own dense blocks] */
     const struct sfc_own_dense_sum *sums; /* PREPARE jobs: [own dense blocks] */
     bool head_finite;                     /* PREPARE jobs */
+    bool provisional;                     /* PREPARE: not durable before a later step is */
+    bool lost; /* FLUSHED: inputs of steps that are committed, but were not durable, are gone */
 };
 
 enum sfc_job_kind {
@@ -114,7 +116,8 @@ enum sfc_job_kind {
     SFC_JOB_GRADIENT,
     SFC_JOB_DENSE,
     SFC_JOB_PREPARE, /* slots [J], lr */
-    SFC_JOB_COMMIT,  /* slots [J], round, lr, clip_scale, apply (false: touch nothing) */
+    SFC_JOB_COMMIT,  /* slots [J], round, lr, clip_scale, apply (false: touch nothing), provisional
+                      */
     SFC_JOB_PULL,    /* token */
 };
 
@@ -122,8 +125,8 @@ enum sfc_step_action_type {
     SFC_SA_START, /* job, kind and its fields */
     SFC_SA_REPLY, /* token, call: the answer in (generation, slot) for LOGITS, GRADIENT; else
                      plain success with `step` */
-    SFC_SA_FLUSH, /* step, round, generation, slots [J], lr: write the inputs of the step to the log
-                     and make them durable */
+    SFC_SA_FLUSH, /* step, round, generation, slots [J], lr, provisional: write the inputs of the
+                     step to the log and, unless provisional, make all of the log durable */
     SFC_SA_REPLY_PREPARE, /* token, ready, missing[], sums[], head_finite */
     SFC_SA_FAIL,          /* token, code, text */
 };
@@ -143,6 +146,7 @@ struct sfc_step_action {
     double lr;
     double clip_scale;
     bool apply;
+    bool provisional;
     bool ready;
     bool head_finite;
     const uint32_t *missing;
@@ -187,6 +191,7 @@ struct sfc_step_fsm {
     struct sfc_attempt *prepared;    /* [J] what Prepare named */
     struct sfc_own_dense_sum *sums;
     bool head_finite;
+    bool provisional;                     /* what Prepare said */
     bool flushing;                        /* a FLUSH is on its way */
     uint64_t prepare_token, commit_token; /* calls that wait for the job; 0 = none */
     uint32_t *missing;

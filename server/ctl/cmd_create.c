@@ -28,7 +28,7 @@ struct create_options {
     const char *scheduler, *run, *data, *margin, *filter, *schedule, *backbone, *augment;
     bool json, session, skip_broken, mixed;
     uint64_t classes, samples, hot_classes, dim, global_batch, micro_batch, steps, block_size, seed;
-    uint64_t rewind_window;
+    uint64_t rewind_window, durable_every;
     double sample_rate, scale, momentum, beta1, beta2, epsilon, weight_decay, lr, epochs, clip;
     int margin_grad, correction, momentum_mode, optimizer, dtype, gemm, rounding, log_dense;
 };
@@ -217,6 +217,17 @@ static const struct sfc_option table[] = {
      .high = 1e6,
      .metavar = "N",
      .help = "length of the run, instead of --steps"},
+    {.name = "durable-every",
+     .type = SFC_OPTION_U64,
+     .offset = AT(durable_every),
+     .min = 1,
+     .max = 1000,
+     .fallback = "1",
+     .metavar = "N",
+     .help =
+         "flush logs and records only every N steps, for disks that can't keep up: a crash takes "
+         "all shards back to the last durable step, and the run goes on from there with the "
+         "same bits"},
     {.name = "rewind-window",
      .type = SFC_OPTION_U64,
      .offset = AT(rewind_window),
@@ -658,6 +669,7 @@ static int create(const struct create_options *o, struct sfc_error *err)
         Shardfc__V1__RunKeeping keeping = SHARDFC__V1__RUN_KEEPING__INIT;
         request.config = &b.config;
         keeping.rewind_window = o->rewind_window;
+        keeping.durable_every = (uint32_t)o->durable_every;
         request.keeping = &keeping;
         code = sfc_cluster_scheduler(cluster, "CreateRun", &request.base,
                                      &shardfc__v1__create_run_reply__descriptor, CREATE_DEADLINE_MS,

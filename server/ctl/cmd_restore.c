@@ -12,7 +12,7 @@
 
 struct restore_options {
     const char *scheduler, *from, *run;
-    uint64_t rewind_window;
+    uint64_t rewind_window, durable_every;
     bool json;
 };
 
@@ -36,6 +36,17 @@ static const struct sfc_option restore_table[] = {
      .offset = AT(run),
      .metavar = "NAME",
      .help = "name of the run; default: as in the checkpoint"},
+    {.name = "durable-every",
+     .type = SFC_OPTION_U64,
+     .offset = AT(durable_every),
+     .min = 1,
+     .max = 1000,
+     .fallback = "1",
+     .metavar = "N",
+     .help =
+         "flush logs and records only every N steps, for disks that can't keep up: a crash takes "
+         "all shards back to the last durable step, and the run goes on from there with the "
+         "same bits"},
     {.name = "rewind-window",
      .type = SFC_OPTION_U64,
      .offset = AT(rewind_window),
@@ -243,6 +254,7 @@ static int restore(const struct restore_options *o, const struct sfc_checkpoint 
         config.name = (char *)(uintptr_t)o->run;
     }
     keeping.rewind_window = o->rewind_window;
+    keeping.durable_every = (uint32_t)o->durable_every;
     request.config = &config;
     request.keeping = &keeping;
     request.load = true;

@@ -133,7 +133,7 @@ static json_t *status_json(const Shardfc__V1__StatusReply *s)
                             json_integer((json_int_t)s->counters[i]->value));
     }
     return json_pack("{s:s, s:I, s:s, s:s, s:I, s:I, s:o, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:o, "
-                     "s:o, s:o, s:s, s:I, s:I}",
+                     "s:o, s:o, s:s, s:I, s:I, s:I, s:I}",
                      "run", s->run, "run_id", (json_int_t)s->run_id, "state", s->state, "reason",
                      s->reason, "step", (json_int_t)s->step, "steps", (json_int_t)s->steps, "loss",
                      number(s->loss), "images_per_s", s->images_per_s, "lr", s->lr, "eta_s",
@@ -142,7 +142,9 @@ static json_t *status_json(const Shardfc__V1__StatusReply *s)
                      (json_int_t)s->skipped_steps, "shards", shards_json(s), "workers",
                      workers_json(s), "counters", counters, "version", s->version, "oldest_step",
                      (json_int_t)s->oldest_step, "rewind_window",
-                     (json_int_t)(s->keeping ? s->keeping->rewind_window : 0));
+                     (json_int_t)(s->keeping ? s->keeping->rewind_window : 0), "durable_step",
+                     (json_int_t)s->durable_step, "durable_every",
+                     (json_int_t)(s->keeping ? s->keeping->durable_every : 1));
 }
 
 static void format_duration(double seconds, char *out, size_t size)
@@ -195,6 +197,10 @@ static void print_run(const Shardfc__V1__StatusReply *s)
     printf("run %s (%" PRIu64 "): %s%s%s\n", s->run, s->run_id, s->state,
            s->reason[0] != '\0' ? ": " : "", s->reason);
     printf("%s\n", progress);
+    if (s->keeping && s->keeping->durable_every > 1) {
+        printf("durable up to step %" PRIu64 " (every %u steps)\n", s->durable_step,
+               s->keeping->durable_every);
+    }
     if (s->keeping && s->keeping->rewind_window > 0) {
         printf("can be rewound to step %" PRIu64 " and later ones\n", s->oldest_step);
     }

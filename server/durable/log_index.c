@@ -97,15 +97,19 @@ const struct sfc_log_commit *sfc_log_index_commit_of(const struct sfc_log_index 
     return i > 0 && x->commits[i - 1].step == step ? &x->commits[i - 1] : NULL;
 }
 
-void sfc_log_index_drop(struct sfc_log_index *x, uint64_t segment, uint64_t offset)
+uint64_t sfc_log_index_drop(struct sfc_log_index *x, uint64_t segment, uint64_t offset)
 {
     size_t kept = 0;
+    uint64_t lowest = UINT64_MAX;
     for (size_t i = 0; i < x->prepare_count; i++) {
         if (x->prepares[i].segment != segment || x->prepares[i].offset < offset) {
             x->prepares[kept++] = x->prepares[i];
+        } else if (x->prepares[i].step < lowest) {
+            lowest = x->prepares[i].step;
         }
     }
     x->prepare_count = kept;
+    return lowest;
 }
 
 void sfc_log_index_trim(struct sfc_log_index *x, uint64_t segment, uint64_t floor)

@@ -29,8 +29,9 @@ const struct sfc_log_place_of *sfc_log_index_find(const struct sfc_log_index *in
                                                   struct sfc_attempt round); /* NULL: none */
 const struct sfc_log_commit *sfc_log_index_commit_of(const struct sfc_log_index *index,
                                                      uint64_t step); /* NULL: none */
-/* Forgets the Prepares of a segment from an offset on. */
-void sfc_log_index_drop(struct sfc_log_index *index, uint64_t segment, uint64_t offset);
+/* Forgets the Prepares of a segment from an offset on; returns the lowest step of them, UINT64_MAX:
+ * there were none. */
+uint64_t sfc_log_index_drop(struct sfc_log_index *index, uint64_t segment, uint64_t offset);
 /* Forgets the Prepares of segments below `segment`, and the commits of steps <= floor. */
 void sfc_log_index_trim(struct sfc_log_index *index, uint64_t segment, uint64_t floor);
 void sfc_log_index_free(struct sfc_log_index *index);

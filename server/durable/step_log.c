@@ -207,7 +207,8 @@ static void give_up_segment(struct sfc_step_log *log)
 {
     struct sfc_log_part *part = open_part(log);
     log->failures++;
-    sfc_log_index_drop(&log->index, part->number, log->durable);
+    uint64_t dropped = sfc_log_index_drop(&log->index, part->number, log->durable);
+    log->lost = log->lost || dropped <= log->committed;
     if (log->durable > SFC_LOG_SEGMENT_HEADER) {
         part->length = log->durable;
         (void)log->folder->ops->resize(log->file, log->durable, NULL);
@@ -444,7 +445,7 @@ static int check_limits(const struct sfc_step_log *log, uint64_t step, struct sf
 {
     uint64_t used = log_bytes(log), free_space;
     uint64_t need = log->step_bytes + SFC_LOG_SEGMENT_HEADER;
-    if (log->config.limit_bytes != 0 && used + need > log->config.limit_bytes) {
+    if (!log->unlimited && log->config.limit_bytes != 0 && used + need > log->config.limit_bytes) {
         uint64_t oldest = log->index.prepare_count > 0 ? log->index.prepares[0].step : step;
         return sfc_fail(err, SFC_ELIMIT,
                         "%s: the step log has %" PRIu64 " of its %" PRIu64
@@ -465,6 +466,16 @@ static int check_limits(const struct sfc_step_log *log, uint64_t step, struct sf
 }
 
 /* ---- what the caller does */
+
+bool sfc_step_log_lost(const struct sfc_step_log *log)
+{
+    return log->lost;
+}
+
+void sfc_step_log_without_limit(struct sfc_step_log *log, bool without)
+{
+    log->unlimited = without;
+}
 
 static int append_inputs(struct sfc_step_log *log, enum sfc_log_type type,
                          const struct sfc_log_prepare *prepare, struct sfc_error *err)
@@ -510,6 +521,7 @@ int sfc_step_log_append_commit(struct sfc_step_log *log, const struct sfc_log_co
         log->waiting_room = room;
     }
     if (code == SFC_OK) {
+        log->committed = commit->step > log->committed ? commit->step : log->committed;
         log->waiting[log->waiting_count++] = *commit;
         sfc_log_index_commit(&log->index, commit);
     }

@@ -113,6 +113,14 @@ int sfc_step_log_append_commit(struct sfc_step_log *log, const struct sfc_log_co
 /* Writes commits that wait, then makes everything appended so far durable. */
 int sfc_step_log_flush(struct sfc_step_log *log, struct sfc_error *err);
 
+/* Provisional steps: append_prepare without flush for some of them, until a flush makes all
+ * durable. While one is out the limit must not stop the run: what would make room can't be deleted
+ * before the next durable step. */
+void sfc_step_log_without_limit(struct sfc_step_log *log, bool without);
+/* A failed write or sync took inputs of steps whose commit was given: such steps have to be done
+ * again, or the log be recovered at a step that was durable. */
+bool sfc_step_log_lost(const struct sfc_step_log *log);
+
 /* Deletes segments whose steps are all <= floor. An error leaves the log usable. */
 int sfc_step_log_trim(struct sfc_step_log *log, uint64_t floor, struct sfc_error *err);
 

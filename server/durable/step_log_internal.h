@@ -43,6 +43,9 @@ struct sfc_step_log {
     struct sfc_file *reading; /* a closed segment that reads come from */
     uint64_t reading_number;
     uint64_t failures;
+    uint64_t committed; /* greatest step of a commit that was given */
+    bool unlimited;     /* limit_bytes does not count now */
+    bool lost;          /* see sfc_step_log_lost */
 };
 
 /* A log without segments. Frees nothing of the caller's on failure. */

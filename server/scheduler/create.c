@@ -21,7 +21,7 @@ struct create_task {
     Shardfc__V1__BlockMap *map;
     uint64_t start_step;
     bool load;
-    uint64_t rewind_window;
+    struct sfc_keeping keeping;
     uint64_t run_id;
     uint64_t bytes_per_shard, wire_bytes;
 };
@@ -236,12 +236,28 @@ static void fill_defaults(Shardfc__V1__RunConfig *c)
 }
 
 /* A foreign framework has its own checkpoints and may come back at one of them. */
-static uint64_t window_of(const Shardfc__V1__RunKeeping *keeping, const Shardfc__V1__RunConfig *c)
+static struct sfc_keeping keeping_of(const Shardfc__V1__RunKeeping *k,
+                                     const Shardfc__V1__RunConfig *c)
 {
     bool session = c->data && c->data->kind == SHARDFC__V1__DATA_SET__KIND__SESSION;
-    if (keeping && keeping->rewind_window != 0)
-        return keeping->rewind_window;
-    return session ? SESSION_WINDOW : 0;
+    struct sfc_keeping keeping = {.rewind_window = session ? SESSION_WINDOW : 0,
+                                  .durable_every = 1};
+    if (k && k->rewind_window != 0)
+        keeping.rewind_window = k->rewind_window;
+    if (k && k->durable_every != 0)
+        keeping.durable_every = k->durable_every;
+    return keeping;
+}
+
+static int check_keeping(const Shardfc__V1__RunKeeping *k, struct sfc_error *err)
+{
+    if (k && k->rewind_window > SFC_LIMIT_STEPS)
+        return sfc_fail(err, SFC_EINVAL, "keeping.rewind_window: %" PRIu64 " is more than %llu",
+                        k->rewind_window, SFC_LIMIT_STEPS);
+    if (k && k->durable_every > SFC_LIMIT_DURABLE_EVERY)
+        return sfc_fail(err, SFC_EINVAL, "keeping.durable_every: %u is more than %u",
+                        k->durable_every, SFC_LIMIT_DURABLE_EVERY);
+    return SFC_OK;
 }
 
 static int check_config(const Shardfc__V1__RunConfig *c, struct sfc_error *err)
@@ -274,7 +290,8 @@ static void create_work(struct sfc_store_task *task, struct sfc_store *store)
     struct create_task *t = (struct create_task *)task;
     struct sfc_store_run run = {.start_step = t->start_step,
                                 .load = t->load,
-                                .rewind_window = t->rewind_window,
+                                .rewind_window = t->keeping.rewind_window,
+                                .durable_every = t->keeping.durable_every,
                                 .map_version = t->map->version,
                                 .state = "loading"};
     run.config = sfc_message_pack(t->config, &run.config_size);
@@ -289,7 +306,7 @@ static void begin(struct create_task *t)
     struct sfc_scheduler *s = t->scheduler;
     struct sfc_sched_run *run = NULL;
     int code = sfc_sched_run_new(s, t->run_id, t->config, t->map, t->start_step, t->load,
-                                 t->rewind_window, NULL, &run, &t->task.error);
+                                 t->keeping, NULL, &run, &t->task.error);
     if (code != SFC_OK) {
         sfc_sched_refuse(s, t->call, &t->task.error);
         return;
@@ -337,9 +354,8 @@ static int create(struct sfc_scheduler *s, struct sfc_rpc_call *call,
     if (code == SFC_OK && r->start_step > r->config->steps)
         code = sfc_fail(err, SFC_EINVAL, "start_step: %" PRIu64 " is beyond the last step %" PRIu64,
                         r->start_step, r->config->steps);
-    if (code == SFC_OK && r->keeping && r->keeping->rewind_window > SFC_LIMIT_STEPS)
-        code = sfc_fail(err, SFC_EINVAL, "keeping.rewind_window: %" PRIu64 " is more than %llu",
-                        r->keeping->rewind_window, SFC_LIMIT_STEPS);
+    if (code == SFC_OK)
+        code = check_keeping(r->keeping, err);
     if (code == SFC_OK)
         code = sfc_run_setup_init(&setup, r->config, err);
     struct create_task *t = code == SFC_OK ? calloc(1, sizeof *t) : NULL;
@@ -353,7 +369,7 @@ static int create(struct sfc_scheduler *s, struct sfc_rpc_call *call,
         t->config = r->config;
         t->start_step = r->start_step;
         t->load = r->load;
-        t->rewind_window = window_of(r->keeping, t->config);
+        t->keeping = keeping_of(r->keeping, t->config);
         t->wire_bytes = wire_bytes(&setup, t->map->n_shards);
         t->task.work = create_work;
         t->task.done = create_done;

@@ -41,6 +41,31 @@ double sfc_sched_run_average(const struct sfc_sched_run *run)
                : 0;
 }
 
+/* ---- records in memory */
+
+static void kept_free(struct sfc_kept_records *kept)
+{
+    for (size_t i = 0; i < kept->count; i++)
+        free((void *)(uintptr_t)kept->items[i].attempts);
+    free(kept->items);
+    memset(kept, 0, sizeof *kept);
+}
+
+/* Takes the record's attempts on success only. */
+static bool keep(struct sfc_kept_records *kept, const struct sfc_store_commit *commit)
+{
+    if (kept->count == kept->room) {
+        size_t room = 2 * kept->room + 8;
+        struct sfc_store_commit *items = realloc(kept->items, room * sizeof *items);
+        if (!items)
+            return false;
+        kept->items = items;
+        kept->room = room;
+    }
+    kept->items[kept->count++] = *commit;
+    return true;
+}
+
 /* ---- life */
 
 static struct sfc_run_config machine_config(const struct sfc_sched_run *run, uint64_t start_step,
@@ -66,13 +91,14 @@ static struct sfc_run_config machine_config(const struct sfc_sched_run *run, uin
         .start_step = start_step,
         .load = run->load,
         .session = c->data && c->data->kind == SHARDFC__V1__DATA_SET__KIND__SESSION,
+        .durable_every = run->durable_every,
         .hold_lease_ms = SFC_HOLD_LEASE_MS,
     };
 }
 
 int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConfig *config,
                       Shardfc__V1__BlockMap *map, uint64_t start_step, bool load,
-                      uint64_t rewind_window, const struct sfc_run_restore *restore,
+                      struct sfc_keeping keeping, const struct sfc_run_restore *restore,
                       struct sfc_sched_run **out, struct sfc_error *err)
 {
     struct sfc_sched_run *run = calloc(1, sizeof *run);
@@ -83,7 +109,8 @@ int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConf
     run->config = config;
     run->map = map;
     run->load = load;
-    run->rewind_window = rewind_window;
+    run->rewind_window = keeping.rewind_window;
+    run->durable_every = keeping.durable_every;
     run->loss = NAN;
     int code = sfc_run_setup_init(&run->setup, config, err);
     uint64_t shard_ids[SFC_CORE_MAX_SHARDS];
@@ -124,6 +151,7 @@ void sfc_sched_run_free(struct sfc_sched_run *run)
         }
         p = next;
     }
+    kept_free(&run->kept);
     sfc_run_actions_free(&run->actions);
     sfc_run_free(&run->fsm);
     sfc_log_floor_free(&run->floor);
@@ -260,7 +288,8 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
         code = restore_drops(s, stored.run_id, config, &restore, &drops, err);
     if (code == SFC_OK)
         code = sfc_sched_run_new(s, stored.run_id, config, map, stored.start_step, stored.load,
-                                 stored.rewind_window, &restore, &s->run, err);
+                                 (struct sfc_keeping){stored.rewind_window, stored.durable_every},
+                                 &restore, &s->run, err);
     if (code == SFC_OK) {
         config = NULL;
         map = NULL;
@@ -295,16 +324,25 @@ static uint64_t time_us(void)
 struct record_task {
     struct sfc_store_task task;
     struct sfc_scheduler *scheduler;
-    struct sfc_store_commit commit;
-    uint8_t *attempts;
+    uint64_t run_id, step;
+    struct sfc_kept_records records; /* the last one is of `step` */
 };
 
 static void record_work(struct sfc_store_task *task, struct sfc_store *store)
 {
     struct record_task *t = (struct record_task *)task;
-    task->code = t->attempts
-                     ? sfc_store_put_commit(store, &t->commit, &task->error)
-                     : sfc_fail(&task->error, SFC_ENOMEM, "no memory for the commit record");
+    const struct sfc_kept_records *r = &t->records;
+    task->code = r->count == 1 ? sfc_store_put_commit(store, &r->items[0], &task->error)
+                               : sfc_store_put_commits(store, r->items, r->count, &task->error);
+}
+
+/* What could not be written is kept; the machine asks for the last one again. */
+static void take_back(struct sfc_sched_run *run, struct sfc_kept_records *records)
+{
+    free((void *)(uintptr_t)records->items[--records->count].attempts);
+    kept_free(&run->kept); /* empty: nothing was kept meanwhile */
+    run->kept = *records;
+    memset(records, 0, sizeof *records);
 }
 
 static void record_done(struct sfc_store_task *task)
@@ -313,31 +351,27 @@ static void record_done(struct sfc_store_task *task)
     struct sfc_sched_run *run = t->scheduler->run;
     struct sfc_run_event event = {.type = task->code == SFC_OK ? SFC_EV_RECORD_DURABLE
                                                                : SFC_EV_RECORD_FAILED,
-                                  .step = t->commit.step,
+                                  .step = t->step,
                                   .code = task->code,
                                   .text = task->error.text};
+    bool ours = run && run->id == t->run_id && !t->scheduler->stopping;
     if (task->code != SFC_OK)
-        sfc_error_log("commit record of step %" PRIu64 ": %s", t->commit.step, task->error.text);
-    if (run && run->id == t->commit.run_id && !t->scheduler->stopping)
+        sfc_error_log("commit record of step %" PRIu64 ": %s", t->step, task->error.text);
+    if (ours && task->code != SFC_OK)
+        take_back(run, &t->records);
+    if (ours)
         sfc_sched_run_event(run, &event);
-    free(t->attempts);
+    kept_free(&t->records);
     free(t);
 }
 
-static void write_record(struct sfc_sched_run *run, const struct sfc_run_action *a)
+/* false: no memory. */
+static bool pack_record(struct sfc_sched_run *run, const struct sfc_commit_record *r,
+                        struct sfc_store_commit *out)
 {
-    const struct sfc_commit_record *r = &a->record;
-    struct record_task *t = calloc(1, sizeof *t);
-    if (!t) {
-        run->lost_record = r->step;
-        return;
-    }
-    t->scheduler = run->scheduler;
-    t->task.work = record_work;
-    t->task.done = record_done;
     size_t size = 0;
-    t->attempts = sfc_sched_pack_prepare(run, UINT32_MAX, r->step, r->round, &size);
-    t->commit = (struct sfc_store_commit){
+    uint8_t *attempts = sfc_sched_pack_prepare(run, UINT32_MAX, r->step, r->round, false, &size);
+    *out = (struct sfc_store_commit){
         .run_id = run->id,
         .step = r->step,
         .clip_scale = r->clip_scale,
@@ -355,9 +389,35 @@ static void write_record(struct sfc_sched_run *run, const struct sfc_run_action 
         .classes = run->config->classes,
         .map_version = r->map_version,
         .position = r->next_position,
-        .attempts = t->attempts,
+        .attempts = attempts,
         .attempts_size = size,
     };
+    return attempts != NULL;
+}
+
+static void write_record(struct sfc_sched_run *run, const struct sfc_run_action *a)
+{
+    struct sfc_store_commit commit;
+    struct record_task *t = a->provisional ? NULL : calloc(1, sizeof *t);
+    bool packed = (a->provisional || t) && pack_record(run, &a->record, &commit);
+    if (!packed || !keep(&run->kept, &commit)) {
+        run->lost_record = a->record.step;
+        if (packed)
+            free((void *)(uintptr_t)commit.attempts);
+        free(t);
+        return;
+    }
+    if (a->provisional) {
+        run->kept_step = a->record.step;
+        return;
+    }
+    t->scheduler = run->scheduler;
+    t->run_id = run->id;
+    t->step = a->record.step;
+    t->records = run->kept;
+    memset(&run->kept, 0, sizeof run->kept);
+    t->task.work = record_work;
+    t->task.done = record_done;
     sfc_store_queue_submit(&run->scheduler->queue, &t->task);
 }
 
@@ -414,6 +474,7 @@ struct rewind_task {
     struct sfc_scheduler *scheduler;
     uint64_t run_id, step;
     struct sfc_store_commit commit;
+    struct sfc_kept_records records; /* of a rewind */
 };
 
 static void read_record_work(struct sfc_store_task *task, struct sfc_store *store)
@@ -425,7 +486,8 @@ static void read_record_work(struct sfc_store_task *task, struct sfc_store *stor
 static void rewind_work(struct sfc_store_task *task, struct sfc_store *store)
 {
     struct rewind_task *t = (struct rewind_task *)task;
-    task->code = sfc_store_rewind(store, t->run_id, t->step, &task->error);
+    task->code = sfc_store_rewind(store, t->run_id, t->step, t->records.items, t->records.count,
+                                  &task->error);
 }
 
 static void rewind_report(struct rewind_task *t, struct sfc_run_event *event)
@@ -436,6 +498,7 @@ static void rewind_report(struct rewind_task *t, struct sfc_run_event *event)
     event->text = t->task.error.text;
     if (run && run->id == t->run_id && !t->scheduler->stopping)
         sfc_sched_run_event(run, event);
+    kept_free(&t->records);
     free(t);
 }
 
@@ -454,7 +517,10 @@ static void rewind_done(struct sfc_store_task *task)
     struct sfc_run_event event = {.type = SFC_EV_REWOUND};
     if (task->code != SFC_OK)
         sfc_error_log("%s", task->error.text);
-    else if (run && run->id == t->run_id) {
+    if (task->code != SFC_OK && run && run->id == t->run_id) {
+        run->kept = t->records; /* empty meanwhile */
+        memset(&t->records, 0, sizeof t->records);
+    } else if (run && run->id == t->run_id) {
         sfc_sched_event(t->scheduler, "run %" PRIu64 " (%s) went back to step %" PRIu64, run->id,
                         run->config->name, t->step);
         show_record(run, &run->fsm.commit.record);
@@ -477,7 +543,20 @@ static void submit_rewind(struct sfc_sched_run *run, uint64_t step,
     t->step = step;
     t->task.work = work;
     t->task.done = done;
+    if (done == rewind_done) {
+        t->records = run->kept;
+        memset(&run->kept, 0, sizeof run->kept);
+    }
     sfc_store_queue_submit(&run->scheduler->queue, &t->task);
+}
+
+static void read_record(struct sfc_sched_run *run, uint64_t step)
+{
+    for (size_t i = 0; i < run->kept.count && !run->found; i++)
+        if (run->kept.items[i].step == step)
+            run->found = &run->kept.items[i];
+    if (!run->found)
+        submit_rewind(run, step, read_record_work, read_record_done);
 }
 
 uint64_t sfc_sched_run_oldest(const struct sfc_sched_run *run)
@@ -684,10 +763,18 @@ static void perform(struct sfc_sched_run *run)
             write_drop(run, a);
             break;
         case SFC_ACT_READ_RECORD:
-            submit_rewind(run, a->step, read_record_work, read_record_done);
+            read_record(run, a->step);
             break;
         case SFC_ACT_WRITE_REWIND:
             submit_rewind(run, a->step, rewind_work, rewind_done);
+            break;
+        case SFC_ACT_FORGET_RECORDS:
+            kept_free(&run->kept);
+            show_record(run, &run->fsm.commit.record);
+            run->last_commit_us = 0;
+            sfc_sched_event(run->scheduler,
+                            "run %" PRIu64 " (%s) goes back to its last durable step, %" PRIu64,
+                            run->id, run->config->name, sfc_run_durable_step(&run->fsm));
             break;
         case SFC_ACT_COMMITTED:
             committed(run, a);
@@ -706,11 +793,28 @@ static void perform(struct sfc_sched_run *run)
     }
 }
 
+/* What memory answers at once. */
+static void tell_kept(struct sfc_sched_run *run)
+{
+    struct sfc_run_event event = {.type = SFC_EV_RECORD_DURABLE, .step = run->kept_step};
+    if (run->kept_step) {
+        run->kept_step = 0;
+        sfc_sched_run_event(run, &event);
+    } else if (run->found) {
+        struct sfc_commit_record record = record_of(run->found);
+        event = (struct sfc_run_event){
+            .type = SFC_EV_RECORD_READ, .step = run->found->step, .record = &record};
+        run->found = NULL;
+        sfc_sched_run_event(run, &event);
+    }
+}
+
 void sfc_sched_run_event(struct sfc_sched_run *run, struct sfc_run_event *event)
 {
     event->now_ms = sfc_sched_now(run->scheduler);
     sfc_run_step(&run->fsm, event, &run->actions);
     perform(run);
+    tell_kept(run);
     sfc_sched_create_progress(run);
 }
 

@@ -85,6 +85,18 @@ struct sfc_parked {
     Shardfc__V1__JoinRequest *join;       /* JOIN; owned */
 };
 
+/* Commit records that are in memory only, in order of step. */
+struct sfc_kept_records {
+    struct sfc_store_commit *items; /* with attempts of their own */
+    size_t count, room;
+};
+
+/* How a run is kept. */
+struct sfc_keeping {
+    uint64_t rewind_window;
+    uint32_t durable_every;
+};
+
 struct sfc_sched_run {
     struct sfc_scheduler *scheduler;
     uint64_t id;
@@ -95,6 +107,10 @@ struct sfc_sched_run {
     struct sfc_run_actions actions;
     bool load;
     uint64_t rewind_window;
+    uint32_t durable_every;
+    struct sfc_kept_records kept;   /* of provisional steps */
+    uint64_t kept_step;             /* this one was just kept: the machine is told; 0: none */
+    struct sfc_store_commit *found; /* in memory for READ_RECORD: the machine is told; NULL: none */
     struct sfc_log_floor floor;
     char numerics[128];      /* of its workers; "": none joined yet */
     uint64_t last_commit_us; /* 0: the next step does not count for the rates */
@@ -177,7 +193,7 @@ bool sfc_sched_run_active(const struct sfc_scheduler *s); /* may not be replaced
 /* Builds a run from its messages (taken on success only). restore: as for sfc_run_init. */
 int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConfig *config,
                       Shardfc__V1__BlockMap *map, uint64_t start_step, bool load,
-                      uint64_t rewind_window, const struct sfc_run_restore *restore,
+                      struct sfc_keeping keeping, const struct sfc_run_restore *restore,
                       struct sfc_sched_run **out, struct sfc_error *err);
 void sfc_sched_run_free(
     struct sfc_sched_run *run); /* waiting calls of it are refused; NULL is fine */
@@ -198,7 +214,7 @@ void sfc_sched_send(struct sfc_sched_run *run, const struct sfc_run_action *acti
 /* Packed attempts and digests of the open step: for the record (shard UINT32_MAX: every dense
  * block) or for one shard. NULL: no memory. */
 uint8_t *sfc_sched_pack_prepare(const struct sfc_sched_run *run, uint32_t shard, uint64_t step,
-                                struct sfc_attempt round, size_t *size);
+                                struct sfc_attempt round, bool provisional, size_t *size);
 
 /* ---- create.c */
 void sfc_sched_on_create_run(struct sfc_rpc_call *call, void *ctx);

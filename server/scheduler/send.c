@@ -58,6 +58,7 @@ static uint8_t *pack_open(const struct sfc_sched_run *run, const struct sfc_run_
     set_attempt(&present, a->round);
     m.round = &present;
     keeping.rewind_window = run->rewind_window;
+    keeping.durable_every = run->durable_every;
     m.keeping = &keeping;
     if (a->recover && a->record.step != 0) {
         set_attempt(&round, a->record.round);
@@ -163,7 +164,7 @@ static void fill_attempt(const struct sfc_sched_run *run, uint32_t shard, uint32
 }
 
 uint8_t *sfc_sched_pack_prepare(const struct sfc_sched_run *run, uint32_t shard, uint64_t step,
-                                struct sfc_attempt round, size_t *size)
+                                struct sfc_attempt round, bool provisional, size_t *size)
 {
     uint32_t n = run->setup.micro_batches;
     size_t dense = own_dense(run, shard);
@@ -186,6 +187,7 @@ uint8_t *sfc_sched_pack_prepare(const struct sfc_sched_run *run, uint32_t shard,
         m.n_attempts = n;
         m.attempts = p.list;
         m.round = &r;
+        m.provisional = provisional;
         bytes = sfc_message_pack(&m, size);
     }
     free(p.items);
@@ -204,7 +206,7 @@ static uint8_t *pack(struct sfc_sched_run *run, const struct sfc_run_action *a, 
     case SFC_DUTY_PLAN_NEXT:
         return pack_plan(run, a, size);
     case SFC_DUTY_PREPARE:
-        return sfc_sched_pack_prepare(run, a->shard, a->step, a->round, size);
+        return sfc_sched_pack_prepare(run, a->shard, a->step, a->round, a->provisional, size);
     case SFC_DUTY_COMMIT:
         return pack_commit(run, a, size);
     case SFC_DUTY_ABORT:

@@ -22,6 +22,7 @@ struct sfc_store_run {
     uint64_t start_step; /* step of the checkpoint it began from, 0 = fresh */
     bool load;           /* blocks come from outside before it starts */
     uint64_t rewind_window;
+    uint32_t durable_every;
     uint64_t map_version;
     char state[16]; /* see sfc_store_set_run_state */
     char reason[512];
@@ -92,16 +93,19 @@ void sfc_store_run_close(struct sfc_store_run *run);
  * fine. */
 int sfc_store_put_commit(struct sfc_store *store, const struct sfc_store_commit *commit,
                          struct sfc_error *err);
+/* The same of several, in one transaction. */
+int sfc_store_put_commits(struct sfc_store *store, const struct sfc_store_commit *commits,
+                          size_t count, struct sfc_error *err);
 /* The record of the highest step. SFC_ENOTFOUND: none yet. */
 int sfc_store_last_commit(struct sfc_store *store, uint64_t run_id, struct sfc_store_commit *out,
                           struct sfc_error *err);
 /* The record of one step. SFC_ENOTFOUND: it has none. */
 int sfc_store_commit_of(struct sfc_store *store, uint64_t run_id, uint64_t step,
                         struct sfc_store_commit *out, struct sfc_error *err);
-/* The run goes back to a step: records and drops of later ones are gone, in one transaction. Again
- * is fine. */
+/* The run goes back to a step: records and drops of later ones are gone, in one transaction, which
+ * also adds those of `commits` that are not after it. Again is fine. */
 int sfc_store_rewind(struct sfc_store *store, uint64_t run_id, uint64_t step,
-                     struct sfc_error *err);
+                     const struct sfc_store_commit *commits, size_t count, struct sfc_error *err);
 /* Records with step > after_step, ascending, at most limit; *count says how many were written. */
 int sfc_store_history(struct sfc_store *store, uint64_t run_id, uint64_t after_step, size_t limit,
                       struct sfc_store_commit *out, size_t *count, struct sfc_error *err);

@@ -221,6 +221,8 @@ static void fill_run(struct sfc_sched_run *run, struct status *st)
     m->skipped_steps = run->skipped_steps;
     shardfc__v1__run_keeping__init(&st->keeping);
     st->keeping.rewind_window = run->rewind_window;
+    st->keeping.durable_every = run->durable_every;
+    m->durable_step = sfc_run_durable_step(&run->fsm);
     m->keeping = &st->keeping;
     m->oldest_step = sfc_sched_run_oldest(run);
 }

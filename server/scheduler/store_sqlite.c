@@ -50,6 +50,7 @@ static const char UPGRADE_4[] =
 
 struct sfc_store {
     sqlite3 *db;
+    bool inside; /* a transaction of several statements */
     int lock;
     char path[4096];
 };
@@ -92,7 +93,8 @@ static int db_exec(const struct sfc_store *store, const char *sql, const char *w
  * must not become part of it. */
 static int leave_transaction(const struct sfc_store *store, const char *what, struct sfc_error *err)
 {
-    return sqlite3_get_autocommit(store->db) ? SFC_OK : db_exec(store, "ROLLBACK", what, err);
+    bool open = !store->inside && !sqlite3_get_autocommit(store->db);
+    return open ? db_exec(store, "ROLLBACK", what, err) : SFC_OK;
 }
 
 /* Statements that begin with BEGIN and end with COMMIT: all of them, or none. */
@@ -400,7 +402,7 @@ int sfc_store_add_run(struct sfc_store *store, const struct sfc_store_run *run, 
     int code =
         db_prepare(store,
                    "INSERT INTO runs(start_step, load, map_version, state, reason, config, map,"
-                   " rewind_window) VALUES(?,?,?,?,?,?,?,?)",
+                   " rewind_window, durable_every) VALUES(?,?,?,?,?,?,?,?,?)",
                    &s, "add run", err);
     if (code != SFC_OK)
         return code;
@@ -413,6 +415,7 @@ int sfc_store_add_run(struct sfc_store *store, const struct sfc_store_run *run, 
                         SQLITE_STATIC);
     sqlite3_bind_blob64(s, 7, run->map ? (const void *)run->map : "", run->map_size, SQLITE_STATIC);
     bind_u64(s, 8, run->rewind_window);
+    bind_u64(s, 9, run->durable_every ? run->durable_every : 1);
     code = db_finish(store, s, "add run", err);
     if (code == SFC_OK)
         *run_id = (uint64_t)sqlite3_last_insert_rowid(store->db);
@@ -455,7 +458,7 @@ int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struc
     int code = db_prepare(
         store,
         "SELECT run_id, start_step, load, map_version, state, reason, config, map, numerics,"
-        " rewind_window"
+        " rewind_window, durable_every"
         " FROM runs ORDER BY run_id DESC LIMIT 1",
         &s, "read run", err);
     if (code != SFC_OK)
@@ -471,6 +474,7 @@ int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struc
         column_text(s, 5, run.reason, sizeof run.reason);
         column_text(s, 8, run.numerics, sizeof run.numerics);
         run.rewind_window = column_u64(s, 9);
+        run.durable_every = (uint32_t)column_u64(s, 10);
         code = column_copy(s, 6, &run.config, &run.config_size, err);
         if (code == SFC_OK)
             code = column_copy(s, 7, &run.map, &run.map_size, err);
@@ -663,16 +667,62 @@ int sfc_store_commit_of(struct sfc_store *store, uint64_t run_id, uint64_t step,
     return code;
 }
 
-int sfc_store_rewind(struct sfc_store *store, uint64_t run_id, uint64_t step, struct sfc_error *err)
+static int delete_after(struct sfc_store *store, const char *sql, uint64_t run_id, uint64_t step,
+                        struct sfc_error *err)
 {
-    char sql[256];
-    snprintf(sql, sizeof sql,
-             "BEGIN IMMEDIATE;"
-             "DELETE FROM commits WHERE run_id = %lld AND step > %lld;"
-             "DELETE FROM drops WHERE run_id = %lld AND step > %lld;"
-             "COMMIT;",
-             (long long)run_id, (long long)step, (long long)run_id, (long long)step);
-    return db_transaction(store, sql, "rewind the run", err);
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store, sql, &s, "rewind the run", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, run_id);
+    bind_u64(s, 2, step);
+    return db_finish(store, s, "rewind the run", err);
+}
+
+static int begin_transaction(struct sfc_store *store, const char *what, struct sfc_error *err)
+{
+    int code = leave_transaction(store, what, err);
+    if (code == SFC_OK)
+        code = db_exec(store, "BEGIN IMMEDIATE", what, err);
+    store->inside = code == SFC_OK;
+    return code;
+}
+
+/* All of it, or after an error nothing. */
+static int end_transaction(struct sfc_store *store, int code, const char *what,
+                           struct sfc_error *err)
+{
+    if (code == SFC_OK)
+        code = db_exec(store, "COMMIT", what, err);
+    store->inside = false;
+    if (code != SFC_OK)
+        (void)leave_transaction(store, what, NULL); /* or before the next call */
+    return code;
+}
+
+int sfc_store_put_commits(struct sfc_store *store, const struct sfc_store_commit *commits,
+                          size_t count, struct sfc_error *err)
+{
+    int code = begin_transaction(store, "write commit records", err);
+    for (size_t i = 0; i < count && code == SFC_OK; i++)
+        code = sfc_store_put_commit(store, &commits[i], err);
+    return end_transaction(store, code, "write commit records", err);
+}
+
+int sfc_store_rewind(struct sfc_store *store, uint64_t run_id, uint64_t step,
+                     const struct sfc_store_commit *commits, size_t count, struct sfc_error *err)
+{
+    int code = begin_transaction(store, "rewind the run", err);
+    if (code == SFC_OK)
+        code = delete_after(store, "DELETE FROM commits WHERE run_id = ? AND step > ?", run_id,
+                            step, err);
+    if (code == SFC_OK)
+        code = delete_after(store, "DELETE FROM drops WHERE run_id = ? AND step > ?", run_id, step,
+                            err);
+    for (size_t i = 0; i < count && code == SFC_OK; i++)
+        if (commits[i].step <= step)
+            code = sfc_store_put_commit(store, &commits[i], err);
+    return end_transaction(store, code, "rewind the run", err);
 }
 
 /* ---- dropped micro-batches */

@@ -151,6 +151,8 @@ int sfc_durability_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunReq
     d->recovers = r->recover;
     d->unsettled = r->recover;
     d->asked_window = r->keeping ? r->keeping->rewind_window : 0;
+    d->durable_every = r->keeping && r->keeping->durable_every ? r->keeping->durable_every : 1;
+    d->durable_step = run->start_step;
     d->base_missing = !d->storage.from_seed && !r->recover;
     d->recovery.storage = &d->storage;
     d->recovery.last.step = r->start_step;
@@ -229,7 +231,8 @@ static uint64_t possible_window(const struct sfc_durability *d)
 static uint64_t horizon(const struct sfc_durability *d, uint64_t step)
 {
     uint64_t start = d->storage.start_step;
-    return step > start + d->window ? step - d->window : start;
+    uint64_t back = step > start + d->window ? step - d->window : start;
+    return back < d->durable_step ? back : d->durable_step;
 }
 
 static int open_work(struct sfc_task *task, struct sfc_error *err)
@@ -571,6 +574,8 @@ void sfc_durability_applied(struct sfc_shard_run *run)
     if (!d->on)
         return;
     sfc_pinned_applied(run);
+    if (d->committing == sfc_step_applied(&run->fsm))
+        d->durable_step = d->committing;
     sfc_sweep_applied(&d->sweep, sfc_step_applied(&run->fsm), 1e-6 * (double)d->step_ns,
                       sfc_step_log_step_bytes(&d->storage.config.geometry), d->log_bytes);
     d->step_ns = 0;
@@ -630,18 +635,33 @@ int sfc_durability_may_go_back(const struct sfc_shard_run *run, uint64_t step,
 
 /* ---- the log */
 
+/* Steps that were committed on the promise of a later flush did not reach the disk. */
+static int check_lost(const struct sfc_durability *d, struct sfc_error *err)
+{
+    return d->lost ? sfc_fail(
+                         err, SFC_EIO,
+                         "--state %s: the disk failed before committed steps were durable; the run "
+                         "goes back to its last durable step",
+                         d->storage.state)
+                   : SFC_OK;
+}
+
 static int flush_work(struct sfc_task *task, struct sfc_error *err)
 {
     struct sfc_durability *d = of(task->owner);
     struct sfc_step_log *log = d->storage.log;
     struct sfc_step_log_state state;
     pthread_mutex_lock(&d->storage.log_lock);
-    int code = d->has_commit ? sfc_step_log_append_commit(log, &d->commit, err) : SFC_OK;
+    sfc_step_log_without_limit(log, d->prepare.step > d->durable_step + 1);
+    int code = check_lost(d, err);
+    if (code == SFC_OK && d->has_commit)
+        code = sfc_step_log_append_commit(log, &d->commit, err);
     d->has_commit = d->has_commit && code != SFC_OK;
     if (code == SFC_OK)
         code = sfc_step_log_append_prepare(log, &d->prepare, err);
-    if (code == SFC_OK)
+    if (code == SFC_OK && !d->provisional)
         code = sfc_step_log_flush(log, err);
+    d->lost = d->lost || sfc_step_log_lost(log);
     sfc_step_log_state(log, &state);
     pthread_mutex_unlock(&d->storage.log_lock);
     d->flushed_bytes = state.bytes;
@@ -650,7 +670,8 @@ static int flush_work(struct sfc_task *task, struct sfc_error *err)
 
 static void flush_end(struct sfc_shard_run *run, int code, const char *text)
 {
-    struct sfc_step_event event = {.type = SFC_SE_FLUSHED, .code = code, .text = text};
+    struct sfc_step_event event = {
+        .type = SFC_SE_FLUSHED, .code = code, .text = text, .lost = of(run)->lost};
     sfc_shard_feed(run, &event);
 }
 
@@ -697,6 +718,7 @@ void sfc_durability_flush(struct sfc_shard_run *run, const struct sfc_step_actio
                                           .attempts = run->fsm.prepared,
                                           .lse = d->lse,
                                           .dense = run->dense_sums};
+    d->provisional = a->provisional;
     d->flush_waits = d->base_missing || d->unsettled;
     if (!d->flush_waits)
         flush_now(run);
@@ -710,6 +732,7 @@ void sfc_durability_commit(struct sfc_shard_run *run, const struct sfc_step_acti
 {
     struct sfc_durability *d = of(run);
     d->has_commit = d->on;
+    d->committing = a->provisional ? 0 : a->step;
     d->commit = (struct sfc_log_commit){.step = a->step,
                                         .round = a->round,
                                         .clip_scale = a->clip_scale,
@@ -765,7 +788,8 @@ static void make_room(struct sfc_shard_run *run)
     if (!d->sweep.urgent || d->trimming)
         return;
     sfc_pinned_give_way(run);
-    if (floor <= d->trimmed && sfc_sweep_complete(&d->sweep) && sfc_sweep_lag(&d->sweep) == 0) {
+    if (floor <= d->trimmed && sfc_sweep_complete(&d->sweep) && sfc_sweep_lag(&d->sweep) == 0 &&
+        d->durable_step == sfc_step_applied(&run->fsm)) {
         floor = sfc_step_applied(&run->fsm);
         if (floor > d->trimmed)
             sfc_warning_log("run %" PRIu64 ": the log is too small for two snapshots of each "

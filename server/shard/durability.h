@@ -44,6 +44,10 @@ struct sfc_durability {
     uint64_t asked_window, window; /* steps before the present one that the disk must lead to */
     uint64_t horizon;              /* of the copy at work */
     bool unsettled, settling;
+    /* durable_every: steps after this one may be taken back by a crash */
+    uint64_t durable_every, durable_step, committing;
+    bool provisional; /* of the flush at work */
+    bool lost;
     struct sfc_task settle_task;
     /* snapshots: one at a time */
     struct sfc_sweep sweep;

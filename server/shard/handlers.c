@@ -208,7 +208,8 @@ static void on_prepare(struct sfc_rpc_call *call, void *ctx)
     struct sfc_step_event event = {.type = SFC_SE_PREPARE,
                                    .run_id = r->run_id,
                                    .incarnation = r->incarnation,
-                                   .step = r->step};
+                                   .step = r->step,
+                                   .provisional = r->provisional};
     struct sfc_prepared *prepared = NULL;
     struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
     if (!run || newer(shard, r->incarnation, &err) != SFC_OK ||
@@ -377,6 +378,8 @@ static void on_pull_dense(struct sfc_rpc_call *call, void *ctx)
         return;
     struct sfc_step_event event = {
         .type = SFC_SE_PULL, .run_id = r->run_id, .step = r->step, .map_version = r->map_version};
+    if (r->attempt)
+        event.attempt = (struct sfc_attempt){r->attempt->incarnation, r->attempt->counter};
     struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
     if (run)
         sfc_shard_event(run, call, &event);

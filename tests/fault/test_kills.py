@@ -1,14 +1,14 @@
 #!/usr/bin/python3
 """Anything dies at any time, and the run ends with the bits of a run that nothing happened to (I2, I3).
 
-    test_kills.py [--kills N] [--seed S] [--steps N]
+    test_kills.py [--kills N] [--seed S] [--steps N] [--durable-every N]
 
 One run of a backbone and a class layer in momentum mode dense on 2 shards, 2 workers and a scheduler, without
 harm, and one that suffers N SIGKILLs. A seed makes the schedule: who dies (some two at once, some again while
 they come back, shards and workers while the scheduler is dead), how far the run has got by then and how far
 inside a step, in which order and after how long they start again. At the end the state (class matrix, momentum,
 last steps, backbone, statistics, history), the losses and the committed samples are compared. A failure prints
-seed and schedule, and keeps the folder.
+seed and schedule, and keeps the folder. With --durable-every the disturbed run flushes only so often.
 """
 import argparse
 import os
@@ -87,12 +87,12 @@ class Party:
                    lambda: self.peek() and sum(s.state == "ready" for s in self.peek().shards) == SHARDS, 30,
                    context=self.tails)
 
-    def create(self, steps):
+    def create(self, steps, every=1):
         c = self.cluster
         c.ctl("create", "--run", "kills", "--data", self.data, "--backbone", "tiny", "--dim", "32",
               "--sample-rate", "0.3", "--margin", "cosface:0.2", "--scale", "32", "--lr", "0.05", "--schedule",
               "poly:10", "--global-batch", BATCH, "--micro-batch", MICRO_BATCH, "--steps", steps, "--augment",
-              "0.12,0.5,0.08", "--seed", "7", "--block-size", "16", "--momentum-mode", "dense")
+              "0.12,0.5,0.08", "--seed", "7", "--block-size", "16", "--momentum-mode", "dense", "--durable-every", every)
         self.workers = [Member(c, "worker", [
             cluster.BIN / "shardfc-worker", "--scheduler", c.address, "--data", self.data, "--threads", "1"])
             for _ in range(WORKERS)]
@@ -208,12 +208,12 @@ def undisturbed(steps):
         return party.result(), (time.monotonic() - begin) / steps
 
 
-def disturbed(steps, blows, step_s):
+def disturbed(steps, blows, step_s, every):
     with Cluster() as c:
         party, done = None, 0
         try:
             party = Party(c)
-            party.create(steps)
+            party.create(steps, every)
             for blow in blows:
                 at = party.wait_step(blow.step)
                 check(at < steps, f"the run ended before blow {done + 1} of {len(blows)}: give it more steps")
@@ -236,6 +236,7 @@ def main():
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=0, help="default: 40 and 4 per kill")
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SFC_SEED", "1")))
+    parser.add_argument("--durable-every", type=int, default=1, dest="every")
     options = parser.parse_args()
     steps = options.steps or 40 + 4 * options.kills
     try:
@@ -243,12 +244,13 @@ def main():
         expected, step_s = undisturbed(steps)
         middle = time.monotonic()
         blows, dead = make_schedule(options.seed, options.kills, steps)
-        got = disturbed(steps, blows, step_s)
+        got = disturbed(steps, blows, step_s, options.every)
         check(expected[0][0] == steps, f"the undisturbed run ended at step {expected[0][0]}")
         check(got[0] == expected[0], f"state {got[0]}, undisturbed {expected[0]}")
         check(got[1] == expected[1], "the losses differ")
     except BaseException:
-        print(f"FAILED: --kills {options.kills} --steps {steps} --seed {options.seed}", file=sys.stderr)
+        print(f"FAILED: --kills {options.kills} --steps {steps} --seed {options.seed} "
+              f"--durable-every {options.every}", file=sys.stderr)
         raise
     count = {kind: dead.count(kind) for kind in ("shard", "scheduler", "worker")}
     print(f"ok {len(dead)} kills ({count}) in {len(blows)} blows over {steps} steps: "

@@ -277,6 +277,7 @@ static void act(struct sim *s, const struct sfc_run_action *a)
     case SFC_ACT_STATE:
         new_state(s, a);
         break;
+    case SFC_ACT_FORGET_RECORDS:
     case SFC_ACT_READ_RECORD:
     case SFC_ACT_WRITE_REWIND:
     case SFC_ACT_REPLY_SESSION:

@@ -417,10 +417,11 @@ static void test_dense(void **state)
     assert_memory_equal(world.peers[1].pushed, second, sizeof second);
     for (size_t b = 0; b < 3; b++)
         assert_true(digests[b] == sfc_digest64(gradient + 4 * b, (b < 2 ? 4 : 2) * sizeof(float)));
-    assert_int_equal(sfc_member_pull_dense(world.member, 5, params, &err), SFC_OK);
+    assert_int_equal(sfc_member_pull_dense(world.member, 5, &w.attempt, params, &err), SFC_OK);
     assert_memory_equal(params, gradient, sizeof params);
     world.peers[1].fault = WRONG_STEP;
-    assert_int_equal(sfc_member_pull_dense(world.member, 5, params, &err), SFC_ECORRUPT);
+    assert_int_equal(sfc_member_pull_dense(world.member, 5, &w.attempt, params, &err),
+                     SFC_ECORRUPT);
     assert_non_null(strstr(err.text, "shard 71"));
 }
 

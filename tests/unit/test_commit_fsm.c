@@ -385,6 +385,24 @@ static void test_session(void **state)
     assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_ESTALE);
 }
 
+/* A shard is lost while a session is being opened: its caller gets one nevertheless. */
+static void test_a_session_beside_a_loss(void **state)
+{
+    struct fixture *f = *state;
+    f->config.session = true;
+    begin(f, NULL);
+    start(f);
+    uint64_t token = step(f, (struct sfc_run_event){.type = SFC_EV_OPEN_SESSION});
+    step(f, answer_of(f, 0, SFC_DUTY_ABORT));
+    step(f, (struct sfc_run_event){.type = SFC_EV_SHARD_LOST, .shard = 1});
+    step(f, answer_of(f, 1, SFC_DUTY_OPEN));
+    assert_null(find(f, SFC_ACT_REPLY_SESSION));
+    answer_all(f, SFC_DUTY_ABORT);
+    const struct sfc_run_action *a = find(f, SFC_ACT_REPLY_SESSION);
+    assert_true(a && a->token == token && a->step == 1);
+    assert_int_equal(a->session, f->run.session);
+}
+
 static struct sfc_run_event back(uint32_t k, uint64_t applied, uint64_t prepared)
 {
     return (struct sfc_run_event){.type = SFC_EV_SHARD_BACK,
@@ -804,6 +822,76 @@ static void test_rewinds_that_can_not_be(void **state)
     assert_int_equal(replies, 2); /* of the stop and of the rewind */
 }
 
+/* ---- provisional steps */
+
+static bool prepare_sent_provisional(struct fixture *f, uint64_t t)
+{
+    to_prepare(f, t);
+    for (size_t i = 0; i < f->a.count; i++)
+        if (f->a.items[i].type == SFC_ACT_SEND && f->a.items[i].duty == SFC_DUTY_PREPARE)
+            return f->a.items[i].provisional;
+    fail_msg("no Prepare of step %u", (unsigned)t);
+    return false;
+}
+
+static void finish(struct fixture *f, uint64_t t)
+{
+    ready(f, 0, 1, true);
+    ready(f, 1, 1, true);
+    assert_int_equal(find(f, SFC_ACT_WRITE_RECORD)->step, t);
+    step(f, (struct sfc_run_event){.type = SFC_EV_RECORD_DURABLE, .step = t});
+    answer_all(f, SFC_DUTY_COMMIT);
+}
+
+static void test_provisional_steps(void **state)
+{
+    struct fixture *f = *state;
+    f->config.durable_every = 3;
+    begin(f, NULL);
+    start(f);
+    for (uint64_t t = 1; t <= 5; t++) {
+        assert_int_equal(prepare_sent_provisional(f, t), t != 3);
+        finish(f, t);
+        assert_int_equal(sfc_run_committed(&f->run), t);
+        assert_int_equal(sfc_run_durable_step(&f->run), t < 3 ? 0 : 3);
+    }
+    lose(f, 0); /* all go to the last durable step */
+    assert_non_null(find(f, SFC_ACT_FORGET_RECORDS));
+    assert_int_equal(sends(f, SFC_DUTY_OPEN), K);
+    assert_int_equal(open_sent(f)->record.step, 3);
+    assert_int_equal(sfc_run_committed(&f->run), 3);
+    answer_all(f, SFC_DUTY_OPEN);
+    answer_all(f, SFC_DUTY_ABORT);
+    assert_null(sfc_run_labels(&f->run, 4)); /* announced again */
+    assert_true(prepare_sent_provisional(f, 4));
+    finish(f, 4);
+    step(f, (struct sfc_run_event){
+                .type = SFC_EV_PAUSE}); /* one step more: it stands at a durable one */
+    assert_false(prepare_sent_provisional(f, 5));
+    finish(f, 5);
+    assert_int_equal(sfc_run_durable_step(&f->run), 5);
+    lose(f, 1); /* nothing is provisional: only this one recovers */
+    assert_int_equal(sends(f, SFC_DUTY_OPEN), 1);
+}
+
+/* A shard whose disk failed before a provisional step was durable. */
+static void test_a_disk_that_lost_provisional_steps(void **state)
+{
+    struct fixture *f = *state;
+    f->config.durable_every = 3;
+    begin(f, NULL);
+    start(f);
+    prepare_sent_provisional(f, 1);
+    finish(f, 1);
+    prepare_sent_provisional(f, 2);
+    struct sfc_run_event e = answer_of(f, 1, SFC_DUTY_PREPARE);
+    e.code = SFC_EIO;
+    step(f, e);
+    assert_int_equal(f->run.state, SFC_RUN_RUNNING);
+    assert_int_equal(sends(f, SFC_DUTY_OPEN), K);
+    assert_int_equal(sfc_run_committed(&f->run), 0);
+}
+
 static void test_a_drop_outlives_a_restart(void **state)
 {
     struct fixture *f = *state;
@@ -935,6 +1023,7 @@ int main(void)
         TEST(test_hold),
         TEST(test_watch),
         TEST(test_session),
+        TEST(test_a_session_beside_a_loss),
         TEST(test_restart),
         TEST(test_a_lost_shard_recovers),
         TEST(test_a_shard_lost_beside_a_record),
@@ -949,6 +1038,8 @@ int main(void)
         TEST(test_refused_rewind),
         TEST(test_lost_in_a_rewind),
         TEST(test_rewinds_that_can_not_be),
+        TEST(test_provisional_steps),
+        TEST(test_a_disk_that_lost_provisional_steps),
         TEST(test_a_drop_outlives_a_restart),
         TEST(test_what_it_waits_for),
         TEST(test_a_record_is_written_again),

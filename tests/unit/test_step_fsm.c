@@ -426,6 +426,28 @@ static void test_pull_waits_for_its_step(void **state)
     refused(f, SFC_ESTALE, "step 1 is applied");
 }
 
+/* The run went back: nobody waits any more for the step that a void grant named. */
+static void test_a_pull_of_a_void_grant(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_step_event e = event(SFC_SE_PULL, 1);
+    e.attempt = (struct sfc_attempt){1, 7};
+    step(f, e);
+    assert_int_equal(f->a.count, 0); /* it waits for step 1 */
+    struct sfc_step_event round = event(SFC_SE_ABORT, 1);
+    round.round = (struct sfc_attempt){1, 8};
+    step(f, round);
+    bool ended = false;
+    for (size_t i = 0; i < f->a.count; i++)
+        ended = ended || (f->a.items[i].type == SFC_SA_FAIL && f->a.items[i].code == SFC_ESTALE);
+    assert_true(ended);
+    step(f, e);
+    refused(f, SFC_ESTALE, "attempt 1.7 is void");
+    e.attempt.counter = 9;
+    step(f, e);
+    assert_int_equal(f->a.count, 0);
+}
+
 static void test_parking_is_bounded_and_cancellable(void **state)
 {
     struct fixture *f = *state;
@@ -498,6 +520,7 @@ int main(void)
         TEST(test_abort_voids_everything),
         TEST(test_commit_after_a_restart),
         TEST(test_pull_waits_for_its_step),
+        TEST(test_a_pull_of_a_void_grant),
         TEST(test_parking_is_bounded_and_cancellable),
         TEST(test_eviction),
         TEST(test_a_failed_job),

@@ -220,7 +220,7 @@ static void test_rewind(void **state)
             assert_int_equal(sfc_store_put_drop(store, c.run_id, &drop, NULL), SFC_OK);
         }
     for (int again = 0; again < 2; again++) {
-        assert_int_equal(sfc_store_rewind(store, 2, 3, NULL), SFC_OK);
+        assert_int_equal(sfc_store_rewind(store, 2, 3, NULL, 0, NULL), SFC_OK);
         sfc_store_close(store);
         store = must_open(*state);
         assert_int_equal(sfc_store_last_commit(store, 2, &got, NULL), SFC_OK);
@@ -236,7 +236,7 @@ static void test_rewind(void **state)
     assert_int_equal(sfc_store_commit_of(store, 2, 0, &got, NULL), SFC_ENOTFOUND);
     c = (struct sfc_store_commit){.run_id = 2, .step = 4, .loss = 0.25, .clip_scale = 0.5};
     assert_int_equal(sfc_store_put_commit(store, &c, NULL), SFC_OK); /* another future */
-    assert_int_equal(sfc_store_rewind(store, 2, 0, NULL), SFC_OK);
+    assert_int_equal(sfc_store_rewind(store, 2, 0, NULL, 0, NULL), SFC_OK);
     assert_int_equal(sfc_store_last_commit(store, 2, &got, NULL), SFC_ENOTFOUND);
     sfc_store_close(store);
 }

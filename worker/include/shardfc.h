@@ -160,8 +160,10 @@ size_t sfc_member_dense_blocks(const struct sfc_member *member);
 int sfc_exchange_push_dense(struct sfc_exchange *exchange, struct sfc_member *member,
                             const struct sfc_work *work, const float *gradient, uint64_t *digests,
                             struct sfc_error *err);
-/* params [dense_size] after `step`; waits until the step is applied. */
-int sfc_member_pull_dense(struct sfc_member *member, uint64_t step, float *params,
+/* params [dense_size] after `step`; waits until the step is applied. attempt: the grant that they
+ * are for, NULL: none. SFC_ESTALE: it is void; the run may have gone back to an earlier step. */
+int sfc_member_pull_dense(struct sfc_member *member, uint64_t step,
+                          const struct sfc_attempt_id *attempt, float *params,
                           struct sfc_error *err);
 
 /* *accepted false: another attempt of this micro-batch counts. */
