@@ -357,7 +357,7 @@ uint64_t sfc_snapshot_store_floor(const struct sfc_snapshot_store *store,
 
 uint64_t sfc_snapshot_store_oldest(const struct sfc_snapshot_store *store,
                                    const struct sfc_snapshot_block *blocks, size_t count,
-                                   uint64_t start_step, uint64_t log_from)
+                                   uint64_t start_step, bool from_seed, uint64_t log_from)
 {
     uint64_t oldest = start_step;
     for (size_t i = 0; i < count; i++) {
@@ -366,7 +366,7 @@ uint64_t sfc_snapshot_store_oldest(const struct sfc_snapshot_store *store,
         for (size_t k = 0; k < n && store->keys[first + k].step >= log_from; k++) {
             stamp = store->keys[first + k].step;
         }
-        stamp = log_from == start_step ? start_step : stamp;
+        stamp = from_seed && log_from == start_step ? start_step : stamp;
         oldest = stamp > oldest ? stamp : oldest;
     }
     return oldest;

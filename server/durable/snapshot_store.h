@@ -105,10 +105,11 @@ uint64_t sfc_snapshot_store_floor(const struct sfc_snapshot_store *store,
                                   uint64_t start_step);
 
 /* The lowest step to which snapshots lead with a log that has the steps after log_from; UINT64_MAX:
- * none. log_from = start_step: the beginning of the run leads there too. */
+ * none. from_seed: a run with all its log may begin anew; one that was loaded needs the snapshots.
+ */
 uint64_t sfc_snapshot_store_oldest(const struct sfc_snapshot_store *store,
                                    const struct sfc_snapshot_block *blocks, size_t count,
-                                   uint64_t start_step, uint64_t log_from);
+                                   uint64_t start_step, bool from_seed, uint64_t log_from);
 
 /* ---- offline (shardfc log) */
 

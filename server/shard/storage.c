@@ -258,5 +258,6 @@ uint64_t sfc_storage_floor(const struct sfc_storage *s)
 
 uint64_t sfc_storage_oldest(const struct sfc_storage *s, uint64_t log_from)
 {
-    return sfc_snapshot_store_oldest(s->store, s->blocks, s->count, s->start_step, log_from);
+    return sfc_snapshot_store_oldest(s->store, s->blocks, s->count, s->start_step, s->from_seed,
+                                     log_from);
 }

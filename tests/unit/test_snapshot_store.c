@@ -156,13 +156,18 @@ static void what_leads_back_is_kept(void **state)
             assert_int_equal(get(f, 0, to, &content), SFC_OK);
             assert_true(content.step >= floor);
         }
-        uint64_t oldest = sfc_snapshot_store_oldest(f->store, rig_blocks, RIG_BLOCKS, 5, floor);
+        uint64_t oldest =
+            sfc_snapshot_store_oldest(f->store, rig_blocks, RIG_BLOCKS, 5, true, floor);
         assert_true(oldest <= horizon && oldest >= floor);
         most = floor > most ? floor : most;
     }
     assert_true(most > 35); /* it moves on with the run */
-    assert_int_equal(sfc_snapshot_store_oldest(f->store, rig_blocks, RIG_BLOCKS, 5, 99),
+    assert_int_equal(sfc_snapshot_store_oldest(f->store, rig_blocks, RIG_BLOCKS, 5, true, 99),
                      UINT64_MAX);
+    /* All the log, but the snapshots of the beginning are gone: only the seed leads there. */
+    assert_int_equal(sfc_snapshot_store_oldest(f->store, rig_blocks, RIG_BLOCKS, 5, true, 5), 5);
+    uint64_t loaded = sfc_snapshot_store_oldest(f->store, rig_blocks, RIG_BLOCKS, 5, false, 5);
+    assert_true(loaded >= floor_of(f) && loaded <= 50);
 }
 
 /* Snapshots of steps that the run gave up are not seen, and gone for good when it goes on. */
