@@ -11,6 +11,7 @@
 #include "kernels/cpu/floor.h"
 #include "kernels/exact_sum.h"
 #include "proto/base/options.h"
+#include "proto/base/process.h"
 
 #define WARM_UP                                                                                    \
     SFC_BENCH_DUMP_STEPS      /* before the first floor, which needs the size of the sample */
@@ -108,6 +109,45 @@ static bool is_cpu(const struct sfc_bench_head_options *o)
     return !strcmp(o->backend, "cpu");
 }
 
+/* Refuses what would be killed for its memory halfway: `need` is all of it, or the least. */
+static int check_memory(const struct sfc_bench_head_options *o, uint64_t need,
+                        struct sfc_error *err)
+{
+    uint64_t available = sfc_memory_available();
+    if (!available || need <= available)
+        return SFC_OK;
+    return sfc_fail(err, SFC_ENOMEM,
+                    "bench: %llu classes of %u numbers in a batch of %u need %.1f MiB of memory, "
+                    "available are %.1f MiB; take fewer classes, a smaller dim or sample, or bf16",
+                    (unsigned long long)o->classes, o->dim, o->batch, (double)need / (1 << 20),
+                    (double)available / (1 << 20));
+}
+
+static uint64_t lists_bytes(const struct bench *b)
+{
+    uint64_t rows = b->config.batch, numbers = rows * b->config.dim;
+    return sfc_head_block_count(&b->config) * sizeof *b->blocks +
+           numbers * (sizeof *b->features + sizeof *b->dx) + rows * 64;
+}
+
+/* Less than W and momentum take; known before any list is made. */
+static uint64_t least_state_bytes(const struct sfc_head_config *c)
+{
+    return c->classes * c->dim * 2 * (c->dtype == SFC_DTYPE_BF16 ? 2 : 4);
+}
+
+/* Of the head, of this file's lists and of what measures the floor. */
+static int check_plan(const struct bench *b, const struct sfc_bench_head_options *o, size_t count,
+                      struct sfc_error *err)
+{
+    struct sfc_memory memory;
+    int rc = sfc_head_memory(b->backend, &b->config, b->blocks, count, &memory, err);
+    if (rc)
+        return rc;
+    uint64_t need = lists_bytes(b) + memory.state_bytes + memory.step_bytes + memory.scratch_bytes;
+    return check_memory(o, need + (is_cpu(o) ? sfc_cpu_floor_memory(o->threads) : 0), err);
+}
+
 static int bench_open(struct bench *b, const struct sfc_bench_head_options *o,
                       struct sfc_error *err)
 {
@@ -120,6 +160,8 @@ static int bench_open(struct bench *b, const struct sfc_bench_head_options *o,
     if (!rc && o->exact && !is_cpu(o))
         rc = sfc_fail(err, SFC_EINVAL,
                       "bench: the exact sums are timed alone with backend cpu only");
+    if (!rc)
+        rc = check_memory(o, lists_bytes(b) + least_state_bytes(&b->config), err);
     if (rc)
         return rc;
     size_t rows = b->config.batch, count = (size_t)sfc_head_block_count(&b->config);
@@ -142,7 +184,8 @@ static int bench_open(struct bench *b, const struct sfc_bench_head_options *o,
     for (size_t i = 0; i < count; i++)
         b->blocks[i] = i;
     items_init(b);
-    return sfc_head_new(b->backend, &b->config, b->blocks, count, &b->head, err);
+    rc = check_plan(b, o, count, err);
+    return rc ? rc : sfc_head_new(b->backend, &b->config, b->blocks, count, &b->head, err);
 }
 
 static void bench_close(struct bench *b)

@@ -108,7 +108,9 @@ void sfc_bench_head_table(FILE *out, const struct sfc_bench_head_options *o,
     if (r->has_exact)
         fprintf(out, "exact sums%8.2f ms, %.1f %% of the step\n", r->exact_ms,
                 100 * r->exact_ms / r->step_ms);
-    fprintf(out, "state     %8.1f MB, %.0f bytes per class; peak memory %.1f MB; made in %.0f ms\n",
+    fprintf(out,
+            "state     %8.1f MB, %.0f bytes per class; peak memory %.1f MB%s; made in %.0f ms\n",
             (double)r->state_bytes * 1e-6, (double)r->state_bytes / (double)o->classes,
-            (double)r->peak_rss_bytes * 1e-6, r->init_ms);
+            (double)r->peak_rss_bytes * 1e-6,
+            r->has_floor ? " (without what measures the floor)" : "", r->init_ms);
 }

@@ -7,7 +7,9 @@
 #include "kernels/cpu/head.h"
 #include "kernels/cpu/pool.h"
 
-#define STREAM_FLOATS ((size_t)32 << 20) /* per worker: 128 MiB, beyond the caches */
+/* Of w and of m, shared by the workers: each 256 MiB, so both together are beyond the caches. */
+#define STREAM_FLOATS ((size_t)64 << 20)
+#define MIN_STREAM    ((size_t)1 << 14) /* of a worker */
 #define REPEAT        5
 #define ROUNDING      4096 /* more than the arrays lose to alignment */
 
@@ -28,6 +30,7 @@ struct floor_call {
     const struct sfc_simd *simd;
     struct lane *lanes;
     size_t tile, pitch, batch, dim, products;
+    size_t stream; /* floats of w, and of m, of a worker: a multiple of 64 */
     uint64_t blocks;
     bool bf16; /* operands of the products */
     volatile float sink;
@@ -74,14 +77,14 @@ static void lane_open(void *arg, size_t item, unsigned index)
         scratch = lane->gemm[i].scratch_bytes > scratch ? lane->gemm[i].scratch_bytes : scratch;
     }
     size_t sums = call->batch * call->pitch * sizeof *lane->sum;
-    size_t bytes = (3 * most + 2 * STREAM_FLOATS) * sizeof(float) + sums + scratch + ROUNDING;
+    size_t bytes = (3 * most + 2 * call->stream) * sizeof(float) + sums + scratch + ROUNDING;
     if (sfc_cpu_map(&lane->arena, bytes, "streams", &lane->error))
         return;
     lane->a = floats(lane, most);
     lane->b = floats(lane, most);
     lane->c = floats(lane, most);
-    lane->w = floats(lane, STREAM_FLOATS);
-    lane->m = floats(lane, STREAM_FLOATS);
+    lane->w = floats(lane, call->stream);
+    lane->m = floats(lane, call->stream);
     lane->sum = carve(lane, sums);
     lane->scratch = carve(lane, scratch);
     if (dnnl_stream_create(&lane->stream, call->cpu->engine, dnnl_stream_default_flags))
@@ -117,7 +120,7 @@ static void read_stream(void *arg, size_t item, unsigned index)
     float sum[64] = {0}, inverse_norm[1];
     (void)item;
     const float *w = call->lanes[index].w;
-    for (size_t i = 0; i < STREAM_FLOATS; i += 64)
+    for (size_t i = 0; i < call->stream; i += 64)
         for (size_t k = 0; k < 64; k++)
             sum[k] += w[i + k];
     inverse_norm[0] = sum[0] + sum[63];
@@ -129,7 +132,7 @@ static void update_stream(void *arg, size_t item, unsigned index)
     const struct floor_call *call = arg;
     float *w = call->lanes[index].w, *m = call->lanes[index].m;
     (void)item;
-    for (size_t i = 0; i < STREAM_FLOATS; i += 64)
+    for (size_t i = 0; i < call->stream; i += 64)
         for (size_t k = i; k < i + 64; k++) {
             m[k] = 0.9f * m[k] + 0.001f * w[k];
             w[k] = w[k] - 0.1f * m[k];
@@ -147,6 +150,17 @@ static void add_exact(void *arg, size_t item, unsigned index)
     for (size_t r = 0; r < call->batch; r++)
         sfc_sum256_add_double(&sum, 1.5);
     lane->sum[0] += (int64_t)(sum.word[2] & 1);
+}
+
+static size_t stream_of(unsigned threads)
+{
+    size_t share = STREAM_FLOATS / threads / 64 * 64;
+    return share > MIN_STREAM ? share : MIN_STREAM;
+}
+
+uint64_t sfc_cpu_floor_memory(unsigned threads)
+{
+    return 2 * (uint64_t)stream_of(threads) * threads * sizeof(float);
 }
 
 /* Best of some repetitions: a floor is what is possible. */
@@ -176,6 +190,7 @@ int sfc_cpu_floor(struct sfc_backend *backend, const struct sfc_head_config *con
         .simd = sfc_simd_select(),
         .lanes = calloc(cpu->threads, sizeof *call.lanes),
         .tile = sizes.tile,
+        .stream = stream_of(cpu->threads),
         .pitch = sizes.pitch,
         .batch = sizes.bp,
         .dim = config->dim,
@@ -192,7 +207,7 @@ int sfc_cpu_floor(struct sfc_backend *backend, const struct sfc_head_config *con
             rc = sfc_fail(err, call.lanes[i].error.code, "%s", call.lanes[i].error.text);
     if (!rc) {
         double flops = 6.0 * (double)sizes.tile * (double)sizes.pitch * (double)sizes.bp;
-        double bytes = (double)STREAM_FLOATS * sizeof(float) * cpu->threads;
+        double bytes = (double)call.stream * sizeof(float) * cpu->threads;
         out->bf16 = call.bf16;
         out->exact_ms = best_ms(&call, add_exact, (size_t)call.blocks);
         out->gflops =

@@ -15,5 +15,8 @@ struct sfc_cpu_floor {
 /* backend must be the cpu backend; sampled: rows of W in a step. */
 int sfc_cpu_floor(struct sfc_backend *backend, const struct sfc_head_config *config,
                   uint64_t sampled, struct sfc_cpu_floor *out, struct sfc_error *err);
+/* Bytes of the streams, which are by far the most that measuring takes: the same for any sensible
+ * number of threads. */
+uint64_t sfc_cpu_floor_memory(unsigned threads);
 
 #endif

@@ -14,7 +14,8 @@
 #include "kernels/rng/below.h"
 #include "kernels/rng/philox.h"
 
-#define STREAM_BYTES ((size_t)256 << 20) /* of each worker, beyond the caches */
+#define STREAM_BYTES ((size_t)512 << 20) /* of all workers, beyond the caches */
+#define MIN_STREAM   ((size_t)1 << 20)   /* of one: a sample of the longest rows */
 #define TILE         208                 /* rows of a product and of a gather, as in a head */
 #define EVERY        10                  /* a gather takes one row of ten */
 #define REPEAT       5
@@ -24,7 +25,7 @@
 struct lane {
     dnnl_stream_t stream;
     struct sfc_gemm gemm[2][3]; /* f32 and bf16: logits, gradient, commit */
-    char *stream_memory;        /* [STREAM_BYTES] */
+    char *stream_memory;        /* [stream] */
     float *a, *b, *c;           /* [TILE or batch, pitch or batch] */
     float *ones, *row;          /* [TILE], [2, pitch] */
     double *sums;               /* [batch] */
@@ -41,6 +42,7 @@ struct rates {
     const struct sfc_simd *simd;
     struct lane *lanes;
     size_t dim, pitch, batch; /* batch: padded to 16 */
+    size_t stream;            /* bytes of a worker: a multiple of 512 */
     size_t sampled;           /* rows of the stream memory in a sample, f32 records */
     int formats;              /* of products: 1 or 2 */
     int format, product;      /* the product in work */
@@ -83,7 +85,7 @@ static size_t lay_out(const struct rates *r, struct lane *lane, size_t scratch)
     size_t used = 0, rows = r->batch > TILE ? r->batch : TILE;
     size_t most = rows * (r->pitch > r->batch ? r->pitch : r->batch) * sizeof(float);
     char *base = lane->arena.data;
-    lane->stream_memory = carve(base, &used, STREAM_BYTES);
+    lane->stream_memory = carve(base, &used, r->stream);
     lane->a = carve(base, &used, most);
     lane->b = carve(base, &used, most);
     lane->c = carve(base, &used, most);
@@ -121,7 +123,7 @@ static void fill(void *arg, size_t item, unsigned index)
 {
     struct rates *r = arg;
     struct lane *lane = &r->lanes[index];
-    size_t n = STREAM_BYTES / sizeof(float);
+    size_t n = r->stream / sizeof(float);
     (void)item;
     for (size_t i = 0; i < n; i++)
         ((float *)(void *)lane->stream_memory)[i] = (float)(i % 17 + 1) * 0.01f;
@@ -134,7 +136,7 @@ static void fill_half(void *arg, size_t item, unsigned index)
     struct lane *lane = &r->lanes[index];
     uint16_t *out = (void *)lane->stream_memory;
     (void)item;
-    for (size_t i = 0; i < STREAM_BYTES / sizeof *out; i++)
+    for (size_t i = 0; i < r->stream / sizeof *out; i++)
         out[i] = (uint16_t)(0x3c00 + i % 17);
 }
 
@@ -180,18 +182,20 @@ static void multiply(void *arg, size_t item, unsigned index)
 
 static void copy_stream(void *arg, size_t item, unsigned index)
 {
-    char *at = ((struct rates *)arg)->lanes[index].stream_memory;
+    struct rates *r = arg;
+    char *at = r->lanes[index].stream_memory;
     (void)item;
-    memcpy(at, at + STREAM_BYTES / 2, STREAM_BYTES / 2);
+    memcpy(at, at + r->stream / 2, r->stream / 2);
 }
 
 static void read_stream(void *arg, size_t item, unsigned index)
 {
-    struct lane *lane = &((struct rates *)arg)->lanes[index];
+    struct rates *r = arg;
+    struct lane *lane = &r->lanes[index];
     const float *w = (void *)lane->stream_memory;
     float sum[64] = {0};
     (void)item;
-    for (size_t i = 0; i < STREAM_BYTES / sizeof *w; i += 64)
+    for (size_t i = 0; i < r->stream / sizeof *w; i += 64)
         for (size_t k = 0; k < 64; k++)
             sum[k] += w[i + k];
     lane->row[0] = sum[0] + sum[63];
@@ -199,9 +203,9 @@ static void read_stream(void *arg, size_t item, unsigned index)
 
 static void update_stream(void *arg, size_t item, unsigned index)
 {
-    struct lane *lane = &((struct rates *)arg)->lanes[index];
-    size_t n = STREAM_BYTES / 2 / sizeof(float);
-    float *w = (void *)lane->stream_memory, *m = w + n;
+    struct rates *r = arg;
+    size_t n = r->stream / 2 / sizeof(float);
+    float *w = (void *)r->lanes[index].stream_memory, *m = w + n;
     (void)item;
     for (size_t i = 0; i < n; i += 64)
         for (size_t k = i; k < i + 64; k++) {
@@ -356,7 +360,7 @@ static void measure_rows(struct rates *r)
 
 static void measure_all(struct rates *r)
 {
-    double stream = (double)STREAM_BYTES, tile = (double)TILE * PRODUCTS;
+    double stream = (double)r->stream, tile = (double)TILE * PRODUCTS;
     measure_products(r);
     sfc_cpu_pool_each(r->cpu->pool, fill, r);
     measure(r, "copy", "copy, read and written", "GB/s", stream, copy_stream);
@@ -383,6 +387,12 @@ bool sfc_cpu_uses_native_bf16(const struct sfc_backend *backend)
     return ((const struct sfc_cpu *)backend)->products == SFC_CPU_PRODUCTS_NATIVE;
 }
 
+static size_t stream_of(unsigned threads)
+{
+    size_t share = STREAM_BYTES / threads / 512 * 512;
+    return share > MIN_STREAM ? share : MIN_STREAM;
+}
+
 int sfc_cpu_rates(struct sfc_backend *backend, uint32_t dim, uint32_t batch,
                   struct sfc_cpu_rate *out, size_t *count, struct sfc_error *err)
 {
@@ -396,7 +406,8 @@ int sfc_cpu_rates(struct sfc_backend *backend, uint32_t dim, uint32_t batch,
         .operand = sfc_cpu_uses_native_bf16(backend) ? SFC_OPERAND_BF16 : SFC_OPERAND_WIDE,
         .out = out,
     };
-    r.sampled = STREAM_BYTES / record_bytes(&r, SFC_STORE_F32) / EVERY;
+    r.stream = stream_of(r.cpu->threads);
+    r.sampled = r.stream / record_bytes(&r, SFC_STORE_F32) / EVERY;
     r.lanes = calloc(r.cpu->threads, sizeof *r.lanes);
     if (!r.lanes)
         return sfc_fail(err, SFC_ENOMEM, "bench: out of memory");

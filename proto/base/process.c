@@ -60,3 +60,16 @@ uint64_t sfc_process_memory(void)
     }
     return (uint64_t)kib * 1024;
 }
+
+uint64_t sfc_memory_available(void)
+{
+    FILE *f = fopen("/proc/meminfo", "re");
+    char line[256];
+    uint64_t kib = 0;
+    while (f && fgets(line, sizeof line, f))
+        if (strncmp(line, "MemAvailable:", 13) == 0)
+            kib = strtoull(line + 13, NULL, 10);
+    if (f)
+        fclose(f);
+    return kib * 1024;
+}

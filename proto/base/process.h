@@ -24,4 +24,8 @@ int sfc_process_end(const char *program, int code);
  * where the system doesn't tell. */
 uint64_t sfc_process_memory(void);
 
+/* What the machine can give to programs without swapping, in bytes (MemAvailable of /proc/meminfo); 0 where
+ * the system doesn't tell. */
+uint64_t sfc_memory_available(void);
+
 #endif

@@ -1,6 +1,5 @@
 /* shardfc bench kernels: rates of the CPU backend's building blocks on this machine. */
 #include <stdio.h>
-#include <unistd.h>
 
 #include "kernels/cpu/rates.h"
 #include "server/ctl/bench.h"
@@ -32,7 +31,7 @@ static const struct sfc_option table[] = {
      .offset = AT(threads),
      .max = 1024,
      .fallback = "0",
-     .help = "compute threads; 0: one per processor"},
+     .help = "compute threads, at most 8 per processor; 0: one per processor"},
     {.name = "json",
      .type = SFC_OPTION_BOOL,
      .offset = AT(json),
@@ -85,10 +84,11 @@ static int run(const struct kernels_options *o, struct sfc_error *err)
     struct sfc_cpu_rate rates[SFC_CPU_MAX_RATES];
     struct sfc_backend *backend;
     size_t count = 0;
-    long processors = sysconf(_SC_NPROCESSORS_ONLN);
-    unsigned threads =
-        o->threads > 0 ? (unsigned)o->threads : (unsigned)(processors > 0 ? processors : 1);
-    int code = sfc_backend_open("cpu", threads, &backend, err);
+    unsigned threads = 0;
+    int code = sfc_bench_threads(o->threads, &threads, err);
+    if (code == SFC_OK) {
+        code = sfc_backend_open("cpu", threads, &backend, err);
+    }
     if (code != SFC_OK) {
         return code;
     }

@@ -11,6 +11,8 @@
 #include "server/ctl/bench.h"
 #include "server/ctl/command.h"
 
+#define MAX_THREADS_PER_PROCESSOR 8
+
 struct bench_options {
     const char *backend, *dump;
     bool json, exact, on_demand;
@@ -77,7 +79,7 @@ static const struct sfc_option table[] = {
      .offset = AT(threads),
      .max = 1024,
      .fallback = "0",
-     .help = "compute threads; 0: one per processor"},
+     .help = "compute threads, at most 8 per processor; 0: one per processor"},
     {.name = "backend",
      .type = SFC_OPTION_STRING,
      .offset = AT(backend),
@@ -144,7 +146,8 @@ static const struct sfc_program program = {
         "Times the class layer's step (sample, logits, gradient, commit) in this process, and in "
         "the same process, just before and just after, the floor: three matrix products at the "
         "speed "
-        "that the library has on these shapes plus the bytes at streaming speed.",
+        "that the library has on these shapes plus the bytes at streaming speed. Measuring the "
+        "floor takes 0.5 GB of memory, which `peak memory` leaves out.",
     .options = table,
     .count = sizeof table / sizeof *table,
 };
@@ -158,16 +161,34 @@ static enum sfc_momentum_mode momentum_mode(const struct bench_options *o)
     return o->optimizer == SFC_OPTIMIZER_SGD ? SFC_MOMENTUM_DENSE : SFC_MOMENTUM_SAMPLED;
 }
 
+int sfc_bench_threads(uint64_t asked, unsigned *out, struct sfc_error *err)
+{
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    uint64_t processors = online > 0 ? (uint64_t)online : 1;
+    if (asked > MAX_THREADS_PER_PROCESSOR * processors) {
+        return sfc_fail(err, SFC_EINVAL,
+                        "--threads %llu: this machine has %llu processors, allowed are %d threads "
+                        "for each",
+                        (unsigned long long)asked, (unsigned long long)processors,
+                        MAX_THREADS_PER_PROCESSOR);
+    }
+    *out = (unsigned)(asked > 0 ? asked : processors);
+    return SFC_OK;
+}
+
 static int run(const struct bench_options *o, struct sfc_error *err)
 {
     if (o->micro_batch > 0 && o->batch % o->micro_batch != 0) {
         return sfc_fail(err, SFC_EINVAL, "--micro-batch does not divide --batch");
     }
-    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    unsigned threads = 0;
+    int code = sfc_bench_threads(o->threads, &threads, err);
+    if (code != SFC_OK) {
+        return code;
+    }
     struct sfc_bench_head_options options = {
         .backend = o->backend,
-        .threads =
-            o->threads > 0 ? (unsigned)o->threads : (unsigned)(processors > 0 ? processors : 1),
+        .threads = threads,
         .classes = o->classes,
         .sample_ppm = (uint32_t)llround(o->sample_rate * 1e6),
         .batch = (uint32_t)o->batch,
@@ -187,7 +208,7 @@ static int run(const struct bench_options *o, struct sfc_error *err)
         .answers = stdout,
     };
     struct sfc_bench_head_result result;
-    int code = sfc_bench_head(&options, &result, err);
+    code = sfc_bench_head(&options, &result, err);
     if (code == SFC_OK) {
         (o->json ? sfc_bench_head_json : sfc_bench_head_table)(stdout, &options, &result);
     }

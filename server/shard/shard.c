@@ -14,29 +14,16 @@
 #include <unistd.h>
 
 #include "proto/base/log.h"
+#include "proto/base/process.h"
 #include "server/run/listen.h"
 #include "server/shard/shard_internal.h"
 
 #define MEMORY_SHARE 0.8
 #define PIN_TICK_MS  250
 
-/* MemAvailable of /proc/meminfo in bytes; 0: unknown. */
-static uint64_t memory_available(void)
-{
-    FILE *f = fopen("/proc/meminfo", "re");
-    char line[256];
-    uint64_t kib = 0;
-    while (f && fgets(line, sizeof line, f))
-        if (strncmp(line, "MemAvailable:", 13) == 0)
-            kib = strtoull(line + 13, NULL, 10);
-    if (f)
-        fclose(f);
-    return kib * 1024;
-}
-
 static int take_memory_limit(struct sfc_shard *shard, struct sfc_error *err)
 {
-    uint64_t limit = shard->options->memory, available = limit ? 0 : memory_available();
+    uint64_t limit = shard->options->memory, available = limit ? 0 : sfc_memory_available();
     if (!limit && !available)
         return sfc_fail(err, SFC_EIO, "can't read MemAvailable of /proc/meminfo; give --memory");
     limit = limit ? limit : (uint64_t)((double)available * MEMORY_SHARE);

@@ -2,7 +2,7 @@
 """`shardfc bench` tells the truth about what it computes, has the keys that scripts rely on, and refuses wrong usage.
 No time is asserted.
 
-    test_bench.py [head|exact|reference|dump|demand|rpc|kernels|usage ...]     default: all
+    test_bench.py [head|exact|reference|memory|dump|demand|rpc|kernels|usage ...]     default: all
 """
 import json
 import os
@@ -63,6 +63,14 @@ def test_reference():
     known = {k for k in ("floor_ms", "floor", "floor_before", "floor_after", "quiet", "exact_ms") if said[k] is not None}
     check(not known, f"not measured, but told: {known}")
     check("floor" not in bench("head", *SMALL, "--steps", 1, "--backend", "reference"), "a floor that nobody measured")
+
+
+def test_memory():
+    for more in ((), ("--block-size", 1)):  # the plan; the list of the blocks alone
+        done = subprocess.run([SHARDFC, "bench", "head", "--classes", "1000000000", "--dim", "8192", *map(str, more)],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=100)
+        check(done.returncode in (1, 2), f"{more}: status {done.returncode}, {done.stderr}")
+        check("MiB" in done.stderr and "available" in done.stderr, f"{more}: {done.stderr}")
 
 
 def unit(rows):
@@ -153,6 +161,8 @@ def test_usage():
                   ("kernels", "--dim", 0), ("kernels", "--batch", 5000), ("kernels", "extra")):
         small = SMALL if wrong[:1] == ("head",) and "--batch" not in wrong else ()
         bench(*wrong[:1], *small, *wrong[1:], status=2)
+    for name, more in (("head", SMALL), ("kernels", ())):
+        bench(name, *more, "--threads", 1024 if os.cpu_count() < 128 else 100000, status=2)
     for text in ("x\n", "0\n", "-1\n", "\n", "100001\n", "9" * 60 + "\n"):
         bench("head", *SMALL, "--on-demand", said=text, status=2)
     for what in ("head", "rpc", "kernels"):
