@@ -6,6 +6,9 @@
 #define DX_UNIT 0x1p-44
 
 static const char *const number_formats[] = {"f32", "bf16"};
+static const char *const roundings[] = {"stochastic", "nearest"};
+static const char *const momentum_modes[] = {"sampled", "dense"};
+static const char *const optimizers[] = {"sgd", "adamw"};
 
 /* A file NAME or STEP.NAME that is being written; errors are kept until it is closed. */
 struct sink {
@@ -53,11 +56,16 @@ static int write_config(const struct sfc_bench_dump *dump, struct sfc_error *err
         return rc;
     fprintf(sink.file,
             "{\"classes\": %llu, \"dim\": %u, \"batch\": %u, \"steps\": %d, \"scale\": %.17g, "
-            "\"margin\": [%.17g, %.17g, %.17g], \"rate\": %.17g, \"momentum\": %.17g, "
-            "\"weight_decay\": %.17g, \"dtype\": \"%s\", \"gemm\": \"%s\"}\n",
+            "\"margin\": [%.17g, %.17g, %.17g], \"rate\": %.17g, ",
             (unsigned long long)c->classes, c->dim, c->batch, SFC_BENCH_DUMP_STEPS, c->scale,
-            c->margin_m1, c->margin_m2, c->margin_m3, dump->rate, c->momentum, c->weight_decay,
-            number_formats[c->dtype], number_formats[c->gemm]);
+            c->margin_m1, c->margin_m2, c->margin_m3, dump->rate);
+    fprintf(sink.file,
+            "\"optimizer\": \"%s\", \"momentum_mode\": \"%s\", \"momentum\": %.17g, "
+            "\"beta1\": %.17g, \"beta2\": %.17g, \"epsilon\": %.17g, \"weight_decay\": %.17g, "
+            "\"dtype\": \"%s\", \"gemm\": \"%s\", \"rounding\": \"%s\"}\n",
+            optimizers[c->optimizer], momentum_modes[c->momentum_mode], c->momentum, c->beta1,
+            c->beta2, c->epsilon, c->weight_decay, number_formats[c->dtype],
+            number_formats[c->gemm], roundings[c->rounding]);
     return sink_close(&sink, err);
 }
 
@@ -168,7 +176,11 @@ int sfc_bench_dump_answers(struct sfc_bench_dump *dump, uint64_t step, struct sf
 int sfc_bench_dump_rows(const struct sfc_bench_dump *dump, uint64_t step, struct sfc_error *err)
 {
     int rc = write_part(dump, step, "w.f32", SFC_PART_VALUES, false, err);
-    return rc ? rc : write_part(dump, step, "m.f32", SFC_PART_MOMENTUM, false, err);
+    if (!rc)
+        rc = write_part(dump, step, "m.f32", SFC_PART_MOMENTUM, false, err);
+    if (!rc && dump->config->optimizer == SFC_OPTIMIZER_ADAMW)
+        rc = write_part(dump, step, "v.f32", SFC_PART_SECOND_MOMENT, false, err);
+    return rc;
 }
 
 void sfc_bench_dump_close(struct sfc_bench_dump *dump)

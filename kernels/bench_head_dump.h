@@ -1,16 +1,18 @@
 /* What the first steps of a benchmark took and gave, as raw little-endian files, so that another
  * implementation can be checked on the same numbers (tests/bench/peer_torch.py):
  *
- *   head.json      classes, dim, batch, steps, scale, margin, rate, momentum, weight_decay,
- *                  dtype, gemm (f32 or bf16)
- *   w.f32          [classes, dim] W before step 1 (momentum is 0)
- *   STEP.labels.u64        [batch]
+ *   head.json      classes, dim, batch, steps, scale, margin, rate, optimizer (sgd or adamw),
+ *                  momentum_mode (sampled or dense), momentum (of sgd), beta1, beta2, epsilon (of
+ *                  adamw), weight_decay, dtype, gemm (f32 or bf16), rounding (stochastic or
+ * nearest) w.f32          [classes, dim] W before step 1 (moments are 0) STEP.labels.u64 [batch]
  *   STEP.sample.u64        [sampled] class ids, ascending
  *   STEP.features.f32      [batch, dim] raw
  *   STEP.lse.f64           [batch]
  *   STEP.target_logit.f32  [batch]
  *   STEP.dx.f64            [batch, dim] gradient of the unit features
- *   STEP.w.f32, STEP.m.f32 [sampled, dim] W and momentum of the sampled rows after the step
+ *   STEP.w.f32, STEP.m.f32 [sampled, dim] W and momentum (adamw: first moment) of the sampled rows
+ *                          after the step
+ *   STEP.v.f32             [sampled, dim] with adamw: their second moment
  *
  * with STEP = 1, 2. */
 #ifndef SFC_KERNELS_BENCH_HEAD_DUMP_H

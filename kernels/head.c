@@ -7,12 +7,20 @@
 
 #include "kernels/extent.h"
 #include "kernels/lag.h"
+#include "kernels/rng/sample.h"
 
 #define MAX_CLASSES    ((uint64_t)1 << 40)
 #define MAX_BLOCK_SIZE (1u << 20)
 #define MAX_BATCH      (1u << 20)
 #define MAX_SLOTS      65536u
-#define MAX_SCALE      512.0
+/* An exponential below exp(-87) counts as 0 (f32, kernels/exact_sum.h), and a row whose sum is 0
+ * has no softmax. With a scale s > 80 a class at cosine 0, where training starts, adds exp(80 - s).
+ */
+#define MAX_SCALE 160.0
+/* With one class in the sample there is no other whose exponential is larger: its logit, at least
+ * -scale * (1 + m3), must count at cosine -1. logq divides by 2^20 meanwhile. */
+#define LONE_LOGIT      87.0
+#define LONE_LOGIT_LOGQ 73.0
 /* A row of 8192 such weights still has a norm whose square f32 holds. */
 #define MAX_MAGNITUDE 1e17
 #define MAX_NORMAL    8.0 /* of the initial values: Box-Muller with 24 bits */
@@ -102,6 +110,26 @@ static int check_choices(const struct sfc_head_config *c, struct sfc_error *err)
     return rc;
 }
 
+static bool may_sample_one(const struct sfc_head_config *c)
+{
+    return sfc_head_block_count(c) == 1 &&
+           sfc_sample_quota((uint32_t)c->classes, c->sample_ppm, 0) == 1;
+}
+
+static int check_lone_class(const struct sfc_head_config *c, struct sfc_error *err)
+{
+    double least = c->scale * (1 + c->margin_m3);
+    double limit = c->correction == SFC_CORRECTION_LOGQ ? LONE_LOGIT_LOGQ : LONE_LOGIT;
+    if (least <= limit || !may_sample_one(c))
+        return SFC_OK;
+    return sfc_fail(
+        err, SFC_EINVAL,
+        "head: a sample may be one class alone (%llu classes, sample_ppm %u), whose "
+        "exponential is 0 at scale * (1 + margin_m3) = %g; take at most %g, more classes "
+        "or a larger sample",
+        (unsigned long long)c->classes, c->sample_ppm, least, limit);
+}
+
 int sfc_head_check(const struct sfc_backend *backend, const struct sfc_head_config *config,
                    struct sfc_error *err)
 {
@@ -110,6 +138,8 @@ int sfc_head_check(const struct sfc_backend *backend, const struct sfc_head_conf
         rc = check_numbers(config, err);
     if (!rc)
         rc = check_choices(config, err);
+    if (!rc)
+        rc = check_lone_class(config, err);
     if (!rc && backend->ops->head_check)
         rc = backend->ops->head_check(backend, config, err);
     return rc;

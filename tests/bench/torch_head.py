@@ -171,6 +171,8 @@ def check(head, variant, folder):
     config = json.loads((folder / "head.json").read_text())
     if config["margin"][:2] != [1, 0]:
         raise ValueError("the dump is not of CosFace")
+    if config["optimizer"] != "sgd":
+        raise ValueError(f"the dump is of {config['optimizer']}, not of sgd")
     head.margin, head.scale, head.lr = config["margin"][2], config["scale"], config["rate"]
     head.momentum, head.decay = config["momentum"], config["weight_decay"]
 

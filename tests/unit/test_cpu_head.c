@@ -432,6 +432,30 @@ static void diverged_centres_are_an_error(void **state)
     assert_int_equal(gradient_call(f, 0, &err), SFC_ESTATE);
 }
 
+/* One class alone: at cosine -1 its exponential must still be seen. */
+static void a_lone_class_needs_a_small_scale(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_error err = {0};
+    struct sfc_head_config c = standard;
+    c.classes = 1;
+    c.margin_m1 = 1;
+    c.margin_m2 = 0;
+    c.margin_m3 = 0.4;
+    c.scale = 62;
+    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_OK);
+    c.correction = SFC_CORRECTION_LOGQ;
+    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL);
+    c.correction = SFC_CORRECTION_NONE;
+    c.scale = 64;
+    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL);
+    c.classes = c.block_size; /* one block, a sample of one */
+    c.sample_ppm = 1000000 / c.block_size;
+    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL);
+    c.sample_ppm = 2 * c.sample_ppm + 2;
+    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_OK);
+}
+
 static void bad_blocks_and_labels_are_refused(void **state)
 {
     struct fixture *f = *state;
@@ -469,6 +493,11 @@ static void bad_configurations_are_refused(void **state)
     assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL);
     c = standard;
     c.scale = NAN;
+    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL);
+    c = standard;
+    c.scale = 160;
+    assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_OK);
+    c.scale = 160.5;
     assert_int_equal(sfc_head_check(f->backend, &c, &err), SFC_EINVAL);
     c = standard;
     c.dtype = SFC_DTYPE_BF16 + 1;
@@ -510,6 +539,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(diverged_centres_are_an_error, setup, teardown),
         cmocka_unit_test_setup_teardown(bad_blocks_and_labels_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(bad_configurations_are_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_lone_class_needs_a_small_scale, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
