@@ -1,4 +1,5 @@
-"""The machine that benchmarks run on: what it is, and who else uses it meanwhile."""
+"""The machine that benchmarks run on: what it is, who else uses it meanwhile, and whether it can hold a report."""
+import argparse
 import datetime
 import os
 import pathlib
@@ -73,6 +74,15 @@ class Others:
         took = (time.monotonic() - self.began) * PROCESSORS
         other = busy_seconds() - self.busy - (used_seconds(self.pids) - self.used)
         self.share = max(0.0, other / took)
+
+
+def report_path(text):
+    """Type of an option that names a file to write at the end: better refused now than after all measuring."""
+    path = pathlib.Path(text)
+    writable = path if path.exists() else path.parent
+    if path.is_dir() or not path.parent.is_dir() or not os.access(writable, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} can't be written: it must be a file in a folder that exists")
+    return path
 
 
 def wait_quiet(seconds, pids):

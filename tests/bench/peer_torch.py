@@ -31,7 +31,7 @@ import sys
 import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from machine import Others, describe, memory  # noqa: E402
+from machine import Others, describe, memory, report_path  # noqa: E402
 from turns import BIN, PEERS, Failed, Ours, Torch, take_turns  # noqa: E402
 
 PARTS = {"sampled": (("f32", "split", "bf16"), ("v1", "hand")), "dense": (("f32-dense", "bf16-dense"), ("v2",))}
@@ -46,6 +46,14 @@ def seconds():
     torch.mm(x, w.T)
     return time.perf_counter() - began
 print(2e-9 * w.numel() * len(x) / min(seconds() for _ in range(8)))
+"""
+CORE_TYPE = """
+import sys
+import torch
+sys.path.insert(0, {folder!r})
+from torch_head import blas_libraries, core_type
+torch.mm(torch.ones(64, 64), torch.ones(64, 64))
+print(core_type(blas_libraries()))
 """
 # How far apart the two may be: of the loss, of the largest number in the gradient of the features, in the update of W
 # and in the momentum. bf16 storage rounds stochastically, so after it only the first step has the same W, and
@@ -76,18 +84,37 @@ def environment(threads, core_type):
     return {**variables, "OPENBLAS_CORETYPE": core_type} if core_type else variables
 
 
-def rate_of_product(threads, core_type):
-    """GFLOP/s, or 0 where the processor can't run these kernels."""
+def run_peer(program, threads, core_type):
+    """What a program of Python prints in the peer's environment, or None where it fails."""
     clean = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
-    done = subprocess.run([sys.executable, "-c", RATE_OF_PRODUCT.format(threads=threads)], text=True,
+    done = subprocess.run([sys.executable, "-c", program], text=True,
                           env={**clean, **environment(threads, core_type)}, stdout=subprocess.PIPE,
                           stderr=subprocess.DEVNULL)
-    return float(done.stdout) if done.returncode == 0 else 0.0
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def rate_of_product(threads, core_type):
+    """GFLOP/s, or 0 where the processor can't run these kernels."""
+    return float(run_peer(RATE_OF_PRODUCT.format(threads=threads), threads, core_type) or 0)
+
+
+def check_core_type(o):
+    """For a name that it does not know OpenBLAS takes its own choice, which may be slow: that would flatter us."""
+    folder = str(pathlib.Path(__file__).resolve().parent)
+    runs = run_peer(CORE_TYPE.format(folder=folder), o.threads, o.core_type)
+    if runs is None:
+        raise Failed(f"--core-type {o.core_type or chr(39) * 2}: a product of PyTorch fails with it")
+    if o.core_type and runs.lower() != o.core_type.lower():
+        raise Failed(f"--core-type {o.core_type}: OpenBLAS runs the kernels of {runs} instead; known here: "
+                     f"{', '.join(name for name in CORE_TYPES if name)} and what else its build has")
+    if runs not in CORE_TYPES:
+        say(f"note: OpenBLAS runs the kernels of {runs}, which may be slow; for numbers to quote take --core-type auto")
 
 
 def choose_core_type(o):
     """(name, {name: GFLOP/s})"""
     if o.core_type != "auto":
+        check_core_type(o)
         return o.core_type, {}
     rates = {name: round(rate_of_product(o.threads, name), 1) for name in CORE_TYPES}
     best = max(rates, key=rates.get)
@@ -246,7 +273,7 @@ def main():
                         help="where W is written for the check (4 bytes for each number)")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--points", type=lambda text: text.split(","), help="of the sweep; default: all")
-    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--json", type=report_path)
     o = parser.parse_args()
     parts = o.parts.split(",")
     unknown = [p for p in parts if p not in PARTS] + [p for p in o.points or [] if p not in sweep_points(o)]

@@ -26,6 +26,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "integration"))
 from cluster import Cluster, wait_until  # noqa: E402
+from machine import report_path  # noqa: E402
 
 MAX_LANES = 256  # of a worker
 WARM_UP = 3  # steps that don't count: pages and connections are new
@@ -193,7 +194,7 @@ def options():
     parser.add_argument("--plan-error", type=float, default=0.03, help="0: not asserted (sanitizers use more)")
     parser.add_argument("--max-gb", type=float)
     parser.add_argument("--max-step", type=float)
-    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--json", type=report_path)
     a = parser.parse_args()
     if a.steps < 2 * WARM_UP:
         parser.error(f"--steps {a.steps}: at least {2 * WARM_UP}")

@@ -14,6 +14,7 @@ v2    the second code: autograd through the gather into W, torch.optim.SGD over 
 A step is CosFace on unit features: cos = x^ w^T clamped to [-1, 1], the target's minus margin, times scale, mean
 cross-entropy over the sample.
 """
+import ctypes
 import json
 import pathlib
 import sys
@@ -197,6 +198,20 @@ def check(head, variant, folder):
     return {"variant": variant, "steps": steps}
 
 
+def blas_libraries():
+    return sorted({line.split()[-1] for line in open("/proc/self/maps") if "blas" in line.rsplit("/", 1)[-1]})
+
+
+def core_type(libraries):
+    """The kernels that OpenBLAS runs; None where another BLAS is loaded."""
+    for path in libraries:
+        name = getattr(ctypes.CDLL(path), "openblas_get_corename", None)
+        if name:
+            name.restype = ctypes.c_char_p
+            return name().decode()
+    return None
+
+
 def main():
     request = json.loads(sys.stdin.readline())
     torch.set_num_threads(request["threads"])
@@ -206,8 +221,8 @@ def main():
 
     def answer(what):
         print(json.dumps(what), flush=True)
-    blas = sorted({line.split()[-1] for line in open("/proc/self/maps") if "blas" in line.rsplit("/", 1)[-1]})
-    answer({"torch": torch.__version__, "blas": blas, "threads": torch.get_num_threads()})
+    blas = blas_libraries()
+    answer({"torch": torch.__version__, "blas": blas, "core_type": core_type(blas), "threads": torch.get_num_threads()})
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "steps":
