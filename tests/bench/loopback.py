@@ -331,6 +331,18 @@ def snapshots(a):
     return {"bench": "loopback snapshots", "steps": a.steps, **found}
 
 
+def check_numbers(parser, a):
+    least = {"steps": 10 if a.mode in ("tiny", "snapshots") else WARM_UP + 2 if a.mode == "recovery" else 1}
+    for name in ("classes", "batch", "micro_batch", "lanes", "dim", "shards", "threads", "steps", "rounds"):
+        value = getattr(a, name, None)
+        if value is not None and value < least.get(name, 1):
+            parser.error(f"--{name.replace('_', '-')} {value}: at least {least.get(name, 1)}")
+    if not 0 < getattr(a, "sample_rate", 1) <= 1:
+        parser.error(f"--sample-rate {a.sample_rate}: above 0 and at most 1")
+    if getattr(a, "micro_batch", None) and a.batch % a.micro_batch:
+        parser.error(f"--micro-batch {a.micro_batch} does not divide --batch {a.batch}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True)
@@ -358,6 +370,7 @@ def main():
     for mode in (*heads, *trainings):
         mode.add_argument("--quiet-wait", type=float, default=0, metavar="SECONDS")
     a = parser.parse_args()
+    check_numbers(parser, a)
     if a.mode not in ("tiny", "snapshots"):
         a.micro_batch = a.micro_batch or a.batch
         a.lanes = a.lanes or a.batch // a.micro_batch

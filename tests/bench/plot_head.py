@@ -7,6 +7,7 @@ Needs python3-matplotlib (deploy/install-deps --bench).
 """
 import argparse
 import json
+import os
 import pathlib
 
 import matplotlib
@@ -59,15 +60,31 @@ def save(figure, report, path):
     print(path)
 
 
+def read(parser, path):
+    """The report of a sweep; ends the program where it is none."""
+    try:
+        report = json.loads(path.read_text())
+    except OSError as error:
+        parser.error(f"{path}: {error.strerror}")
+    except ValueError as error:
+        parser.error(f"{path} is not JSON: {error}")
+    points = report.get("sweep") if isinstance(report, dict) else None
+    whole = isinstance(points, list) and points and "machine" in report and all(
+        isinstance(p, dict) and {"point", "ours", "peers"} <= p.keys() for p in points)
+    if not whole:
+        parser.error(f"{path} is not of peer_torch.py --sweep")
+    return report
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, default=TOP / "docs")
     o = parser.parse_args()
-    report = json.loads(o.file.read_text())
-    sweep = report.get("sweep")
-    if not sweep:
-        parser.error(f"{o.file} is not of peer_torch.py --sweep")
+    report = read(parser, o.file)
+    sweep = report["sweep"]
+    if not o.out.is_dir() or not os.access(o.out, os.W_OK):
+        parser.error(f"--out {o.out} is no folder that can be written to")
     matplotlib.rcParams["svg.hashsalt"] = "head"  # the same bytes from the same numbers
     names = [r["point"]["name"] for r in sweep]
     tenth = [n for n in names if n.startswith("c-")]

@@ -24,8 +24,26 @@ def read(folder):
     curves = collections.defaultdict(list)
     for path in sorted(folder.glob("*.csv")):
         with open(path, newline="") as file:
-            curves[path.stem.rpartition("-")[0]].append([float(row["loss"]) for row in csv.DictReader(file)])
+            try:
+                losses = [float(row["loss"]) for row in csv.DictReader(file)]
+            except (KeyError, TypeError, ValueError):
+                sys.exit(f"{path}: a line without a number in the column loss")
+            curves[path.stem.rpartition("-")[0]].append(losses)
     return curves
+
+
+def problem(curves, methods):
+    """What makes these curves undrawable, or None."""
+    missing = [m for m in methods if m not in curves]
+    if missing or not curves:
+        return f"no curves of {missing[0] if missing else 'any method'}"
+    for method in methods:
+        steps = sorted({len(losses) for losses in curves[method]})
+        if len(steps) > 1:
+            return f"the seeds of {method} have from {steps[0]} to {steps[-1]} steps: a mean needs as many of each"
+        if steps[0] < 2 * MEAN_OVER:
+            return f"{method} has {steps[0]} steps, a mean over {MEAN_OVER} of them needs at least {2 * MEAN_OVER}"
+    return None
 
 
 def smooth(losses):
@@ -57,11 +75,14 @@ def main():
         sys.exit(0 if "--help" in sys.argv else 2)
     curves = read(pathlib.Path(sys.argv[1]))
     methods = sys.argv[3].split(",") if len(sys.argv) == 4 else list(curves)
-    missing = [m for m in methods if m not in curves]
-    if missing or not curves:
-        print(f"{sys.argv[1]}: no curves of {missing[0] if missing else 'any method'}", file=sys.stderr)
+    wrong = problem(curves, methods)
+    if wrong:
+        print(f"{sys.argv[1]}: {wrong}", file=sys.stderr)
         sys.exit(2)
-    draw(curves, methods, sys.argv[2])
+    try:
+        draw(curves, methods, sys.argv[2])
+    except OSError as error:
+        sys.exit(f"{sys.argv[2]}: {error.strerror}")
 
 
 if __name__ == "__main__":
