@@ -2,8 +2,9 @@
 """`shardfc bench` tells the truth about what it computes, has the keys that scripts rely on, and refuses wrong usage.
 No time is asserted.
 
-    test_bench.py [head|exact|reference|memory|dump|demand|rpc|kernels|usage ...]     default: all
+    test_bench.py [head|exact|reference|memory|dump|demand|rpc|kernels|tools|usage ...]     default: all
 """
+import importlib.util
 import json
 import os
 import pathlib
@@ -197,6 +198,31 @@ def test_usage():
         done = subprocess.run([sys.executable, TOP / "tests" / "bench" / "ten_million.py", *wrong], text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=100)
         check(done.returncode == 2 and "Traceback" not in done.stderr, f"{wrong}: {done.returncode}, {done.stderr}")
+
+
+def refused(tool, *arguments):
+    """The tool ends with status 2 and a message."""
+    done = subprocess.run([sys.executable, str(TOP / "tests" / "bench" / tool), *map(str, arguments)], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=100)
+    check(done.returncode == 2 and "Traceback" not in done.stderr, f"{tool} {arguments}: {done.returncode}, {done.stderr}")
+
+
+def test_tools():
+    for wrong in (("head", "--steps", 0), ("recovery", "--steps", 4), ("head", "--batch", 8, "--micro-batch", 3)):
+        refused("loopback.py", *wrong)
+    for tool in ("ten_million.py", "peer_torch.py"):
+        refused(tool, "--json", "/nowhere/report.json")
+    if not importlib.util.find_spec("matplotlib"):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "report.json"
+        refused("plot_head.py", file)
+        for text in ("x", "[1]", "{}", '{"machine": {}, "sweep": [1]}'):
+            file.write_text(text)
+            refused("plot_head.py", file)
+        for seed, steps in ((1, 40), (2, 120)):
+            (pathlib.Path(folder) / f"full-{seed}.csv").write_text("loss\n" + "1.5\n" * steps)
+            refused("plot_quality.py", folder, pathlib.Path(folder) / "out.svg")
 
 
 def main():
