@@ -3,9 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Size classes are powers of two from 4 KiB to 512 MiB. Small ones are cheap to keep, large ones
- * are what matters; together at most KEEP_BYTES stay on the free lists. */
-enum { SHIFT_MIN = 12, CLASSES = 18, BUFFER_ALIGN = 64 };
+/* Size classes are 4 KiB to 512 MiB, four to a doubling: a tensor of 2^n bytes with its head would
+ * fill half of a power of two. Small ones are cheap to keep, large ones are what matters; together
+ * at most KEEP_BYTES stay on the free lists. */
+enum { SHIFT_MIN = 12, PARTS = 4, CLASSES = 17 * PARTS + 1, BUFFER_ALIGN = 64 };
 #define KEEP_BYTES ((size_t)256 << 20)
 
 struct sfc_rpc_pool {
@@ -59,10 +60,15 @@ void sfc_rpc_pool_release(struct sfc_rpc_pool *pool)
     }
 }
 
+static size_t class_bytes(unsigned size_class)
+{
+    return (size_t)(PARTS + size_class % PARTS) << (SHIFT_MIN - 2 + size_class / PARTS);
+}
+
 static unsigned class_of(size_t size)
 {
     unsigned size_class = 0;
-    while (size_class < CLASSES && ((size_t)1 << (size_class + SHIFT_MIN)) < size) {
+    while (size_class < CLASSES && class_bytes(size_class) < size) {
         size_class++;
     }
     return size_class;
@@ -91,7 +97,7 @@ struct sfc_rpc_buffer *sfc_rpc_buffer_get(struct sfc_rpc_pool *pool, size_t size
     if (buffer != NULL) {
         return buffer;
     }
-    size_t capacity = (size_t)1 << (size_class + SHIFT_MIN);
+    size_t capacity = class_bytes(size_class);
     buffer = aligned_alloc(BUFFER_ALIGN, sizeof *buffer + capacity);
     if (buffer == NULL) {
         return NULL;

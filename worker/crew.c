@@ -12,7 +12,8 @@
 
 #define BACKOFF_FIRST_MS 50u
 #define BACKOFF_LAST_MS  2000u
-#define GROWTH_BYTES     (1u << 20) /* of the program beside its buffers, for the memory plan */
+#define GROWTH_BYTES     (1u << 20)  /* of the program beside its buffers, for the memory plan */
+#define LANE_BYTES       (96u << 10) /* of a lane and its reader: stacks, calls, what malloc keeps */
 #define STEPS_AHEAD      4u /* micro-batches of so many steps are worth a place in the cache */
 
 struct sfc_crew {
@@ -401,6 +402,15 @@ void sfc_crew_committed(struct sfc_crew *crew, uint64_t step)
         sfc_slot_cache_committed(crew->source.params, step - 1);
 }
 
+/* Answers of shards on their way to a lane: as gRPC has them and, rounded up, as the lane reads
+ * them. What the quick shards answered waits for the slowest; an only shard answers one lane after
+ * another. */
+static uint64_t lane_messages(const struct sfc_member *m)
+{
+    uint64_t dx = (uint64_t)m->config->micro_batch * m->config->dim * sizeof(int64_t);
+    return m->shards * dx * 2 / (m->shards == 1 ? 2 : 1);
+}
+
 uint64_t sfc_crew_memory(struct sfc_crew *crew)
 {
     const struct sfc_member *m = crew->source.member;
@@ -408,6 +418,7 @@ uint64_t sfc_crew_memory(struct sfc_crew *crew)
     pthread_mutex_lock(&crew->lock);
     uint64_t bytes = crew->lane_bytes;
     pthread_mutex_unlock(&crew->lock);
+    bytes += crew->lanes * (LANE_BYTES + lane_messages(m));
     bytes += crew->batch_slots * sfc_slot_bytes(rows, rows * sfc_source_row_values(m));
     if (crew->source.params)
         bytes += (crew->lanes + 1) * sfc_slot_bytes(0, (size_t)m->dense_size);

@@ -28,6 +28,7 @@ static void openmp_passive(char **argv)
 void sfc_process_tune(char **argv)
 {
     openmp_passive(argv);
+    mallopt(M_ARENA_MAX, 1);
     mallopt(M_MMAP_THRESHOLD, MMAP_FROM);
     mallopt(M_TRIM_THRESHOLD, TRIM_FROM);
     signal(SIGPIPE, SIG_IGN);

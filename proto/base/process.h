@@ -7,6 +7,9 @@
 /* Call first in main, before any thread starts.
  * - Keeps freed memory: malloc neither maps large blocks one by one nor gives them back, because
  * fresh pages cost far more than the work on them (messages of some MiB come and go all the time).
+ * - Gives malloc one arena: with one for each of many threads, what is free in one of them does not
+ * serve another, and a process grows for hundreds of steps. Each thread's own cache keeps the lock
+ * rare.
  * - Makes OpenMP threads sleep at barriers instead of spinning (OMP_WAIT_POLICY=passive). libgomp
  * reads the variable when it is loaded, before main; so where it isn't set, the program is executed
  * again with it, once (same process id, same arguments). A value set by the user is respected.

@@ -6,6 +6,7 @@
 #include "proto/run_config.h"
 
 #define STATISTIC_MOMENTUM 0.1
+#define CALL_BYTES         (20u << 10)
 
 static uint64_t divide_up(uint64_t a, uint64_t b)
 {
@@ -221,6 +222,13 @@ static uint64_t largest_block(const struct sfc_run_setup *setup, const uint64_t 
     return largest;
 }
 
+/* The calls of a micro-batch on their way: its features as gRPC has them and, rounded up, as the
+ * shard reads them, and what a call takes itself. */
+static uint64_t message_bytes(const struct sfc_head_config *head)
+{
+    return (uint64_t)head->micro_batch * head->dim * sizeof(float) * 9 / 4 + CALL_BYTES;
+}
+
 int sfc_run_setup_memory(const struct sfc_run_setup *setup, const struct sfc_backend *backend,
                          const uint64_t *class_blocks, size_t class_count,
                          const uint64_t *dense_blocks, size_t dense_count,
@@ -243,7 +251,8 @@ int sfc_run_setup_memory(const struct sfc_run_setup *setup, const struct sfc_bac
     uint64_t step = (uint64_t)setup->head.batch * (setup->head.dim * 4ull + 32) + sums;
     m.durability = 2 * largest_block(setup, class_blocks, class_count, dense_blocks, dense_count) +
                    step + sums;
-    m.total = memory_sum(&m.head) + memory_sum(&m.dense) + m.answers + m.durability;
+    m.messages = setup->micro_batches * message_bytes(&setup->head);
+    m.total = memory_sum(&m.head) + memory_sum(&m.dense) + m.answers + m.messages + m.durability;
     *out = m;
     return SFC_OK;
 }

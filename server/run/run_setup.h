@@ -46,6 +46,7 @@ struct sfc_run_memory {
     struct sfc_memory head;
     struct sfc_memory dense;
     uint64_t answers;    /* answers and inputs kept per slot, pulled parameters, labels */
+    uint64_t messages;   /* features and calls of every micro-batch on their way */
     uint64_t durability; /* a block on its way to or from the disk, a step of the log */
     uint64_t total;
 };

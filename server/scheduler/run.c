@@ -13,8 +13,10 @@
 
 #define RATE_WEIGHT 0.1 /* of the newest step in the smoothed images per second */
 
-/* What this program grows by in a run: SQLite's page cache and messages. For the memory plan. */
-#define GROWTH_BYTES (2u << 20)
+/* What this program grows by in a run: SQLite's page cache, and the calls of each micro-batch
+ * (labels, tickets, plans). For the memory plan. */
+#define GROWTH_BYTES (1u << 20)
+#define CALLS_BYTES  (48u << 10)
 
 static void perform(struct sfc_sched_run *run);
 
@@ -126,7 +128,9 @@ int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConf
         code = sfc_run_actions_init(&run->actions, &run->fsm, err);
     if (code == SFC_OK) {
         sfc_info_log("run %" PRIu64 ": memory plan: %.1f MiB", run->id,
-                     (double)(sfc_process_memory() + GROWTH_BYTES) / (1 << 20));
+                     (double)(sfc_process_memory() + GROWTH_BYTES +
+                              run->setup.micro_batches * (uint64_t)CALLS_BYTES) /
+                         (1 << 20));
         *out = run;
         return SFC_OK;
     }

@@ -11,8 +11,8 @@
 #include "server/shard/shard_internal.h"
 
 /* What this program grows by beside the numbers of a run, for the memory plan: kernels that oneDNN
- * generates, messages on their way. */
-#define GROWTH_BYTES (6u << 20)
+ * generates, small messages. */
+#define GROWTH_BYTES (5u << 20)
 
 /* ---- shared memory of replies */
 
@@ -234,16 +234,16 @@ static void tell_memory(const struct sfc_shard_run *run, uint64_t disk)
     const struct sfc_run_memory *m = &run->memory;
     uint64_t program = sfc_process_memory() + GROWTH_BYTES +
                        sfc_snapshot_compression_memory(run->shard->compression);
-    sfc_info_log("run %" PRIu64 ": %zu class blocks (%" PRIu64
-                 " classes) and %zu dense blocks need "
-                 "%.1f MiB: head %.1f state + %.1f step + %.1f scratch, dense %.1f, answers %.1f, "
-                 "durability %.1f; limit %.1f MiB",
-                 run->id, run->class_count,
-                 sfc_run_class_rows(&run->setup, run->class_blocks, run->class_count),
-                 run->dense_count, mib(m->total), mib(m->head.state_bytes), mib(m->head.step_bytes),
-                 mib(m->head.scratch_bytes),
-                 mib(m->dense.state_bytes + m->dense.step_bytes + m->dense.scratch_bytes),
-                 mib(m->answers), mib(m->durability), mib(run->shard->memory_limit));
+    sfc_info_log(
+        "run %" PRIu64 ": %zu class blocks (%" PRIu64 " classes) and %zu dense blocks need "
+        "%.1f MiB: head %.1f state + %.1f step + %.1f scratch, dense %.1f, answers %.1f, "
+        "messages %.1f, durability %.1f; limit %.1f MiB",
+        run->id, run->class_count,
+        sfc_run_class_rows(&run->setup, run->class_blocks, run->class_count), run->dense_count,
+        mib(m->total), mib(m->head.state_bytes), mib(m->head.step_bytes),
+        mib(m->head.scratch_bytes),
+        mib(m->dense.state_bytes + m->dense.step_bytes + m->dense.scratch_bytes), mib(m->answers),
+        mib(m->messages), mib(m->durability), mib(run->shard->memory_limit));
     sfc_info_log("run %" PRIu64 ": memory plan: %.1f MiB: the program %.1f and the run %.1f; on "
                  "disk %.1f",
                  run->id, mib(program + run->resident), mib(program), mib(run->resident),

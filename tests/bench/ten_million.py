@@ -10,7 +10,8 @@ hidden direction (worker/synthetic.h). Before and after training, `shardfc rank`
 own class centres among --others more.
 
 Asserted: the loss falls, the ranks rise, the memory that all processes use at most (sum of their proportional
-set sizes, polled) is within --plan-error of what they planned before the first step, and, where they are
+set sizes, polled) is within --plan-error of what they planned before the first step (or within PLAN_FLOOR bytes:
+what libraries take of small runs is not known that well), and, where they are
 given, --max-gb (10^9 bytes) and --max-step (median of the steps after the first three). Exit status 1 when one
 of them does not hold. A summary goes to stdout, one JSON object to FILE.
 """
@@ -28,6 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "integratio
 from cluster import Cluster, wait_until  # noqa: E402
 from machine import report_path  # noqa: E402
 
+PLAN_FLOOR = 8 << 20
 MAX_LANES = 256  # of a worker
 WARM_UP = 3  # steps that don't count: pages and connections are new
 
@@ -152,7 +154,8 @@ def claims(a, r):
     yield (f"mean cosine {before['cosine_mean']:.3f} -> {after['cosine_mean']:.3f}",
            after["cosine_mean"] > before["cosine_mean"] + 0.1)
     yield (f"memory {r['used_bytes'] / 1e9:.3f} GB used at most, {r['planned_bytes'] / 1e9:.3f} GB planned "
-           f"({100 * error:+.1f} %)", not a.plan_error or abs(error) <= a.plan_error)
+           f"({100 * error:+.1f} %)", not a.plan_error or abs(error) <= a.plan_error or
+           abs(r["used_bytes"] - r["planned_bytes"]) <= PLAN_FLOOR)
     if a.max_gb:
         yield f"at most {a.max_gb} GB used", r["used_bytes"] <= a.max_gb * 1e9
     step = f"step {r['step_s']:.3f} s (median; worst {r['step_s_worst']:.3f} s)"
