@@ -17,9 +17,9 @@
  * Failures leave the process as it was; they cost speed only. */
 void sfc_process_tune(char **argv);
 
-/* Call last in main: writes out what stdout holds and returns the exit code. A program that was to end
- * well (code 0) and whose output did not all arrive (full disk, a reader that went away) says so on
- * stderr and ends with 1. */
+/* Call last in main: writes out what stdout holds and returns the exit code. A program that was to
+ * end well (code 0) and whose output did not all arrive (full disk, a reader that went away) says
+ * so on stderr and ends with 1. */
 int sfc_process_end(const char *program, int code);
 
 /* Memory of this process in bytes: its proportional set size, in which a page of a library that n
@@ -27,8 +27,8 @@ int sfc_process_end(const char *program, int code);
  * where the system doesn't tell. */
 uint64_t sfc_process_memory(void);
 
-/* What the machine can give to programs without swapping, in bytes (MemAvailable of /proc/meminfo); 0 where
- * the system doesn't tell. */
+/* What the machine can give to programs without swapping, in bytes (MemAvailable of /proc/meminfo);
+ * 0 where the system doesn't tell. */
 uint64_t sfc_memory_available(void);
 
 #endif
