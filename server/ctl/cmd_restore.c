@@ -9,6 +9,7 @@
 
 #define CREATE_DEADLINE_MS 600000
 #define PIECE_ELEMENTS     (1u << 18)
+#define KEEP_POLL_MS       20
 
 struct restore_options {
     const char *scheduler, *from, *run;
@@ -206,6 +207,40 @@ static int send_all(struct loading *l, struct sfc_error *err)
     return SFC_OK;
 }
 
+static int keep_on(struct loading *l, const char *address, bool *kept, struct sfc_error *err)
+{
+    Shardfc__V1__KeepBlocksRequest request = SHARDFC__V1__KEEP_BLOCKS_REQUEST__INIT;
+    struct sfc_answer answer = {0};
+    request.run_id = l->run_id;
+    int code =
+        sfc_cluster_shard(l->cluster, address, "KeepBlocks", &request.base, (struct sfc_bytes){0},
+                          &shardfc__v1__keep_blocks_reply__descriptor, &answer, err);
+    if (code == SFC_OK) {
+        *kept = ((const Shardfc__V1__KeepBlocksReply *)answer.message)->kept;
+    }
+    sfc_answer_free(&answer);
+    return code;
+}
+
+/* Until every shard has all of it on its disk: a run that is started survives the death of any of
+ * them. */
+static int keep_all(struct loading *l, struct sfc_error *err)
+{
+    for (;;) {
+        size_t kept = 0;
+        int code = SFC_OK;
+        for (size_t i = 0; i < l->map->n_shards && code == SFC_OK; i++) {
+            bool done = false;
+            code = keep_on(l, l->map->shards[i]->address, &done, err);
+            kept += done;
+        }
+        if (code != SFC_OK || kept == l->map->n_shards) {
+            return code;
+        }
+        sfc_command_wait(KEEP_POLL_MS);
+    }
+}
+
 static int control(struct sfc_cluster *cluster, Shardfc__V1__ControlRequest__Action action,
                    uint64_t run_id, struct sfc_error *err)
 {
@@ -229,6 +264,9 @@ static int load(struct loading *l, struct sfc_error *err)
     }
     if (code == SFC_OK) {
         code = send_all(l, err);
+    }
+    if (code == SFC_OK) {
+        code = keep_all(l, err);
     }
     if (code == SFC_OK) {
         return control(l->cluster, SHARDFC__V1__CONTROL_REQUEST__ACTION__START, l->run_id, err);

@@ -321,12 +321,6 @@ static void print_line(const Shardfc__V1__StatusReply *s, bool stuck)
     fflush(stdout);
 }
 
-static void wait_ms(uint64_t ms)
-{
-    struct timespec pause = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
-    nanosleep(&pause, NULL);
-}
-
 /* What has been shown and traced. */
 struct watch {
     uint64_t run_id, traced_step, shown_step;
@@ -381,7 +375,7 @@ static int follow(const struct status_options *o, struct sfc_cluster *cluster, F
         if (code != SFC_OK || over) {
             return code;
         }
-        wait_ms(o->interval_ms < POLL_MS ? o->interval_ms : POLL_MS);
+        sfc_command_wait(o->interval_ms < POLL_MS ? o->interval_ms : POLL_MS);
     }
 }
 

@@ -38,6 +38,12 @@ double sfc_command_clock(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+void sfc_command_wait(uint64_t ms)
+{
+    struct timespec pause = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
+    nanosleep(&pause, NULL);
+}
+
 void sfc_command_progress(struct sfc_command_progress *p, uint64_t done, uint64_t total)
 {
     double now = sfc_command_clock();

@@ -48,6 +48,7 @@ struct sfc_command_progress {
 };
 void sfc_command_progress(struct sfc_command_progress *progress, uint64_t done, uint64_t total);
 double sfc_command_clock(void);
+void sfc_command_wait(uint64_t ms);
 
 /* ---- the cluster */
 

@@ -568,6 +568,16 @@ void sfc_durability_planned(struct sfc_shard_run *run)
     kick(run);
 }
 
+int sfc_durability_keep(struct sfc_shard_run *run, bool *kept, struct sfc_error *err)
+{
+    struct sfc_durability *d = of(run);
+    char failed[SFC_LIMIT_ERROR_TEXT];
+    snprintf(failed, sizeof failed, "%s", d->base_missing ? d->snapshot_error : "");
+    sfc_durability_planned(run);
+    *kept = !d->base_missing;
+    return failed[0] && !*kept ? sfc_fail(err, SFC_EUNAVAILABLE, "%s", failed) : SFC_OK;
+}
+
 void sfc_durability_applied(struct sfc_shard_run *run)
 {
     struct sfc_durability *d = of(run);

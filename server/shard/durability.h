@@ -106,6 +106,10 @@ void sfc_durability_commit(struct sfc_shard_run *run, const struct sfc_step_acti
 void sfc_durability_applied(struct sfc_shard_run *run);
 /* The first plan: nobody writes blocks any more, and the step before it is where the run is. */
 void sfc_durability_planned(struct sfc_shard_run *run);
+/* The blocks of a loaded run are complete: their first snapshots are written now. *kept: every
+ * block has one (or nothing is to be kept); ask again until then. SFC_EUNAVAILABLE: the disk
+ * refused one; asking again tries again. */
+int sfc_durability_keep(struct sfc_shard_run *run, bool *kept, struct sfc_error *err);
 void sfc_durability_trim(struct sfc_shard_run *run, uint64_t floor);
 /* The pace of writing has room again. */
 void sfc_durability_tick(struct sfc_shard_run *run);

@@ -641,6 +641,31 @@ static void on_write_block(struct sfc_rpc_call *call, void *ctx)
     sfc_message_free(r);
 }
 
+/* What was written is complete; from now on a death of this shard does not undo it. */
+static void on_keep_blocks(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__KeepBlocksRequest *r =
+        unpack(shard, call, &shardfc__v1__keep_blocks_request__descriptor);
+    if (!r)
+        return;
+    Shardfc__V1__KeepBlocksReply reply = SHARDFC__V1__KEEP_BLOCKS_REPLY__INIT;
+    bool kept = false;
+    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    int code = run ? SFC_OK : err.code;
+    if (run) {
+        run->planned = true;
+        code = sfc_durability_keep(run, &kept, &err);
+    }
+    reply.kept = kept;
+    if (code == SFC_OK)
+        sfc_call_reply(call, &reply);
+    else
+        refuse(shard, call, &err);
+    sfc_message_free(r);
+}
+
 #define PATH(name) "/shardfc.v1.Shard/" name
 
 const struct sfc_rpc_method sfc_shard_methods[] = {
@@ -659,5 +684,6 @@ const struct sfc_rpc_method sfc_shard_methods[] = {
     {PATH("UnpinStep"), on_unpin_step, SFC_LIMIT_SMALL, 64},
     {PATH("ReadBlock"), on_read_block, SFC_LIMIT_SMALL, 256},
     {PATH("WriteBlock"), on_write_block, SFC_LIMIT_MESSAGE, 256},
+    {PATH("KeepBlocks"), on_keep_blocks, SFC_LIMIT_SMALL, 64},
 };
 const size_t sfc_shard_method_count = sizeof sfc_shard_methods / sizeof *sfc_shard_methods;
