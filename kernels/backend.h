@@ -39,8 +39,9 @@
  *   of blocks on shards gives the same bits after the integer sum.
  * - Nothing in W or its moments changes before sfc_head_commit.
  *
- * Threads: objects of one backend are used by one thread at a time; a backend runs its own threads
- * inside. Errors are status codes (proto/base/status.h); out parameters are written on success
+ * Threads: objects of one backend are used by one thread at a time, but for sfc_head_check and
+ * sfc_head_memory, which another may call meanwhile (a shard plans a run while it computes for the
+ * one before); a backend runs its own threads inside. Errors are status codes (proto/base/status.h); out parameters are written on success
  * only. */
 #ifndef SFC_KERNELS_BACKEND_H
 #define SFC_KERNELS_BACKEND_H

@@ -15,6 +15,7 @@ struct worker {
 };
 
 struct sfc_cpu_pool {
+    pthread_mutex_t turn; /* held by the caller whose job it is */
     pthread_mutex_t lock;
     pthread_cond_t start, done;
     unsigned threads, started;
@@ -71,6 +72,7 @@ int sfc_cpu_pool_new(unsigned threads, struct sfc_cpu_pool **out, struct sfc_err
     struct sfc_cpu_pool *pool = calloc(1, sizeof *pool);
     if (!pool)
         return sfc_fail(err, SFC_ENOMEM, "thread pool: out of memory");
+    pthread_mutex_init(&pool->turn, NULL);
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->start, NULL);
     pthread_cond_init(&pool->done, NULL);
@@ -108,12 +110,14 @@ void sfc_cpu_pool_free(struct sfc_cpu_pool *pool)
     pthread_cond_destroy(&pool->done);
     pthread_cond_destroy(&pool->start);
     pthread_mutex_destroy(&pool->lock);
+    pthread_mutex_destroy(&pool->turn);
     free(pool->workers);
     free(pool);
 }
 
 static void run(struct sfc_cpu_pool *pool, sfc_pool_fn fn, void *arg, size_t items, bool each)
 {
+    pthread_mutex_lock(&pool->turn);
     pthread_mutex_lock(&pool->lock);
     pool->fn = fn;
     pool->arg = arg;
@@ -126,6 +130,7 @@ static void run(struct sfc_cpu_pool *pool, sfc_pool_fn fn, void *arg, size_t ite
     while (pool->running)
         pthread_cond_wait(&pool->done, &pool->lock);
     pthread_mutex_unlock(&pool->lock);
+    pthread_mutex_unlock(&pool->turn);
 }
 
 void sfc_cpu_pool_run(struct sfc_cpu_pool *pool, sfc_pool_fn fn, void *arg, size_t items)

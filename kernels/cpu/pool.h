@@ -15,7 +15,7 @@ typedef void (*sfc_pool_fn)(void *arg, size_t item, unsigned worker);
 int sfc_cpu_pool_new(unsigned threads, struct sfc_cpu_pool **out, struct sfc_error *err);
 void sfc_cpu_pool_free(struct sfc_cpu_pool *pool); /* NULL is fine */
 /* Runs fn for every item, each on any one worker, in ascending order of start; returns when all are
- * done. One caller at a time; never from inside fn. */
+ * done. Callers of several threads take turns; never from inside fn. */
 void sfc_cpu_pool_run(struct sfc_cpu_pool *pool, sfc_pool_fn fn, void *arg, size_t items);
 /* Runs fn exactly once on every worker (item = worker). */
 void sfc_cpu_pool_each(struct sfc_cpu_pool *pool, sfc_pool_fn fn, void *arg);
