@@ -449,6 +449,15 @@ static bool keep_open(struct sfc_shard *shard, struct sfc_rpc_call *call,
     return code != SFC_OK;
 }
 
+/* A new run measures what the kernels need, on the threads that the jobs of the old one still use:
+ * it waits for their end. */
+static int check_closed(const struct sfc_shard *shard, struct sfc_error *err)
+{
+    return shard->closing == 0 ? SFC_OK
+                               : sfc_fail(err, SFC_EUNAVAILABLE,
+                                          "this shard is closing what it had open, ask again");
+}
+
 void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
                         const Shardfc__V1__OpenRunRequest *request)
 {
@@ -463,7 +472,13 @@ void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
     int code = check_request(request, &err);
     if (code == SFC_OK) {
         sfc_shard_close_run(shard, NULL, false);
+        code = check_closed(shard, &err);
+    }
+    if (code == SFC_OK)
         code = run_new(shard, request, &run, &err);
+    if (code == SFC_EUNAVAILABLE) {
+        sfc_shard_refuse(shard, call, code, err.text);
+        return;
     }
     if (code != SFC_OK) {
         sfc_error_log("open run %" PRIu64 ": %s", request->run_id, err.text);
@@ -489,6 +504,7 @@ static void files_closed(struct sfc_shard_run *run)
         sfc_call_reply(run->close_call, &reply);
     }
     sfc_info_log("run %" PRIu64 ": closed", run->id);
+    run->shard->closing--;
     run_free(run); /* every earlier job is done: jobs finish in order */
 }
 
@@ -508,8 +524,10 @@ void sfc_shard_close_run(struct sfc_shard *shard, struct sfc_rpc_call *call, boo
         return;
     }
     shard->run = NULL;
-    shard->last_closed = run->id;
+    if (remove) /* otherwise it comes back, or a newer one is here */
+        shard->last_closed = run->id;
     run->closed = true;
+    shard->closing++;
     run->close_call = call;
     run->durability.remove = remove;
     sfc_durability_abandon(run);

@@ -131,6 +131,7 @@ struct sfc_shard {
     struct sfc_backoff backoff;
     struct sfc_shard_run *run;
     uint64_t last_closed;                 /* greatest run that was closed here */
+    unsigned closing;                     /* runs whose jobs or files are not at an end yet */
     unsigned blocks_in_flight;            /* ReadBlock and WriteBlock jobs */
     unsigned steps_in_flight;             /* ReadStep tasks */
     uint64_t refused[SFC_SHARD_COUNTERS]; /* calls that ended with each status */
