@@ -132,6 +132,12 @@ static int make_glyphs(const struct data_options *o, struct sfc_error *err)
     } else if (code == SFC_OK) {
         sfc_glyph_report_text(&report, stdout);
     }
+    if (code == SFC_OK && report.identities < o->classes)
+        fprintf(stderr,
+                "only %" PRIu64 " of %" PRIu64
+                " identities: the others are not in enough of the fonts "
+                "(more --faces, or the packages that deploy/font-packages lists)\n",
+                (uint64_t)report.identities, o->classes);
     sfc_glyph_report_free(&report);
     return code;
 }

@@ -49,10 +49,12 @@ void sfc_command_progress(struct sfc_command_progress *p, uint64_t done, uint64_
     double now = sfc_command_clock();
     if (p->started == 0) {
         p->started = p->last = now;
+        p->first = done > 1 ? done : 0; /* 1: the first piece of work is done */
         p->last_percent = -1;
     }
     bool terminal = isatty(STDERR_FILENO) != 0;
-    int percent = total == 0 ? 100 : (int)(100 * done / total);
+    uint64_t since = done > p->first ? done - p->first : 0; /* a run may go back */
+    int percent = total <= p->first ? 100 : (int)(100 * since / (total - p->first));
     bool due = now - p->last >= (terminal ? 0.2 : 2.0) && (terminal || percent != p->last_percent);
     if (!due && done < total) {
         return;
@@ -63,9 +65,11 @@ void sfc_command_progress(struct sfc_command_progress *p, uint64_t done, uint64_
     p->last = now;
     p->last_percent = percent;
     double elapsed = now - p->started;
-    double rate = elapsed > 0 ? (double)done / elapsed : 0;
-    double eta = rate > 0 ? (double)(total - done) / rate : 0;
-    fprintf(stderr, "%s%s %" PRIu64 "/%" PRIu64 " %s (%d %%), %.3g %s/s, %.0f s left%s",
-            terminal ? "\r\033[K" : "", p->what, done, total, p->unit, percent, rate, p->unit, eta,
-            terminal && done < total ? "" : "\n");
+    double rate = elapsed > 0 ? (double)since / elapsed : 0;
+    char left[48] = "";
+    if (rate > 0)
+        snprintf(left, sizeof left, ", %.0f s left", (double)(total - done) / rate);
+    fprintf(stderr, "%s%s %" PRIu64 "/%" PRIu64 " %s (%d %%), %.*f %s/s%s%s",
+            terminal ? "\r\033[K" : "", p->what, done, total, p->unit, percent, rate < 10 ? 2 : 0,
+            rate, p->unit, left, terminal && done < total ? "" : "\n");
 }

@@ -44,6 +44,7 @@ struct sfc_command_progress {
     const char *what, *unit;
     double started; /* seconds, monotonic; 0 = not started */
     double last;
+    uint64_t first; /* done at the first call: rate and percent count from there */
     int last_percent;
 };
 void sfc_command_progress(struct sfc_command_progress *progress, uint64_t done, uint64_t total);

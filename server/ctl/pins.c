@@ -102,7 +102,8 @@ static int pin_shard(struct sfc_pins *pins, const char *address, uint64_t *first
         code = sfc_cluster_shard(pins->cluster, address, "PinStep", &request.base,
                                  (struct sfc_bytes){0}, &shardfc__v1__pin_step_reply__descriptor,
                                  &answer, err);
-        if (!gone_for_now(code)) {
+        /* not found: it was started again and has not recovered the run yet */
+        if (!gone_for_now(code) && code != SFC_ENOTFOUND) {
             break;
         }
         say_waiting(pins, address);
@@ -154,7 +155,7 @@ static int renew(struct sfc_pins *pins, struct sfc_error *err)
 
 static int wait_for_step(struct sfc_pins *pins, struct sfc_error *err)
 {
-    struct sfc_command_progress progress = {.what = "waiting for the step", .unit = "steps"};
+    struct sfc_command_progress progress = {.what = "training reaches", .unit = "steps"};
     double silent = 0;
     int code = SFC_OK;
     while (code == SFC_OK && pins->committed < pins->step) {

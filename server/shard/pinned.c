@@ -486,8 +486,10 @@ static int check_pin(const struct sfc_shard_run *run, const Shardfc__V1__PinStep
         return sfc_fail(err, SFC_EUNAVAILABLE, "the checkpoint before this one is being put away");
     if (p->id && p->id != r->pin)
         return sfc_fail(err, SFC_ESTATE,
-                        "another checkpoint, of step %" PRIu64 ", is being made; wait for it",
-                        p->step);
+                        "another checkpoint, of step %" PRIu64
+                        ", is being made; wait for it, or end "
+                        "its command: %d s later there is room",
+                        p->step, SFC_PIN_LEASE_MS / 1000);
     if (p->id && p->step != r->step)
         return sfc_fail(err, SFC_EINVAL, "step: this pin is of step %" PRIu64, p->step);
     return SFC_OK;
