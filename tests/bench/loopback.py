@@ -3,7 +3,8 @@
 
     loopback.py head [--classes N] [--sample-rate R] [--batch N] [--micro-batch N] [--lanes N] [--dim N]
                      [--shards N] [--threads N] [--steps N] [--rounds N] [--quiet-wait SECONDS]
-    loopback.py durable [the same, and --recovery-target TIME --dense-params N --log-dense f32|bf16]
+    loopback.py durable [the same, and --recovery-target TIME --dense-params N --log-dense f32|bf16
+                        --durable-every N]
     loopback.py recovery [--classes N] [--shards N] [--steps N] [--dtype f32|bf16] ...
     loopback.py tiny --data DIR [--steps N] [--rounds N] [--quiet-wait SECONDS]
     loopback.py snapshots --data DIR [--steps N] [--quiet-wait SECONDS]
@@ -14,7 +15,8 @@ the same step with as many threads in one process. Rounds alternate between the 
 while the other one runs), so that both see the same machine.
 durable: what the step log and rolling snapshots cost: clusters with them and with --durable off take turns; and the
 bytes of log per step beside the inputs of a step. With --dense-params a foreign session pushes gradients of a
-backbone of so many parameters (44000000: an R50) in every step, beside the class layer's; --log-dense is the run's.
+backbone of so many parameters (44000000: an R50) in every step, beside the class layer's; --log-dense and
+--durable-every are the run's. With --durable-every above 1 times are means, since few steps pay for all.
 recovery: SIGKILL of a shard after --steps steps; the time from its start to its first answer of a step, and the
 rate at which it goes through its log beside the rate of the steps.
 tiny: images per second of the quick start's training: 2 shards, 2 workers, `tiny`, r = 0.1; DIR is a data set
@@ -37,7 +39,7 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "integration"))
-from cluster import BIN, Cluster, pb, wait_until  # noqa: E402
+from cluster import BIN, Cluster, pb, run_config, wait_until  # noqa: E402
 from machine import Others, wait_quiet  # noqa: E402
 
 WARM_UP = 3  # steps after a start or a pause that don't count
@@ -98,8 +100,12 @@ def commit_times(c, after):
         after = points[-1].step
 
 
+def middle(a, times):
+    return (statistics.mean if a.durable_every > 1 else statistics.median)(times)
+
+
 def cluster_steps(c, a):
-    """Lets the cluster do steps; returns the median and the best in ms, and the share of others."""
+    """Lets the cluster do steps; returns the middle and the best in ms, and the share of others."""
     before = c.status().step
     pids = [p.pid for p in c.processes]
     control(c, pb.ControlRequest.RESUME)
@@ -109,7 +115,7 @@ def cluster_steps(c, a):
     times = commit_times(c, before)
     steps = [times[t + 1] - times[t] for t in times if t > before + WARM_UP and t + 1 in times]
     steps = [1e3 * s for s in steps[:a.steps]]
-    return statistics.median(steps), min(steps), others.share
+    return middle(a, steps), min(steps), others.share
 
 
 def head(a):
@@ -145,10 +151,12 @@ def head(a):
 
 
 def create_head(c, a, **more):
-    c.create_run(classes=a.classes, samples=max(a.classes, a.batch), dim=a.dim, steps=1000000,
-                 global_batch=a.batch, micro_batch=a.micro_batch, scale=64.0,
-                 sample_ppm=round(a.sample_rate * 1e6), block_size=block_size(a.classes),
-                 warmup_steps=0, lr_end=1.0, dtype=a.dtype, gemm=a.dtype, **more)
+    config = run_config(classes=a.classes, samples=max(a.classes, a.batch), dim=a.dim, steps=1000000,
+                        global_batch=a.batch, micro_batch=a.micro_batch, scale=64.0,
+                        sample_ppm=round(a.sample_rate * 1e6), block_size=block_size(a.classes),
+                        warmup_steps=0, lr_end=1.0, dtype=a.dtype, gemm=a.dtype, **more)
+    keeping = pb.RunKeeping(durable_every=a.durable_every)
+    c.stub.CreateRun(pb.CreateRunRequest(config=config, keeping=keeping), timeout=600)
     if not more:
         c.start_worker(threads=a.lanes)
 
@@ -170,7 +178,7 @@ def disk_bytes(shard):
 
 
 def session_steps(c, a):
-    """Steps of a foreign session with a backbone; median in ms from commit to commit, and the share of others."""
+    """Steps of a foreign session with a backbone; middle in ms from commit to commit, and the share of others."""
     import dense_session  # needs NumPy, as nothing else here does
     create_head(c, a, data=pb.DataSet(kind=pb.DataSet.SESSION), backbone="parameters", clip=0.0,
                 segments=dense_session.segments(a.dense_params), log_dense_bf16=a.log_dense == "bf16")
@@ -182,12 +190,12 @@ def session_steps(c, a):
         session.steps(a.steps + 1)
     last = WARM_UP + a.steps + 1
     c.wait_step(last, 600)
-    times = commit_times(c, WARM_UP)
-    return statistics.median(1e3 * (times[t + 1] - times[t]) for t in range(WARM_UP + 1, last)), others.share
+    times = commit_times(c, WARM_UP)  # up to the last durable step
+    return middle(a, [1e3 * (times[t + 1] - times[t]) for t in times if t + 1 in times]), others.share
 
 
 def durable_turn(a, *extra):
-    """Median of a fresh cluster's steps in ms, the share of others, snapshots, and bytes of all logs per step."""
+    """Middle of a fresh cluster's steps in ms, the share of others, snapshots, and bytes of all logs per step."""
     with Cluster() as c:
         head_cluster(c, a, *extra)
         if a.dense_params:
@@ -216,8 +224,8 @@ def durable(a):
     number = 2 if a.log_dense == "bf16" else 4
     inputs = a.shards * a.batch * (a.dim * 4 + 8 + 8) + a.dense_params * number
     say(f"{a.classes} classes, r {a.sample_rate}, batch {a.batch} of {a.micro_batch}, dim {a.dim}; "
-        f"{a.shards} shards of {a.threads} threads; medians of {a.steps} steps; "
-        f"--recovery-target {a.recovery_target}"
+        f"{a.shards} shards of {a.threads} threads; {'means' if a.durable_every > 1 else 'medians'} of {a.steps} "
+        f"steps; --recovery-target {a.recovery_target}; --durable-every {a.durable_every}"
         + (f"; {a.dense_params} dense parameters, logged as {a.log_dense}" if a.dense_params else ""))
     say(f"{'round':>5} {'on ms':>8} {'off ms':>8} {'others':>7} {'ratio':>6} {'snapshots':>10}")
     for i in range(a.rounds):
@@ -232,7 +240,8 @@ def durable(a):
     say(f"median of the ratios: {ratio:.3f}, of the differences: {more:.1f} ms; the logs of all shards take "
         f"{per_step:.0f} bytes per step, the inputs {inputs}: {per_step / inputs:.3f}")
     return {"bench": "loopback durable", "classes": a.classes, "batch": a.batch, "dim": a.dim,
-            "shards": a.shards, "dense_params": a.dense_params, "log_dense": a.log_dense, "ratio": ratio,
+            "shards": a.shards, "dense_params": a.dense_params, "log_dense": a.log_dense,
+            "durable_every": a.durable_every, "ratio": ratio,
             "more_ms": round(more, 3), "log_bytes_per_step": round(per_step),
             "input_bytes_per_step": inputs, "rounds": rounds}
 
@@ -360,6 +369,8 @@ def main():
         h.add_argument("--rounds", type=int, default=3)
         h.add_argument("--recovery-target", default="5m")
         h.add_argument("--dtype", choices=("f32", "bf16"), default="f32", help="of class centres and products")
+    for h in heads:
+        h.add_argument("--durable-every", type=int, default=1)
     heads[1].add_argument("--dense-params", type=int, default=0)
     heads[1].add_argument("--log-dense", choices=("f32", "bf16"), default="f32")
     trainings = [modes.add_parser(mode) for mode in ("tiny", "snapshots")]
