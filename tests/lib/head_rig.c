@@ -31,7 +31,7 @@ static void *zeroed(size_t count, size_t size)
 
 bool rig_has_native(void)
 {
-    struct sfc_head_config c = rig_config(10, 8, 10, 4, 4);
+    struct sfc_head_config c = rig_config(20, 8, 20, 4, 4);
     struct sfc_error err = {0};
     struct sfc_backend *backend = NULL;
     struct sfc_memory memory;
