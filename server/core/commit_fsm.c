@@ -7,9 +7,9 @@
 #define BIT(duty) (1u << (duty))
 
 const char *const sfc_duty_names[SFC_DUTY_COUNT] = {
-    [SFC_DUTY_OPEN] = "OpenRun",   [SFC_DUTY_COMMIT] = "Commit",  [SFC_DUTY_ABORT] = "Abort",
-    [SFC_DUTY_PLAN] = "Plan",      [SFC_DUTY_PLAN_NEXT] = "Plan", [SFC_DUTY_PREPARE] = "Prepare",
-    [SFC_DUTY_CLOSE] = "CloseRun",
+    [SFC_DUTY_OPEN] = "OpenRun",   [SFC_DUTY_COMMIT] = "Commit",     [SFC_DUTY_ABORT] = "Abort",
+    [SFC_DUTY_PLAN] = "Plan",      [SFC_DUTY_PLAN_NEXT] = "Plan",    [SFC_DUTY_PREPARE] = "Prepare",
+    [SFC_DUTY_CLOSE] = "CloseRun", [SFC_DUTY_CHECK] = "CheckRewind",
 };
 
 /* A shard gets a message only when it has acknowledged these. */
@@ -21,6 +21,7 @@ static const unsigned duty_waits_for[SFC_DUTY_COUNT] = {
         BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT) | BIT(SFC_DUTY_ABORT) | BIT(SFC_DUTY_PLAN),
     [SFC_DUTY_PREPARE] =
         BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT) | BIT(SFC_DUTY_ABORT) | BIT(SFC_DUTY_PLAN),
+    [SFC_DUTY_CHECK] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT),
 };
 
 int sfc_commit_init(struct sfc_commit_fsm *c, const struct sfc_commit_config *config,
@@ -82,7 +83,7 @@ void sfc_commit_unwant_shard(struct sfc_commit_fsm *c, uint32_t shard)
     memset(c->duties[shard], 0, sizeof(c->duties[shard]));
 }
 
-static void unwant(struct sfc_commit_fsm *c, enum sfc_duty duty)
+void sfc_commit_unwant(struct sfc_commit_fsm *c, enum sfc_duty duty)
 {
     for (uint32_t k = 0; k < c->config.shards; k++)
         c->duties[k][duty] = (struct sfc_shard_duty){0};
@@ -274,7 +275,7 @@ void sfc_commit_durable(struct sfc_commit_fsm *c)
         c->duties[k][SFC_DUTY_PLAN] = c->duties[k][SFC_DUTY_PLAN_NEXT];
         c->duties[k][SFC_DUTY_PREPARE] = (struct sfc_shard_duty){0};
     }
-    unwant(c, SFC_DUTY_PLAN_NEXT);
+    sfc_commit_unwant(c, SFC_DUTY_PLAN_NEXT);
     c->plan_sent = c->next_plan_sent;
     c->next_plan_sent = false;
     sfc_commit_want_all(c, SFC_DUTY_COMMIT);
@@ -286,9 +287,9 @@ void sfc_commit_new_round(struct sfc_commit_fsm *c, struct sfc_attempt round)
     c->round = round;
     forget_dones(c);
     forget_ready(c);
-    unwant(c, SFC_DUTY_PLAN);
-    unwant(c, SFC_DUTY_PLAN_NEXT);
-    unwant(c, SFC_DUTY_PREPARE);
+    sfc_commit_unwant(c, SFC_DUTY_PLAN);
+    sfc_commit_unwant(c, SFC_DUTY_PLAN_NEXT);
+    sfc_commit_unwant(c, SFC_DUTY_PREPARE);
     c->plan_sent = false;
     c->next_plan_sent = false;
     sfc_commit_want_all(c, SFC_DUTY_ABORT);

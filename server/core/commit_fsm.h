@@ -23,6 +23,7 @@ enum sfc_duty {
     SFC_DUTY_PLAN_NEXT, /* Plan(open step + 1), ahead of time */
     SFC_DUTY_PREPARE,   /* Prepare(open step) */
     SFC_DUTY_CLOSE,     /* CloseRun */
+    SFC_DUTY_CHECK,     /* CheckRewind(a step that the machine does not know) */
     SFC_DUTY_COUNT,
 };
 extern const char *const sfc_duty_names[SFC_DUTY_COUNT]; /* "OpenRun", "Commit", ... */
@@ -108,6 +109,7 @@ void sfc_commit_free(struct sfc_commit_fsm *c);
 void sfc_commit_want(struct sfc_commit_fsm *c, uint32_t shard, enum sfc_duty duty);
 void sfc_commit_want_all(struct sfc_commit_fsm *c, enum sfc_duty duty);
 void sfc_commit_unwant_all(struct sfc_commit_fsm *c); /* every duty of every shard */
+void sfc_commit_unwant(struct sfc_commit_fsm *c, enum sfc_duty duty);   /* of every shard */
 void sfc_commit_unwant_shard(struct sfc_commit_fsm *c, uint32_t shard); /* every duty of this one */
 bool sfc_commit_idle(const struct sfc_commit_fsm *c, enum sfc_duty duty); /* acknowledged by all */
 /* The next message to send now: marks it in flight. false: none. */

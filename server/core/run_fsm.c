@@ -292,7 +292,7 @@ static void advance(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
         sfc_commit_plan(c, false);
     }
     if (c->phase == SFC_PHASE_COMPUTE && c->done_count == c->config.micro_batches &&
-        gate_open(run)) {
+        gate_open(run) && run->rewind.phase != SFC_REWIND_ASKING) {
         c->phase = SFC_PHASE_PREPARE;
         run->provisional = is_provisional(run, c->committed + 1);
         sfc_commit_want_all(c, SFC_DUTY_PREPARE);
@@ -414,6 +414,10 @@ static void send(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_action
             a->lr = sfc_schedule_lr(&run->config.schedule, a->step);
         if (duty == SFC_DUTY_COMMIT || (a->recover && run->commit.record.step == a->step))
             a->record = run->commit.record;
+        if (duty == SFC_DUTY_CHECK) {
+            a->step = run->rewind.step;
+            a->record = run->rewind.record;
+        }
     }
 }
 

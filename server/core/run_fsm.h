@@ -168,8 +168,8 @@ struct sfc_run_event {
 
 enum sfc_run_action_type {
     SFC_ACT_SEND,         /* shard, life, duty, step, round; for OpenRun: recover, record (step 0:
-                             none); for Commit: record; for Plan: lr and sfc_run_labels(); for
-                             Prepare: sfc_run_done() of each j, provisional */
+                             none); for CheckRewind: record, the same; for Commit: record; for Plan: lr and
+                             sfc_run_labels(); for         Prepare: sfc_run_done() of each j, provisional */
     SFC_ACT_WRITE_DROP,   /* number, step, j */
     SFC_ACT_WRITE_RECORD, /* record, provisional; attempts, digests and labels from sfc_run_done(),
                              _labels(). Provisional: keep it in memory; else make it durable with
@@ -244,6 +244,7 @@ enum sfc_rewind_phase {
     SFC_REWIND_WANTED,  /* waits for a record that is on its way */
     SFC_REWIND_READING, /* the record of its step */
     SFC_REWIND_READ,
+    SFC_REWIND_ASKING,  /* every shard checks that its disk leads there; nothing has moved */
     SFC_REWIND_MOVING,  /* shards go to its step; the records of later ones are still there */
     SFC_REWIND_WRITING, /* and now they go */
 };

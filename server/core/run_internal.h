@@ -48,6 +48,7 @@ void sfc_run_on_record_read(struct sfc_run_fsm *run, const struct sfc_run_event 
 void sfc_run_on_rewound(struct sfc_run_fsm *run, const struct sfc_run_event *event,
                         struct sfc_run_actions *actions);
 void sfc_run_rewind_advance(struct sfc_run_fsm *run, struct sfc_run_actions *actions);
+/* By a shard that was asked, or on its way. */
 void sfc_run_rewind_refused(struct sfc_run_fsm *run, uint32_t shard, int code, const char *text,
                             struct sfc_run_actions *actions);
 void sfc_run_rewind_tick(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_actions *actions);

@@ -1,7 +1,9 @@
-/* A run goes back to an earlier step. First every shard goes there, by the way of a recovery, while
- * the records of what came later are still there: a shard that can't says so, and the run returns
- * to where it was. Only then the records go, in one piece; that decides. What shards have on their
- * disks of the later steps they give up when the next plan comes. */
+/* A run goes back to an earlier step. First every shard is asked whether its disk leads there, and
+ * reads what it would need: while one can't, none has given anything up, and the run goes on. Then
+ * every shard goes there, by the way of a recovery, while the records of what came later are still
+ * there: if one fails now, the run returns to where it was, by the same way. Only then the records
+ * go, in one piece; that decides. What shards have on their disks of the later steps they give up
+ * when the next plan comes. */
 #include <stdio.h>
 #include <string.h>
 
@@ -52,7 +54,9 @@ static void answer(struct sfc_run_fsm *run, int code, const char *text,
 
 void sfc_run_go_back(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
 {
-    if (run->rewind.phase == SFC_REWIND_MOVING) {
+    bool above = run->rewind.phase != SFC_REWIND_NONE && run->rewind.step > run->durable;
+    if (run->rewind.phase == SFC_REWIND_MOVING || above) {
+        sfc_commit_unwant(&run->commit, SFC_DUTY_CHECK);
         sfc_fail(&run->error, SFC_EUNAVAILABLE,
                  "a shard was lost on the way to step %llu, which was not durable; the run goes "
                  "back to its last durable step, %llu",
@@ -155,6 +159,28 @@ static bool all_there(const struct sfc_run_fsm *run)
            sfc_commit_idle(&run->commit, SFC_DUTY_COMMIT);
 }
 
+/* One that can't recover to where the run is has nothing to lose, and its process is not asked
+ * again for anything: its way back is tried. */
+static bool all_willing(const struct sfc_run_fsm *run)
+{
+    for (uint32_t k = 0; k < run->config.shards; k++) {
+        const struct sfc_shard_duty *d = run->commit.duties[k];
+        bool lame = d[SFC_DUTY_OPEN].wanted && d[SFC_DUTY_OPEN].retry_ms == UINT64_MAX;
+        if (run->shards[k].lost || (d[SFC_DUTY_CHECK].wanted && !lame))
+            return false;
+    }
+    return true;
+}
+
+static void move(struct sfc_run_fsm *run)
+{
+    struct sfc_run_rewind *r = &run->rewind;
+    r->back_step = run->commit.committed;
+    r->back = run->commit.record;
+    r->phase = SFC_REWIND_MOVING;
+    sfc_run_go_to(run, r->step, &r->record);
+}
+
 void sfc_run_rewind_advance(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
 {
     struct sfc_run_rewind *r = &run->rewind;
@@ -162,10 +188,10 @@ void sfc_run_rewind_advance(struct sfc_run_fsm *run, struct sfc_run_actions *act
     if (r->phase == SFC_REWIND_WANTED && !record)
         want_record(run, actions);
     if (r->phase == SFC_REWIND_READ && !record) {
-        r->back_step = run->commit.committed;
-        r->back = run->commit.record;
-        r->phase = SFC_REWIND_MOVING;
-        sfc_run_go_to(run, r->step, &r->record);
+        r->phase = SFC_REWIND_ASKING;
+        sfc_commit_want_all(&run->commit, SFC_DUTY_CHECK);
+    } else if (r->phase == SFC_REWIND_ASKING && !record && all_willing(run)) {
+        move(run);
     } else if (r->phase == SFC_REWIND_MOVING && all_there(run)) {
         write_rewind(run, actions);
     }
@@ -175,13 +201,18 @@ void sfc_run_rewind_refused(struct sfc_run_fsm *run, uint32_t shard, int code, c
                             struct sfc_run_actions *actions)
 {
     struct sfc_run_rewind *r = &run->rewind;
+    bool moved = r->phase == SFC_REWIND_MOVING;
+    uint64_t back = r->back_step < run->durable ? r->back_step : run->durable;
     struct sfc_error why;
-    sfc_fail(&why, code,
-             "shard %llu can't go back to step %llu: %.300s. The run goes on at step %llu",
+    sfc_fail(&why, code, "shard %llu can't go back to step %llu: %.300s. %s %llu",
              (ull)run->shards[shard].id, (ull)r->step, text,
-             (ull)(r->back_step < run->durable ? r->back_step : run->durable));
+             moved ? "The shards recover step" : "Nothing has changed: the run is at step",
+             (ull)(moved ? back : run->commit.committed));
     run->error = why;
     answer(run, code, run->error.text, actions);
+    sfc_commit_unwant(&run->commit, SFC_DUTY_CHECK);
+    if (!moved)
+        return;
     if (r->back_step > run->durable)
         sfc_run_go_back(run, actions); /* shards have left the provisional ones */
     else

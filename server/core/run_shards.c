@@ -31,6 +31,8 @@ void sfc_run_open_again(struct sfc_run_fsm *run, uint32_t k)
     sfc_commit_unwant_shard(&run->commit, k);
     sfc_commit_want(&run->commit, k, SFC_DUTY_OPEN);
     sfc_commit_want(&run->commit, k, SFC_DUTY_ABORT);
+    if (run->rewind.phase == SFC_REWIND_ASKING)
+        sfc_commit_want(&run->commit, k, SFC_DUTY_CHECK);
 }
 
 /* What a lost shard had of provisional steps is gone. Records that a rewind writes decide: by then
@@ -180,6 +182,8 @@ static bool current(const struct sfc_run_fsm *run, const struct sfc_run_event *e
         return false;
     if (duty == SFC_DUTY_OPEN || duty == SFC_DUTY_CLOSE)
         return true;
+    if (duty == SFC_DUTY_CHECK)
+        return run->rewind.phase == SFC_REWIND_ASKING && e->step == run->rewind.step;
     sfc_commit_key(&run->commit, duty, &step, &round);
     return step == e->step && sfc_attempt_compare(round, e->round) == 0;
 }
@@ -202,7 +206,8 @@ static void on_shard_reply(struct sfc_run_fsm *run, const struct sfc_run_event *
         on_prepare_reply(run, e, actions);
     if (ok || sfc_run_transient(e->code) || duty == SFC_DUTY_CLOSE)
         return;
-    if (duty == SFC_DUTY_OPEN && run->rewind.phase == SFC_REWIND_MOVING) {
+    if (duty == SFC_DUTY_CHECK ||
+        (duty == SFC_DUTY_OPEN && run->rewind.phase == SFC_REWIND_MOVING)) {
         sfc_run_rewind_refused(run, e->shard, e->code, run->shards[e->shard].refusal, actions);
         return;
     }
@@ -272,6 +277,14 @@ static void say_recovery(const struct sfc_run_fsm *run, uint32_t k, char *out, s
                  open->in_flight ? "" : s->refusal);
 }
 
+static void say_check(const struct sfc_run_fsm *run, uint32_t k, char *out, size_t size)
+{
+    const struct sfc_run_shard *s = &run->shards[k];
+    bool failed = s->refusal[0] && s->refused == SFC_DUTY_CHECK;
+    snprintf(out, size, "shard %llu, which checks that its disk leads back to step %llu%s%s",
+             name(run, k), (ull)run->rewind.step, failed ? ": " : "", failed ? s->refusal : "");
+}
+
 static bool say_duty(const struct sfc_run_fsm *run, uint32_t k, char *out, size_t size)
 {
     const struct sfc_run_shard *s = &run->shards[k];
@@ -280,6 +293,10 @@ static bool say_duty(const struct sfc_run_fsm *run, uint32_t k, char *out, size_
         bool refused = s->refusal[0] && s->refused == d;
         if (!run->commit.duties[k][d].wanted || (plan && !refused))
             continue;
+        if (d == SFC_DUTY_CHECK) {
+            say_check(run, k, out, size);
+            return true;
+        }
         snprintf(out, size, "%s of shard %llu%s%s", sfc_duty_names[d], name(run, k),
                  refused ? ": " : "", refused ? s->refusal : "");
         return true;

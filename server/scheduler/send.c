@@ -28,6 +28,7 @@ static const struct {
     [SFC_DUTY_PLAN_NEXT] = {"/shardfc.v1.Shard/Plan", 120000},
     [SFC_DUTY_PREPARE] = {"/shardfc.v1.Shard/Prepare", 120000},
     [SFC_DUTY_CLOSE] = {"/shardfc.v1.Shard/CloseRun", 120000},
+    [SFC_DUTY_CHECK] = {"/shardfc.v1.Shard/CheckRewind", 900000}, /* reads every block */
 };
 
 /* ---- requests */
@@ -39,10 +40,22 @@ static void set_attempt(Shardfc__V1__Attempt *out, struct sfc_attempt a)
     out->counter = a.counter;
 }
 
+static void set_record(Shardfc__V1__CommitRecord *out, Shardfc__V1__Attempt *round,
+                       const struct sfc_commit_record *record)
+{
+    shardfc__v1__commit_record__init(out);
+    set_attempt(round, record->round);
+    out->step = record->step;
+    out->round = round;
+    out->clip_scale = record->clip_scale;
+    out->lr = record->lr;
+    out->apply = record->apply;
+}
+
 static uint8_t *pack_open(const struct sfc_sched_run *run, const struct sfc_run_action *a,
                           size_t *size)
 {
-    Shardfc__V1__CommitRecord last = SHARDFC__V1__COMMIT_RECORD__INIT;
+    Shardfc__V1__CommitRecord last;
     Shardfc__V1__Attempt round;
     Shardfc__V1__OpenRunRequest m = SHARDFC__V1__OPEN_RUN_REQUEST__INIT;
     Shardfc__V1__RunKeeping keeping = SHARDFC__V1__RUN_KEEPING__INIT;
@@ -61,12 +74,7 @@ static uint8_t *pack_open(const struct sfc_sched_run *run, const struct sfc_run_
     keeping.durable_every = run->durable_every;
     m.keeping = &keeping;
     if (a->recover && a->record.step != 0) {
-        set_attempt(&round, a->record.round);
-        last.step = a->record.step;
-        last.round = &round;
-        last.clip_scale = a->record.clip_scale;
-        last.lr = a->record.lr;
-        last.apply = a->record.apply;
+        set_record(&last, &round, &a->record);
         m.last_commit = &last;
     }
     return sfc_message_pack(&m, size);
@@ -113,6 +121,22 @@ static uint8_t *pack_abort(const struct sfc_sched_run *run, const struct sfc_run
     m.incarnation = run->scheduler->incarnation;
     m.step = a->step;
     m.round = &round;
+    return sfc_message_pack(&m, size);
+}
+
+static uint8_t *pack_check(const struct sfc_sched_run *run, const struct sfc_run_action *a,
+                           size_t *size)
+{
+    Shardfc__V1__CheckRewindRequest m = SHARDFC__V1__CHECK_REWIND_REQUEST__INIT;
+    Shardfc__V1__CommitRecord last;
+    Shardfc__V1__Attempt round;
+    m.run_id = run->id;
+    m.incarnation = run->scheduler->incarnation;
+    m.step = a->step;
+    if (a->record.step != 0) {
+        set_record(&last, &round, &a->record);
+        m.last_commit = &last;
+    }
     return sfc_message_pack(&m, size);
 }
 
@@ -213,6 +237,8 @@ static uint8_t *pack(struct sfc_sched_run *run, const struct sfc_run_action *a, 
         return pack_abort(run, a, size);
     case SFC_DUTY_CLOSE:
         return pack_close(run, size);
+    case SFC_DUTY_CHECK:
+        return pack_check(run, a, size);
     case SFC_DUTY_COUNT:
         break;
     }

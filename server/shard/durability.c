@@ -385,6 +385,7 @@ static void flush_now(struct sfc_shard_run *run);
 static void flush_end(struct sfc_shard_run *run, int code, const char *text);
 static void make_room(struct sfc_shard_run *run);
 static void settle(struct sfc_shard_run *run);
+static void note_oldest(struct sfc_shard_run *run, uint64_t from, uint64_t oldest);
 
 static void say_error(struct sfc_shard_run *run, char *place, const char *text)
 {
@@ -436,7 +437,8 @@ static int write_work(struct sfc_task *task, struct sfc_error *err)
     struct sfc_durability *d = of(task->owner);
     int code = SFC_OK;
     d->written = false;
-    sfc_snapshot_store_keep_from(d->storage.store, d->horizon);
+    bool kept = d->key.step <= d->kept_until && d->kept_back < d->horizon;
+    sfc_snapshot_store_keep_from(d->storage.store, kept ? d->kept_back : d->horizon);
     if (!d->write)
         code = sfc_snapshot_write_begin(d->storage.store, &d->key, &d->shape,
                                         (const void *const *)d->parts, &d->write, err);
@@ -466,7 +468,7 @@ static void write_done(struct sfc_task *task)
     sfc_sweep_wrote(&d->sweep, d->piece);
     if (d->written) {
         d->floor = d->written_floor;
-        d->oldest = d->written_oldest;
+        note_oldest(run, d->oldest_from, d->written_oldest);
     }
     if (d->written)
         snapshot_done(run);
@@ -594,6 +596,37 @@ void sfc_durability_applied(struct sfc_shard_run *run)
 
 /* ---- going back */
 
+static int look_work(struct sfc_task *task, struct sfc_error *err)
+{
+    struct sfc_durability *d = of(task->owner);
+    (void)err;
+    d->look_oldest = sfc_storage_oldest(&d->storage, d->look_from);
+    return SFC_OK;
+}
+
+static void look_done(struct sfc_task *task)
+{
+    struct sfc_shard_run *run = task->owner;
+    struct sfc_durability *d = of(run);
+    d->looking = false;
+    if (!run->closed)
+        note_oldest(run, d->look_from, d->look_oldest);
+}
+
+/* oldest: the lowest step that a log leads to of the steps after `from`. If it was trimmed
+ * meanwhile that is too low: no step before what it was trimmed to, and the thread looks again. */
+static void note_oldest(struct sfc_shard_run *run, uint64_t from, uint64_t oldest)
+{
+    struct sfc_durability *d = of(run);
+    d->oldest = from >= d->trimmed || oldest > d->trimmed ? oldest : d->trimmed;
+    if (from >= d->trimmed || d->looking)
+        return;
+    d->looking = true;
+    d->look_from = d->trimmed;
+    d->look_task = (struct sfc_task){.work = look_work, .done = look_done, .owner = run};
+    sfc_tasks_submit(run->shard->snapshot_thread, &d->look_task);
+}
+
 static int settle_work(struct sfc_task *task, struct sfc_error *err)
 {
     return sfc_snapshot_store_drop_hidden(of(task->owner)->storage.store, err);
@@ -641,6 +674,13 @@ int sfc_durability_may_go_back(const struct sfc_shard_run *run, uint64_t step,
                         " (--rewind-window of `shardfc create`, --log-limit of the shard)",
                         d->oldest, step);
     return SFC_OK;
+}
+
+void sfc_durability_keep_back(struct sfc_shard_run *run, uint64_t step, uint64_t until)
+{
+    struct sfc_durability *d = of(run);
+    d->kept_back = step;
+    d->kept_until = until;
 }
 
 /* ---- the log */
@@ -768,23 +808,31 @@ static void trim_done(struct sfc_task *task)
     struct sfc_shard_run *run = task->owner;
     struct sfc_durability *d = of(run);
     d->trimming = false;
-    d->trimmed = d->trim_floor;
     d->log_bytes = d->trimmed_bytes;
     if (task->code != SFC_OK && !run->closed)
         sfc_warning_log("run %" PRIu64 ": %s", run->id, task->error.text);
 }
 
-void sfc_durability_trim(struct sfc_shard_run *run, uint64_t floor)
+static void trim(struct sfc_shard_run *run, uint64_t floor)
 {
     struct sfc_durability *d = of(run);
     uint64_t pinned = sfc_pinned_floor(run);
     floor = floor < pinned ? floor : pinned;
-    if (!d->on || d->trimming || d->unsettled || floor <= d->trimmed)
+    if (d->trimming || d->unsettled || floor <= d->trimmed)
         return;
+    uint64_t from = d->trimmed;
     d->trimming = true;
-    d->trim_floor = floor;
+    d->trim_floor = d->trimmed = floor;
+    note_oldest(run, from, d->oldest);
     d->trim_task = (struct sfc_task){.work = trim_work, .done = trim_done, .owner = run};
     sfc_tasks_submit(run->shard->log_thread, &d->trim_task);
+}
+
+void sfc_durability_trim(struct sfc_shard_run *run, uint64_t floor)
+{
+    const struct sfc_durability *d = of(run);
+    if (d->on && sfc_step_applied(&run->fsm) > d->back_until)
+        trim(run, floor);
 }
 
 /* Frees a log that is full without waiting for the others: their floors may stand still for as long
@@ -807,7 +855,7 @@ static void make_room(struct sfc_shard_run *run)
                             " count (--log-limit)",
                             run->id, floor);
     }
-    sfc_durability_trim(run, floor);
+    trim(run, floor);
 }
 
 /* ---- status */

@@ -44,6 +44,9 @@ struct sfc_durability {
     uint64_t asked_window, window; /* steps before the present one that the disk must lead to */
     uint64_t horizon;              /* of the copy at work */
     bool unsettled, settling;
+    uint64_t back_until;            /* no trim (loop thread) */
+    uint64_t kept_back, kept_until; /* snapshots up to this one keep what leads to kept_back
+                                       (snapshot thread; 0: nothing) */
     /* durable_every: steps after this one may be taken back by a crash */
     uint64_t durable_every, durable_step, committing;
     bool provisional; /* of the flush at work */
@@ -68,6 +71,10 @@ struct sfc_durability {
     struct sfc_task trim_task;
     bool trimming;
     uint64_t trim_floor, trimmed, trimmed_bytes;
+    /* the lowest step is looked for again after a trim */
+    struct sfc_task look_task;
+    bool looking;
+    uint64_t look_from, look_oldest;
     /* life */
     struct sfc_task fence_task, open_task, close_task;
     struct sfc_compute_job recover_job;
@@ -97,6 +104,10 @@ void sfc_durability_abandon(struct sfc_shard_run *run);
  * SFC_ENOTFOUND says how far back is possible. */
 int sfc_durability_may_go_back(const struct sfc_shard_run *run, uint64_t step,
                                struct sfc_error *err);
+
+/* On the snapshot thread: from now on, until the run is past `until`, no snapshot goes that leads
+ * to this step. */
+void sfc_durability_keep_back(struct sfc_shard_run *run, uint64_t step, uint64_t until);
 
 /* Carries out a FLUSH action; FLUSHED follows. */
 void sfc_durability_flush(struct sfc_shard_run *run, const struct sfc_step_action *a);

@@ -130,6 +130,22 @@ static void on_close_run(struct sfc_rpc_call *call, void *ctx)
     sfc_message_free(r);
 }
 
+static void on_check_rewind(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__CheckRewindRequest *r =
+        unpack(shard, call, &shardfc__v1__check_rewind_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    if (run && newer(shard, r->incarnation, &err) == SFC_OK)
+        sfc_shard_check_rewind(run, call, r);
+    else
+        refuse(shard, call, &err);
+    sfc_message_free(r);
+}
+
 static int check_plan(const struct sfc_shard_run *run, const Shardfc__V1__PlanRequest *r,
                       struct sfc_error *err)
 {
@@ -671,6 +687,7 @@ static void on_keep_blocks(struct sfc_rpc_call *call, void *ctx)
 const struct sfc_rpc_method sfc_shard_methods[] = {
     {PATH("OpenRun"), on_open_run, SFC_LIMIT_HEAD, 16},
     {PATH("CloseRun"), on_close_run, SFC_LIMIT_SMALL, 16},
+    {PATH("CheckRewind"), on_check_rewind, SFC_LIMIT_SMALL, 16},
     {PATH("Plan"), on_plan, SFC_LIMIT_CONTROL, 64},
     {PATH("Prepare"), on_prepare, SFC_LIMIT_HEAD, 64},
     {PATH("Commit"), on_commit, SFC_LIMIT_SMALL, 64},

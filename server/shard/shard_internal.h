@@ -70,6 +70,7 @@ struct sfc_shard_run {
     bool closed; /* no further events */
     bool load;   /* blocks may be written before the first plan */
     bool planned;
+    bool checks_back; /* a CheckRewind is at work */
     uint64_t start_step;
     uint64_t map_version;
     struct sfc_run_setup setup;
@@ -175,6 +176,11 @@ extern const size_t sfc_shard_method_count;
 /* ---- read_step.c */
 /* ReadStep. Takes the call; ctx: the shard. */
 void sfc_shard_read_step(struct sfc_rpc_call *call, void *ctx);
+
+/* ---- way_back.c */
+/* CheckRewind of an open run. Takes the call. */
+void sfc_shard_check_rewind(struct sfc_shard_run *run, struct sfc_rpc_call *call,
+                            const Shardfc__V1__CheckRewindRequest *request);
 
 /* ---- register.c */
 int sfc_shard_register_start(struct sfc_shard *shard, struct sfc_error *err);

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """A run goes back to an earlier step and then on with the bits of a run that never went further.
 
-    test_rewind.py [session|crashes|far|workers|off ...]     default: all
+    test_rewind.py [session|crashes|far|workers|off|damaged ...]     default: all
 SFC_SEED (default 1) draws batches and moments; it is printed on failure.
 """
 import os
@@ -190,6 +190,34 @@ def test_off():
         rewind(c, 10)
         train(c, 30)
         c.wait_state("finished")
+
+
+def damage(path):
+    with path.open("r+b") as f:
+        f.seek(path.stat().st_size // 2)
+        byte = f.read(1)[0]
+        f.seek(-1, os.SEEK_CUR)
+        f.write(bytes([byte ^ 1]))
+
+
+def test_damaged():
+    """A shard whose disk doesn't lead back, which only shows when it is read, says so before any gives up what it
+    has in memory: the run goes on as if nobody had asked."""
+    steps = 80
+    expected = undisturbed(steps)
+    with Cluster() as c:
+        start(c, *OFTEN, "--log-limit", "200K")
+        session_run(c, steps, window=8)
+        train(c, 60)
+        wait_until("a lowest step", lambda: 10 < c.ctl_json("status")["oldest_step"] <= 55, 30, context=c.tails)
+        folder = c.shards[0].state / "run-1"
+        block = sorted(folder.glob("class-*.sfs"))[0].name.rsplit("-", 1)[0]
+        for path in folder.glob(f"{block}-*.sfs"):
+            damage(path)
+        expect(c.ctl("rewind", "--to-step", "57", check=False), 2, f"{block}", "Nothing has changed", "step 60")
+        check(c.status().step == 60, "the run is where it was")
+        train(c, steps)
+        compare(c, steps, expected)
 
 
 def main():

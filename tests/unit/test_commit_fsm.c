@@ -92,6 +92,8 @@ static struct sfc_run_event answer_of(struct fixture *f, uint32_t k, enum sfc_du
                               .duty = duty,
                               .applied = f->run.commit.committed};
     sfc_commit_key(&f->run.commit, duty, &e.step, &e.round);
+    if (duty == SFC_DUTY_CHECK)
+        e.step = f->run.rewind.step;
     return e;
 }
 
@@ -703,13 +705,22 @@ static void test_restart_finds_shards_without_the_run(void **state)
 
 /* ---- back to an earlier step */
 
+static void finish(struct fixture *f, uint64_t t)
+{
+    ready(f, 0, 1, true);
+    ready(f, 1, 1, true);
+    assert_int_equal(find(f, SFC_ACT_WRITE_RECORD)->step, t);
+    step(f, (struct sfc_run_event){.type = SFC_EV_RECORD_DURABLE, .step = t});
+    answer_all(f, SFC_DUTY_COMMIT);
+}
+
 static uint64_t rewind_to(struct fixture *f, uint64_t t)
 {
     return step(f, (struct sfc_run_event){.type = SFC_EV_REWIND, .step = t, .oldest = 1});
 }
 
-/* Three steps are committed; a rewind to step 1 has all shards on their way. Returns its token. */
-static uint64_t moved(struct fixture *f)
+/* Three steps are committed; for a rewind to step 1 all shards are asked. Returns its token. */
+static uint64_t asked(struct fixture *f)
 {
     static struct sfc_commit_record one;
     begin(f, NULL);
@@ -724,10 +735,61 @@ static uint64_t moved(struct fixture *f)
     uint64_t token = rewind_to(f, 1);
     assert_int_equal(find(f, SFC_ACT_READ_RECORD)->step, 1);
     step(f, (struct sfc_run_event){.type = SFC_EV_RECORD_READ, .step = 1, .record = &one});
+    assert_int_equal(sends(f, SFC_DUTY_CHECK), K);
+    assert_int_equal(sends(f, SFC_DUTY_OPEN), 0);
+    return token;
+}
+
+/* And all shards are on their way. */
+static uint64_t moved(struct fixture *f)
+{
+    uint64_t token = asked(f);
+    step(f, answer_of(f, 0, SFC_DUTY_CHECK));
+    assert_int_equal(sends(f, SFC_DUTY_OPEN), 0);
+    step(f, answer_of(f, 1, SFC_DUTY_CHECK));
     assert_int_equal(sends(f, SFC_DUTY_OPEN), K);
     assert_true(open_sent(f)->recover && open_sent(f)->record.step == 1);
     assert_null(find(f, SFC_ACT_WRITE_REWIND)); /* the records stay until all shards are there */
     return token;
+}
+
+/* A shard that is asked can't: none has given anything up, and the open step goes on. */
+static void test_a_shard_that_can_not_go_back(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t token = asked(f);
+    struct sfc_attempt round = f->run.commit.round;
+    struct sfc_run_event late = answer_of(f, 0, SFC_DUTY_CHECK),
+                         e = answer_of(f, 1, SFC_DUTY_CHECK);
+    e.code = SFC_ECORRUPT;
+    e.text = "checksum";
+    step(f, e);
+    const struct sfc_run_action *a = find(f, SFC_ACT_REPLY);
+    assert_true(a && a->token == token && a->code == SFC_ECORRUPT);
+    assert_non_null(strstr(a->text, "checksum. Nothing has changed: the run is at step 3"));
+    assert_int_equal(sends(f, SFC_DUTY_OPEN), 0);
+    step(f, late);
+    assert_int_equal(sends(f, SFC_DUTY_OPEN), 0);
+    assert_int_equal(sfc_attempt_compare(f->run.commit.round, round), 0);
+    finish(f, 4);
+    assert_int_equal(sfc_run_committed(&f->run), 4);
+}
+
+/* One that dies while they are asked first comes to where the run is. */
+static void test_lost_while_asked(void **state)
+{
+    struct fixture *f = *state;
+    asked(f);
+    step(f, answer_of(f, 0, SFC_DUTY_CHECK));
+    lose(f, 0);
+    assert_int_equal(open_sent(f)->record.step, 3);
+    step(f, answer_of(f, 1, SFC_DUTY_CHECK));
+    assert_int_equal(sends(f, SFC_DUTY_OPEN), 0);
+    step(f, answer_of(f, 0, SFC_DUTY_OPEN));
+    assert_int_equal(sends(f, SFC_DUTY_CHECK), 1);
+    step(f, answer_of(f, 0, SFC_DUTY_CHECK));
+    assert_int_equal(sends(f, SFC_DUTY_OPEN), K);
+    assert_int_equal(open_sent(f)->record.step, 1);
 }
 
 static void test_rewind(void **state)
@@ -832,15 +894,6 @@ static bool prepare_sent_provisional(struct fixture *f, uint64_t t)
             return f->a.items[i].provisional;
     fail_msg("no Prepare of step %u", (unsigned)t);
     return false;
-}
-
-static void finish(struct fixture *f, uint64_t t)
-{
-    ready(f, 0, 1, true);
-    ready(f, 1, 1, true);
-    assert_int_equal(find(f, SFC_ACT_WRITE_RECORD)->step, t);
-    step(f, (struct sfc_run_event){.type = SFC_EV_RECORD_DURABLE, .step = t});
-    answer_all(f, SFC_DUTY_COMMIT);
 }
 
 static void test_provisional_steps(void **state)
@@ -1035,6 +1088,8 @@ int main(void)
         TEST(test_a_failed_run_stays_failed),
         TEST(test_restart_finds_shards_without_the_run),
         TEST(test_rewind),
+        TEST(test_a_shard_that_can_not_go_back),
+        TEST(test_lost_while_asked),
         TEST(test_refused_rewind),
         TEST(test_lost_in_a_rewind),
         TEST(test_rewinds_that_can_not_be),

@@ -1,0 +1,181 @@
+/* Answers CheckRewind: would the disk lead back to a step? Before a run goes back, every shard
+ * reads here what a recovery to that step would read, each block's snapshot and each step of the
+ * log, and checks every byte. So one whose disk is damaged says so while it still has what it has
+ * in memory. What was read is kept until the run has gone on by more than the step that may be on
+ * its way. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "server/shard/shard_internal.h"
+
+struct way_back {
+    struct sfc_task task;
+    struct sfc_shard_run *run;
+    struct sfc_rpc_call *call;
+    struct sfc_log_commit last; /* of the step; step: where to */
+    uint64_t until;             /* what is needed is kept while the run is at no later step */
+    /* from the thread */
+    char damage[256]; /* of the first block whose snapshots are; the seed takes their place */
+    uint64_t least, dense_least; /* stamps of the blocks; of the dense ones, UINT64_MAX: none */
+};
+
+/* ---- on the snapshot thread */
+
+static int check_closed(const struct way_back *w, struct sfc_error *err)
+{
+    return atomic_load(&w->run->durability.recovery.abandon)
+               ? sfc_fail(err, SFC_EUNAVAILABLE, "the run was closed")
+               : SFC_OK;
+}
+
+static int check_block(struct way_back *w, size_t index, struct sfc_error *err)
+{
+    struct sfc_storage *s = &w->run->durability.storage;
+    const struct sfc_snapshot_block *block = &s->blocks[index];
+    struct sfc_snapshot_shape shape;
+    struct sfc_snapshot_content content = {.step = s->start_step};
+    char passed_over[512];
+    sfc_storage_shape(s, index, w->last.step, &shape);
+    int code = sfc_snapshot_store_read(s->store, block->kind, block->block, w->last.step, &shape,
+                                       &content, passed_over, err);
+    if (s->from_seed && (code == SFC_ENOTFOUND || code == SFC_ECORRUPT)) {
+        if (code == SFC_ECORRUPT && !w->damage[0])
+            snprintf(w->damage, sizeof w->damage, "%.255s", err->text);
+        content.step = s->start_step; /* then the log has to begin there */
+        code = SFC_OK;
+    }
+    w->least = content.step < w->least ? content.step : w->least;
+    if (block->kind == SFC_SNAPSHOT_DENSE && content.step < w->dense_least)
+        w->dense_least = content.step;
+    return code;
+}
+
+static int check_blocks(struct way_back *w, struct sfc_error *err)
+{
+    int code = SFC_OK;
+    w->least = w->last.step;
+    w->dense_least = UINT64_MAX;
+    for (size_t i = 0; code == SFC_OK && i < w->run->durability.storage.count; i++) {
+        code = check_closed(w, err);
+        if (code == SFC_OK)
+            code = check_block(w, i, err);
+    }
+    return code;
+}
+
+/* *round: of the step before, and then of this one. Rounds only rise: a commit of an older one was
+ * given up, and the one that took its place is lost. */
+static int check_step(struct way_back *w, uint64_t step, struct sfc_attempt *round, uint8_t *body,
+                      struct sfc_error *err)
+{
+    struct sfc_storage *s = &w->run->durability.storage;
+    struct sfc_log_commit commit = w->last;
+    struct sfc_log_place_of place;
+    struct sfc_log_prepare_view view = {0};
+    int code = sfc_storage_find_step(s, step, NULL, &commit, &place, err);
+    if (code == SFC_OK && sfc_attempt_compare(commit.round, *round) < 0)
+        code = sfc_fail(err, SFC_ENOTFOUND, "the log has only a commit that was given up");
+    if (code == SFC_OK && commit.apply)
+        code =
+            sfc_step_log_read_at(s->snapshot_folder, &s->config.geometry, &place, body, &view, err);
+    if (code == SFC_OK && commit.apply && !view.dense && step > w->dense_least)
+        code = sfc_fail(err, SFC_ECORRUPT,
+                        "its backbone gradient is lost, and a dense block's snapshot is of step "
+                        "%" PRIu64,
+                        w->dense_least);
+    *round = commit.round;
+    return code == SFC_OK ? SFC_OK : (sfc_prefix(err, "step %" PRIu64, step), code);
+}
+
+static int check_log(struct way_back *w, struct sfc_error *err)
+{
+    struct sfc_attempt round = {0, 0};
+    uint8_t *body = malloc(sfc_storage_body_bytes(&w->run->durability.storage));
+    int code = body ? SFC_OK : sfc_fail(err, SFC_ENOMEM, "no memory for a step of the log");
+    for (uint64_t step = w->least + 1; code == SFC_OK && step <= w->last.step; step++) {
+        code = check_closed(w, err);
+        if (code == SFC_OK)
+            code = check_step(w, step, &round, body, err);
+    }
+    free(body);
+    if (code != SFC_OK && w->damage[0]) {
+        struct sfc_error words = *err;
+        sfc_fail(err, code, "%.140s (needed because of %.140s)", words.text, w->damage);
+    }
+    return code;
+}
+
+static int check_work(struct sfc_task *task, struct sfc_error *err)
+{
+    struct way_back *w = task->owner;
+    sfc_durability_keep_back(w->run, w->last.step, w->until);
+    int code = check_blocks(w, err);
+    return code == SFC_OK ? check_log(w, err) : code;
+}
+
+/* ---- on the loop thread */
+
+static void check_done(struct sfc_task *task)
+{
+    struct way_back *w = task->owner;
+    Shardfc__V1__Empty reply = SHARDFC__V1__EMPTY__INIT;
+    w->run->checks_back = false;
+    if (task->code == SFC_OK)
+        sfc_call_reply(w->call, &reply);
+    else
+        sfc_shard_refuse(w->run->shard, w->call, task->code, task->error.text);
+    free(w);
+}
+
+static void take_commit(struct way_back *w, const Shardfc__V1__CheckRewindRequest *r)
+{
+    const Shardfc__V1__CommitRecord *c = r->last_commit;
+    w->last.step = r->step;
+    if (!c || !c->round)
+        return;
+    w->last = (struct sfc_log_commit){
+        .step = r->step,
+        .round = {c->round->incarnation, c->round->counter},
+        .clip_scale = c->clip_scale,
+        .lr = c->lr,
+        .apply = c->apply,
+    };
+}
+
+static int check_now(const struct sfc_shard_run *run, const Shardfc__V1__CheckRewindRequest *r,
+                     struct sfc_error *err)
+{
+    int code = sfc_durability_may_go_back(run, r->step, err);
+    if (code == SFC_OK && (run->checks_back || run->durability.trimming))
+        return sfc_fail(err, SFC_EUNAVAILABLE, "the log or the snapshots are at work; try again");
+    return code;
+}
+
+void sfc_shard_check_rewind(struct sfc_shard_run *run, struct sfc_rpc_call *call,
+                            const Shardfc__V1__CheckRewindRequest *r)
+{
+    struct sfc_error err = {0};
+    Shardfc__V1__Empty reply = SHARDFC__V1__EMPTY__INIT;
+    uint64_t applied = sfc_step_applied(&run->fsm);
+    if (applied <= r->step) { /* no way back: it stays, and has what it has in memory */
+        sfc_call_reply(call, &reply);
+        return;
+    }
+    int code = check_now(run, r, &err);
+    struct way_back *w = code == SFC_OK ? calloc(1, sizeof *w) : NULL;
+    if (code == SFC_OK && !w)
+        code = sfc_fail(&err, SFC_EUNAVAILABLE, "no memory for the check");
+    if (code != SFC_OK) {
+        sfc_shard_refuse(run->shard, call, code, err.text);
+        return;
+    }
+    w->task = (struct sfc_task){.work = check_work, .done = check_done, .owner = w};
+    w->run = run;
+    w->call = call;
+    w->until = applied + 1; /* whose Prepare may be out */
+    take_commit(w, r);
+    run->checks_back = true;
+    run->durability.back_until = w->until;
+    sfc_tasks_submit(run->shard->snapshot_thread, &w->task);
+}
