@@ -54,6 +54,7 @@ static int write_temporary(struct sfc_folder *folder, const uint8_t *data, struc
 {
     struct sfc_bytes bytes = {data, SFC_LOG_LIMIT_BYTES};
     struct sfc_file *file;
+    (void)folder->ops->remove(folder, TEMPORARY, NULL); /* that a crash left */
     int code = folder->ops->create(folder, TEMPORARY, &file, err);
     if (code != SFC_OK) {
         return code;

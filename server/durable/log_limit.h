@@ -15,7 +15,7 @@ void sfc_log_limit_encode(uint64_t run_id, uint64_t limit, uint8_t out[SFC_LOG_L
 int sfc_log_limit_decode(const uint8_t *data, size_t size, uint64_t run_id, uint64_t *limit,
                          struct sfc_error *err);
 
-/* Durable when it says SFC_OK. The folder must have no such file yet (SFC_EEXIST). */
+/* Durable when it says SFC_OK. Takes the place of one that is there. */
 int sfc_log_limit_store(struct sfc_folder *folder, uint64_t run_id, uint64_t limit,
                         struct sfc_error *err);
 /* SFC_ENOTFOUND: there is none; otherwise as decode, with the name of the file. */

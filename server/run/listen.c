@@ -35,7 +35,11 @@ static int read_port(const char *path, int *port, struct sfc_error *err)
     text[strcspn(text, "\n")] = '\0';
     if (got == sizeof text - 1 || sfc_parse_u64(text, &value) != SFC_OK || value < 1 ||
         value > 65535)
-        return sfc_fail(err, SFC_EINVAL, "%s holds no port: remove it and start again", path);
+        return sfc_fail(err, SFC_EINVAL,
+                        "%s holds no port: write the one into it that others know, or start with "
+                        "--listen HOST:PORT and that port (`shardfc status` shows a shard's); "
+                        "without this file another is chosen, where nobody looks",
+                        path);
     *port = (int)value;
     return SFC_OK;
 }

@@ -133,11 +133,16 @@ static int limit_again(struct sfc_storage *s, struct sfc_error *err)
         return SFC_OK;
     }
     code = first_limit(s, err);
-    if (code == SFC_OK)
-        sfc_warning_log("run %" PRIu64 ": the log limit that the run began with is lost: %s; it is "
-                        "a share of the present free space now, %" PRIu64 " bytes (--log-limit)",
-                        s->run_id, why.text, s->config.limit_bytes);
-    return code;
+    if (code != SFC_OK)
+        return code;
+    struct sfc_error unkept;
+    bool kept =
+        sfc_log_limit_store(s->log_folder, s->run_id, s->config.limit_bytes, &unkept) == SFC_OK;
+    sfc_warning_log("run %" PRIu64 ": the log limit that the run began with is lost: %s; it is "
+                    "a share of the present free space now, %" PRIu64 " bytes (--log-limit)%s%s",
+                    s->run_id, why.text, s->config.limit_bytes,
+                    kept ? "" : ", and can't be kept: ", kept ? "" : unkept.text);
+    return SFC_OK;
 }
 
 int sfc_storage_create(struct sfc_storage *s, struct sfc_error *err)

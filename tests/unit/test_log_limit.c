@@ -24,6 +24,9 @@ static void is_kept_through_a_loss_of_power(void **state)
     folder = memory_files_folder(files);
     assert_int_equal(sfc_log_limit_load(folder, RUN, &limit, NULL), SFC_OK);
     assert_int_equal(limit, LIMIT);
+    assert_int_equal(sfc_log_limit_store(folder, RUN, LIMIT + 1, NULL), SFC_OK);
+    assert_int_equal(sfc_log_limit_load(folder, RUN, &limit, NULL), SFC_OK);
+    assert_int_equal(limit, LIMIT + 1);
     assert_int_equal(sfc_log_limit_load(folder, RUN + 1, &limit, NULL), SFC_ESTALE);
     sfc_folder_close(folder);
     memory_files_free(files);
