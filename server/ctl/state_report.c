@@ -160,7 +160,7 @@ static int add_limit(struct report *r, struct sfc_error *err)
 {
     struct sfc_error why = {0};
     uint64_t limit = 0;
-    int code = sfc_log_limit_load(r->folder, r->identity.run_id, &limit, &why);
+    int code = sfc_log_limit_load(r->folder, &r->identity, &limit, &why);
     json_object_set_new(r->root, "log_limit", code == SFC_OK ? number(limit) : json_null());
     if (code == SFC_OK || code == SFC_ENOTFOUND) {
         return SFC_OK;

@@ -120,6 +120,7 @@ void sfc_log_encode_segment(const struct sfc_log_segment *s, uint8_t out[SFC_LOG
     sfc_write_u64(&w, s->previous);
     sfc_write_u64(&w, s->previous_length);
     sfc_write_bytes(&w, s->identity.numerics, SFC_NUMERICS_SIZE);
+    sfc_write_u64(&w, s->identity.nonce);
     sfc_write_u64(&w, s->geometry.dense_halves);
     w.at = SFC_LOG_SEGMENT_HEADER - 8;
     sfc_write_u64(&w, sfc_digest64(out, SFC_LOG_SEGMENT_HEADER - 8));
@@ -183,6 +184,7 @@ int sfc_log_decode_segment(const uint8_t *data, size_t size, struct sfc_log_segm
     s.previous = sfc_read_u64(&r);
     s.previous_length = sfc_read_u64(&r);
     memcpy(s.identity.numerics, sfc_read_bytes(&r, SFC_NUMERICS_SIZE), SFC_NUMERICS_SIZE);
+    s.identity.nonce = sfc_read_u64(&r);
     s.geometry.dense_halves = sfc_read_u64(&r);
     r.at = SFC_LOG_SEGMENT_HEADER - 8;
     if (sfc_read_u64(&r) != sfc_digest64(data, SFC_LOG_SEGMENT_HEADER - 8)) {

@@ -19,7 +19,7 @@
 #include "server/core/types.h"
 #include "server/durable/identity.h"
 
-#define SFC_LOG_VERSION        3u
+#define SFC_LOG_VERSION        4u
 #define SFC_LOG_SEGMENT_HEADER 256u
 #define SFC_LOG_RECORD_HEADER  64u
 #define SFC_LOG_COMMIT_BODY    24u

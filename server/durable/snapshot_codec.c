@@ -127,6 +127,7 @@ void sfc_snapshot_encode_header(const struct sfc_snapshot_header *header,
     }
     sfc_write_u64(&w, sfc_snapshot_offset(header, (enum sfc_snapshot_part)SFC_SNAPSHOT_PARTS));
     sfc_write_bytes(&w, header->identity.numerics, SFC_NUMERICS_SIZE);
+    sfc_write_u64(&w, header->identity.nonce);
     sfc_write_u64(&w, (uint64_t)header->storage);
     for (int i = 0; i < SFC_SNAPSHOT_PARTS; i++) {
         sfc_write_u64(&w, header->stored[i]);
@@ -155,6 +156,7 @@ static int read_fields(struct sfc_reader *r, struct sfc_snapshot_header *h, stru
     }
     uint64_t file_bytes = sfc_read_u64(r);
     memcpy(h->identity.numerics, sfc_read_bytes(r, SFC_NUMERICS_SIZE), SFC_NUMERICS_SIZE);
+    h->identity.nonce = sfc_read_u64(r);
     uint64_t storage = sfc_read_u64(r);
     h->storage = storage == SFC_SNAPSHOT_ZSTD ? SFC_SNAPSHOT_ZSTD : SFC_SNAPSHOT_RAW;
     for (int i = 0; i < SFC_SNAPSHOT_PARTS; i++) {

@@ -10,7 +10,7 @@
 #include "proto/base/bytes.h"
 #include "server/durable/identity.h"
 
-#define SFC_SNAPSHOT_VERSION   2u
+#define SFC_SNAPSHOT_VERSION   3u
 #define SFC_SNAPSHOT_HEADER    512u
 #define SFC_SNAPSHOT_NAME_SIZE 80u
 

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "proto/base/log.h"
 #include "proto/limits.h"
@@ -22,7 +23,7 @@ struct create_task {
     uint64_t start_step;
     bool load;
     struct sfc_keeping keeping;
-    uint64_t run_id;
+    uint64_t run_id, nonce;
     uint64_t bytes_per_shard, wire_bytes;
 };
 
@@ -288,7 +289,8 @@ static void create_free(struct create_task *t)
 static void create_work(struct sfc_store_task *task, struct sfc_store *store)
 {
     struct create_task *t = (struct create_task *)task;
-    struct sfc_store_run run = {.start_step = t->start_step,
+    struct sfc_store_run run = {.nonce = t->nonce,
+                                .start_step = t->start_step,
                                 .load = t->load,
                                 .rewind_window = t->keeping.rewind_window,
                                 .durable_every = t->keeping.durable_every,
@@ -313,6 +315,7 @@ static void begin(struct create_task *t)
     }
     t->config = NULL;
     t->map = NULL;
+    run->nonce = t->nonce;
     sfc_sched_run_free(s->run);
     s->run = run;
     s->last_run_id = t->run_id;
@@ -361,6 +364,8 @@ static int create(struct sfc_scheduler *s, struct sfc_rpc_call *call,
     struct create_task *t = code == SFC_OK ? calloc(1, sizeof *t) : NULL;
     if (code == SFC_OK && !t)
         code = sfc_fail(err, SFC_ENOMEM, "create run");
+    if (code == SFC_OK && getrandom(&t->nonce, sizeof t->nonce, 0) != (ssize_t)sizeof t->nonce)
+        code = sfc_fail_errno(err, "random bytes");
     if (code == SFC_OK)
         code = place(s, &setup, r->config->mixed, t, err);
     if (code == SFC_OK) {

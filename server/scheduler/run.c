@@ -298,6 +298,7 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
         config = NULL;
         map = NULL;
         sfc_sched_keep_shards(s, s->run->map);
+        s->run->nonce = stored.nonce;
         memcpy(s->run->numerics, stored.numerics, sizeof s->run->numerics);
         code = restore_average(s, err);
     }

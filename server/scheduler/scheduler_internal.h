@@ -99,7 +99,7 @@ struct sfc_keeping {
 
 struct sfc_sched_run {
     struct sfc_scheduler *scheduler;
-    uint64_t id;
+    uint64_t id, nonce;
     Shardfc__V1__RunConfig *config; /* owned */
     Shardfc__V1__BlockMap *map;     /* owned */
     struct sfc_run_setup setup;

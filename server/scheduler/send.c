@@ -73,6 +73,7 @@ static uint8_t *pack_open(const struct sfc_sched_run *run, const struct sfc_run_
     keeping.rewind_window = run->rewind_window;
     keeping.durable_every = run->durable_every;
     m.keeping = &keeping;
+    m.nonce = run->nonce;
     if (a->recover && a->record.step != 0) {
         set_record(&last, &round, &a->record);
         m.last_commit = &last;

@@ -19,6 +19,7 @@ struct sfc_store;
 /* A run as it was created, plus where it stands. Blobs are packed protocol messages. */
 struct sfc_store_run {
     uint64_t run_id;
+    uint64_t nonce;      /* drawn when it was created */
     uint64_t start_step; /* step of the checkpoint it began from, 0 = fresh */
     bool load;           /* blocks come from outside before it starts */
     uint64_t rewind_window;

@@ -12,7 +12,7 @@
 
 #include "server/scheduler/state_store.h"
 
-enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 5, EVENTS_KEPT = 10000 };
+enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 6, EVENTS_KEPT = 10000 };
 
 static const char SCHEMA[] =
     "BEGIN IMMEDIATE;"
@@ -22,7 +22,8 @@ static const char SCHEMA[] =
     " load INTEGER NOT NULL, map_version INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT NOT "
     "NULL,"
     " config BLOB NOT NULL, map BLOB NOT NULL, numerics TEXT NOT NULL DEFAULT '',"
-    " rewind_window INTEGER NOT NULL DEFAULT 0, durable_every INTEGER NOT NULL DEFAULT 1);"
+    " rewind_window INTEGER NOT NULL DEFAULT 0, durable_every INTEGER NOT NULL DEFAULT 1,"
+    " nonce INTEGER NOT NULL DEFAULT 0);"
     "CREATE TABLE commits(run_id INTEGER NOT NULL, step INTEGER NOT NULL, clip_scale REAL NOT NULL,"
     " applied INTEGER NOT NULL, loss BLOB NOT NULL, lr REAL NOT NULL, images_per_s REAL NOT NULL,"
     " classes INTEGER NOT NULL, map_version INTEGER NOT NULL, position INTEGER NOT NULL,"
@@ -37,7 +38,7 @@ static const char SCHEMA[] =
     "CREATE TABLE events(id INTEGER PRIMARY KEY AUTOINCREMENT, time_ms INTEGER NOT NULL,"
     " run_id INTEGER NOT NULL, text TEXT NOT NULL);"
     "PRAGMA application_id=1397113683;"
-    "PRAGMA user_version=5;"
+    "PRAGMA user_version=6;"
     "COMMIT;";
 
 /* Version 4 had no word on how a run is kept. */
@@ -47,6 +48,12 @@ static const char UPGRADE_4[] =
     "ALTER TABLE runs ADD COLUMN durable_every INTEGER NOT NULL DEFAULT 1;"
     "PRAGMA user_version=5;"
     "COMMIT;";
+
+/* Version 5 told runs of two clusters by nothing. */
+static const char UPGRADE_5[] = "BEGIN IMMEDIATE;"
+                                "ALTER TABLE runs ADD COLUMN nonce INTEGER NOT NULL DEFAULT 0;"
+                                "PRAGMA user_version=6;"
+                                "COMMIT;";
 
 struct sfc_store {
     sqlite3 *db;
@@ -289,14 +296,17 @@ static int check_schema(struct sfc_store *store, struct sfc_error *err)
             err, SFC_ECORRUPT,
             "%s is an SQLite database of another program; give --state a folder of its own",
             store->path);
-    if (version == 4)
-        return db_transaction(store, UPGRADE_4, "upgrade state", err);
-    if (version != SCHEMA_VERSION)
+    if (version == 4 && (code = db_transaction(store, UPGRADE_4, "upgrade state", err)) == SFC_OK)
+        version = 5;
+    if (code == SFC_OK && version == 5 &&
+        (code = db_transaction(store, UPGRADE_5, "upgrade state", err)) == SFC_OK)
+        version = 6;
+    if (code == SFC_OK && version != SCHEMA_VERSION)
         return sfc_fail(
             err, SFC_ECORRUPT,
             "%s has schema version %lld, this program knows %d; use the program that wrote it",
             store->path, (long long)version, SCHEMA_VERSION);
-    return SFC_OK;
+    return code;
 }
 
 /* "ok", or the first thing that is wrong. */
@@ -402,7 +412,7 @@ int sfc_store_add_run(struct sfc_store *store, const struct sfc_store_run *run, 
     int code =
         db_prepare(store,
                    "INSERT INTO runs(start_step, load, map_version, state, reason, config, map,"
-                   " rewind_window, durable_every) VALUES(?,?,?,?,?,?,?,?,?)",
+                   " rewind_window, durable_every, nonce) VALUES(?,?,?,?,?,?,?,?,?,?)",
                    &s, "add run", err);
     if (code != SFC_OK)
         return code;
@@ -416,6 +426,7 @@ int sfc_store_add_run(struct sfc_store *store, const struct sfc_store_run *run, 
     sqlite3_bind_blob64(s, 7, run->map ? (const void *)run->map : "", run->map_size, SQLITE_STATIC);
     bind_u64(s, 8, run->rewind_window);
     bind_u64(s, 9, run->durable_every ? run->durable_every : 1);
+    bind_u64(s, 10, run->nonce);
     code = db_finish(store, s, "add run", err);
     if (code == SFC_OK)
         *run_id = (uint64_t)sqlite3_last_insert_rowid(store->db);
@@ -458,7 +469,7 @@ int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struc
     int code = db_prepare(
         store,
         "SELECT run_id, start_step, load, map_version, state, reason, config, map, numerics,"
-        " rewind_window, durable_every"
+        " rewind_window, durable_every, nonce"
         " FROM runs ORDER BY run_id DESC LIMIT 1",
         &s, "read run", err);
     if (code != SFC_OK)
@@ -475,6 +486,7 @@ int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struc
         column_text(s, 8, run.numerics, sizeof run.numerics);
         run.rewind_window = column_u64(s, 9);
         run.durable_every = (uint32_t)column_u64(s, 10);
+        run.nonce = column_u64(s, 11);
         code = column_copy(s, 6, &run.config, &run.config_size, err);
         if (code == SFC_OK)
             code = column_copy(s, 7, &run.map, &run.map_size, err);

@@ -42,6 +42,7 @@ static int storage_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunReq
     struct sfc_storage_config c = {
         .state = o->state,
         .run_id = run->id,
+        .nonce = r->nonce,
         .start_step = r->start_step,
         .from_seed = !r->load && r->start_step == 0,
         .log_limit = o->log_limit,

@@ -51,7 +51,7 @@ int sfc_storage_init(struct sfc_storage *storage, const struct sfc_storage_confi
     s.config.reserve_bytes = DISK_RESERVE;
     int code = sfc_step_log_check_limit(&s.config.geometry, s.log_limit, err);
     if (code == SFC_OK)
-        code = sfc_run_identity_init(&s.config.identity, c->run_id, c->packed_config,
+        code = sfc_run_identity_init(&s.config.identity, c->run_id, c->nonce, c->packed_config,
                                      c->packed_size, c->numerics, err);
     if (code == SFC_OK)
         code = take_blocks(&s, c, err);
@@ -125,19 +125,21 @@ static int limit_again(struct sfc_storage *s, struct sfc_error *err)
     uint64_t limit = 0;
     if (s->log_limit)
         return first_limit(s, err);
-    int code = sfc_log_limit_load(s->log_folder, s->run_id, &limit, &why);
+    int code = sfc_log_limit_load(s->log_folder, &s->config.identity, &limit, &why);
     if (code == SFC_OK)
         code = sfc_step_log_check_limit(&s->config.geometry, limit, &why);
     if (code == SFC_OK) {
         s->config.limit_bytes = limit;
         return SFC_OK;
     }
+    if (code == SFC_ESTALE) /* and so is everything beside it */
+        return sfc_fail(err, code, "%s", why.text);
     code = first_limit(s, err);
     if (code != SFC_OK)
         return code;
     struct sfc_error unkept;
-    bool kept =
-        sfc_log_limit_store(s->log_folder, s->run_id, s->config.limit_bytes, &unkept) == SFC_OK;
+    bool kept = sfc_log_limit_store(s->log_folder, &s->config.identity, s->config.limit_bytes,
+                                    &unkept) == SFC_OK;
     sfc_warning_log("run %" PRIu64 ": the log limit that the run began with is lost: %s; it is "
                     "a share of the present free space now, %" PRIu64 " bytes (--log-limit)%s%s",
                     s->run_id, why.text, s->config.limit_bytes,
@@ -161,7 +163,7 @@ int sfc_storage_create(struct sfc_storage *s, struct sfc_error *err)
     if (code == SFC_OK)
         code = first_limit(s, err);
     if (code == SFC_OK)
-        code = sfc_log_limit_store(s->log_folder, s->run_id, s->config.limit_bytes, err);
+        code = sfc_log_limit_store(s->log_folder, &s->config.identity, s->config.limit_bytes, err);
     if (code == SFC_OK)
         code = sfc_step_log_create(s->log_folder, &s->config, &log, err);
     if (code == SFC_OK)

@@ -34,7 +34,7 @@ struct sfc_storage {
 
 struct sfc_storage_config {
     const char *state;
-    uint64_t run_id;
+    uint64_t run_id, nonce;
     uint64_t start_step;
     bool from_seed;
     uint64_t log_limit; /* --log-limit; 0: a share of the free space when the run began */

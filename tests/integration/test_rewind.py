@@ -1,12 +1,13 @@
 #!/usr/bin/python3
 """A run goes back to an earlier step and then on with the bits of a run that never went further.
 
-    test_rewind.py [session|crashes|far|workers|off|damaged ...]     default: all
+    test_rewind.py [session|crashes|far|workers|off|damaged|foreign ...]     default: all
 SFC_SEED (default 1) draws batches and moments; it is printed on failure.
 """
 import os
 import random
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -218,6 +219,28 @@ def test_damaged():
         check(c.status().step == 60, "the run is where it was")
         train(c, steps)
         compare(c, steps, expected)
+
+
+def test_foreign():
+    """The state folder of run 1 of another cluster, with the same configuration, is refused by all of its files."""
+    with Cluster() as other, Cluster() as c:
+        for cluster, world in ((other, 5), (c, 0)):
+            start(cluster)
+            session_run(cluster, 60)
+            train(cluster, 20, world)
+        victim = c.shards[0]
+        other.shards[0].kill()
+        victim.kill()
+        run = victim.state / "run-1"
+        for kind in ("*", "*.sfl", "log.limit"):
+            shutil.rmtree(run)
+            shutil.copytree(other.shards[0].state / "run-1", run)
+            for path in run.iterdir():
+                if not path.match(kind):
+                    path.unlink()
+            victim = c.restart_shard(victim)
+            wait_until(f"a refusal of {kind}", lambda: "belongs to another run 1" in c.status().reason, 30, context=c.tails)
+            victim.kill()
 
 
 def main():

@@ -12,7 +12,7 @@ const struct sfc_log_geometry rig_geometry = {.batch = RIG_BATCH,
 void rig_identity(struct sfc_run_identity *out)
 {
     static const char config[] = "a packed run configuration";
-    sfc_run_identity_init(out, 42, config, sizeof config, "reference n1", NULL);
+    sfc_run_identity_init(out, 42, 7, config, sizeof config, "reference n1", NULL);
 }
 
 static uint64_t mix(uint64_t a, uint64_t b, uint64_t c)

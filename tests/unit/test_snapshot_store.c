@@ -328,6 +328,9 @@ static void another_owner_or_shape_is_refused(void **state)
     assert_int_equal(sfc_snapshot_store_read(f->store, SFC_SNAPSHOT_CLASS, 3, 9, &shape, &content,
                                              f->loud, &f->err),
                      SFC_ESTALE);
+    f->identity.nonce++;
+    reopen(f);
+    assert_int_equal(get(f, 0, 9, &content), SFC_ESTALE);
     f->identity.run_id++;
     reopen(f);
     assert_int_equal(get(f, 0, 9, &content), SFC_ESTALE);

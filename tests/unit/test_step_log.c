@@ -381,6 +381,10 @@ static void another_owner_is_refused(void **state)
     assert_int_equal(reopen(f, 1, 3, false), SFC_ESTALE);
     assert_says(f->err.text, "run 42");
     f->config = own;
+    f->config.identity.nonce++;
+    assert_int_equal(reopen(f, 1, 3, false), SFC_ESTALE);
+    assert_says(f->err.text, "another cluster");
+    f->config = own;
     f->config.identity.config_digest[3] ^= 1;
     assert_int_equal(reopen(f, 1, 3, false), SFC_ESTALE);
     f->config = own;
@@ -415,7 +419,7 @@ static void another_format_is_refused(void **state)
     uint64_t checksum = sfc_digest64(data, 248);
     memcpy(data + 248, &checksum, 8);
     assert_int_equal(reopen(f, 1, 3, false), SFC_EUNSUPPORTED);
-    assert_says(f->err.text, "step log format 4");
+    assert_says(f->err.text, "step log format 5");
 }
 
 /* Steps of another shard fill a hole: they are kept like the own ones, and say that they have no

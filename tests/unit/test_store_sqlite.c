@@ -241,7 +241,7 @@ static void test_rewind(void **state)
     sfc_store_close(store);
 }
 
-/* A file of schema 4 goes on. */
+/* A file of schema 4 goes on, by way of 5. */
 static void test_upgrade(void **state)
 {
     const struct place *p = *state;
@@ -255,6 +255,7 @@ static void test_upgrade(void **state)
     assert_int_equal(sqlite3_exec(db,
                                   "ALTER TABLE runs DROP COLUMN rewind_window;"
                                   "ALTER TABLE runs DROP COLUMN durable_every;"
+                                  "ALTER TABLE runs DROP COLUMN nonce;"
                                   "PRAGMA user_version=4",
                                   NULL, NULL, NULL),
                      SQLITE_OK);
@@ -264,12 +265,15 @@ static void test_upgrade(void **state)
     assert_int_equal(got.run_id, id);
     assert_int_equal(got.rewind_window, 0);
     sfc_store_run_close(&got);
+    assert_int_equal(got.nonce, 0);
     run.rewind_window = 12;
+    run.nonce = UINT64_MAX;
     assert_int_equal(sfc_store_add_run(store, &run, &id, NULL), SFC_OK);
     sfc_store_close(store);
     store = must_open(p);
     assert_int_equal(sfc_store_last_run(store, &got, NULL), SFC_OK);
     assert_int_equal(got.rewind_window, 12);
+    assert_true(got.nonce == UINT64_MAX);
     sfc_store_run_close(&got);
     sfc_store_close(store);
 }
