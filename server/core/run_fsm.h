@@ -174,10 +174,12 @@ enum sfc_run_action_type {
     SFC_ACT_WRITE_RECORD, /* record, provisional; attempts, digests and labels from sfc_run_done(),
                              _labels(). Provisional: keep it in memory; else make it durable with
                              those that are kept, all or none of them */
-    SFC_ACT_FORGET_RECORDS, /* those that are kept */
+    SFC_ACT_FORGET_RECORDS, /* those that are kept; the run goes back to step; round: below */
     SFC_ACT_READ_RECORD,    /* step: its commit record, kept or durable */
-    SFC_ACT_WRITE_REWIND,   /* step: everything of later steps goes, in one piece; records that are
-                               kept of steps up to this one become durable in it */
+    SFC_ACT_WRITE_REWIND,   /* step, round (the newest one given before the run went back, to be
+                               noted: what shards have from it of later steps is void): everything of
+                               later steps goes, in one piece; records that are   kept of steps up to
+                               this one become durable in it */
     SFC_ACT_REPLY, /* token, code, text: Announce, GiveUp, Release, controls; and any failure */
     SFC_ACT_REPLY_TICKET,  /* token, granted, data, step, j, attempt, dropped */
     SFC_ACT_REPLY_DONE,    /* token, accepted */
@@ -253,7 +255,8 @@ struct sfc_run_rewind {
     enum sfc_rewind_phase phase;
     uint64_t step;
     struct sfc_commit_record record;
-    uint64_t back_step; /* where the run was */
+    struct sfc_attempt given; /* the newest round before shards went */
+    uint64_t back_step;       /* where the run was */
     struct sfc_commit_record back;
     uint64_t again_ms; /* when the removal is tried again; 0: it is on its way */
     char error[256];   /* why it failed the last time */
@@ -333,6 +336,8 @@ uint64_t sfc_run_durable_step(const struct sfc_run_fsm *run);
 const uint64_t *sfc_run_labels(struct sfc_run_fsm *run, uint64_t step);
 /* Of the open step from PREPARE until the record is durable; NULL before. */
 const struct sfc_done *sfc_run_done(const struct sfc_run_fsm *run, uint32_t j);
+/* Shards are on their way to an earlier step, from rounds up to *last. */
+bool sfc_run_returns(const struct sfc_run_fsm *run, uint64_t *step, struct sfc_attempt *last);
 /* Grants that a worker holds now. */
 uint32_t sfc_run_held(const struct sfc_run_fsm *run, uint64_t worker);
 /* The shard has been told to recover and has not answered yet. */

@@ -16,6 +16,13 @@ bool sfc_run_rewinds(const struct sfc_run_fsm *run)
     return run->rewind.phase >= SFC_REWIND_MOVING;
 }
 
+bool sfc_run_returns(const struct sfc_run_fsm *run, uint64_t *step, struct sfc_attempt *last)
+{
+    *step = run->rewind.step;
+    *last = run->rewind.given;
+    return sfc_run_rewinds(run);
+}
+
 void sfc_run_go_to(struct sfc_run_fsm *run, uint64_t step, const struct sfc_commit_record *record)
 {
     struct sfc_commit_fsm *c = &run->commit;
@@ -63,11 +70,14 @@ void sfc_run_go_back(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
                  (ull)run->rewind.step, (ull)run->durable);
         answer(run, run->error.code, run->error.text, actions);
     }
+    struct sfc_attempt given = run->commit.round;
     sfc_run_go_to(run, run->durable, &run->durable_record);
     sfc_tickets_reset(&run->tickets, run->durable + 1);
     sfc_run_apply_drops(run, run->durable + 1);
     unblock(run); /* the step that blocked it comes again */
-    sfc_run_emit(actions, SFC_ACT_FORGET_RECORDS);
+    struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_FORGET_RECORDS);
+    a->step = run->durable;
+    a->round = given;
 }
 
 /* ---- the call */
@@ -147,7 +157,9 @@ static void write_rewind(struct sfc_run_fsm *run, struct sfc_run_actions *action
 {
     run->rewind.phase = SFC_REWIND_WRITING;
     run->rewind.again_ms = 0;
-    sfc_run_emit(actions, SFC_ACT_WRITE_REWIND)->step = run->rewind.step;
+    struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_WRITE_REWIND);
+    a->step = run->rewind.step;
+    a->round = run->rewind.given;
 }
 
 static bool all_there(const struct sfc_run_fsm *run)
@@ -177,6 +189,7 @@ static void move(struct sfc_run_fsm *run)
     struct sfc_run_rewind *r = &run->rewind;
     r->back_step = run->commit.committed;
     r->back = run->commit.record;
+    r->given = run->commit.round;
     r->phase = SFC_REWIND_MOVING;
     sfc_run_go_to(run, r->step, &r->record);
 }

@@ -132,6 +132,8 @@ void sfc_snapshot_encode_header(const struct sfc_snapshot_header *header,
     for (int i = 0; i < SFC_SNAPSHOT_PARTS; i++) {
         sfc_write_u64(&w, header->stored[i]);
     }
+    sfc_write_u64(&w, header->key.round.incarnation);
+    sfc_write_u64(&w, header->key.round.counter);
     w.at = SFC_SNAPSHOT_HEADER - 8;
     sfc_write_u64(&w, sfc_digest64(out, SFC_SNAPSHOT_HEADER - 8));
 }
@@ -162,6 +164,8 @@ static int read_fields(struct sfc_reader *r, struct sfc_snapshot_header *h, stru
     for (int i = 0; i < SFC_SNAPSHOT_PARTS; i++) {
         h->stored[i] = sfc_read_u64(r);
     }
+    h->key.round.incarnation = sfc_read_u64(r);
+    h->key.round.counter = sfc_read_u64(r);
     bool right = kind < SFC_SNAPSHOT_KINDS && parts < 1u << SFC_SNAPSHOT_PARTS &&
                  h->identity.numerics[SFC_NUMERICS_SIZE - 1] == '\0' &&
                  storage <= SFC_SNAPSHOT_ZSTD &&

@@ -8,9 +8,10 @@
 #include <stdbool.h>
 
 #include "proto/base/bytes.h"
+#include "server/core/types.h"
 #include "server/durable/identity.h"
 
-#define SFC_SNAPSHOT_VERSION   3u
+#define SFC_SNAPSHOT_VERSION   4u
 #define SFC_SNAPSHOT_HEADER    512u
 #define SFC_SNAPSHOT_NAME_SIZE 80u
 
@@ -32,8 +33,9 @@ enum { SFC_SNAPSHOT_PARTS = 4 };
 
 struct sfc_snapshot_key {
     enum sfc_snapshot_kind kind;
-    uint64_t block; /* HISTORY: 0 */
-    uint64_t step;  /* the stamp: the state after this step */
+    uint64_t block;           /* HISTORY: 0 */
+    uint64_t step;            /* the stamp: the state after this step */
+    struct sfc_attempt round; /* of its commit; zero at the start of the run. Not in the name. */
 };
 
 /* Rows and columns of a block: class [rows, dim], dense [floats, 1], history [steps, 1]. */

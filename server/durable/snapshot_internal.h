@@ -17,6 +17,8 @@ struct sfc_snapshot_store {
     struct sfc_run_identity identity;
     struct sfc_snapshot_key *keys; /* by kind, block, newest first */
     size_t count, room;
+    struct sfc_snapshot_key *voids; /* hidden for good: of a history that was given up */
+    size_t void_count;
     struct sfc_snapshot_write *writing;
     uint64_t horizon; /* see sfc_snapshot_store_keep_from */
     uint64_t top;     /* later snapshots are hidden */

@@ -141,25 +141,74 @@ void sfc_snapshot_store_hide_after(struct sfc_snapshot_store *store, uint64_t st
     store->top = step;
 }
 
+static bool is_void(struct sfc_snapshot_store *store, const struct sfc_snapshot_key *key,
+                    const struct sfc_lineage *lineage)
+{
+    char name[SFC_SNAPSHOT_NAME_SIZE];
+    struct sfc_snapshot_header header;
+    struct sfc_file *file;
+    if (lineage->count == 0 || key->step <= lineage->returns[0].step) {
+        return false;
+    }
+    sfc_snapshot_name(key, name);
+    if (sfc_snapshot_file_open(store->folder, name, &file, &header, NULL) != SFC_OK) {
+        return false;
+    }
+    store->folder->ops->close_file(file);
+    return sfc_lineage_void(lineage->returns, lineage->count, key->step, header.key.round);
+}
+
+int sfc_snapshot_store_hide_void(struct sfc_snapshot_store *store,
+                                 const struct sfc_lineage *lineage, struct sfc_error *err)
+{
+    struct sfc_snapshot_key *voids = calloc(store->count + 1, sizeof *voids);
+    size_t kept = 0;
+    if (voids == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for %zu snapshots", store->count);
+    }
+    free(store->voids);
+    store->voids = voids;
+    store->void_count = 0;
+    for (size_t i = 0; i < store->count; i++) {
+        const struct sfc_snapshot_key key = store->keys[i];
+        if (is_void(store, &key, lineage)) {
+            voids[store->void_count++] = key;
+        } else {
+            store->keys[kept++] = key;
+        }
+    }
+    store->count = kept;
+    return SFC_OK;
+}
+
+static int drop(struct sfc_snapshot_store *store, const struct sfc_snapshot_key *key,
+                struct sfc_error *err)
+{
+    char name[SFC_SNAPSHOT_NAME_SIZE];
+    sfc_snapshot_name(key, name);
+    int code = store->folder->ops->remove(store->folder, name, err);
+    return code == SFC_ENOTFOUND ? SFC_OK : code;
+}
+
 int sfc_snapshot_store_drop_hidden(struct sfc_snapshot_store *store, struct sfc_error *err)
 {
     size_t kept = 0;
-    for (size_t i = 0; i < store->count; i++) {
-        const struct sfc_snapshot_key key = store->keys[i];
-        int code = SFC_OK;
-        if (key.step > store->top) {
-            char name[SFC_SNAPSHOT_NAME_SIZE];
-            sfc_snapshot_name(&key, name);
-            code = store->folder->ops->remove(store->folder, name, err);
-        }
-        if (code != SFC_OK && code != SFC_ENOTFOUND) {
-            return code; /* all of them are listed still, and hidden */
+    int code = SFC_OK;
+    for (size_t i = 0; i < store->void_count && code == SFC_OK; i++) {
+        code = drop(store, &store->voids[i], err);
+    }
+    for (size_t i = 0; i < store->count && code == SFC_OK; i++) {
+        if (store->keys[i].step > store->top) {
+            code = drop(store, &store->keys[i], err);
         }
     }
-    int code = store->folder->ops->sync_names(store->folder, err);
+    if (code == SFC_OK) {
+        code = store->folder->ops->sync_names(store->folder, err);
+    }
     if (code != SFC_OK) {
-        return code;
+        return code; /* all of them are listed still, and hidden */
     }
+    store->void_count = 0;
     for (size_t i = 0; i < store->count; i++) {
         if (store->keys[i].step <= store->top) {
             store->keys[kept++] = store->keys[i];
@@ -297,6 +346,7 @@ void sfc_snapshot_store_close(struct sfc_snapshot_store *store)
     sfc_packer_free(store->packer);
     free(store->buffer);
     free(store->keys);
+    free(store->voids);
     free(store);
 }
 

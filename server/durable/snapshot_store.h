@@ -16,6 +16,7 @@
 #define SFC_DURABLE_SNAPSHOT_STORE_H
 
 #include "server/durable/file_layer.h"
+#include "server/durable/lineage.h"
 #include "server/durable/snapshot_codec.h"
 
 #define SFC_SNAPSHOT_LEVEL_MAX 19 /* of compression */
@@ -57,6 +58,10 @@ void sfc_snapshot_store_keep_from(struct sfc_snapshot_store *store, uint64_t ste
 /* The run is at this step: later snapshots are of steps that are no part of it. They are kept, but
  * no function here sees them, until drop_hidden deletes them durably. */
 void sfc_snapshot_store_hide_after(struct sfc_snapshot_store *store, uint64_t step);
+/* The same for those that the returns make void, whatever their step is: an old copy of the folder
+ * may have them. Right after open; one whose header is damaged stays, to be passed over as such. */
+int sfc_snapshot_store_hide_void(struct sfc_snapshot_store *store,
+                                 const struct sfc_lineage *lineage, struct sfc_error *err);
 int sfc_snapshot_store_drop_hidden(struct sfc_snapshot_store *store, struct sfc_error *err);
 /* ---- reading */
 

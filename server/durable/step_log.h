@@ -29,6 +29,7 @@
 #define SFC_DURABLE_STEP_LOG_H
 
 #include "server/durable/file_layer.h"
+#include "server/durable/lineage.h"
 #include "server/durable/log_codec.h"
 #include "server/durable/log_index.h"
 
@@ -60,6 +61,7 @@ struct sfc_step_log_report {
     uint64_t first_step, last_step; /* of the Prepares in the log; 0: none */
     uint64_t bytes, records, segments;
     uint64_t torn_bytes;   /* behind the last whole record: dropped */
+    uint64_t void_records; /* of what the run gave up */
     uint64_t torn_records; /* at least so many records; none that replay needs */
     uint64_t missing;      /* steps of from..last that the log can't give (only with peers) */
     uint64_t first_missing;
@@ -73,7 +75,8 @@ struct sfc_step_log_recovery {
     uint64_t from; /* first step that is to be replayed, at least 1; last.step + 1: none */
     bool has_last; /* false: the run has no commit yet, and nothing is to be replayed */
     bool peers;    /* missing steps can be had elsewhere: report them instead of failing */
-    struct sfc_log_commit last; /* the scheduler's last one; ignored without has_last */
+    struct sfc_log_commit last;        /* the scheduler's last one; ignored without has_last */
+    const struct sfc_lineage *lineage; /* records that it makes void are not there; NULL: none */
 };
 
 /* Reads every record, drops a torn tail, removes remains of failed segments, and goes on in a new

@@ -62,11 +62,20 @@ static uint64_t certain(const struct sfc_log_file *file, bool newest)
     return sure || scan->flushed > scan->good_end ? scan->good_end : scan->flushed;
 }
 
+static bool is_void(const struct sfc_step_log_recovery *recovery,
+                    const struct sfc_log_record *record)
+{
+    const struct sfc_lineage *x = recovery->lineage;
+    return x != NULL && sfc_lineage_void(x->returns, x->count, record->step, record->round);
+}
+
 /* The records of one segment up to where it counts. What was prepared above the last commit is void
  * and keeps no segment alive. */
 static int take_segment(struct sfc_step_log *log, const struct sfc_log_file *file, bool newest,
-                        uint64_t last, struct sfc_step_log_report *report, struct sfc_error *err)
+                        const struct sfc_step_log_recovery *recovery,
+                        struct sfc_step_log_report *report, struct sfc_error *err)
 {
+    uint64_t last = recovery->has_last ? recovery->last.step : 0;
     const struct sfc_log_scan *scan = &file->scan;
     int code = sfc_step_log_reserve_part(log, err);
     struct sfc_log_part part = {.number = file->number, .length = certain(file, newest)};
@@ -74,6 +83,10 @@ static int take_segment(struct sfc_step_log *log, const struct sfc_log_file *fil
         const struct sfc_log_record *record = &scan->entries[i].record;
         if (record->offset >= scan->good_end) {
             report->torn_records++;
+            continue;
+        }
+        if (is_void(recovery, record)) {
+            report->void_records++;
             continue;
         }
         code = sfc_log_index_reserve(&log->index, err);
@@ -109,7 +122,8 @@ static int take_segment(struct sfc_step_log *log, const struct sfc_log_file *fil
     return code;
 }
 
-static int take_chain(struct sfc_step_log *log, const struct sfc_log_chain *chain, uint64_t last,
+static int take_chain(struct sfc_step_log *log, const struct sfc_log_chain *chain,
+                      const struct sfc_step_log_recovery *recovery,
                       struct sfc_step_log_report *report, struct sfc_error *err)
 {
     const struct sfc_log_file *newest = sfc_log_chain_newest(chain);
@@ -118,7 +132,7 @@ static int take_chain(struct sfc_step_log *log, const struct sfc_log_chain *chai
         const struct sfc_log_file *file = &chain->files[i];
         code = check_owner(log, file, err);
         if (code == SFC_OK && file->place == SFC_LOG_CHAINED) {
-            code = take_segment(log, file, file == newest, last, report, err);
+            code = take_segment(log, file, file == newest, recovery, report, err);
             report->torn_bytes += file->scan.end - file->scan.good_end;
             report->torn_records += file->scan.good_end < file->scan.end;
         } else if (code == SFC_OK && file->place == SFC_LOG_UNFINISHED) {
@@ -209,7 +223,7 @@ static int recover(struct sfc_step_log *log, const struct sfc_log_chain *chain,
                    const struct sfc_step_log_recovery *recovery, struct sfc_step_log_report *report,
                    struct sfc_error *err)
 {
-    int code = take_chain(log, chain, recovery->has_last ? recovery->last.step : 0, report, err);
+    int code = take_chain(log, chain, recovery, report, err);
     if (code == SFC_OK) {
         code = take_last_commit(log, recovery, err);
     }

@@ -257,6 +257,18 @@ static void show_record(struct sfc_sched_run *run, const struct sfc_commit_recor
     run->skipped_steps = record->skipped_total;
 }
 
+/* Provisional steps are known to nobody any more: so the run goes back to the last durable one. */
+static int restore_lineage(struct sfc_sched_run *run, struct sfc_error *err)
+{
+    int code = sfc_store_lineage(run->scheduler->store, run->id, &run->lineage, err);
+    if (code == SFC_OK && run->durable_every > 1) {
+        sfc_lineage_add(&run->lineage, sfc_run_committed(&run->fsm),
+                        (struct sfc_attempt){run->scheduler->incarnation - 1, UINT64_MAX});
+        run->lineage_new = true;
+    }
+    return code;
+}
+
 int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
 {
     struct sfc_store_run stored = {0};
@@ -299,9 +311,11 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
         map = NULL;
         sfc_sched_keep_shards(s, s->run->map);
         s->run->nonce = stored.nonce;
+        code = restore_lineage(s->run, err);
         memcpy(s->run->numerics, stored.numerics, sizeof s->run->numerics);
-        code = restore_average(s, err);
     }
+    if (code == SFC_OK)
+        code = restore_average(s, err);
     if (code == SFC_OK) {
         show_record(s->run, &restore.record);
         sfc_info_log("run %" PRIu64 " (%s) %s at step %" PRIu64, stored.run_id,
@@ -331,14 +345,18 @@ struct record_task {
     struct sfc_scheduler *scheduler;
     uint64_t run_id, step;
     struct sfc_kept_records records; /* the last one is of `step` */
+    struct sfc_lineage lineage;
+    bool has_lineage;
 };
 
 static void record_work(struct sfc_store_task *task, struct sfc_store *store)
 {
     struct record_task *t = (struct record_task *)task;
     const struct sfc_kept_records *r = &t->records;
-    task->code = r->count == 1 ? sfc_store_put_commit(store, &r->items[0], &task->error)
-                               : sfc_store_put_commits(store, r->items, r->count, &task->error);
+    task->code = r->count == 1 && !t->has_lineage
+                     ? sfc_store_put_commit(store, &r->items[0], &task->error)
+                     : sfc_store_put_commits(store, r->items, r->count,
+                                             t->has_lineage ? &t->lineage : NULL, &task->error);
 }
 
 /* What could not be written is kept; the machine asks for the last one again. */
@@ -362,8 +380,10 @@ static void record_done(struct sfc_store_task *task)
     bool ours = run && run->id == t->run_id && !t->scheduler->stopping;
     if (task->code != SFC_OK)
         sfc_error_log("commit record of step %" PRIu64 ": %s", t->step, task->error.text);
-    if (ours && task->code != SFC_OK)
+    if (ours && task->code != SFC_OK) {
         take_back(run, &t->records);
+        run->lineage_new = run->lineage_new || t->has_lineage;
+    }
     if (ours)
         sfc_sched_run_event(run, &event);
     kept_free(&t->records);
@@ -421,6 +441,9 @@ static void write_record(struct sfc_sched_run *run, const struct sfc_run_action 
     t->step = a->record.step;
     t->records = run->kept;
     memset(&run->kept, 0, sizeof run->kept);
+    t->lineage = run->lineage;
+    t->has_lineage = run->lineage_new;
+    run->lineage_new = false;
     t->task.work = record_work;
     t->task.done = record_done;
     sfc_store_queue_submit(&run->scheduler->queue, &t->task);
@@ -480,6 +503,7 @@ struct rewind_task {
     uint64_t run_id, step;
     struct sfc_store_commit commit;
     struct sfc_kept_records records; /* of a rewind */
+    struct sfc_lineage lineage;      /* after it */
 };
 
 static void read_record_work(struct sfc_store_task *task, struct sfc_store *store)
@@ -492,7 +516,7 @@ static void rewind_work(struct sfc_store_task *task, struct sfc_store *store)
 {
     struct rewind_task *t = (struct rewind_task *)task;
     task->code = sfc_store_rewind(store, t->run_id, t->step, t->records.items, t->records.count,
-                                  &task->error);
+                                  &t->lineage, &task->error);
 }
 
 static void rewind_report(struct rewind_task *t, struct sfc_run_event *event)
@@ -526,6 +550,8 @@ static void rewind_done(struct sfc_store_task *task)
         run->kept = t->records; /* empty meanwhile */
         memset(&t->records, 0, sizeof t->records);
     } else if (run && run->id == t->run_id) {
+        run->lineage = t->lineage;
+        run->lineage_new = false;
         sfc_sched_event(t->scheduler, "run %" PRIu64 " (%s) went back to step %" PRIu64, run->id,
                         run->config->name, t->step);
         show_record(run, &run->fsm.commit.record);
@@ -534,7 +560,7 @@ static void rewind_done(struct sfc_store_task *task)
     rewind_report(t, &event);
 }
 
-static void submit_rewind(struct sfc_sched_run *run, uint64_t step,
+static void submit_rewind(struct sfc_sched_run *run, uint64_t step, struct sfc_attempt last,
                           void (*work)(struct sfc_store_task *, struct sfc_store *),
                           void (*done)(struct sfc_store_task *))
 {
@@ -551,6 +577,8 @@ static void submit_rewind(struct sfc_sched_run *run, uint64_t step,
     if (done == rewind_done) {
         t->records = run->kept;
         memset(&run->kept, 0, sizeof run->kept);
+        t->lineage = run->lineage;
+        sfc_lineage_add(&t->lineage, step, last);
     }
     sfc_store_queue_submit(&run->scheduler->queue, &t->task);
 }
@@ -561,7 +589,7 @@ static void read_record(struct sfc_sched_run *run, uint64_t step)
         if (run->kept.items[i].step == step)
             run->found = &run->kept.items[i];
     if (!run->found)
-        submit_rewind(run, step, read_record_work, read_record_done);
+        submit_rewind(run, step, (struct sfc_attempt){0, 0}, read_record_work, read_record_done);
 }
 
 uint64_t sfc_sched_run_oldest(const struct sfc_sched_run *run)
@@ -771,10 +799,12 @@ static void perform(struct sfc_sched_run *run)
             read_record(run, a->step);
             break;
         case SFC_ACT_WRITE_REWIND:
-            submit_rewind(run, a->step, rewind_work, rewind_done);
+            submit_rewind(run, a->step, a->round, rewind_work, rewind_done);
             break;
         case SFC_ACT_FORGET_RECORDS:
             kept_free(&run->kept);
+            sfc_lineage_add(&run->lineage, a->step, a->round);
+            run->lineage_new = true;
             show_record(run, &run->fsm.commit.record);
             run->last_commit_us = 0;
             sfc_sched_event(run->scheduler,

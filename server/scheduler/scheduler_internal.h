@@ -24,6 +24,7 @@ enum {
 
 _Static_assert(SFC_CORE_MAX_SHARDS == SFC_LIMIT_SHARDS, "docs/PROTOCOL.md names one number");
 _Static_assert(SFC_CORE_MAX_MICRO_BATCHES == SFC_LIMIT_MICRO_BATCHES, "the same");
+_Static_assert(SFC_LINEAGE_MAX == SFC_LIMIT_RETURNS, "the same");
 
 struct sfc_counter_set {
     uint32_t count;
@@ -100,6 +101,8 @@ struct sfc_keeping {
 struct sfc_sched_run {
     struct sfc_scheduler *scheduler;
     uint64_t id, nonce;
+    struct sfc_lineage lineage;     /* where it went back */
+    bool lineage_new;               /* goes to the store with the next records */
     Shardfc__V1__RunConfig *config; /* owned */
     Shardfc__V1__BlockMap *map;     /* owned */
     struct sfc_run_setup setup;

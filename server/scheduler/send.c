@@ -52,6 +52,29 @@ static void set_record(Shardfc__V1__CommitRecord *out, Shardfc__V1__Attempt *rou
     out->apply = record->apply;
 }
 
+struct returns_message {
+    Shardfc__V1__Return items[SFC_LINEAGE_MAX], *list[SFC_LINEAGE_MAX];
+    Shardfc__V1__Attempt last[SFC_LINEAGE_MAX];
+};
+
+/* With the one that shards are on their way for. */
+static size_t pack_returns(const struct sfc_sched_run *run, struct returns_message *out)
+{
+    struct sfc_lineage x = run->lineage;
+    uint64_t step;
+    struct sfc_attempt last;
+    if (sfc_run_returns(&run->fsm, &step, &last))
+        sfc_lineage_add(&x, step, last);
+    for (size_t i = 0; i < x.count; i++) {
+        shardfc__v1__return__init(&out->items[i]);
+        set_attempt(&out->last[i], x.returns[i].last);
+        out->items[i].step = x.returns[i].step;
+        out->items[i].last = &out->last[i];
+        out->list[i] = &out->items[i];
+    }
+    return x.count;
+}
+
 static uint8_t *pack_open(const struct sfc_sched_run *run, const struct sfc_run_action *a,
                           size_t *size)
 {
@@ -60,6 +83,7 @@ static uint8_t *pack_open(const struct sfc_sched_run *run, const struct sfc_run_
     Shardfc__V1__OpenRunRequest m = SHARDFC__V1__OPEN_RUN_REQUEST__INIT;
     Shardfc__V1__RunKeeping keeping = SHARDFC__V1__RUN_KEEPING__INIT;
     Shardfc__V1__Attempt present;
+    struct returns_message returns;
     m.run_id = run->id;
     m.incarnation = run->scheduler->incarnation;
     m.config = run->config;
@@ -74,6 +98,8 @@ static uint8_t *pack_open(const struct sfc_sched_run *run, const struct sfc_run_
     keeping.durable_every = run->durable_every;
     m.keeping = &keeping;
     m.nonce = run->nonce;
+    m.n_returns = pack_returns(run, &returns);
+    m.returns = returns.list;
     if (a->recover && a->record.step != 0) {
         set_record(&last, &round, &a->record);
         m.last_commit = &last;

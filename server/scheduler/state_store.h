@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "proto/base/status.h"
+#include "server/durable/lineage.h"
 
 struct sfc_store;
 
@@ -94,9 +95,10 @@ void sfc_store_run_close(struct sfc_store_run *run);
  * fine. */
 int sfc_store_put_commit(struct sfc_store *store, const struct sfc_store_commit *commit,
                          struct sfc_error *err);
-/* The same of several, in one transaction. */
+/* The same of several, in one transaction, which also puts the lineage of their run in the place of
+ * the one before; NULL: leaves it. */
 int sfc_store_put_commits(struct sfc_store *store, const struct sfc_store_commit *commits,
-                          size_t count, struct sfc_error *err);
+                          size_t count, const struct sfc_lineage *lineage, struct sfc_error *err);
 /* The record of the highest step. SFC_ENOTFOUND: none yet. */
 int sfc_store_last_commit(struct sfc_store *store, uint64_t run_id, struct sfc_store_commit *out,
                           struct sfc_error *err);
@@ -104,9 +106,14 @@ int sfc_store_last_commit(struct sfc_store *store, uint64_t run_id, struct sfc_s
 int sfc_store_commit_of(struct sfc_store *store, uint64_t run_id, uint64_t step,
                         struct sfc_store_commit *out, struct sfc_error *err);
 /* The run goes back to a step: records and drops of later ones are gone, in one transaction, which
- * also adds those of `commits` that are not after it. Again is fine. */
+ * also adds those of `commits` that are not after it, and puts the lineage in the place of the one
+ * before (NULL: leaves it). Again is fine. */
 int sfc_store_rewind(struct sfc_store *store, uint64_t run_id, uint64_t step,
-                     const struct sfc_store_commit *commits, size_t count, struct sfc_error *err);
+                     const struct sfc_store_commit *commits, size_t count,
+                     const struct sfc_lineage *lineage, struct sfc_error *err);
+/* Where the run went back. SFC_ECORRUPT: not ascending, or more than there can be. */
+int sfc_store_lineage(struct sfc_store *store, uint64_t run_id, struct sfc_lineage *out,
+                      struct sfc_error *err);
 /* Records with step > after_step, ascending, at most limit; *count says how many were written. */
 int sfc_store_history(struct sfc_store *store, uint64_t run_id, uint64_t after_step, size_t limit,
                       struct sfc_store_commit *out, size_t *count, struct sfc_error *err);

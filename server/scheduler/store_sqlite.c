@@ -12,7 +12,7 @@
 
 #include "server/scheduler/state_store.h"
 
-enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 6, EVENTS_KEPT = 10000 };
+enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 7, EVENTS_KEPT = 10000 };
 
 static const char SCHEMA[] =
     "BEGIN IMMEDIATE;"
@@ -34,11 +34,14 @@ static const char SCHEMA[] =
     "CREATE TABLE drops(run_id INTEGER NOT NULL, step INTEGER NOT NULL, micro_batch INTEGER NOT "
     "NULL,"
     " PRIMARY KEY(run_id, step, micro_batch)) WITHOUT ROWID;"
+    "CREATE TABLE returns(run_id INTEGER NOT NULL, step INTEGER NOT NULL,"
+    " last_incarnation INTEGER NOT NULL, last_counter INTEGER NOT NULL,"
+    " PRIMARY KEY(run_id, step)) WITHOUT ROWID;"
     "CREATE TABLE shards(shard INTEGER PRIMARY KEY, address TEXT UNIQUE NOT NULL);"
     "CREATE TABLE events(id INTEGER PRIMARY KEY AUTOINCREMENT, time_ms INTEGER NOT NULL,"
     " run_id INTEGER NOT NULL, text TEXT NOT NULL);"
     "PRAGMA application_id=1397113683;"
-    "PRAGMA user_version=6;"
+    "PRAGMA user_version=7;"
     "COMMIT;";
 
 /* Version 4 had no word on how a run is kept. */
@@ -54,6 +57,15 @@ static const char UPGRADE_5[] = "BEGIN IMMEDIATE;"
                                 "ALTER TABLE runs ADD COLUMN nonce INTEGER NOT NULL DEFAULT 0;"
                                 "PRAGMA user_version=6;"
                                 "COMMIT;";
+
+/* Version 6 did not know where runs went back. */
+static const char UPGRADE_6[] =
+    "BEGIN IMMEDIATE;"
+    "CREATE TABLE returns(run_id INTEGER NOT NULL, step INTEGER NOT NULL,"
+    " last_incarnation INTEGER NOT NULL, last_counter INTEGER NOT NULL,"
+    " PRIMARY KEY(run_id, step)) WITHOUT ROWID;"
+    "PRAGMA user_version=7;"
+    "COMMIT;";
 
 struct sfc_store {
     sqlite3 *db;
@@ -301,6 +313,9 @@ static int check_schema(struct sfc_store *store, struct sfc_error *err)
     if (code == SFC_OK && version == 5 &&
         (code = db_transaction(store, UPGRADE_5, "upgrade state", err)) == SFC_OK)
         version = 6;
+    if (code == SFC_OK && version == 6 &&
+        (code = db_transaction(store, UPGRADE_6, "upgrade state", err)) == SFC_OK)
+        version = 7;
     if (code == SFC_OK && version != SCHEMA_VERSION)
         return sfc_fail(
             err, SFC_ECORRUPT,
@@ -712,17 +727,83 @@ static int end_transaction(struct sfc_store *store, int code, const char *what,
     return code;
 }
 
+static int put_return(struct sfc_store *store, uint64_t run_id, const struct sfc_return *r,
+                      struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store,
+                          "INSERT INTO returns(run_id, step, last_incarnation, last_counter)"
+                          " VALUES(?,?,?,?)",
+                          &s, "note a return", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, run_id);
+    bind_u64(s, 2, r->step);
+    bind_u64(s, 3, r->last.incarnation);
+    bind_u64(s, 4, r->last.counter);
+    return db_finish(store, s, "note a return", err);
+}
+
+/* In a transaction. */
+static int put_lineage(struct sfc_store *store, uint64_t run_id, const struct sfc_lineage *lineage,
+                       struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store, "DELETE FROM returns WHERE run_id = ?", &s, "note a return", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, run_id);
+    code = db_finish(store, s, "note a return", err);
+    for (size_t i = 0; i < lineage->count && code == SFC_OK; i++)
+        code = put_return(store, run_id, &lineage->returns[i], err);
+    return code;
+}
+
+int sfc_store_lineage(struct sfc_store *store, uint64_t run_id, struct sfc_lineage *out,
+                      struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    struct sfc_lineage x = {0};
+    struct sfc_error why = {0};
+    int rc = SQLITE_DONE;
+    int code = db_prepare(store,
+                          "SELECT step, last_incarnation, last_counter FROM returns"
+                          " WHERE run_id = ? ORDER BY step",
+                          &s, "read returns", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, run_id);
+    while ((rc = sqlite3_step(s)) == SQLITE_ROW) {
+        if (x.count < SFC_LINEAGE_MAX)
+            x.returns[x.count] = (struct sfc_return){.step = column_u64(s, 0),
+                                                     .last = {column_u64(s, 1), column_u64(s, 2)}};
+        x.count++;
+    }
+    if (rc != SQLITE_DONE)
+        code = db_fail(store, err, "read returns");
+    sqlite3_finalize(s);
+    if (code == SFC_OK && sfc_lineage_check(x.returns, x.count, &why) != SFC_OK)
+        code = sfc_fail(err, SFC_ECORRUPT, "%s: table returns: %s; restore the file from a backup",
+                        store->path, why.text);
+    if (code == SFC_OK)
+        *out = x;
+    return code;
+}
+
 int sfc_store_put_commits(struct sfc_store *store, const struct sfc_store_commit *commits,
-                          size_t count, struct sfc_error *err)
+                          size_t count, const struct sfc_lineage *lineage, struct sfc_error *err)
 {
     int code = begin_transaction(store, "write commit records", err);
     for (size_t i = 0; i < count && code == SFC_OK; i++)
         code = sfc_store_put_commit(store, &commits[i], err);
+    if (code == SFC_OK && lineage && count > 0)
+        code = put_lineage(store, commits[0].run_id, lineage, err);
     return end_transaction(store, code, "write commit records", err);
 }
 
 int sfc_store_rewind(struct sfc_store *store, uint64_t run_id, uint64_t step,
-                     const struct sfc_store_commit *commits, size_t count, struct sfc_error *err)
+                     const struct sfc_store_commit *commits, size_t count,
+                     const struct sfc_lineage *lineage, struct sfc_error *err)
 {
     int code = begin_transaction(store, "rewind the run", err);
     if (code == SFC_OK)
@@ -734,6 +815,8 @@ int sfc_store_rewind(struct sfc_store *store, uint64_t run_id, uint64_t step,
     for (size_t i = 0; i < count && code == SFC_OK; i++)
         if (commits[i].step <= step)
             code = sfc_store_put_commit(store, &commits[i], err);
+    if (code == SFC_OK && lineage)
+        code = put_lineage(store, run_id, lineage, err);
     return end_transaction(store, code, "rewind the run", err);
 }
 

@@ -120,6 +120,22 @@ static int sweep_init(struct sfc_shard_run *run, struct sfc_error *err)
     return code;
 }
 
+int sfc_durability_take_returns(const Shardfc__V1__OpenRunRequest *r, struct sfc_lineage *out,
+                                struct sfc_error *err)
+{
+    struct sfc_lineage x = {.count = r->n_returns};
+    for (size_t i = 0; i < r->n_returns && i < SFC_LINEAGE_MAX; i++) {
+        const Shardfc__V1__Attempt *last = r->returns[i]->last;
+        x.returns[i].step = r->returns[i]->step;
+        if (last)
+            x.returns[i].last = (struct sfc_attempt){last->incarnation, last->counter};
+    }
+    int code = sfc_lineage_check(x.returns, x.count, err);
+    if (code == SFC_OK)
+        *out = x;
+    return code;
+}
+
 /* Who may have what this shard's log has lost. */
 static int peers_new(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
                      struct sfc_error *err)
@@ -127,7 +143,7 @@ static int peers_new(struct sfc_shard_run *run, const Shardfc__V1__OpenRunReques
     const struct sfc_head_config *c = &run->setup.head;
     struct sfc_step_shape shape = {c->batch, c->micro_batch, c->dim, c->classes};
     return sfc_peers_new(run->shard->rpc, r->map, r->self, run->id, &shape,
-                         &of(run)->recovery.peers, err);
+                         &of(run)->recovery.lineage, &of(run)->recovery.peers, err);
 }
 
 int sfc_durability_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
@@ -145,6 +161,8 @@ int sfc_durability_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunReq
     int code = storage_init(run, r, err);
     if (code == SFC_OK)
         code = buffers_new(run, err);
+    if (code == SFC_OK)
+        code = sfc_durability_take_returns(r, &d->recovery.lineage, err);
     if (code == SFC_OK && r->recover)
         code = peers_new(run, r, err);
     if (code != SFC_OK)
@@ -245,10 +263,11 @@ static int open_work(struct sfc_task *task, struct sfc_error *err)
         return code;
     d->window = possible_window(d);
     if (d->recovers) {
+        code = sfc_snapshot_store_hide_void(d->storage.store, &d->recovery.lineage, err);
         sfc_snapshot_store_hide_after(d->storage.store, d->recovery.last.step);
         sfc_snapshot_store_keep_from(d->storage.store, horizon(d, d->recovery.last.step));
     }
-    return SFC_OK;
+    return code;
 }
 
 static void open_done(struct sfc_task *task)
@@ -516,14 +535,25 @@ uint64_t sfc_durability_stamp(const struct sfc_shard_run *run)
     return sfc_step_applied(&run->fsm) + (run->fsm.phase == SFC_STEP_COMMITTING);
 }
 
+/* Of the commit of the present step; none where the run has not committed yet. */
+static struct sfc_attempt round_of(const struct sfc_durability *d, uint64_t step)
+{
+    const struct sfc_log_commit *last = &d->recovery.last;
+    if (d->newest.step == step)
+        return d->newest.round;
+    return d->recovery.has_last && last->step == step ? last->round : (struct sfc_attempt){0, 0};
+}
+
 static void copy_block(struct sfc_shard_run *run, size_t index)
 {
     struct sfc_durability *d = of(run);
     char *at = d->staging;
     d->copying = true;
     d->index = index;
-    d->key = (struct sfc_snapshot_key){d->storage.blocks[index].kind,
-                                       d->storage.blocks[index].block, sfc_durability_stamp(run)};
+    d->key = (struct sfc_snapshot_key){.kind = d->storage.blocks[index].kind,
+                                       .block = d->storage.blocks[index].block,
+                                       .step = sfc_durability_stamp(run)};
+    d->key.round = round_of(d, d->key.step);
     d->horizon = horizon(d, d->key.step);
     sfc_storage_shape(&d->storage, index, d->key.step, &d->shape);
     for (int i = 0; i < SFC_SNAPSHOT_PARTS; i++) {

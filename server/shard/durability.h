@@ -86,6 +86,9 @@ struct sfc_durability {
     uint64_t step_ns; /* compute time of the present step */
 };
 
+/* SFC_EINVAL: too many, or not ascending. */
+int sfc_durability_take_returns(const Shardfc__V1__OpenRunRequest *request, struct sfc_lineage *out,
+                                struct sfc_error *err);
 /* SFC_EUNSUPPORTED: to be recovered, but --durable is off. */
 int sfc_durability_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *request,
                         struct sfc_error *err);

@@ -21,6 +21,7 @@ struct sfc_peers {
     struct sfc_rpc_loop *loop;
     uint64_t run_id;
     struct sfc_step_shape shape;
+    const struct sfc_lineage *lineage;
     struct sfc_digest *digest;
     size_t count, best; /* best: gave the last step */
     struct sfc_rpc_client *clients[];
@@ -37,8 +38,8 @@ void sfc_peers_free(struct sfc_peers *peers)
 }
 
 int sfc_peers_new(struct sfc_rpc_loop *loop, const Shardfc__V1__BlockMap *map, uint32_t self,
-                  uint64_t run_id, const struct sfc_step_shape *shape, struct sfc_peers **out,
-                  struct sfc_error *err)
+                  uint64_t run_id, const struct sfc_step_shape *shape,
+                  const struct sfc_lineage *lineage, struct sfc_peers **out, struct sfc_error *err)
 {
     *out = NULL;
     if (map->n_shards < 2)
@@ -51,6 +52,7 @@ int sfc_peers_new(struct sfc_rpc_loop *loop, const Shardfc__V1__BlockMap *map, u
     p->loop = loop;
     p->run_id = run_id;
     p->shape = *shape;
+    p->lineage = lineage;
     int code = SFC_OK;
     for (size_t i = 0; i < map->n_shards && code == SFC_OK; i++) {
         if (i == self)
@@ -205,6 +207,12 @@ static int take_commit(struct reading *r, const Shardfc__V1__ReadStepReply *repl
             err, SFC_EINVAL,
             "it has round %" PRIu64 ".%" PRIu64 ", round %" PRIu64 ".%" PRIu64 " was committed",
             c.round.incarnation, c.round.counter, own->round.incarnation, own->round.counter);
+    const struct sfc_lineage *x = r->peers->lineage;
+    if (sfc_lineage_void(x->returns, x->count, c.step, c.round))
+        return sfc_fail(err, SFC_EINVAL,
+                        "it has round %" PRIu64 ".%" PRIu64 ", which the run gave up when it went "
+                        "back",
+                        c.round.incarnation, c.round.counter);
     if (!first && (!c.apply || memcmp(r->digest, reply->digest.data, sizeof r->digest) != 0))
         return sfc_fail(err, SFC_EINVAL, "its answers are of different steps");
     *own = c;

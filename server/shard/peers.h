@@ -8,15 +8,17 @@
 #include <stdatomic.h>
 
 #include "proto/rpc.h"
+#include "server/durable/lineage.h"
 #include "server/durable/log_codec.h"
 #include "server/run/step_inputs.h"
 
 struct sfc_peers;
 
-/* map: with the addresses of all shards; *out is NULL when there is no other. */
+/* map: with the addresses of all shards; lineage: what it makes void is not taken (borrowed). *out
+ * is NULL when there is no other. */
 int sfc_peers_new(struct sfc_rpc_loop *loop, const Shardfc__V1__BlockMap *map, uint32_t self,
-                  uint64_t run_id, const struct sfc_step_shape *shape, struct sfc_peers **out,
-                  struct sfc_error *err);
+                  uint64_t run_id, const struct sfc_step_shape *shape,
+                  const struct sfc_lineage *lineage, struct sfc_peers **out, struct sfc_error *err);
 /* No read is at work. NULL is fine. */
 void sfc_peers_free(struct sfc_peers *peers);
 

@@ -391,6 +391,7 @@ static int open_log(struct work *w, struct sfc_error *err)
     struct sfc_storage *s = w->storage;
     struct sfc_step_log_recovery how = {.from = w->least + 1,
                                         .last = w->recovery->last,
+                                        .lineage = &w->recovery->lineage,
                                         .has_last = w->recovery->has_last,
                                         .peers = w->recovery->peers};
     struct sfc_step_log_report report = {0};

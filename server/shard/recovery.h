@@ -20,6 +20,7 @@ struct sfc_recovery {
     struct sfc_storage *storage; /* opened; its log is opened here */
     struct sfc_log_commit last;  /* step: where to */
     bool has_last;               /* false: nothing is committed yet */
+    struct sfc_lineage lineage;  /* what was given up */
     struct sfc_peers *peers;     /* who may have what the log lacks; NULL: nobody */
     atomic_bool abandon;         /* run ends with SFC_ECANCELED soon */
     _Atomic uint64_t step;       /* gone through so far */

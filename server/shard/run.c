@@ -317,6 +317,9 @@ static int check_request(const Shardfc__V1__OpenRunRequest *r, struct sfc_error 
     if (r->run_id == 0 || !r->config || !r->map)
         return sfc_fail(err, SFC_EINVAL, "run_id, config and map must be given");
     int code = sfc_run_config_check(r->config, err);
+    struct sfc_lineage returns;
+    if (code == SFC_OK)
+        code = sfc_durability_take_returns(r, &returns, err);
     return code == SFC_OK ? check_steps(r, err) : code;
 }
 

@@ -202,7 +202,7 @@ static void write_store(struct sfc_store *store)
     TRY(sfc_store_put_drop(store, 1, &drop, &err));
     TRY(sfc_store_set_run_state(store, 1, "paused", "why", &err));
     TRY(sfc_store_put_event(store, 1, 1, "text", &err));
-    TRY(sfc_store_rewind(store, 1, STEPS - 1, NULL, 0, &err)); /* takes the drop with it */
+    TRY(sfc_store_rewind(store, 1, STEPS - 1, NULL, 0, NULL, &err)); /* takes the drop with it */
     TRY(sfc_store_put_drop(store, 1, &drop, &err));
     commit.step = STEPS;
     TRY(sfc_store_put_commit(store, &commit, &err));

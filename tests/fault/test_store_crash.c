@@ -200,7 +200,8 @@ static int do_operation(struct scheduler *s, enum op op, struct sfc_error *err)
     case EVENT:
         return sfc_store_put_event(s->store, (int64_t)i, w->run, text, err);
     case REWIND:
-        return sfc_store_rewind(s->store, w->run, w->steps < 2 ? 0 : w->steps - 2, NULL, 0, err);
+        return sfc_store_rewind(s->store, w->run, w->steps < 2 ? 0 : w->steps - 2, NULL, 0, NULL,
+                                err);
     case REOPEN:
         break;
     }

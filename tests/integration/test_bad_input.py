@@ -273,6 +273,8 @@ def others(c, s, shard):
              "last_commit"),
             ("a clip scale of NaN", dict(recover=True, last_commit=pb.CommitRecord(step=1, clip_scale=nan)),
              "clip_scale"),
+            ("returns that don't ascend", dict(returns=[pb.Return(step=2), pb.Return(step=1)]), "returns[1]"),
+            ("too many returns", dict(returns=[pb.Return(step=i) for i in range(257)]), "returns"),
             ("an lr of NaN", dict(recover=True, last_commit=pb.CommitRecord(step=1, lr=nan)), "lr")):
         refused(f"OpenRun: {what}", lambda f=dict(opening, **change): shard.OpenRun(pb.OpenRunRequest(
             **{k: v for k, v in f.items() if v is not None}), timeout=limit), word)

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """A run goes back to an earlier step and then on with the bits of a run that never went further.
 
-    test_rewind.py [session|crashes|far|workers|off|damaged|foreign ...]     default: all
+    test_rewind.py [session|crashes|far|workers|off|damaged|foreign|given_up ...]     default: all
 SFC_SEED (default 1) draws batches and moments; it is printed on failure.
 """
 import os
@@ -15,6 +15,7 @@ import numpy as np
 from cluster import Cluster, pb, wait_until
 from inputs import check, expect
 from test_head_session import Session, batch, session_config
+from test_lost_log import records, segments
 from test_recovery import images
 
 SEED = int(os.environ.get("SFC_SEED", "1"))
@@ -219,6 +220,74 @@ def test_damaged():
         check(c.status().step == 60, "the run is where it was")
         train(c, steps)
         compare(c, steps, expected)
+
+
+def near_batch(step, world, config):
+    """The batches of all worlds differ a little, so that a wrong one is no more than other bits."""
+    features, labels = batch(np.random.default_rng((SEED, 0, step)), config)
+    noise = np.random.default_rng((SEED, world, step)).standard_normal(features.shape)
+    return (features + np.float32(1e-3 * world) * noise.astype(np.float32)).astype(np.float32), labels
+
+
+def train_near(c, to_step, world=0):
+    session = Session(c)
+    while session.step <= to_step:
+        session.train_step(*near_batch(session.step, world, session.config))
+        c.wait_step(session.step - 1)
+
+
+def second_history(c, *extra):
+    """To 60, back to 40, and to 55 another way. A copy of the first shard's folder of before the return."""
+    start(c, *extra)
+    session_run(c, 100)
+    train_near(c, 40)
+    train_near(c, 60, world=1)
+    first = c.shards[0]
+    first.kill()
+    shutil.copytree(first.state / "run-1", c.folder / "before")
+    c.restart_shard(first)
+    wait_until("the rewind", lambda: try_rewind(c, 40), 60, context=c.tails)
+    train_near(c, 55, world=2)
+    return c.shards[0] if c.shards[0].state == first.state else c.shards[-1]
+
+
+def one_history(*extra):
+    with Cluster() as c:
+        start(c, *extra)
+        session_run(c, 100)
+        train_near(c, 40)
+        train_near(c, 55, world=2)
+        return c.state_digest()
+
+
+def comes_back(c, shard, expected, what):
+    """What the shard lacks comes from the other one."""
+    shard = c.restart_shard(shard)
+    wait_until(f"recovery after {what}", lambda: " recovered to step 55" in shard.stderr(), 60, context=c.tails)
+    got = c.state_digest()
+    check(got == expected, f"{what}: state {got}, undisturbed {expected}")
+    return shard
+
+
+def test_given_up():
+    """Records and snapshots of steps that were given up stay on the disk, or come back with an old copy of it:
+    recovery never takes one of them for what is lost."""
+    for extra in (("--recovery-target", "1h", "--log-limit", "64M"), OFTEN):
+        expected = one_history(*extra)
+        with Cluster() as c:
+            shard = second_history(c, *extra)
+            shard.kill()
+            if extra != OFTEN:  # the whole log is there
+                path, at = [(p, at) for p in segments(shard) for kind, step, at, _ in records(p)
+                            if (kind, step) == (2, 41)][-1]
+                data = bytearray(path.read_bytes())
+                data[at + 67] ^= 1
+                path.write_bytes(data)
+                shard = comes_back(c, shard, expected, "a flipped bit in the commit of step 41")
+                shard.kill()
+            shutil.rmtree(shard.state / "run-1")
+            shutil.copytree(c.folder / "before", shard.state / "run-1")
+            comes_back(c, shard, expected, "an old copy of the folder")
 
 
 def test_foreign():

@@ -27,7 +27,8 @@ struct sfc_snapshot_shape rig_shape(size_t block, uint64_t step)
 
 void rig_snapshot_fill(struct rig_snapshot *s, size_t block, uint64_t step)
 {
-    s->key = (struct sfc_snapshot_key){rig_blocks[block].kind, rig_blocks[block].block, step};
+    s->key = (struct sfc_snapshot_key){
+        .kind = rig_blocks[block].kind, .block = rig_blocks[block].block, .step = step};
     s->shape = rig_shape(block, step);
     for (uint64_t part = 0; part < SFC_SNAPSHOT_PARTS; part++) {
         for (uint64_t i = 0; i < RIG_PART_ROOM; i += 8) {

@@ -202,7 +202,8 @@ static size_t names_of(struct fixture *f, size_t block)
     size_t n = 0;
     for (uint64_t step = 1; step <= 40; step++) {
         char name[SFC_SNAPSHOT_NAME_SIZE];
-        struct sfc_snapshot_key key = {rig_blocks[block].kind, rig_blocks[block].block, step};
+        struct sfc_snapshot_key key = {
+            .kind = rig_blocks[block].kind, .block = rig_blocks[block].block, .step = step};
         struct sfc_file *file;
         sfc_snapshot_name(&key, name);
         if (f->folder->ops->open(f->folder, name, false, &file, NULL) == SFC_OK) {
@@ -268,6 +269,48 @@ static void remains_are_removed(void **state)
     put(f, 1, 9);
 }
 
+static void put_of_round(struct fixture *f, uint64_t step, struct sfc_attempt round)
+{
+    struct rig_snapshot s;
+    struct sfc_snapshot_write *write;
+    bool done;
+    rig_snapshot_fill(&s, 0, step);
+    s.key.round = round;
+    assert_int_equal(sfc_snapshot_write_begin(f->store, &s.key, &s.shape, s.parts, &write, &f->err),
+                     SFC_OK);
+    assert_int_equal(sfc_snapshot_write_some(write, UINT64_MAX, &done, &f->err), SFC_OK);
+    assert_true(done);
+    sfc_snapshot_write_end(write);
+}
+
+/* An old copy of the folder: its newest snapshot is of steps that the run gave up since then. */
+static void void_snapshots_are_not_seen_and_go(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_snapshot_content content;
+    struct sfc_lineage lineage = {0};
+    put_of_round(f, 30, (struct sfc_attempt){1, 3});
+    put_of_round(f, 50, (struct sfc_attempt){1, 5});
+    sfc_lineage_add(&lineage, 40, (struct sfc_attempt){1, 4});
+    reopen(f);
+    assert_int_equal(sfc_snapshot_store_hide_void(f->store, &lineage, &f->err), SFC_OK);
+    assert_int_equal(get(f, 0, 60, &content), SFC_OK);
+    assert_int_equal(content.step, 50); /* of a later round: done after the return */
+    sfc_lineage_add(&lineage, 40, (struct sfc_attempt){1, 5});
+    reopen(f);
+    assert_int_equal(sfc_snapshot_store_hide_void(f->store, &lineage, &f->err), SFC_OK);
+    assert_int_equal(get(f, 0, 60, &content), SFC_OK);
+    assert_int_equal(content.step, 30);
+    assert_int_equal(memory_files_count(f->files), 2);
+    assert_int_equal(sfc_snapshot_store_drop_hidden(f->store, &f->err), SFC_OK);
+    assert_int_equal(memory_files_count(f->files), 1);
+    put_of_round(f, 50, (struct sfc_attempt){2, 1});
+    reopen(f);
+    assert_int_equal(sfc_snapshot_store_hide_void(f->store, &lineage, &f->err), SFC_OK);
+    assert_int_equal(get(f, 0, 60, &content), SFC_OK);
+    assert_int_equal(content.step, 50);
+}
+
 static void every_flip_falls_back_loudly(void **state)
 {
     struct fixture *f = *state;
@@ -281,7 +324,8 @@ static void every_flip_falls_back_loudly(void **state)
         }
         block = i < RIG_BLOCKS ? i : block;
         char name[SFC_SNAPSHOT_NAME_SIZE];
-        struct sfc_snapshot_key key = {rig_blocks[block].kind, rig_blocks[block].block, 50};
+        struct sfc_snapshot_key key = {
+            .kind = rig_blocks[block].kind, .block = rig_blocks[block].block, .step = 50};
         sfc_snapshot_name(&key, name);
         uint8_t *data = memory_files_data(f->files, name, &size);
         assert_non_null(data);
@@ -385,7 +429,8 @@ static void large_ones_are_packed(void **state)
     }
     const void *parts[SFC_SNAPSHOT_PARTS] = {values, values};
     for (int level = 1; level <= 19; level += 6) {
-        struct sfc_snapshot_key key = {SFC_SNAPSHOT_CLASS, 5, 100 + (uint64_t)level};
+        struct sfc_snapshot_key key = {
+            .kind = SFC_SNAPSHOT_CLASS, .block = 5, .step = 100 + (uint64_t)level};
         struct sfc_snapshot_write *write;
         struct sfc_snapshot_content content;
         struct sfc_snapshot_header header;
@@ -477,6 +522,7 @@ int main(void)
         TEST(later_ones_are_hidden_and_dropped),
         TEST(a_pin_keeps_its_snapshot),
         TEST(remains_are_removed),
+        TEST(void_snapshots_are_not_seen_and_go),
         TEST(every_flip_falls_back_loudly),
         TEST(no_whole_snapshot_is_refused),
         TEST(another_owner_or_shape_is_refused),

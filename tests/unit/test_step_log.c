@@ -372,6 +372,42 @@ static void a_full_disk_is_no_end(void **state)
     assert_true(log_state.segments >= 2);
 }
 
+/* A step of each of two histories, and the commit of the second is lost: the first one's is none.
+ */
+static void what_was_given_up_is_not_there(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_lineage lineage = {0};
+    struct sfc_attempt given_up = {1, 7}, counts = {1, 9};
+    struct sfc_step_log_recovery recovery = {
+        .from = 1, .last = rig_commit(3, counts), .has_last = true, .lineage = &lineage};
+    struct sfc_log_commit commit = rig_commit(2, given_up);
+    struct rig_step record;
+    append_until(f, 1, 1);
+    rig_fill(&record, 2, given_up);
+    assert_int_equal(sfc_step_log_append_prepare(f->log, &record.prepare, &f->err), SFC_OK);
+    assert_int_equal(sfc_step_log_append_commit(f->log, &commit, &f->err), SFC_OK);
+    rig_fill(&record, 3, counts);
+    assert_int_equal(sfc_step_log_append_prepare(f->log, &record.prepare, &f->err), SFC_OK);
+    assert_int_equal(sfc_step_log_flush(f->log, &f->err), SFC_OK);
+    sfc_lineage_add(&lineage, 1, given_up);
+    sfc_step_log_close(f->log);
+    f->log = NULL;
+    assert_int_equal(
+        sfc_step_log_recover(f->folder, &f->config, &recovery, &f->log, &f->report, &f->err),
+        SFC_ECORRUPT);
+    assert_says(f->err.text, "the commit of step 2");
+    recovery.peers = true;
+    assert_int_equal(
+        sfc_step_log_recover(f->folder, &f->config, &recovery, &f->log, &f->report, &f->err),
+        SFC_OK);
+    assert_int_equal(f->report.missing, 1);
+    assert_int_equal(f->report.first_missing, 2);
+    assert_int_equal(f->report.void_records, 2);
+    assert_int_equal(sfc_step_log_commit_of(f->log, 2, &commit, &f->err), SFC_ENOTFOUND);
+    assert_int_equal(sfc_step_log_commit_of(f->log, 3, &commit, &f->err), SFC_OK);
+}
+
 static void another_owner_is_refused(void **state)
 {
     struct fixture *f = *state;
@@ -520,6 +556,7 @@ int main(void)
         TEST(everything_old_can_go),
         TEST(the_reserve_of_the_disk_is_kept),
         TEST(a_full_disk_is_no_end),
+        TEST(what_was_given_up_is_not_there),
         TEST(another_owner_is_refused),
         TEST(another_format_is_refused),
         TEST(fetched_steps_fill_a_hole),

@@ -220,7 +220,7 @@ static void test_rewind(void **state)
             assert_int_equal(sfc_store_put_drop(store, c.run_id, &drop, NULL), SFC_OK);
         }
     for (int again = 0; again < 2; again++) {
-        assert_int_equal(sfc_store_rewind(store, 2, 3, NULL, 0, NULL), SFC_OK);
+        assert_int_equal(sfc_store_rewind(store, 2, 3, NULL, 0, NULL, NULL), SFC_OK);
         sfc_store_close(store);
         store = must_open(*state);
         assert_int_equal(sfc_store_last_commit(store, 2, &got, NULL), SFC_OK);
@@ -236,8 +236,36 @@ static void test_rewind(void **state)
     assert_int_equal(sfc_store_commit_of(store, 2, 0, &got, NULL), SFC_ENOTFOUND);
     c = (struct sfc_store_commit){.run_id = 2, .step = 4, .loss = 0.25, .clip_scale = 0.5};
     assert_int_equal(sfc_store_put_commit(store, &c, NULL), SFC_OK); /* another future */
-    assert_int_equal(sfc_store_rewind(store, 2, 0, NULL, 0, NULL), SFC_OK);
+    assert_int_equal(sfc_store_rewind(store, 2, 0, NULL, 0, NULL, NULL), SFC_OK);
     assert_int_equal(sfc_store_last_commit(store, 2, &got, NULL), SFC_ENOTFOUND);
+    sfc_store_close(store);
+}
+
+/* Where a run went back goes with the records, whole. */
+static void test_lineage(void **state)
+{
+    struct sfc_store *store = must_open(*state);
+    struct sfc_lineage lineage = {0}, got = {.count = 9};
+    struct sfc_store_commit commit = {.run_id = 2, .step = 4};
+    assert_int_equal(sfc_store_lineage(store, 2, &got, NULL), SFC_OK);
+    assert_int_equal(got.count, 0);
+    sfc_lineage_add(&lineage, 3, (struct sfc_attempt){1, UINT64_MAX});
+    sfc_lineage_add(&lineage, 8, (struct sfc_attempt){2, 5});
+    assert_int_equal(sfc_store_put_commits(store, &commit, 1, &lineage, NULL), SFC_OK);
+    sfc_store_close(store);
+    store = must_open(*state);
+    assert_int_equal(sfc_store_lineage(store, 2, &got, NULL), SFC_OK);
+    assert_int_equal(got.count, 2);
+    assert_true(got.returns[0].step == 3 && got.returns[0].last.counter == UINT64_MAX);
+    assert_true(got.returns[1].step == 8 && got.returns[1].last.incarnation == 2);
+    sfc_lineage_add(&lineage, 2, (struct sfc_attempt){2, 6});
+    assert_int_equal(sfc_store_rewind(store, 2, 2, NULL, 0, &lineage, NULL), SFC_OK);
+    assert_int_equal(sfc_store_rewind(store, 2, 2, NULL, 0, &lineage, NULL), SFC_OK);
+    assert_int_equal(sfc_store_lineage(store, 2, &got, NULL), SFC_OK);
+    assert_int_equal(got.count, 1);
+    assert_int_equal(sfc_store_lineage(store, 1, &got, NULL), SFC_OK);
+    assert_int_equal(got.count, 0);
+    assert_int_equal(sfc_store_last_commit(store, 2, &commit, NULL), SFC_ENOTFOUND);
     sfc_store_close(store);
 }
 
@@ -256,6 +284,7 @@ static void test_upgrade(void **state)
                                   "ALTER TABLE runs DROP COLUMN rewind_window;"
                                   "ALTER TABLE runs DROP COLUMN durable_every;"
                                   "ALTER TABLE runs DROP COLUMN nonce;"
+                                  "DROP TABLE returns;"
                                   "PRAGMA user_version=4",
                                   NULL, NULL, NULL),
                      SQLITE_OK);
@@ -383,6 +412,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_commits, setup, teardown),
         cmocka_unit_test_setup_teardown(test_drops, setup, teardown),
         cmocka_unit_test_setup_teardown(test_rewind, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_lineage, setup, teardown),
         cmocka_unit_test_setup_teardown(test_upgrade, setup, teardown),
         cmocka_unit_test_setup_teardown(test_shards_and_events, setup, teardown),
         cmocka_unit_test_setup_teardown(test_foreign_files, setup, teardown),
