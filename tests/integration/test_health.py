@@ -82,7 +82,7 @@ def kept_port(state):
         with open(os.path.join(state, "port"), "w", encoding="ascii") as file:
             file.write(text)
         address, code, messages = listening(state)
-        assert address is None and code != 0 and "remove it" in messages, (text, address, code, messages)
+        assert address is None and code != 0 and "--listen HOST:PORT" in messages, (text, address, code, messages)
 
 
 def unknown_compressed(channel):
