@@ -70,13 +70,14 @@ class Round:
                    lambda: self.peek() and sum(s.state == "ready" for s in self.peek().shards) == SHARDS, 60,
                    context=c.tails)
         for _ in range(20):
-            now = self.peek()
-            if now and now.state in ("running", "finished"):
+            now = wait_until("the scheduler", self.peek, 60, context=c.tails)
+            if now.state == "loading" and self.command[1] == "create":  # a scheduler that came back opens it
+                now = wait_until("the run to be opened",
+                                 lambda: next((s for s in [self.peek()] if s and s.state != "loading"), None), 60,
+                                 context=c.tails)
+            if now.state in ("running", "finished"):
                 return
-            if now and now.state == "loading" and self.command[1] == "create":
-                time.sleep(0.2 * cluster.TIME_SCALE)  # a scheduler that came back opens it
-                continue
-            if now and now.state == "loading":  # nobody loads it any more
+            if now.state == "loading":  # nobody loads it any more
                 c.ctl("stop")
             self.again()
         raise Failure(f"the command never worked again: {self.peek()}\n{c.tails()}")
