@@ -37,27 +37,7 @@ static const struct sfc_option restore_table[] = {
      .offset = AT(run),
      .metavar = "NAME",
      .help = "name of the run; default: as in the checkpoint"},
-    {.name = "durable-every",
-     .type = SFC_OPTION_U64,
-     .offset = AT(durable_every),
-     .min = 1,
-     .max = 1000,
-     .fallback = "1",
-     .metavar = "N",
-     .help =
-         "flush logs and records only every N steps, for disks that can't keep up: a crash takes "
-         "all shards back to the last durable step, and the run goes on from there with the "
-         "same bits"},
-    {.name = "rewind-window",
-     .type = SFC_OPTION_U64,
-     .offset = AT(rewind_window),
-     .max = UINT64_C(1) << 40,
-     .fallback = "0",
-     .metavar = "N",
-     .help = "as in `shardfc create`: shards keep what `shardfc rewind` needs to go back by so "
-             "many steps: up to twice as "
-             "many steps of log, two more snapshots of each block; at most a third of what "
-             "--log-limit holds. 0: 1000 for a session, else no more than a crash needs"},
+    SFC_KEEPING_OPTIONS(AT(durable_every), AT(rewind_window)),
     {.name = "json",
      .type = SFC_OPTION_BOOL,
      .offset = AT(json),

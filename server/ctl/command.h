@@ -69,4 +69,28 @@ int sfc_cluster_shard(struct sfc_cluster *cluster, const char *address, const ch
                       const ProtobufCMessageDescriptor *reply_type, struct sfc_answer *out,
                       struct sfc_error *err);
 
+/* ---- options of several commands */
+
+/* How a run is kept (RunKeeping), of `create` and `restore`; arguments: offsets of uint64_t. */
+#define SFC_KEEPING_OPTIONS(durable_every_at, rewind_window_at)                                    \
+    {.name = "durable-every",                                                                      \
+     .type = SFC_OPTION_U64,                                                                       \
+     .offset = durable_every_at,                                                                   \
+     .min = 1,                                                                                     \
+     .max = 1000,                                                                                  \
+     .fallback = "1",                                                                              \
+     .metavar = "N",                                                                               \
+     .help =                                                                                       \
+         "flush logs and records only every N steps, for disks that can't keep up: a crash "       \
+         "takes all shards back to the last durable step, and the run goes on from there with "    \
+         "the same bits"},                                                                         \
+    {                                                                                              \
+        .name = "rewind-window", .type = SFC_OPTION_U64, .offset = rewind_window_at,               \
+        .max = UINT64_C(1) << 40, .fallback = "0", .metavar = "N",                                 \
+        .help =                                                                                    \
+            "shards keep what `shardfc rewind` needs to go back by so many steps: up to twice "    \
+            "as many steps of log, two more snapshots of each block; at most a third of what "     \
+            "--log-limit holds. 0: 1000 for a session, else no more than a crash needs"            \
+    }
+
 #endif
