@@ -1,3 +1,4 @@
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -131,4 +132,17 @@ int sfc_cluster_shard(struct sfc_cluster *cluster, const char *address, const ch
         }
     }
     return code;
+}
+
+int sfc_answer_floats(const struct sfc_answer *answer, const char *address,
+                      const Shardfc__V1__ReadBlockRequest *request, float *out,
+                      struct sfc_error *err)
+{
+    size_t expected = request->count * sizeof(float);
+    if (answer->tensor.size != expected) {
+        return sfc_fail(err, SFC_ECORRUPT, "shard %s: %zu bytes of block %" PRIu64 ", expected %zu",
+                        address, answer->tensor.size, request->block, expected);
+    }
+    memcpy(out, answer->tensor.data, expected);
+    return SFC_OK;
 }

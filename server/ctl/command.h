@@ -69,6 +69,11 @@ int sfc_cluster_shard(struct sfc_cluster *cluster, const char *address, const ch
                       const ProtobufCMessageDescriptor *reply_type, struct sfc_answer *out,
                       struct sfc_error *err);
 
+/* The floats that a shard answered ReadBlock with; SFC_ECORRUPT: not as many as were asked for. */
+int sfc_answer_floats(const struct sfc_answer *answer, const char *address,
+                      const Shardfc__V1__ReadBlockRequest *request, float *out,
+                      struct sfc_error *err);
+
 /* ---- options of several commands */
 
 /* How a run is kept (RunKeeping), of `create` and `restore`; arguments: offsets of uint64_t. */

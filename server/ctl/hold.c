@@ -114,13 +114,8 @@ static int read_piece(struct sfc_hold *hold, Shardfc__V1__ReadBlockRequest *requ
     code = sfc_cluster_shard(hold->cluster, address, "ReadBlock", &request->base,
                              (struct sfc_bytes){0}, &shardfc__v1__read_block_reply__descriptor,
                              &answer, err);
-    if (code == SFC_OK && answer.tensor.size != request->count * sizeof(float)) {
-        code = sfc_fail(err, SFC_ECORRUPT,
-                        "shard %s: %zu bytes of block %" PRIu64 ", expected %" PRIu64, address,
-                        answer.tensor.size, request->block, request->count * sizeof(float));
-    }
     if (code == SFC_OK) {
-        memcpy(out, answer.tensor.data, answer.tensor.size);
+        code = sfc_answer_floats(&answer, address, request, out, err);
     }
     sfc_answer_free(&answer);
     return code;

@@ -272,13 +272,8 @@ static int read_piece(struct sfc_pins *pins, const Shardfc__V1__ReadBlockRequest
             code = ask_piece(pins, request, address, &answer, &making, err);
         }
     }
-    if (code == SFC_OK && answer.tensor.size != request->count * sizeof(float)) {
-        code = sfc_fail(err, SFC_ECORRUPT,
-                        "shard %s: %zu bytes of block %" PRIu64 ", expected %" PRIu64, address,
-                        answer.tensor.size, request->block, request->count * sizeof(float));
-    }
     if (code == SFC_OK) {
-        memcpy(out, answer.tensor.data, answer.tensor.size);
+        code = sfc_answer_floats(&answer, address, request, out, err);
     }
     sfc_answer_free(&answer);
     return code;
