@@ -62,6 +62,9 @@ void sfc_checkpoint_discard(struct sfc_checkpoint_writer *writer);
  * checkpoint. Each says what to do. No allocation is larger than 64 times the manifest and run.pb
  * together (each at most 64 MiB), but for a few KiB; reading blocks needs one block. */
 int sfc_checkpoint_open(const char *dir, struct sfc_checkpoint **out, struct sfc_error *err);
+/* The same without looking at the files of the blocks, for sfc_checkpoint_check. */
+int sfc_checkpoint_open_manifest(const char *dir, struct sfc_checkpoint **out,
+                                 struct sfc_error *err);
 void sfc_checkpoint_close(struct sfc_checkpoint *checkpoint); /* NULL is fine */
 const Shardfc__V1__RunConfig *sfc_checkpoint_config(const struct sfc_checkpoint *checkpoint);
 uint64_t sfc_checkpoint_step(const struct sfc_checkpoint *checkpoint);
@@ -78,8 +81,23 @@ uint64_t sfc_checkpoint_block_floats(const struct sfc_checkpoint *checkpoint,
 /* Reads a whole block file (sfc_checkpoint_block_floats) and checks its digest. */
 int sfc_checkpoint_read(const struct sfc_checkpoint *checkpoint, Shardfc__V1__BlockKind kind,
                         uint64_t block, float *out, struct sfc_error *err);
-/* Reads every block and recomputes the state digest. */
+/* Checks length and checksum of every block; the first that is not whole is the error. */
 int sfc_checkpoint_verify(const struct sfc_checkpoint *checkpoint, struct sfc_error *err);
+
+/* A block's file, as the manifest has it. */
+struct sfc_checkpoint_file {
+    Shardfc__V1__BlockKind kind;
+    uint64_t block, bytes;
+    char name[32], digest[SFC_DIGEST_HEX];
+    const struct sfc_error *damage; /* NULL: it is whole */
+};
+/* Returns SFC_OK to go on. */
+typedef int sfc_checkpoint_told(void *ctx, const struct sfc_checkpoint_file *file,
+                                struct sfc_error *err);
+/* Tells of each file, in the order of the manifest, whether it is whole. Fails with SFC_ENOMEM and
+ * what told returns. */
+int sfc_checkpoint_check(const struct sfc_checkpoint *checkpoint, sfc_checkpoint_told *told,
+                         void *ctx, struct sfc_error *err);
 
 /* Numbers of blocks and their lengths follow from the configuration (and the step, for the
  * history). Elements of a part; 0: there is no such part. */

@@ -206,7 +206,7 @@ static int load_config(struct sfc_checkpoint *c, const char *expected, struct sf
     return code;
 }
 
-static int check_file(struct sfc_checkpoint *c, json_t *item, const char *name,
+static int read_entry(struct sfc_checkpoint *c, json_t *item, const char *name,
                       struct sfc_block_entry *entry, struct sfc_error *err)
 {
     const char *file;
@@ -222,18 +222,26 @@ static int check_file(struct sfc_checkpoint *c, json_t *item, const char *name,
         return sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: entry of %s does not fit the run",
                         c->dir, name);
     }
-    char path[PATH_MAX + 32];
+    entry->present = 1;
+    return SFC_OK;
+}
+
+static int check_length(const struct sfc_checkpoint *c, Shardfc__V1__BlockKind kind, uint64_t block,
+                        struct sfc_error *err)
+{
+    char name[32];
+    char path[PATH_MAX + 40];
     struct stat info;
+    uint64_t bytes = c->table.entry[kind][block].floats * 4;
+    sfc_block_file_name(kind, block, name);
     snprintf(path, sizeof path, "%s/%s", c->dir, name);
     if (stat(path, &info) != 0) {
         return sfc_fail_errno(err, "%s", path);
     }
-    if (info.st_size != (off_t)(entry->floats * 4)) {
-        return sfc_fail(err, SFC_ECORRUPT, "%s: %lld bytes, expected %" PRIu64, path,
-                        (long long)info.st_size, entry->floats * 4);
-    }
-    entry->present = 1;
-    return SFC_OK;
+    return info.st_size == (off_t)bytes
+               ? SFC_OK
+               : sfc_fail(err, SFC_ECORRUPT, "%s: %lld bytes, expected %" PRIu64, path,
+                          (long long)info.st_size, bytes);
 }
 
 /* Before anything of that size is allocated: a few bytes of configuration can mean 2^22 blocks. */
@@ -253,7 +261,7 @@ static int check_count(const struct sfc_checkpoint *c, json_t *root, struct sfc_
     return SFC_OK;
 }
 
-static int check_files(struct sfc_checkpoint *c, json_t *root, struct sfc_error *err)
+static int read_entries(struct sfc_checkpoint *c, json_t *root, struct sfc_error *err)
 {
     json_t *files = json_object_get(root, "files");
     size_t index = 0;
@@ -262,7 +270,20 @@ static int check_files(struct sfc_checkpoint *c, json_t *root, struct sfc_error 
             char name[32];
             sfc_block_file_name((Shardfc__V1__BlockKind)kind, b, name);
             int code =
-                check_file(c, json_array_get(files, index), name, &c->table.entry[kind][b], err);
+                read_entry(c, json_array_get(files, index), name, &c->table.entry[kind][b], err);
+            if (code != SFC_OK) {
+                return code;
+            }
+        }
+    }
+    return SFC_OK;
+}
+
+static int check_lengths(const struct sfc_checkpoint *c, struct sfc_error *err)
+{
+    for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
+        for (uint64_t b = 0; b < c->table.count[kind]; b++) {
+            int code = check_length(c, (Shardfc__V1__BlockKind)kind, b, err);
             if (code != SFC_OK) {
                 return code;
             }
@@ -282,7 +303,8 @@ static int check_state_digest(struct sfc_checkpoint *c, struct sfc_error *err)
     return code;
 }
 
-int sfc_checkpoint_open(const char *dir, struct sfc_checkpoint **out, struct sfc_error *err)
+int sfc_checkpoint_open_manifest(const char *dir, struct sfc_checkpoint **out,
+                                 struct sfc_error *err)
 {
     json_t *root = NULL;
     const char *config_hex = NULL;
@@ -311,12 +333,28 @@ int sfc_checkpoint_open(const char *dir, struct sfc_checkpoint **out, struct sfc
         code = sfc_block_table_init(&c->table, c->config, c->step, err);
     }
     if (code == SFC_OK) {
-        code = check_files(c, root, err);
+        code = read_entries(c, root, err);
     }
     if (code == SFC_OK) {
         code = check_state_digest(c, err);
     }
     json_decref(root);
+    if (code != SFC_OK) {
+        sfc_checkpoint_close(c);
+        return code;
+    }
+    *out = c;
+    return SFC_OK;
+}
+
+int sfc_checkpoint_open(const char *dir, struct sfc_checkpoint **out, struct sfc_error *err)
+{
+    struct sfc_checkpoint *c;
+    int code = sfc_checkpoint_open_manifest(dir, &c, err);
+    if (code != SFC_OK) {
+        return code;
+    }
+    code = check_lengths(c, err);
     if (code != SFC_OK) {
         sfc_checkpoint_close(c);
         return code;
@@ -383,7 +421,12 @@ int sfc_checkpoint_read(const struct sfc_checkpoint *c, Shardfc__V1__BlockKind k
     }
     size_t count = (size_t)entry->floats;
     size_t got = fread(out, sizeof *out, count, file);
+    bool failed = ferror(file) != 0;
+    int code = failed ? sfc_fail_errno(err, "read %s", path) : SFC_OK;
     fclose(file);
+    if (failed) {
+        return code;
+    }
     if (got != count) {
         return sfc_fail(err, SFC_ECORRUPT, "%s: ends after %zu of %zu values", path, got, count);
     }
@@ -394,7 +437,25 @@ int sfc_checkpoint_read(const struct sfc_checkpoint *c, Shardfc__V1__BlockKind k
     return SFC_OK;
 }
 
-int sfc_checkpoint_verify(const struct sfc_checkpoint *c, struct sfc_error *err)
+/* One block: length and checksum. */
+static int check_block(const struct sfc_checkpoint *c, Shardfc__V1__BlockKind kind, uint64_t block,
+                       float *room, sfc_checkpoint_told *told, void *ctx, struct sfc_error *err)
+{
+    struct sfc_error damage = {0};
+    const struct sfc_block_entry *entry = &c->table.entry[kind][block];
+    struct sfc_checkpoint_file file = {.kind = kind, .block = block, .bytes = entry->floats * 4};
+    int code = check_length(c, kind, block, &damage);
+    if (code == SFC_OK) {
+        code = sfc_checkpoint_read(c, kind, block, room, &damage);
+    }
+    sfc_block_file_name(kind, block, file.name);
+    sfc_digest_hex(entry->digest, file.digest);
+    file.damage = code == SFC_OK ? NULL : &damage;
+    return told(ctx, &file, err);
+}
+
+int sfc_checkpoint_check(const struct sfc_checkpoint *c, sfc_checkpoint_told *told, void *ctx,
+                         struct sfc_error *err)
 {
     uint64_t largest = 0;
     for (int kind = 0; kind < SFC_CHECKPOINT_KINDS; kind++) {
@@ -403,17 +464,29 @@ int sfc_checkpoint_verify(const struct sfc_checkpoint *c, struct sfc_error *err)
             largest = floats > largest ? floats : largest;
         }
     }
-    float *block = malloc((size_t)(largest + 1) * sizeof *block);
-    if (block == NULL) {
+    float *room = malloc((size_t)(largest + 1) * sizeof *room);
+    if (room == NULL) {
         return sfc_fail(err, SFC_ENOMEM, "out of memory for a block of %" PRIu64 " values",
                         largest);
     }
     int code = SFC_OK;
     for (int kind = 0; kind < SFC_CHECKPOINT_KINDS && code == SFC_OK; kind++) {
         for (uint64_t b = 0; b < c->table.count[kind] && code == SFC_OK; b++) {
-            code = sfc_checkpoint_read(c, (Shardfc__V1__BlockKind)kind, b, block, err);
+            code = check_block(c, (Shardfc__V1__BlockKind)kind, b, room, told, ctx, err);
         }
     }
-    free(block);
+    free(room);
     return code;
+}
+
+static int stop_at_damage(void *ctx, const struct sfc_checkpoint_file *file, struct sfc_error *err)
+{
+    (void)ctx;
+    return file->damage == NULL ? SFC_OK
+                                : sfc_fail(err, file->damage->code, "%s", file->damage->text);
+}
+
+int sfc_checkpoint_verify(const struct sfc_checkpoint *c, struct sfc_error *err)
+{
+    return sfc_checkpoint_check(c, stop_at_damage, NULL, err);
 }

@@ -1,10 +1,12 @@
-/* shardfc log: checks and dumps the state folder of a shard, offline. */
+/* shardfc log: checks and dumps the state folder of a shard, or a checkpoint, offline. */
 #include <dirent.h>
+#include <errno.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "server/ctl/checkpoint_report.h"
 #include "server/ctl/command.h"
 #include "server/ctl/state_report.h"
 
@@ -22,23 +24,58 @@ static const struct sfc_option table[] = {
     {.name = "json",
      .type = SFC_OPTION_BOOL,
      .offset = AT(json),
-     .help = "print one JSON object per run",
+     .help = "print one JSON object per run, or one of the checkpoint",
      .flags = SFC_OPTION_FLAG_ONLY},
 };
 static const struct sfc_program program = {
     .name = "shardfc log",
     .summary =
         "Checks every byte of the step log and the snapshots of a shard, offline, and says which "
-        "steps can be recovered. DIR is the shard's --state folder or one run-ID folder in it. "
-        "The tail of a shard that is running may look torn.",
+        "steps can be recovered; or every byte of a checkpoint, and says what is in it. DIR is the "
+        "shard's --state folder, one run-ID folder in it, or a folder that `shardfc checkpoint` "
+        "made. The tail of a shard that is running may look torn.",
     .arguments = "DIR",
     .min_arguments = 1,
     .max_arguments = 1,
     .options = table,
     .count = sizeof table / sizeof *table,
     .footer = "Exit status: 0 everything is whole, 1 problems were found, 2 wrong usage or no such "
-              "state.\n",
+              "state or checkpoint.\n",
 };
+
+static void say(const struct log_options *o, json_t *report,
+                void (*print)(const json_t *report, FILE *file))
+{
+    if (o->json) {
+        sfc_command_json(report);
+    } else {
+        print(report, stdout);
+        json_decref(report);
+    }
+}
+
+static bool has_none(const json_t *report)
+{
+    return json_integer_value(json_object_get(report, "problems")) == 0;
+}
+
+static void show_progress(void *ctx, uint64_t done, uint64_t total)
+{
+    sfc_command_progress(ctx, done, total);
+}
+
+static int report_checkpoint(const char *path, const struct log_options *o, bool *clean,
+                             struct sfc_error *err)
+{
+    struct sfc_command_progress progress = {.what = "check", .unit = "blocks"};
+    json_t *report;
+    int code = sfc_checkpoint_report(path, show_progress, &progress, &report, err);
+    if (code == SFC_OK) {
+        *clean = has_none(report);
+        say(o, report, sfc_checkpoint_report_print);
+    }
+    return code;
+}
 
 /* *clean stays true when there are no problems. */
 static int report_folder(const char *path, const struct log_options *o, bool *clean,
@@ -55,13 +92,8 @@ static int report_folder(const char *path, const struct log_options *o, bool *cl
     if (code != SFC_OK) {
         return code;
     }
-    *clean = *clean && json_integer_value(json_object_get(report, "problems")) == 0;
-    if (o->json) {
-        sfc_command_json(report);
-    } else {
-        sfc_state_report_print(report, stdout);
-        json_decref(report);
-    }
+    *clean = *clean && has_none(report);
+    say(o, report, sfc_state_report_print);
     return SFC_OK;
 }
 
@@ -81,6 +113,9 @@ static int report_all(const char *dir, const struct log_options *o, bool *clean,
 {
     struct dirent **runs;
     int count = scandir(dir, &runs, is_run, by_name);
+    if (count < 0 && errno == ENOTDIR) {
+        return sfc_fail(err, SFC_EINVAL, "%s is a file; name the folder that it is in", dir);
+    }
     if (count < 0) {
         return sfc_fail_errno(err, "open folder %s", dir);
     }
@@ -109,7 +144,9 @@ int sfc_cmd_log(int argc, char **argv)
     }
     struct sfc_error err;
     bool clean = true;
-    int code = report_all(sfc_options_argument(parsed, 0), &o, &clean, &err);
+    const char *dir = sfc_options_argument(parsed, 0);
+    int code = sfc_checkpoint_is_one(dir) ? report_checkpoint(dir, &o, &clean, &err)
+                                          : report_all(dir, &o, &clean, &err);
     sfc_options_free(parsed);
     if (code != SFC_OK) {
         return sfc_command_failed("log", &err);

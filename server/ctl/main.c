@@ -20,7 +20,7 @@ static const struct command {
     {"checkpoint", sfc_cmd_checkpoint, "write the whole state at a step to a directory"},
     {"restore", sfc_cmd_restore, "start a run from a checkpoint, on any number of shards"},
     {"verify", sfc_cmd_verify, "check a checkpoint and print its step and digest"},
-    {"log", sfc_cmd_log, "check the state folder of a shard: step log and snapshots"},
+    {"log", sfc_cmd_log, "check and list a shard's step log and snapshots, or a checkpoint"},
     {"export", sfc_cmd_export, "write a checkpoint as safetensors"},
     {"eval", sfc_cmd_eval, "verification accuracy and TAR at FAR of a checkpoint"},
     {"rank", sfc_cmd_rank, "rank of the true class in a synthetic run, as it is now"},

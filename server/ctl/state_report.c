@@ -307,7 +307,11 @@ static int fill(struct report *r, struct sfc_error *err)
         return code;
     }
     if (r->chain.count + json_array_size(r->snapshots) == 0) {
-        return sfc_fail(err, SFC_ENOTFOUND, "%s: no step log and no snapshots", r->folder->path);
+        return sfc_fail(
+            err, SFC_ENOTFOUND,
+            "%s: no step log, no snapshots, no checkpoint: name the --state folder of a "
+            "shard, a run-ID folder in it, or what `shardfc checkpoint --out` made",
+            r->folder->path);
     }
     if (r->has_identity && (code = add_limit(r, err)) != SFC_OK) {
         return code;

@@ -15,6 +15,7 @@
 #include "server/core/membership.h"
 #include "server/core/run_fsm.h"
 #include "server/core/step_fsm.h"
+#include "server/ctl/checkpoint_report.h"
 #include "server/run/run_setup.h"
 #include "server/scheduler/state_store.h"
 #include "tests/lib/checkpoint_rig.h"
@@ -174,6 +175,10 @@ static void case_checkpoint(void)
     must(strcmp(sfc_checkpoint_digest(checkpoint), digest) == 0, "another digest", NULL);
     TRY(sfc_checkpoint_verify(checkpoint, &err));
     sfc_checkpoint_close(checkpoint);
+    json_t *report;
+    TRY(sfc_checkpoint_report(dir, NULL, NULL, &report, &err));
+    must(json_integer_value(json_object_get(report, "problems")) == 0, "problems", NULL);
+    json_decref(report);
 }
 
 /* ---- the scheduler's store */

@@ -396,6 +396,9 @@ def test_checkpoint(*mode):
         for name, made in (("at", at), ("end", end)):
             told = one_json(tool("shardfc", "verify", c.folder / name, "--json"))
             check(told == made, f"verify {name}: {told}, checkpoint: {made}")
+            listed = one_json(tool("shardfc", "log", c.folder / name, "--json"))
+            check((listed["step"], listed["digest"], listed["problems"]) == (made["step"], made["digest"], 0),
+                  f"log {name}: {listed}, checkpoint: {made}")
         exported(c, end, centres, dense)
         evaluated(c, data)
         restored(c, 2, at, end)
