@@ -39,8 +39,13 @@ static const struct sfc_program program = {
     .max_arguments = 1,
     .options = table,
     .count = sizeof table / sizeof *table,
-    .footer = "Exit status: 0 everything is whole, 1 problems were found, 2 wrong usage or no such "
-              "state or checkpoint.\n",
+    .footer =
+        "Records and snapshots of steps that the run gave up (a rewind, the return to a durable "
+        "step, an aborted try) are called void where the folder shows it: by a newer round of "
+        "the same or an earlier step. What was given up since the shard wrote last is known "
+        "to the scheduler alone, so it is listed as if it counted.\n"
+        "Exit status: 0 everything is whole, 1 problems were found, 2 wrong usage or no such "
+        "state or checkpoint.\n",
 };
 
 static void say(const struct log_options *o, json_t *report,

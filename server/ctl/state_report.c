@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "server/ctl/given_up.h"
 #include "server/durable/log_index.h"
 #include "server/durable/log_limit.h"
 #include "server/durable/log_scan.h"
@@ -17,9 +18,15 @@ struct report {
     struct sfc_log_index index;
     struct sfc_run_identity identity;
     bool has_identity;
-    struct sfc_snapshot_key *whole; /* snapshots without damage */
-    size_t whole_count;
+    struct sfc_round_facts facts;
+    struct found *found; /* snapshots without damage; later only those that count */
+    size_t found_count;
     json_int_t problems;
+};
+
+struct found {
+    struct sfc_snapshot_key key;
+    json_t *object; /* borrowed from the list */
 };
 
 static json_t *number(uint64_t value)
@@ -27,14 +34,38 @@ static json_t *number(uint64_t value)
     return json_integer((json_int_t)value);
 }
 
-static void note_identity(struct report *r, const struct sfc_run_identity *identity)
+/* Of the first file that has one, which are the segments of the log. */
+static int note_identity(struct report *r, const struct sfc_run_identity *identity,
+                         struct sfc_error *why)
 {
-    if (!r->has_identity) {
-        r->identity = *identity;
-        r->has_identity = true;
-    } else if (sfc_run_identity_check(identity, &r->identity, NULL) != SFC_OK) {
-        r->problems++;
+    if (r->has_identity) {
+        return sfc_run_identity_check(identity, &r->identity, why);
     }
+    r->identity = *identity;
+    r->has_identity = true;
+    return SFC_OK;
+}
+
+enum { WHY = 96 };
+
+/* What shows that this does not count, "" if nothing does; dropped: by the shard at its next start.
+ */
+static void find_against(const struct report *r, uint64_t step, struct sfc_attempt round,
+                         bool dropped, char why[WHY])
+{
+    const struct sfc_round_fact *against = sfc_round_facts_against(&r->facts, step, round);
+    if (against != NULL) {
+        snprintf(why, WHY, "step %" PRIu64 " came again in round %" PRIu64 ".%" PRIu64,
+                 against->step, against->round.incarnation, against->round.counter);
+    } else {
+        snprintf(why, WHY, "%s", dropped ? "behind a torn stretch" : "");
+    }
+}
+
+static void mark(json_t *object, const char *why)
+{
+    json_object_set_new(object, "void", json_boolean(why[0] != '\0'));
+    json_object_set_new(object, "why", json_string(why));
 }
 
 /* ---- step log */
@@ -96,61 +127,115 @@ static json_t *describe_record(const char *name, const struct sfc_log_entry *ent
     return object;
 }
 
-/* The records that count go into the index. */
-static int add_records(struct report *r, const char *name, const struct sfc_log_file *file,
-                       uint64_t *first, uint64_t *last, struct sfc_error *err)
+static bool counts(const struct sfc_log_file *file, const struct sfc_log_record *record)
 {
-    const struct sfc_log_scan *scan = &file->scan;
-    for (size_t i = 0; i < scan->count; i++) {
-        const struct sfc_log_record *record = &scan->entries[i].record;
-        if (r->records) {
-            json_array_append_new(r->record_list, describe_record(name, &scan->entries[i]));
+    return file->place == SFC_LOG_CHAINED && record->offset < file->scan.good_end;
+}
+
+static int note_rounds(struct report *r, const struct sfc_log_file *file, struct sfc_error *err)
+{
+    int code = SFC_OK;
+    for (size_t i = 0; i < file->scan.count && code == SFC_OK; i++) {
+        const struct sfc_log_record *record = &file->scan.entries[i].record;
+        if (counts(file, record)) {
+            code = sfc_round_facts_add(&r->facts, record->step, record->round, err);
         }
-        if (record->offset >= scan->good_end) {
-            continue;
-        }
-        int code = sfc_log_index_reserve(&r->index, err);
-        if (code != SFC_OK) {
-            return code;
-        }
-        *first = i == 0 || record->step < *first ? record->step : *first;
-        *last = record->step > *last ? record->step : *last;
-        if (record->type == SFC_LOG_COMMIT) {
-            sfc_log_index_commit(&r->index, &scan->entries[i].commit);
-        } else {
-            struct sfc_log_place_of place = {.type = record->type,
-                                             .step = record->step,
-                                             .round = record->round,
-                                             .segment = file->number};
-            sfc_log_index_prepare(&r->index, &place);
-        }
+    }
+    return code;
+}
+
+static int index_record(struct report *r, const struct sfc_log_file *file,
+                        const struct sfc_log_entry *entry, struct sfc_error *err)
+{
+    const struct sfc_log_record *record = &entry->record;
+    int code = sfc_log_index_reserve(&r->index, err);
+    if (code != SFC_OK) {
+        return code;
+    }
+    if (record->type == SFC_LOG_COMMIT) {
+        sfc_log_index_commit(&r->index, &entry->commit);
+    } else {
+        struct sfc_log_place_of place = {.type = record->type,
+                                         .step = record->step,
+                                         .round = record->round,
+                                         .segment = file->number};
+        sfc_log_index_prepare(&r->index, &place);
     }
     return SFC_OK;
 }
 
-static int add_log(struct report *r, struct sfc_error *err)
+struct tally { /* of a segment: steps of the records that count, and how many don't */
+    uint64_t first, last, given_up;
+};
+
+/* The records that count go into the index. */
+static int add_records(struct report *r, const char *name, const struct sfc_log_file *file,
+                       struct tally *tally, struct sfc_error *err)
+{
+    int code = SFC_OK;
+    for (size_t i = 0; i < file->scan.count && code == SFC_OK; i++) {
+        const struct sfc_log_entry *entry = &file->scan.entries[i];
+        uint64_t step = entry->record.step;
+        char why[WHY];
+        find_against(r, step, entry->record.round, !counts(file, &entry->record), why);
+        if (r->records) {
+            json_t *object = describe_record(name, entry);
+            mark(object, why);
+            json_array_append_new(r->record_list, object);
+        }
+        if (why[0] != '\0') {
+            tally->given_up++;
+            continue;
+        }
+        tally->first = tally->first == 0 || step < tally->first ? step : tally->first;
+        tally->last = step > tally->last ? step : tally->last;
+        code = index_record(r, file, entry, err);
+    }
+    return code;
+}
+
+/* Reads it all; what counts is known when the snapshots are read as well. */
+static int read_log(struct report *r, struct sfc_error *err)
 {
     int code = sfc_log_chain_read(r->folder, &r->chain, err);
     for (size_t i = r->chain.count; i-- > 0 && code == SFC_OK;) { /* the newest names the run */
         const struct sfc_log_file *file = &r->chain.files[i];
-        if (file->place == SFC_LOG_CHAINED && file->scan.header_code == SFC_OK) {
-            note_identity(r, &file->scan.header.identity);
+        if (file->place != SFC_LOG_CHAINED || file->scan.header_code != SFC_OK) {
+            continue;
         }
+        struct sfc_error why;
+        if (note_identity(r, &file->scan.header.identity, &why) != SFC_OK) {
+            char name[SFC_LOG_NAME_SIZE];
+            sfc_log_name(file->number, name);
+            r->problems++;
+            json_array_append_new(r->bad,
+                                  json_pack("{s:s, s:i, s:i, s:i, s:s, s:s}", "file", name,
+                                            "offset", 0, "end", SFC_LOG_SEGMENT_HEADER, "step", 0,
+                                            "state", "foreign", "why", why.text));
+        }
+        code = note_rounds(r, file, err);
     }
+    return code;
+}
+
+static int add_log(struct report *r, struct sfc_error *err)
+{
+    int code = SFC_OK;
     for (size_t i = 0; i < r->chain.count && code == SFC_OK; i++) {
         const struct sfc_log_file *file = &r->chain.files[i];
         char name[SFC_LOG_NAME_SIZE];
-        uint64_t first = 0, last = 0;
+        struct tally tally = {0};
         sfc_log_name(file->number, name);
         if (file->place == SFC_LOG_CHAINED) {
-            code = add_records(r, name, file, &first, &last, err);
+            code = add_records(r, name, file, &tally, err);
         }
         add_bad(r, name, file);
         json_array_append_new(
-            r->segments, json_pack("{s:s, s:o, s:o, s:s, s:o, s:o, s:o}", "file", name, "bytes",
-                                   number(file->bytes), "counted", number(file->scan.good_end),
-                                   "state", state_of(file), "records", number(file->scan.count),
-                                   "first", number(first), "last", number(last)));
+            r->segments, json_pack("{s:s, s:o, s:o, s:s, s:o, s:o, s:o, s:o}", "file", name,
+                                   "bytes", number(file->bytes), "counted",
+                                   number(file->scan.good_end), "state", state_of(file), "records",
+                                   number(file->scan.count), "void", number(tally.given_up),
+                                   "first", number(tally.first), "last", number(tally.last)));
     }
     return code;
 }
@@ -187,32 +272,35 @@ static int add_snapshot(void *arg, const char *name, struct sfc_error *err)
     if (!sfc_snapshot_parse_name(name, &key)) {
         return SFC_OK;
     }
-    struct sfc_snapshot_key *whole = reallocarray(r->whole, r->whole_count + 1, sizeof *r->whole);
-    if (whole == NULL) {
+    struct found *found = reallocarray(r->found, r->found_count + 1, sizeof *r->found);
+    if (found == NULL) {
         return sfc_fail(err, SFC_ENOMEM, "out of memory for listing snapshots");
     }
-    r->whole = whole;
+    r->found = found;
     int code = sfc_snapshot_check(r->folder, name, &header, &why);
     uint64_t bytes = 0, raw = 0;
     if (code == SFC_OK) {
-        note_identity(r, &header.identity);
         bytes = sfc_snapshot_offset(&header, (enum sfc_snapshot_part)SFC_SNAPSHOT_PARTS);
         raw = sfc_snapshot_file_bytes(&header.shape);
-        r->whole[r->whole_count++] = key;
-    } else {
-        r->problems++;
+        code = note_identity(r, &header.identity, &why);
     }
-    json_array_append_new(r->snapshots,
-                          json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:b, s:s}", "file", name,
-                                    "kind", kinds[key.kind], "block", number(key.block), "step",
-                                    number(key.step), "bytes", number(bytes), "raw_bytes",
-                                    number(raw), "ok", code == SFC_OK, "why", why.text));
-    return SFC_OK;
+    json_t *object = json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:b, s:b, s:s}", "file", name,
+                               "kind", kinds[key.kind], "block", number(key.block), "step",
+                               number(key.step), "bytes", number(bytes), "raw_bytes", number(raw),
+                               "ok", code == SFC_OK, "void", 0, "why", why.text);
+    json_array_append_new(r->snapshots, object);
+    if (code != SFC_OK) {
+        r->problems++;
+        return SFC_OK;
+    }
+    r->found[r->found_count++] = (struct found){.key = header.key, .object = object};
+    return sfc_round_facts_add(&r->facts, key.step, header.key.round, err);
 }
 
 static int by_block(const void *a, const void *b)
 {
-    const struct sfc_snapshot_key *x = a, *y = b;
+    const struct sfc_snapshot_key *x = &((const struct found *)a)->key;
+    const struct sfc_snapshot_key *y = &((const struct found *)b)->key;
     if (x->kind != y->kind) {
         return x->kind < y->kind ? -1 : 1;
     }
@@ -222,29 +310,47 @@ static int by_block(const void *a, const void *b)
     return x->step > y->step ? -1 : x->step < y->step;
 }
 
+/* Only those that count stay, block by block, newest first. */
+static void choose_snapshots(struct report *r)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < r->found_count; i++) {
+        const struct sfc_snapshot_key *key = &r->found[i].key;
+        char why[WHY];
+        find_against(r, key->step, key->round, false, why);
+        mark(r->found[i].object, why);
+        if (why[0] == '\0') {
+            r->found[kept++] = r->found[i];
+        }
+    }
+    r->found_count = kept;
+    if (kept > 0) {
+        qsort(r->found, kept, sizeof *r->found, by_block);
+    }
+}
+
 struct stamps {
     uint64_t floor;          /* least second-newest */
     uint64_t oldest, newest; /* of each block's newest */
 };
 
-static struct stamps read_stamps(struct report *r)
+static struct stamps read_stamps(const struct report *r)
 {
     struct stamps s = {0};
-    if (r->whole_count > 0) {
-        qsort(r->whole, r->whole_count, sizeof *r->whole, by_block);
+    if (r->found_count > 0) {
         s.floor = s.oldest = UINT64_MAX;
     }
-    for (size_t i = 0; i < r->whole_count;) {
-        const struct sfc_snapshot_key *newest = &r->whole[i];
+    for (size_t i = 0; i < r->found_count;) {
+        const struct found *newest = &r->found[i];
         size_t n = 1;
-        while (i + n < r->whole_count && newest[n].kind == newest->kind &&
-               newest[n].block == newest->block) {
+        while (i + n < r->found_count && newest[n].key.kind == newest->key.kind &&
+               newest[n].key.block == newest->key.block) {
             n++;
         }
-        uint64_t second = newest[n > 1 ? 1 : 0].step;
+        uint64_t second = newest[n > 1 ? 1 : 0].key.step;
         s.floor = second < s.floor ? second : s.floor;
-        s.oldest = newest->step < s.oldest ? newest->step : s.oldest;
-        s.newest = newest->step > s.newest ? newest->step : s.newest;
+        s.oldest = newest->key.step < s.oldest ? newest->key.step : s.oldest;
+        s.newest = newest->key.step > s.newest ? newest->key.step : s.newest;
         i += n;
     }
     return s;
@@ -279,7 +385,7 @@ static json_t *recoverable(struct report *r, const struct stamps *stamps)
     }
     bool prepared = has_prepare(r, to + 1);
     if (to + (prepared ? 1 : 0) < stamps->newest ||
-        (r->whole_count == 0 && r->index.prepare_count > 0 && to == 0 && !prepared)) {
+        (r->found_count == 0 && r->index.prepare_count > 0 && to == 0 && !prepared)) {
         r->problems++;
         return json_null();
     }
@@ -299,9 +405,14 @@ static void describe_run(struct report *r)
 
 static int fill(struct report *r, struct sfc_error *err)
 {
-    int code = add_log(r, err);
+    int code = read_log(r, err);
     if (code == SFC_OK) {
         code = r->folder->ops->list(r->folder, add_snapshot, r, err);
+    }
+    if (code == SFC_OK) {
+        sfc_round_facts_order(&r->facts);
+        choose_snapshots(r);
+        code = add_log(r, err);
     }
     if (code != SFC_OK) {
         return code;
@@ -341,7 +452,8 @@ int sfc_state_report(struct sfc_folder *folder, bool records, json_t **out, stru
     int code = fill(&r, err);
     sfc_log_chain_free(&r.chain);
     sfc_log_index_free(&r.index);
-    free(r.whole);
+    sfc_round_facts_free(&r.facts);
+    free(r.found);
     if (code != SFC_OK) {
         json_decref(r.root);
         return code;
@@ -362,25 +474,42 @@ static uint64_t number_of(const json_t *object, const char *key)
     return (uint64_t)json_integer_value(json_object_get(object, key));
 }
 
+static void print_segment(const json_t *segment, FILE *file)
+{
+    uint64_t given_up = number_of(segment, "void"), last = number_of(segment, "last");
+    fprintf(file, "%s  %12" PRIu64 " bytes  %6" PRIu64 " records  ", text_of(segment, "file"),
+            number_of(segment, "bytes"), number_of(segment, "records"));
+    if (last > 0) {
+        fprintf(file, "steps %" PRIu64 "-%" PRIu64 "  ", number_of(segment, "first"), last);
+    }
+    if (given_up > 0) {
+        fprintf(file, "%" PRIu64 " void  ", given_up);
+    }
+    fprintf(file, "%s\n", text_of(segment, "state"));
+}
+
+/* Of a record or snapshot that is whole. */
+static void print_state(const json_t *object, FILE *file)
+{
+    bool is_void = json_is_true(json_object_get(object, "void"));
+    fprintf(file, "%s%s\n", is_void ? "void: " : "ok", is_void ? text_of(object, "why") : "");
+}
+
 static void print_log(const json_t *report, FILE *file)
 {
     size_t i;
     json_t *o;
     json_array_foreach(json_object_get(report, "segments"), i, o)
     {
-        fprintf(file,
-                "%s  %12" PRIu64 " bytes  %6" PRIu64 " records  steps %" PRIu64 "-%" PRIu64
-                "  %s\n",
-                text_of(o, "file"), number_of(o, "bytes"), number_of(o, "records"),
-                number_of(o, "first"), number_of(o, "last"), text_of(o, "state"));
+        print_segment(o, file);
     }
     json_array_foreach(json_object_get(report, "records"), i, o)
     {
         fprintf(file,
-                "  %s  byte %12" PRIu64 "  %-7s  step %" PRIu64 "  round %s  %" PRIu64
-                " bytes  ok\n",
+                "  %s  byte %12" PRIu64 "  %-7s  step %" PRIu64 "  round %s  %" PRIu64 " bytes  ",
                 text_of(o, "file"), number_of(o, "offset"), text_of(o, "type"),
                 number_of(o, "step"), text_of(o, "round"), number_of(o, "bytes"));
+        print_state(o, file);
     }
     json_array_foreach(json_object_get(report, "bad"), i, o)
     {
@@ -409,7 +538,11 @@ void sfc_state_report_print(const json_t *report, FILE *file)
             fprintf(file, "zstd, %.1f %% of %" PRIu64 "  ", 100.0 * (double)bytes / (double)raw,
                     raw);
         }
-        fprintf(file, "%s\n", ok ? "ok" : text_of(o, "why"));
+        if (ok) {
+            print_state(o, file);
+        } else {
+            fprintf(file, "%s\n", text_of(o, "why"));
+        }
     }
     fprintf(file, "floor: the log is needed from step %" PRIu64 " on\n",
             number_of(report, "floor") + 1);

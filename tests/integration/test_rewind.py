@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from cluster import Cluster, pb, wait_until
-from inputs import check, expect
+from inputs import check, expect, one_json, tool
 from test_head_session import Session, batch, session_config
 from test_lost_log import records, segments
 from test_recovery import images
@@ -269,6 +269,19 @@ def comes_back(c, shard, expected, what):
     return shard
 
 
+def listed(shard, whole):
+    """`shardfc log` of a shard that went from 60 back to 40 and on to 55 calls void what it gave up, and nothing else;
+    whole: its whole log is there."""
+    told = one_json(tool("shardfc", "log", "--json", "--records", shard.state / "run-1"))
+    old = [r for r in told["records"] if r["void"]]
+    commits = [r["step"] for r in told["records"] if r["type"] == "commit" and not r["void"]]
+    check(commits == sorted(set(commits)) and commits[-1] >= 54, f"commits that count: {commits}")
+    check(all(r["step"] > 40 and "came again" in r["why"] for r in old), f"void: {old}")
+    check(told["recoverable"]["to"] in (54, 55) and told["problems"] == 0, f"{told}")
+    if whole:
+        check(commits[0] == 1 and set(range(41, 60)) <= {r["step"] for r in old}, f"void: {old}, counting: {commits}")
+
+
 def test_given_up():
     """Records and snapshots of steps that were given up stay on the disk, or come back with an old copy of it:
     recovery never takes one of them for what is lost."""
@@ -277,6 +290,7 @@ def test_given_up():
         with Cluster() as c:
             shard = second_history(c, *extra)
             shard.kill()
+            listed(shard, whole=extra != OFTEN)
             if extra != OFTEN:  # the whole log is there
                 path, at = [(p, at) for p in segments(shard) for kind, step, at, _ in records(p)
                             if (kind, step) == (2, 41)][-1]

@@ -40,13 +40,14 @@ void rig_snapshot_fill(struct rig_snapshot *s, size_t block, uint64_t step)
     }
 }
 
-int rig_snapshot_write(struct sfc_snapshot_store *store, size_t block, uint64_t step,
-                       struct sfc_error *err)
+int rig_snapshot_write_round(struct sfc_snapshot_store *store, size_t block, uint64_t step,
+                             struct sfc_attempt round, struct sfc_error *err)
 {
     struct rig_snapshot s;
     struct sfc_snapshot_write *write;
     bool done = false;
     rig_snapshot_fill(&s, block, step);
+    s.key.round = round;
     int code = sfc_snapshot_write_begin(store, &s.key, &s.shape, s.parts, &write, err);
     if (code != SFC_OK) {
         return code;
@@ -56,6 +57,12 @@ int rig_snapshot_write(struct sfc_snapshot_store *store, size_t block, uint64_t 
     }
     sfc_snapshot_write_end(write);
     return code;
+}
+
+int rig_snapshot_write(struct sfc_snapshot_store *store, size_t block, uint64_t step,
+                       struct sfc_error *err)
+{
+    return rig_snapshot_write_round(store, block, step, (struct sfc_attempt){0, 0}, err);
 }
 
 bool rig_snapshot_same(const struct sfc_snapshot_content *content, size_t block)

@@ -18,9 +18,11 @@ struct rig_snapshot {
     const void *parts[SFC_SNAPSHOT_PARTS];
 };
 void rig_snapshot_fill(struct rig_snapshot *snapshot, size_t block, uint64_t step);
-/* Writes it in pieces. */
+/* Writes it in pieces; of a step where a run began, or of a commit of this round. */
 int rig_snapshot_write(struct sfc_snapshot_store *store, size_t block, uint64_t step,
                        struct sfc_error *err);
+int rig_snapshot_write_round(struct sfc_snapshot_store *store, size_t block, uint64_t step,
+                             struct sfc_attempt round, struct sfc_error *err);
 bool rig_snapshot_same(const struct sfc_snapshot_content *content, size_t block);
 
 #endif

@@ -16,7 +16,7 @@
 #include "tests/lib/log_rig.h"
 #include "tests/lib/snapshot_rig.h"
 
-enum { STEPS = 12 };
+enum { STEPS = 12, SEGMENT_STEPS = 5 };
 
 struct fixture {
     char state[64];
@@ -45,24 +45,54 @@ static int tear_down(void **state)
     return code;
 }
 
+static void append(struct fixture *f, struct sfc_step_log *log, uint64_t step,
+                   struct sfc_attempt round)
+{
+    struct rig_step record;
+    struct sfc_log_commit commit = rig_commit(step, round);
+    rig_fill(&record, step, round);
+    assert_int_equal(sfc_step_log_append_prepare(log, &record.prepare, &f->err), SFC_OK);
+    assert_int_equal(sfc_step_log_flush(log, &f->err), SFC_OK);
+    assert_int_equal(sfc_step_log_append_commit(log, &commit, &f->err), SFC_OK);
+}
+
 static void write_log(struct fixture *f, uint64_t first)
 {
-    struct sfc_step_log_config config = {
-        .geometry = rig_geometry, .segment_bytes = 5 * sfc_step_log_step_bytes(&rig_geometry)};
+    struct sfc_step_log_config config = {.geometry = rig_geometry,
+                                         .segment_bytes = SEGMENT_STEPS *
+                                                          sfc_step_log_step_bytes(&rig_geometry)};
     struct sfc_step_log *log;
     rig_identity(&config.identity);
     assert_int_equal(sfc_step_log_create(f->folder, &config, &log, &f->err), SFC_OK);
     for (uint64_t step = first; step <= STEPS; step++) {
-        struct rig_step record;
-        struct sfc_log_commit commit = rig_commit(step, (struct sfc_attempt){1, step});
-        rig_fill(&record, step, commit.round);
-        assert_int_equal(sfc_step_log_append_prepare(log, &record.prepare, &f->err), SFC_OK);
-        assert_int_equal(sfc_step_log_flush(log, &f->err), SFC_OK);
-        assert_int_equal(sfc_step_log_append_commit(log, &commit, &f->err), SFC_OK);
+        append(f, log, step, (struct sfc_attempt){1, step});
     }
     sfc_step_log_close(log);
 }
 
+/* The run goes back to a step and takes `again` more of them, in rounds after `round`. */
+static void write_again(struct fixture *f, uint64_t step, unsigned again, struct sfc_attempt round)
+{
+    struct sfc_step_log_config config = {.geometry = rig_geometry,
+                                         .segment_bytes = SEGMENT_STEPS *
+                                                          sfc_step_log_step_bytes(&rig_geometry)};
+    const struct sfc_step_log_recovery recovery = {
+        .from = step + 1,
+        .has_last = true,
+        .last = rig_commit(step, (struct sfc_attempt){1, step})};
+    struct sfc_step_log_report report;
+    struct sfc_step_log *log;
+    rig_identity(&config.identity);
+    assert_int_equal(sfc_step_log_recover(f->folder, &config, &recovery, &log, &report, &f->err),
+                     SFC_OK);
+    for (unsigned i = 0; i < again; i++) {
+        round.counter++;
+        append(f, log, ++step, round);
+    }
+    sfc_step_log_close(log);
+}
+
+/* Of each block, a step apart; of commits of a step in round (1, step). */
 static void write_snapshots(struct fixture *f, uint64_t step)
 {
     struct sfc_snapshot_store *store;
@@ -70,7 +100,9 @@ static void write_snapshots(struct fixture *f, uint64_t step)
     rig_identity(&identity);
     assert_int_equal(sfc_snapshot_store_open(f->folder, &identity, &store, &f->err), SFC_OK);
     for (size_t block = 0; block < RIG_BLOCKS; block++) {
-        assert_int_equal(rig_snapshot_write(store, block, step + block, &f->err), SFC_OK);
+        const struct sfc_attempt round = {1, step + block};
+        assert_int_equal(rig_snapshot_write_round(store, block, step + block, round, &f->err),
+                         SFC_OK);
     }
     sfc_snapshot_store_close(store);
 }
@@ -109,6 +141,17 @@ static int exit_status(const struct fixture *f, const char *options)
              bin == NULL ? "." : bin, options, f->state, f->state);
     int status = system(command);
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static bool said(const struct fixture *f, const char *what)
+{
+    char path[128], text[8192] = "";
+    snprintf(path, sizeof path, "%s/out", f->state);
+    FILE *file = fopen(path, "r");
+    assert_non_null(file);
+    size_t n = fread(text, 1, sizeof text - 1, file);
+    fclose(file);
+    return n > 0 && strstr(text, what) != NULL;
 }
 
 static void whole_state_is_clean(void **state)
@@ -173,14 +216,111 @@ static void a_gap_is_not_recoverable(void **state)
     assert_int_equal(exit_status(f, ""), 1);
 }
 
+/* Steps, snapshots and segments of what was given up are listed as such, and promise nothing. */
+static void what_was_given_up_is_void(void **state)
+{
+    struct fixture *f = *state;
+    enum { BACK = 6, AGAIN = 3 };
+    size_t i;
+    json_t *o;
+    unsigned voids = 0;
+    write_log(f, 1);
+    write_snapshots(f, 2);
+    write_snapshots(f, 8); /* of 8, 9, 10 and 11: all after the step that it goes back to */
+    json_t *report = report_of(f);
+    assert_int_equal(number(json_object_get(report, "recoverable"), "to"), STEPS - 1);
+    json_decref(report);
+    write_again(f, BACK, AGAIN, (struct sfc_attempt){2, 0});
+    report = report_of(f);
+    json_array_foreach(json_object_get(report, "records"), i, o)
+    {
+        bool old =
+            number(o, "step") > BACK && json_string_value(json_object_get(o, "round"))[0] == '1';
+        assert_int_equal(json_is_true(json_object_get(o, "void")), old);
+        assert_int_equal(strcmp(json_string_value(json_object_get(o, "why")), "") != 0, old);
+        voids += old;
+    }
+    assert_true(voids >= 2 * (SEGMENT_STEPS * (STEPS / SEGMENT_STEPS) - BACK)); /* flushed */
+    json_array_foreach(json_object_get(report, "snapshots"), i, o)
+    {
+        assert_int_equal(json_is_true(json_object_get(o, "void")), number(o, "step") > BACK);
+    }
+    json_array_foreach(json_object_get(report, "segments"), i, o)
+    {
+        assert_true(number(o, "last") <= BACK + AGAIN);
+        assert_true(voids >= number(o, "void"));
+        voids -= (unsigned)number(o, "void");
+    }
+    assert_int_equal(voids, 0);
+    const json_t *range = json_object_get(report, "recoverable");
+    assert_int_equal(number(range, "from"), 2 + RIG_BLOCKS - 1);
+    assert_int_equal(number(range, "to"), BACK + AGAIN - 1);
+    assert_int_equal(number(range, "prepared"), BACK + AGAIN);
+    assert_int_equal(number(report, "floor"), 2);
+    assert_int_equal(number(report, "problems"), 0);
+    json_decref(report);
+    assert_int_equal(exit_status(f, "--records"), 0);
+    assert_true(said(f, "void: step 7 came again in round 2.1"));
+}
+
+/* A try at a step that was aborted, without any going back. */
+static void an_aborted_try_is_void(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_step_log_config config = {.geometry = rig_geometry};
+    struct rig_step first_try;
+    struct sfc_step_log *log;
+    rig_identity(&config.identity);
+    assert_int_equal(sfc_step_log_create(f->folder, &config, &log, &f->err), SFC_OK);
+    append(f, log, 1, (struct sfc_attempt){1, 1});
+    rig_fill(&first_try, 2, (struct sfc_attempt){1, 1});
+    assert_int_equal(sfc_step_log_append_prepare(log, &first_try.prepare, &f->err), SFC_OK);
+    append(f, log, 2, (struct sfc_attempt){1, 5});
+    append(f, log, 3, (struct sfc_attempt){1, 5}); /* rounds outlive a step */
+    sfc_step_log_close(log);
+    json_t *report = report_of(f), *o;
+    size_t i;
+    unsigned voids = 0;
+    json_array_foreach(json_object_get(report, "records"), i, o)
+    {
+        bool is_void = json_is_true(json_object_get(o, "void"));
+        assert_true(!is_void || number(o, "step") == 2);
+        voids += is_void;
+    }
+    assert_int_equal(voids, 1);
+    assert_int_equal(number(json_object_get(report, "recoverable"), "to"), 2);
+    assert_int_equal(number(json_object_get(report, "recoverable"), "prepared"), 3);
+    json_decref(report);
+}
+
+static void a_foreign_snapshot_is_named(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_snapshot_store *store;
+    struct sfc_run_identity identity;
+    write_log(f, 1);
+    rig_identity(&identity);
+    identity.nonce++;
+    assert_int_equal(sfc_snapshot_store_open(f->folder, &identity, &store, &f->err), SFC_OK);
+    assert_int_equal(rig_snapshot_write_round(store, 0, 3, (struct sfc_attempt){9, 9}, &f->err),
+                     SFC_OK);
+    sfc_snapshot_store_close(store);
+    json_t *report = report_of(f);
+    assert_int_equal(number(report, "problems"), 1);
+    assert_int_equal(number(json_object_get(report, "recoverable"), "to"), STEPS - 1);
+    json_decref(report);
+    assert_int_equal(exit_status(f, ""), 1);
+    assert_true(said(f, "belongs to another run"));
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(whole_state_is_clean),
-        TEST(damage_is_listed),
-        TEST(a_gap_is_not_recoverable),
+        TEST(whole_state_is_clean),     TEST(damage_is_listed),
+        TEST(a_gap_is_not_recoverable), TEST(what_was_given_up_is_void),
+        TEST(an_aborted_try_is_void),   TEST(a_foreign_snapshot_is_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
