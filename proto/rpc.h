@@ -119,6 +119,8 @@ struct sfc_rpc_future;
 int sfc_rpc_start(struct sfc_rpc_client *client, const struct sfc_rpc_request *request,
                   struct sfc_rpc_future **out, struct sfc_error *err);
 int sfc_rpc_wait(struct sfc_rpc_future *future, struct sfc_rpc_owned *out, struct sfc_error *err);
+/* Waits at most so long for the end of the call; true: sfc_rpc_wait will not block. */
+bool sfc_rpc_wait_for(struct sfc_rpc_future *future, unsigned ms);
 void sfc_rpc_owned_free(struct sfc_rpc_owned *reply);
 
 #endif

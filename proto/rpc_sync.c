@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* Made by the caller, filled on the loop thread, freed by the caller in wait. */
 struct sfc_rpc_future {
@@ -54,6 +55,19 @@ static void begin(struct sfc_rpc_tag *tag, bool ok)
     }
 }
 
+/* Of the clock that no one sets. */
+static bool condition_init(pthread_cond_t *condition)
+{
+    pthread_condattr_t attributes;
+    if (pthread_condattr_init(&attributes) != 0) {
+        return false;
+    }
+    bool fine = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0 &&
+                pthread_cond_init(condition, &attributes) == 0;
+    pthread_condattr_destroy(&attributes);
+    return fine;
+}
+
 static bool future_init(struct sfc_rpc_future *future, const struct sfc_rpc_request *request)
 {
     uint8_t *head = malloc(request->head.size > 0 ? request->head.size : 1);
@@ -63,7 +77,7 @@ static bool future_init(struct sfc_rpc_future *future, const struct sfc_rpc_requ
         free(method);
         return false;
     }
-    if (pthread_cond_init(&future->changed, NULL) != 0) {
+    if (!condition_init(&future->changed)) {
         pthread_mutex_destroy(&future->lock);
         free(head);
         free(method);
@@ -91,6 +105,26 @@ int sfc_rpc_start(struct sfc_rpc_client *client, const struct sfc_rpc_request *r
     sfc_rpc_enqueue(sfc_rpc_client_loop(client), &future->tag, true);
     *out = future;
     return SFC_OK;
+}
+
+bool sfc_rpc_wait_for(struct sfc_rpc_future *future, unsigned ms)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += (time_t)(ms / 1000);
+    until.tv_nsec += (long)(ms % 1000) * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
+    }
+    pthread_mutex_lock(&future->lock);
+    int rc = 0;
+    while (!future->done && rc == 0) {
+        rc = pthread_cond_timedwait(&future->changed, &future->lock, &until);
+    }
+    bool done = future->done;
+    pthread_mutex_unlock(&future->lock);
+    return done;
 }
 
 int sfc_rpc_wait(struct sfc_rpc_future *future, struct sfc_rpc_owned *out, struct sfc_error *err)

@@ -66,17 +66,42 @@ static void drop_prefix(int code, const char *method, struct sfc_error *err)
     }
 }
 
-int sfc_cluster_scheduler(struct sfc_cluster *cluster, const char *method,
-                          const ProtobufCMessage *message,
-                          const ProtobufCMessageDescriptor *reply_type, unsigned deadline_ms,
-                          struct sfc_answer *out, struct sfc_error *err)
+static struct sfc_ask ask_of(const char *path, const ProtobufCMessage *message,
+                             const ProtobufCMessageDescriptor *reply_type, unsigned deadline_ms)
+{
+    return (struct sfc_ask){
+        .method = path, .message = message, .deadline_ms = deadline_ms, .reply_type = reply_type};
+}
+
+static void path_of(const char *method, char path[128])
+{
+    snprintf(path, 128, "/shardfc.v1.Scheduler/%s", method);
+}
+
+int sfc_cluster_start(struct sfc_cluster *cluster, const char *method,
+                      const ProtobufCMessage *message, const ProtobufCMessageDescriptor *reply_type,
+                      unsigned deadline_ms, struct sfc_cluster_call *out, struct sfc_error *err)
 {
     char path[128];
-    snprintf(path, sizeof path, "/shardfc.v1.Scheduler/%s", method);
-    struct sfc_ask ask = {
-        .method = path, .message = message, .deadline_ms = deadline_ms, .reply_type = reply_type};
-    int code = sfc_ask(cluster->scheduler, &ask, out, err);
-    drop_prefix(code, method, err);
+    path_of(method, path);
+    struct sfc_ask ask = ask_of(path, message, reply_type, deadline_ms);
+    struct sfc_cluster_call call = {.method = method, .reply_type = reply_type};
+    int code = sfc_ask_start(cluster->scheduler, &ask, &call.future, err);
+    if (code == SFC_OK) {
+        *out = call;
+    }
+    return code;
+}
+
+int sfc_cluster_finish(struct sfc_cluster *cluster, struct sfc_cluster_call *call,
+                       struct sfc_answer *out, struct sfc_error *err)
+{
+    char path[128];
+    path_of(call->method, path);
+    struct sfc_ask ask = ask_of(path, NULL, call->reply_type, 0);
+    int code = sfc_ask_finish(call->future, &ask, out, err);
+    call->future = NULL;
+    drop_prefix(code, call->method, err);
     if (code == SFC_EUNAVAILABLE) {
         return sfc_prefix(err,
                           "scheduler %s does not answer (is shardfc-scheduler running there? see "
@@ -84,6 +109,16 @@ int sfc_cluster_scheduler(struct sfc_cluster *cluster, const char *method,
                           sfc_rpc_client_address(cluster->scheduler));
     }
     return code;
+}
+
+int sfc_cluster_scheduler(struct sfc_cluster *cluster, const char *method,
+                          const ProtobufCMessage *message,
+                          const ProtobufCMessageDescriptor *reply_type, unsigned deadline_ms,
+                          struct sfc_answer *out, struct sfc_error *err)
+{
+    struct sfc_cluster_call call;
+    int code = sfc_cluster_start(cluster, method, message, reply_type, deadline_ms, &call, err);
+    return code == SFC_OK ? sfc_cluster_finish(cluster, &call, out, err) : code;
 }
 
 static int find_shard(struct sfc_cluster *cluster, const char *address, struct sfc_rpc_client **out,

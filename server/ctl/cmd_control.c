@@ -1,4 +1,4 @@
-/* shardfc pause, resume, stop, rewind. */
+/* shardfc pause, resume, stop. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -6,11 +6,9 @@
 #include "server/ctl/command.h"
 
 #define CONTROL_DEADLINE_MS 60000
-#define REWIND_DEADLINE_MS  900000 /* every shard goes through the steps of its log */
 
 struct control_options {
     const char *scheduler, *drop;
-    uint64_t to_step;
     bool json;
 };
 
@@ -35,26 +33,6 @@ static const struct sfc_option table[] = {
 };
 enum { WITHOUT_DROP = 2, WITH_DROP = 3 };
 
-static const struct sfc_option rewind_table[] = {
-    {.name = "scheduler",
-     .type = SFC_OPTION_STRING,
-     .offset = AT(scheduler),
-     .fallback = SFC_DEFAULT_SCHEDULER,
-     .metavar = "ADDR",
-     .help = "scheduler to talk to"},
-    {.name = "json",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(json),
-     .help = "print one JSON object",
-     .flags = SFC_OPTION_FLAG_ONLY},
-    {.name = "to-step",
-     .type = SFC_OPTION_U64,
-     .offset = AT(to_step),
-     .metavar = "T",
-     .help = "the state after this step; what came later never happened",
-     .flags = SFC_OPTION_REQUIRED},
-};
-
 static int run_control(const struct sfc_program *program,
                        Shardfc__V1__ControlRequest__Action action, int argc, char **argv)
 {
@@ -69,8 +47,6 @@ static int run_control(const struct sfc_program *program,
     struct sfc_answer answer = {0};
     Shardfc__V1__ControlRequest request = SHARDFC__V1__CONTROL_REQUEST__INIT;
     request.action = action;
-    request.step = o.to_step;
-    bool rewind = action == SHARDFC__V1__CONTROL_REQUEST__ACTION__REWIND;
     int code = SFC_OK;
     if (o.drop != NULL) {
         char rest;
@@ -84,18 +60,13 @@ static int run_control(const struct sfc_program *program,
         code = sfc_cluster_connect(o.scheduler, &cluster, &err);
     }
     if (code == SFC_OK) {
-        code = sfc_cluster_scheduler(
-            cluster, "Control", &request.base, &shardfc__v1__control_reply__descriptor,
-            rewind ? REWIND_DEADLINE_MS : CONTROL_DEADLINE_MS, &answer, &err);
+        code = sfc_cluster_scheduler(cluster, "Control", &request.base,
+                                     &shardfc__v1__control_reply__descriptor, CONTROL_DEADLINE_MS,
+                                     &answer, &err);
     }
     if (code == SFC_OK) {
         const Shardfc__V1__ControlReply *reply = (const Shardfc__V1__ControlReply *)answer.message;
-        if (o.json) {
-            sfc_command_json(
-                json_pack("{s:s, s:I}", "state", reply->state, "step", (json_int_t)reply->step));
-        } else {
-            printf("%s at step %" PRIu64 "\n", reply->state, reply->step);
-        }
+        sfc_command_say_state(reply, o.json);
     }
     sfc_answer_free(&answer);
     sfc_cluster_close(cluster);
@@ -134,19 +105,4 @@ int sfc_cmd_stop(int argc, char **argv)
         .count = WITHOUT_DROP,
     };
     return run_control(&program, SHARDFC__V1__CONTROL_REQUEST__ACTION__STOP, argc, argv);
-}
-
-int sfc_cmd_rewind(int argc, char **argv)
-{
-    static const struct sfc_program program = {
-        .name = "shardfc rewind",
-        .summary =
-            "Brings the run back to the state after an earlier step, as if nothing had come after "
-            "it: for a session whose own state comes from a checkpoint of that step. The open step "
-            "and the session are void; open a new session and go on with step T + 1. How far back "
-            "is possible: `shardfc status`, and --rewind-window of `shardfc create`.",
-        .options = rewind_table,
-        .count = sizeof rewind_table / sizeof *rewind_table,
-    };
-    return run_control(&program, SHARDFC__V1__CONTROL_REQUEST__ACTION__REWIND, argc, argv);
 }

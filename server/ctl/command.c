@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -29,6 +30,16 @@ void sfc_command_json(json_t *object)
     }
     free(text);
     json_decref(object);
+}
+
+void sfc_command_say_state(const Shardfc__V1__ControlReply *reply, bool json)
+{
+    if (json) {
+        sfc_command_json(
+            json_pack("{s:s, s:I}", "state", reply->state, "step", (json_int_t)reply->step));
+    } else {
+        printf("%s at step %" PRIu64 "\n", reply->state, reply->step);
+    }
 }
 
 double sfc_command_clock(void)
@@ -72,4 +83,35 @@ void sfc_command_progress(struct sfc_command_progress *p, uint64_t done, uint64_
     fprintf(stderr, "%s%s %" PRIu64 "/%" PRIu64 " %s (%d %%), %.*f %s/s%s%s",
             terminal ? "\r\033[K" : "", p->what, done, total, p->unit, percent, rate < 10 ? 2 : 0,
             rate, p->unit, left, terminal && done < total ? "" : "\n");
+}
+
+void sfc_command_progress_end(struct sfc_command_progress *p)
+{
+    if (p->started != 0 && p->last > p->started && p->last_percent < 100 &&
+        isatty(STDERR_FILENO) != 0) {
+        fputc('\n', stderr);
+    }
+    p->started = 0;
+}
+
+void sfc_command_waiting(struct sfc_command_waiting *w, const char *text)
+{
+    double now = sfc_command_clock();
+    bool terminal = isatty(STDERR_FILENO) != 0;
+    bool same = strncmp(w->text, text, sizeof w->text - 1) == 0;
+    double pause = same ? 30 : terminal ? 0.2 : 2;
+    if (w->last != 0 && now - w->last < pause) {
+        return;
+    }
+    w->last = now;
+    snprintf(w->text, sizeof w->text, "%s", text);
+    fprintf(stderr, "%s%s%s", terminal ? "\r\033[K" : "", w->text, terminal ? "" : "\n");
+}
+
+void sfc_command_waited(struct sfc_command_waiting *w)
+{
+    if (w->last != 0 && isatty(STDERR_FILENO) != 0) {
+        fputc('\n', stderr);
+    }
+    *w = (struct sfc_command_waiting){0};
 }

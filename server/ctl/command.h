@@ -38,6 +38,8 @@ int sfc_cmd_log(int argc, char **argv);
 int sfc_command_failed(const char *command, const struct sfc_error *err);
 /* Prints the object as one line on stdout and releases it. */
 void sfc_command_json(json_t *object);
+/* State and step of the run after a Control call. */
+void sfc_command_say_state(const Shardfc__V1__ControlReply *reply, bool json);
 /* A progress line on stderr: rewritten in place on a terminal, a new one every two seconds
  * elsewhere. */
 struct sfc_command_progress {
@@ -48,6 +50,18 @@ struct sfc_command_progress {
     int last_percent;
 };
 void sfc_command_progress(struct sfc_command_progress *progress, uint64_t done, uint64_t total);
+/* What is counted won't get to its end, or what comes next is something else: begins a new line. */
+void sfc_command_progress_end(struct sfc_command_progress *progress);
+/* What a command waits for where nothing can be counted, on stderr: on a terminal rewritten in
+ * place, elsewhere a new line when the text changes, at most every two seconds, and after half a
+ * minute again. All zero at first. */
+struct sfc_command_waiting {
+    char text[256];
+    double last; /* seconds, monotonic; 0: nothing is shown */
+};
+void sfc_command_waiting(struct sfc_command_waiting *waiting, const char *text);
+/* Nothing more is waited for: what comes next begins a new line. */
+void sfc_command_waited(struct sfc_command_waiting *waiting);
 double sfc_command_clock(void);
 void sfc_command_wait(uint64_t ms);
 
@@ -62,6 +76,18 @@ int sfc_cluster_scheduler(struct sfc_cluster *cluster, const char *method,
                           const ProtobufCMessage *message,
                           const ProtobufCMessageDescriptor *reply_type, unsigned deadline_ms,
                           struct sfc_answer *out, struct sfc_error *err);
+/* The same in three steps, for what a command shows meanwhile. method and reply_type must outlive
+ * the call, which sfc_cluster_finish ends. */
+struct sfc_cluster_call {
+    const char *method;
+    const ProtobufCMessageDescriptor *reply_type;
+    struct sfc_rpc_future *future;
+};
+int sfc_cluster_start(struct sfc_cluster *cluster, const char *method,
+                      const ProtobufCMessage *message, const ProtobufCMessageDescriptor *reply_type,
+                      unsigned deadline_ms, struct sfc_cluster_call *out, struct sfc_error *err);
+int sfc_cluster_finish(struct sfc_cluster *cluster, struct sfc_cluster_call *call,
+                       struct sfc_answer *out, struct sfc_error *err);
 /* Calls method ("ReadBlock") of the Shard service at address; retries when the call may be
  * repeated. */
 int sfc_cluster_shard(struct sfc_cluster *cluster, const char *address, const char *method,

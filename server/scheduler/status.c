@@ -188,18 +188,19 @@ static double present_rate(const struct sfc_sched_run *run)
 static void fill_run(struct sfc_sched_run *run, struct status *st)
 {
     Shardfc__V1__StatusReply *m = &st->m;
-    char what[MAX_WAITS];
+    char what[MAX_WAITS] = "";
     const Shardfc__V1__RunConfig *c = run->config;
     bool running = run->fsm.state == SFC_RUN_RUNNING;
     m->state = (char *)(uintptr_t)sfc_run_state_name(run->fsm.state);
     m->reason = run->fsm.reason;
-    bool recovers = false;
+    bool rewinds = run->fsm.rewind.phase != SFC_REWIND_NONE, recovers = false;
     for (uint32_t k = 0; k < run->map->n_shards; k++)
         recovers = recovers || sfc_run_recovers(&run->fsm, k);
-    if (running || run->fsm.state == SFC_RUN_LOADING || (recovers && !run->fsm.reason[0])) {
+    if (running || run->fsm.state == SFC_RUN_LOADING || rewinds ||
+        (recovers && !run->fsm.reason[0]))
         sfc_run_waits_for(&run->fsm, what, sizeof what);
-        if (what[0])
-            snprintf(st->waits_for, sizeof st->waits_for, "waits for %s", what);
+    if (what[0]) {
+        snprintf(st->waits_for, sizeof st->waits_for, "waits for %s", what);
         m->reason = st->waits_for;
     }
     m->run_id = run->id;

@@ -1,17 +1,20 @@
 #!/usr/bin/python3
 """A run goes back to an earlier step and then on with the bits of a run that never went further.
 
-    test_rewind.py [session|crashes|far|workers|off|damaged|foreign|given_up ...]     default: all
+    test_rewind.py [session|crashes|far|waits|workers|off|damaged|foreign|given_up ...]     default: all
 SFC_SEED (default 1) draws batches and moments; it is printed on failure.
 """
 import os
 import random
 import re
 import shutil
+import signal
+import subprocess
 import sys
 
 import numpy as np
 
+import cluster
 from cluster import Cluster, pb, wait_until
 from inputs import check, expect, one_json, tool
 from test_head_session import Session, batch, session_config
@@ -160,6 +163,29 @@ def test_far():
         check(c.ctl_json("status")["oldest_step"] <= low + 10, "the window moves on with the run")
         c.ctl("stop")
         expect(c.ctl("rewind", "--to-step", "1", check=False), 1, "idle")
+
+
+def test_waits():
+    """The command says what it waits for while it waits, and status does so too, whatever the run's state is."""
+    with Cluster() as c:
+        start(c)
+        session_run(c, 30)
+        train(c, 30)
+        c.wait_state("finished")
+        slow = c.shards[1]
+        slow.signal(signal.SIGSTOP)
+        said = c.folder / "rewind.err"
+        with said.open("wb") as err:
+            command = subprocess.Popen([cluster.BIN / "shardfc", "rewind", "--scheduler", c.address, "--to-step", "12"],
+                                       stdout=subprocess.PIPE, stderr=err, text=True)
+        wait_until("the command to say what it waits for",
+                   lambda: re.search(r"^rewind waits for shard \d+, which (checks|does not)", said.read_text(), re.M), 60,
+                   context=lambda: said.read_text() + c.tails())
+        check("waits for shard" in c.status().reason, c.status().reason)
+        slow.signal(signal.SIGCONT)
+        out, _ = command.communicate(timeout=60 * cluster.TIME_SCALE)
+        check(command.returncode == 0 and "at step 12" in out, f"{command.returncode}: {out}{said.read_text()}")
+        check(c.status().step == 12, f"{c.status()}")
 
 
 def test_workers():

@@ -235,6 +235,33 @@ static void test_many_in_flight(void **state)
     service_stop(&service);
 }
 
+/* A held call is not over, however often one looks; when it ends the look ends too. */
+static void test_wait_for(void **state)
+{
+    (void)state;
+    struct service service;
+    struct peer peer;
+    struct sfc_error err = {0};
+    struct sfc_rpc_owned reply = {0};
+    struct sfc_rpc_future *future;
+    service_start(&service, 0);
+    peer_start(&peer, service.port);
+    struct sfc_rpc_request hold = {
+        .method = "/test.v1.Test/Hold", .head = SMALL, .deadline_ms = 60000};
+    assert_int_equal(sfc_rpc_start(peer.client, &hold, &future, &err), SFC_OK);
+    while (sem_wait(&service.arrived) != 0) {
+        /* interrupted by a signal */
+    }
+    assert_false(sfc_rpc_wait_for(future, 0));
+    assert_false(sfc_rpc_wait_for(future, 999));
+    side_do(&service.side, service_end_held, &service);
+    assert_true(sfc_rpc_wait_for(future, 60000));
+    assert_true(sfc_rpc_wait_for(future, 0));
+    assert_int_not_equal(sfc_rpc_wait(future, &reply, &err), SFC_OK);
+    peer_stop(&peer);
+    service_stop(&service);
+}
+
 /* ---- health, addresses, garbage */
 
 static int health(struct peer *peer, const char *service, uint8_t *status)
@@ -377,6 +404,7 @@ int main(void)
         cmocka_unit_test(test_retries),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_many_in_flight),
+        cmocka_unit_test(test_wait_for),
         cmocka_unit_test(test_health),
         cmocka_unit_test(test_addresses),
         cmocka_unit_test(test_garbage),
