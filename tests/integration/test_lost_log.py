@@ -55,9 +55,20 @@ def segments(shard):
     return sorted(shard.state.glob("run-*/*.sfl"))
 
 
+def content(path):
+    """The bytes of a segment; none if it is trimmed meanwhile."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 def records(path):
     """(type, step, offset, bytes of the body) of the records of a segment."""
-    data = path.read_bytes()
+    return records_in(content(path))
+
+
+def records_in(data):
     at = 256
     while at + RECORD.size <= len(data):
         magic, kind, size, step = RECORD.unpack_from(data, at)[:4]

@@ -9,16 +9,18 @@ import random
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 
+import grpc
 import numpy as np
 
 import cluster
-from cluster import Cluster, pb, wait_until
+from cluster import Cluster, Failure, pb, wait_until
 from inputs import check, expect, one_json, tool
 from test_head_session import Session, batch, session_config
-from test_lost_log import records, segments
+from test_lost_log import content, records, records_in, segments
 from test_recovery import images
 
 SEED = int(os.environ.get("SFC_SEED", "1"))
@@ -228,22 +230,83 @@ def damage(path):
         f.write(bytes([byte ^ 1]))
 
 
+def first_logged(shard):
+    """The first step that is in the files of the log. Trimming deletes whole files, and later than `status` says."""
+    return min((step for path in segments(shard) for _, step, _, _ in records(path)), default=0)
+
+
+def newest_copies(folder):
+    """{block: step} of the newest snapshots."""
+    newest = {}
+    for path in folder.glob("class-*.sfs"):
+        block, step = path.stem.rsplit("-", 1)
+        newest[block] = max(newest.get(block, 0), int(step))
+    return newest
+
+
+def commit_record(shard, step):
+    """That of the scheduler, or None where the shard's log has none of this step."""
+    for data in map(content, segments(shard)):
+        for kind, of, at, _ in records_in(data):
+            if (kind, of) == (2, step):
+                incarnation, counter = struct.unpack_from("<QQ", data, at + 24)
+                return pb.CommitRecord(step=step, round=pb.Attempt(incarnation=incarnation, counter=counter), apply=True)
+    return None
+
+
+def leads_to(c, step):
+    """Every shard says that its disk leads to this step. Then it does until the run goes on."""
+    now, record = c.status(), commit_record(c.shards[0], step)
+    if record is None or any(s.step != now.step for s in now.shards):
+        return False
+    try:
+        for shard in c.shards:
+            c.shard_stub(shard.address).CheckRewind(pb.CheckRewindRequest(
+                run_id=now.run_id, incarnation=now.incarnation, step=step, last_commit=record), timeout=60)
+    except grpc.RpcError:  # a full log had to be trimmed behind it, or one is being trimmed
+        return False
+    return True
+
+
+def needed_copies(c):
+    """(block, step) where every disk leads to the step, and that of the first shard by this block's snapshots of up
+    to it alone: the log doesn't go back to the seed, and as there is a later snapshot, no other of those steps comes.
+    None: not yet."""
+    if first_logged(c.shards[0]) <= 1:
+        return None
+    copies = newest_copies(c.shards[0].state / "run-1")
+    block = max(copies, key=copies.get)
+    return (block, copies[block] - 1) if leads_to(c, copies[block] - 1) else None
+
+
+def train_until(c, what, condition, steps):
+    """Trains step by step until condition() gives something, which does not hang on how fast anything is; returns
+    (step, that)."""
+    for step in range(1, steps):
+        train(c, step)
+        found = condition()
+        if found:
+            return step, found
+    raise Failure(f"no {what} up to step {steps}\n{c.tails()}")
+
+
 def test_damaged():
     """A shard whose disk doesn't lead back, which only shows when it is read, says so before any gives up what it
     has in memory: the run goes on as if nobody had asked."""
-    steps = 80
+    steps = 70
     expected = undisturbed(steps)
     with Cluster() as c:
-        start(c, *OFTEN, "--log-limit", "200K")
-        session_run(c, steps, window=8)
-        train(c, 60)
-        wait_until("a lowest step", lambda: 10 < c.ctl_json("status")["oldest_step"] <= 55, 30, context=c.tails)
-        folder = c.shards[0].state / "run-1"
-        block = sorted(folder.glob("class-*.sfs"))[0].name.rsplit("-", 1)[0]
-        for path in folder.glob(f"{block}-*.sfs"):
-            damage(path)
-        expect(c.ctl("rewind", "--to-step", "57", check=False), 2, f"{block}", "Nothing has changed", "step 60")
-        check(c.status().step == 60, "the run is where it was")
+        start(c, *OFTEN, "--log-limit", "100K")
+        session_run(c, steps, window=10)
+        at, (block, to) = train_until(c, "block that needs its snapshots", lambda: needed_copies(c), steps - 10)
+        damaged = 0
+        for path in (c.shards[0].state / "run-1").glob(f"{block}-*.sfs"):
+            if int(path.stem.rsplit("-", 1)[1]) <= to:
+                damage(path)
+                damaged += 1
+        check(damaged, f"{block} has no snapshot of step {to} or before")
+        expect(c.ctl("rewind", "--to-step", to, check=False), 2, block, "Nothing has changed", f"step {at}")
+        check(c.status().step == at, "the run is where it was")
         train(c, steps)
         compare(c, steps, expected)
 
