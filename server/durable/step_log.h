@@ -65,6 +65,7 @@ struct sfc_step_log_report {
     uint64_t torn_records; /* at least so many records; none that replay needs */
     uint64_t missing;      /* steps of from..last that the log can't give (only with peers) */
     uint64_t first_missing;
+    char gap[256];    /* of first_missing, where no damage explains it; "": nothing is missing */
     char torn[256];   /* "" or: file, bytes, why */
     char damage[256]; /* "" or the first bytes that were durable once and are damaged now, where
                          replay doesn't need them, or peers have the step: file, bytes, why. Say it

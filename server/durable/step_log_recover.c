@@ -153,24 +153,54 @@ static bool have_step(const struct sfc_step_log *log, uint64_t step)
            (!commit->apply || sfc_log_index_find(&log->index, step, commit->round) != NULL);
 }
 
-static int missing_step(const struct sfc_step_log *log, const struct sfc_log_chain *chain,
-                        uint64_t step, const struct sfc_step_log_report *report,
-                        struct sfc_error *err)
+static uint64_t oldest_segment(const struct sfc_log_chain *chain)
+{
+    for (size_t i = 0; i < chain->count; i++) {
+        if (chain->files[i].place == SFC_LOG_CHAINED) {
+            return chain->files[i].number;
+        }
+    }
+    return 0;
+}
+
+/* Where the files are whole and a step is not there all the same. */
+static void say_gap(const struct sfc_step_log *log, const struct sfc_log_chain *chain,
+                    uint64_t step, struct sfc_step_log_report *report)
+{
+    struct sfc_step_log_state state;
+    char given_up[96] = "";
+    sfc_step_log_state(log, &state);
+    if (report->void_records > 0) {
+        snprintf(given_up, sizeof given_up,
+                 "; %" PRIu64 " of its records are of what the run gave up", report->void_records);
+    }
+    if (oldest_segment(chain) == 0) {
+        snprintf(report->gap, sizeof report->gap, "segments are gone: the log holds none");
+    } else if (state.last_step <= step) { /* equal: prepared there, and its commit is not */
+        snprintf(report->gap, sizeof report->gap,
+                 "the log ends at step %" PRIu64
+                 ": the folder is an old copy, or newer segments are gone%s",
+                 state.last_step < step ? state.last_step : step - 1, given_up);
+    } else {
+        snprintf(report->gap, sizeof report->gap,
+                 "segments are gone: the log begins with segment %" PRIu64 "%s",
+                 oldest_segment(chain), given_up);
+    }
+}
+
+static int missing_step(const struct sfc_step_log *log, uint64_t step,
+                        const struct sfc_step_log_report *report, struct sfc_error *err)
 {
     const struct sfc_log_commit *commit = sfc_log_index_commit_of(&log->index, step);
     const char *lacks = commit == NULL ? "commit" : "record";
     const char *bad = report->damage[0] != '\0' ? report->damage : report->torn;
-    char oldest[64] = "holds no segment";
-    if (chain->count > 0) {
-        snprintf(oldest, sizeof oldest, "begins with segment %" PRIu64, chain->files[0].number);
-    }
     return sfc_fail(
         err, SFC_ECORRUPT,
         "%s: the %s of step %" PRIu64 ", which was committed, is not in the step log; %s%s; "
         "`shardfc log DIR` lists the damage: restore the run from a checkpoint, or this "
         "folder from a copy",
-        log->folder->path, lacks, step, bad[0] != '\0' ? "damaged: " : "the log ",
-        bad[0] != '\0' ? bad : oldest);
+        log->folder->path, lacks, step, bad[0] != '\0' ? "damaged: " : "",
+        bad[0] != '\0' ? bad : report->gap);
 }
 
 static int check_steps(const struct sfc_step_log *log, const struct sfc_log_chain *chain,
@@ -182,10 +212,13 @@ static int check_steps(const struct sfc_step_log *log, const struct sfc_log_chai
         if (have_step(log, step)) {
             continue;
         }
-        if (!recovery->peers) {
-            return missing_step(log, chain, step, report, err);
+        if (report->missing++ == 0) {
+            report->first_missing = step;
+            say_gap(log, chain, step, report);
         }
-        report->first_missing = report->missing++ == 0 ? step : report->first_missing;
+        if (!recovery->peers) {
+            return missing_step(log, step, report, err);
+        }
     }
     return SFC_OK;
 }

@@ -368,8 +368,7 @@ static void tell_damage(struct work *w, const struct sfc_step_log_report *report
     snprintf(w->damage, sizeof w->damage, "%s",
              report->damage[0] ? report->damage
              : report->torn[0] ? report->torn
-             : report->missing ? "segments are gone"
-                               : "");
+                               : report->gap);
     if (report->missing)
         sfc_warning_log("run %" PRIu64 ": the log lacks %" PRIu64
                         " of the steps that this recovery needs, step %" PRIu64

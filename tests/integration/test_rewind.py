@@ -390,7 +390,11 @@ def test_given_up():
                 shard.kill()
             shutil.rmtree(shard.state / "run-1")
             shutil.copytree(c.folder / "before", shard.state / "run-1")
-            comes_back(c, shard, expected, "an old copy of the folder")
+            shard = comes_back(c, shard, expected, "an old copy of the folder")
+            if extra != OFTEN:
+                said = re.search(r"lacks .*: the log ends at step 40: .* old copy.*; (\d+) of its records are of what the "
+                                 "run gave up", shard.stderr())
+                check(said and int(said.group(1)) > 0, shard.stderr())
 
 
 def test_foreign():

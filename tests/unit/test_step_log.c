@@ -220,7 +220,32 @@ static void cut_or_missing_segments_are_refused(void **state)
     assert_int_equal(f->folder->ops->remove(f->folder, "log-00000002.sfl", &f->err), SFC_OK);
     assert_int_equal(reopen(f, 1, STEPS, false), SFC_ECORRUPT);
     assert_says(f->err.text, "step 1");
+    assert_says(f->err.text, "segments are gone: the log begins with segment 3");
     assert_int_equal(reopen(f, STEPS, STEPS, false), SFC_OK); /* not needed any more */
+}
+
+/* Nothing is damaged, and the run went on without this folder. */
+static void an_old_copy_is_called_so(void **state)
+{
+    struct fixture *f = *state;
+    append_until(f, 1, 4);
+    assert_int_equal(reopen(f, 1, STEPS, false), SFC_ECORRUPT);
+    assert_says(f->err.text,
+                "the commit of step 4"); /* which the next Prepare would have written */
+    assert_says(f->err.text, "the log ends at step 3: the folder is an old copy");
+    assert_int_equal(reopen(f, 5, STEPS, true), SFC_OK);
+    assert_int_equal(f->report.first_missing, 5);
+    assert_says(f->report.gap, "the log ends at step ");
+    sfc_step_log_close(f->log);
+    f->log = NULL;
+    memory_files_restart(f->files, true);
+    for (uint64_t segment = 1; segment < 10; segment++) {
+        char name[SFC_LOG_NAME_SIZE];
+        sfc_log_name(segment, name);
+        (void)f->folder->ops->remove(f->folder, name, NULL);
+    }
+    assert_int_equal(reopen(f, 1, STEPS, true), SFC_OK);
+    assert_says(f->report.gap, "segments are gone: the log holds none");
 }
 
 /* A flip anywhere is named, and what is read is right all the same, or the log refuses. */
@@ -550,6 +575,7 @@ int main(void)
         TEST(the_round_of_the_commit_counts),
         TEST(cut_tail_is_torn_or_refused),
         TEST(cut_or_missing_segments_are_refused),
+        TEST(an_old_copy_is_called_so),
         TEST(every_flip_is_found),
         TEST(a_read_checks_again),
         TEST(the_limit_pushes_back_until_the_floor_moves),
