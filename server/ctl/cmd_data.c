@@ -1,8 +1,10 @@
 /* shardfc data glyphs | pack | info. */
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "server/ctl/command.h"
 #include "worker/data/glyphs.h"
@@ -11,7 +13,7 @@
 
 struct data_options {
     const char *out, *fonts;
-    bool json, flip, check;
+    bool json, flip, check, replace;
     uint64_t classes, holdout, faces, size, pairs, threads, seed, min_images;
 };
 
@@ -26,6 +28,34 @@ struct data_options {
         .name = "out", .type = SFC_OPTION_STRING, .offset = AT(out), .min = 1, .metavar = "DIR",   \
         .help = "directory to write", .flags = SFC_OPTION_REQUIRED                                 \
     }
+
+#define OPTION_REPLACE                                                                             \
+    {                                                                                              \
+        .name = "replace", .type = SFC_OPTION_BOOL, .offset = AT(replace),                         \
+        .help = "write over a data set that is there already", .flags = SFC_OPTION_FLAG_ONLY       \
+    }
+
+/* What a set consists of may have taken hours, or be somebody's only copy. */
+static int check_out(const struct data_options *o, struct sfc_error *err)
+{
+    static const char *const files[] = {"train.rec",     "train.idx", "holdout.rec",
+                                        "holdout.idx",   "meta.json", "pairs_easy.bin",
+                                        "pairs_hard.bin"};
+    for (size_t i = 0; !o->replace && i < sizeof files / sizeof *files; i++) {
+        char path[PATH_MAX];
+        int n = snprintf(path, sizeof path, "%s/%s", o->out, files[i]);
+        if (n >= (int)sizeof path) {
+            return sfc_fail(err, SFC_EINVAL, "--out: the name is too long");
+        }
+        if (access(path, F_OK) == 0) {
+            return sfc_fail(err, SFC_EEXIST,
+                            "--out %s holds a data set already (%s): name another directory, or "
+                            "add --replace to write over it",
+                            o->out, files[i]);
+        }
+    }
+    return SFC_OK;
+}
 
 static int print_text(char *text, struct sfc_error *err)
 {
@@ -94,6 +124,7 @@ static const struct sfc_option glyph_table[] = {
      .offset = AT(seed),
      .fallback = "1",
      .help = "choice of identities and pairs"},
+    OPTION_REPLACE,
     OPTION_JSON,
 };
 static const struct sfc_program glyph_program = {
@@ -158,6 +189,7 @@ static const struct sfc_option pack_table[] = {
      .max = 1000000,
      .fallback = "1",
      .help = "leave out identities with fewer images"},
+    OPTION_REPLACE,
     OPTION_JSON,
 };
 static const struct sfc_program pack_program = {
@@ -246,8 +278,10 @@ static int run(const struct sfc_program *program, int argc, char **argv)
         return exit_code;
     }
     struct sfc_error err;
-    int code;
-    if (program == &glyph_program) {
+    int code = program == &info_program ? SFC_OK : check_out(&o, &err);
+    if (code != SFC_OK) {
+        /* nothing is written */
+    } else if (program == &glyph_program) {
         code = make_glyphs(&o, &err);
     } else if (program == &pack_program) {
         code = pack(&o, sfc_options_argument(parsed, 0), &err);

@@ -162,6 +162,14 @@ def test_data():
         again = one_json(tool("shardfc", "data", "pack", folder, "--out", c.folder / "set2", "--no-flip",
                               "--json"))
         check(again["digest"] == packed["digest"], "packing twice gives two digests")
+        before = (c.folder / "set" / "train.rec").stat()
+        expect(tool("shardfc", "data", "pack", folder, "--out", c.folder / "set"), 2, "holds a data set already", "--replace")
+        expect(tool("shardfc", "data", "glyphs", "--out", c.folder / "set", "--classes", "20"), 2, "train.rec", "--replace")
+        after = (c.folder / "set" / "train.rec").stat()
+        check((after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "a refused command wrote a set")
+        again = one_json(tool("shardfc", "data", "pack", folder, "--out", c.folder / "set", "--no-flip", "--replace",
+                              "--json"))
+        check(again["digest"] == packed["digest"], "packing in place of a set gives another digest")
         one_json(tool("shardfc", "data", "info", c.folder / "set" / "train.rec", "--json"))
         expect(tool("shardfc", "data", "info", c.folder / "photos"), 2, "train.")
         expect(tool("shardfc", "data", "pack", c.folder / "none", "--out", c.folder / "x"), 2, "none")
