@@ -40,7 +40,11 @@ struct sfc_checkpoint;
 void sfc_checkpoint_remove_stale(const char *dir, void (*removed)(void *ctx, const char *path),
                                  void *ctx);
 
-/* SFC_EEXIST when dir is already there. config is copied. */
+/* May dir be made? SFC_EEXIST: it is there already; SFC_ENOTFOUND, SFC_EINVAL, SFC_EDENIED: the
+ * folder it would be in is not there, none, or not writable. Says what to do. */
+int sfc_checkpoint_may_create(const char *dir, struct sfc_error *err);
+/* SFC_EEXIST when dir is already there, and what sfc_checkpoint_may_create says. config is copied.
+ */
 int sfc_checkpoint_create(const char *dir, const Shardfc__V1__RunConfig *config, uint64_t step,
                           struct sfc_checkpoint_writer **out, struct sfc_error *err);
 int sfc_checkpoint_begin(struct sfc_checkpoint_writer *writer, Shardfc__V1__BlockKind kind,

@@ -73,22 +73,63 @@ static Shardfc__V1__RunConfig *copy_config(const Shardfc__V1__RunConfig *config)
     return copy;
 }
 
-static int make_partial(struct sfc_checkpoint_writer *w, const char *dir, struct sfc_error *err)
+static int clean_name(const char *dir, char out[PATH_MAX], struct sfc_error *err)
 {
     size_t length = strlen(dir);
     while (length > 1 && dir[length - 1] == '/') {
         length--;
     }
-    if (length == 0 || length > sizeof w->final - 40) {
+    if (length == 0 || length > PATH_MAX - 40) {
         return sfc_fail(err, SFC_EINVAL, "checkpoint directory: name is empty or too long");
     }
-    memcpy(w->final, dir, length);
-    w->final[length] = '\0';
+    memcpy(out, dir, length);
+    out[length] = '\0';
+    return SFC_OK;
+}
+
+int sfc_checkpoint_may_create(const char *dir, struct sfc_error *err)
+{
+    char name[PATH_MAX], parent[PATH_MAX] = ".";
+    struct stat info;
+    int code = clean_name(dir, name, err);
+    if (code != SFC_OK) {
+        return code;
+    }
+    if (access(name, F_OK) == 0) {
+        return sfc_fail(err, SFC_EEXIST, "%s: already exists; name another directory", name);
+    }
+    const char *slash = strrchr(name, '/');
+    if (slash != NULL) {
+        size_t length = slash == name ? 1 : (size_t)(slash - name);
+        memcpy(parent, name, length);
+        parent[length] = '\0';
+    }
+    if (stat(parent, &info) != 0 && errno == ENOENT) {
+        return sfc_fail(err, SFC_ENOTFOUND,
+                        "%s: there is no folder %s; make it first, or name another directory", name,
+                        parent);
+    }
+    if (stat(parent, &info) == 0 && !S_ISDIR(info.st_mode)) {
+        return sfc_fail(err, SFC_EINVAL, "%s: %s is no folder; name another directory", name,
+                        parent);
+    }
+    return access(parent, W_OK | X_OK) == 0
+               ? SFC_OK
+               : sfc_fail_errno(err, "%s can't be made in %s", name, parent);
+}
+
+static int make_partial(struct sfc_checkpoint_writer *w, const char *dir, struct sfc_error *err)
+{
+    int code = sfc_checkpoint_may_create(dir, err);
+    if (code == SFC_OK) {
+        code = clean_name(dir, w->final, err);
+    }
+    if (code != SFC_OK) {
+        return code;
+    }
+    size_t length = strlen(w->final);
     memcpy(w->partial, w->final, length);
     snprintf(w->partial + length, sizeof w->partial - length, ".partial-%ld", (long)getpid());
-    if (access(w->final, F_OK) == 0) {
-        return sfc_fail(err, SFC_EEXIST, "%s: already exists; name another directory", w->final);
-    }
     if (mkdir(w->partial, 0755) != 0) {
         return sfc_fail_errno(err, "create directory %s", w->partial);
     }

@@ -5,8 +5,9 @@
 
 #include "server/ctl/command.h"
 
-#define SHARD_DEADLINE_MS 60000
-#define SHARD_RETRIES     3
+#define SHARD_DEADLINE_MS  60000
+#define SHARD_RETRIES      3
+#define STATUS_DEADLINE_MS 10000
 
 struct shard_client {
     struct sfc_rpc_client *client;
@@ -162,11 +163,36 @@ int sfc_cluster_shard(struct sfc_cluster *cluster, const char *address, const ch
     int code = find_shard(cluster, address, &client, err);
     if (code == SFC_OK) {
         code = sfc_ask(client, &ask, out, err);
-        if (code != SFC_OK) {
+        drop_prefix(code, method, err);
+        if (code == SFC_EUNAVAILABLE) {
+            sfc_prefix(err,
+                       "shard %s is not available (if its process has ended, start it again with "
+                       "the same --listen and --state)",
+                       address);
+        } else if (code != SFC_OK) {
             sfc_prefix(err, "shard %s", address);
         }
     }
     return code;
+}
+
+void sfc_cluster_why(struct sfc_cluster *cluster, char *out, size_t size)
+{
+    Shardfc__V1__StatusRequest request = SHARDFC__V1__STATUS_REQUEST__INIT;
+    struct sfc_answer answer = {0};
+    struct sfc_error err;
+    if (sfc_cluster_scheduler(cluster, "Status", &request.base,
+                              &shardfc__v1__status_reply__descriptor, STATUS_DEADLINE_MS, &answer,
+                              &err) == SFC_OK) {
+        const Shardfc__V1__StatusReply *s = (const Shardfc__V1__StatusReply *)answer.message;
+        bool running = strcmp(s->state, "running") == 0;
+        snprintf(out, size, "the run %s%s%s%s", running ? "" : "is ", running ? "" : s->state,
+                 running || s->reason[0] == '\0' ? "" : ": ",
+                 running && s->reason[0] == '\0' ? "goes on" : s->reason);
+    } else {
+        snprintf(out, size, "%s", err.text);
+    }
+    sfc_answer_free(&answer);
 }
 
 int sfc_answer_floats(const struct sfc_answer *answer, const char *address,

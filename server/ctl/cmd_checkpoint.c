@@ -2,7 +2,6 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "server/ctl/checkpoint.h"
 #include "server/ctl/hold.h"
@@ -169,14 +168,6 @@ static void close_source(struct source *s)
     sfc_hold_release(&s->hold);
 }
 
-/* Before anybody waits for a step. */
-static int check_out(const char *out, struct sfc_error *err)
-{
-    return access(out, F_OK) == 0
-               ? sfc_fail(err, SFC_EEXIST, "%s: already exists; name another directory", out)
-               : SFC_OK;
-}
-
 int sfc_cmd_checkpoint(int argc, char **argv)
 {
     struct checkpoint_options o;
@@ -190,7 +181,7 @@ int sfc_cmd_checkpoint(int argc, char **argv)
     struct source source = {0};
     uint64_t step = 0;
     char digest[SFC_DIGEST_HEX];
-    int code = check_out(o.out, &err);
+    int code = sfc_checkpoint_may_create(o.out, &err); /* before anybody waits for a step */
     if (code == SFC_OK) {
         code = sfc_cluster_connect(o.scheduler, &cluster, &err);
     }

@@ -50,7 +50,8 @@ static const struct sfc_option watch_table[] = {
     {.name = "until-done",
      .type = SFC_OPTION_BOOL,
      .offset = AT(until_done),
-     .help = "end when the run ends; exit status 1 unless it finished"},
+     .help = "end when the run ends, or is stopped; exit status 1 unless it finished. Without a "
+             "run: wait for one"},
     {.name = "trace",
      .type = SFC_OPTION_STRING,
      .offset = AT(trace),
@@ -164,6 +165,12 @@ static bool is_over(const char *state)
 {
     return strcmp(state, "finished") == 0 || strcmp(state, "failed") == 0 ||
            strcmp(state, "blocked") == 0;
+}
+
+/* No run, or one that was stopped. */
+static bool is_idle(const Shardfc__V1__StatusReply *s)
+{
+    return s->run_id == 0 || strcmp(s->state, "idle") == 0;
 }
 
 /* How far the run is, without what nobody knows yet. */
@@ -304,9 +311,9 @@ static void print_line(const Shardfc__V1__StatusReply *s, bool stuck)
     char progress[256];
     format_progress(s, progress, sizeof progress);
     bool terminal = isatty(STDOUT_FILENO) != 0;
-    if (s->run_id == 0) {
-        printf("%sno run, %zu shards, %zu workers", terminal ? "\r\033[K" : "", s->n_shards,
-               s->n_workers);
+    if (is_idle(s)) {
+        printf("%swaits for a run (`shardfc create`): %zu shards, %zu workers",
+               terminal ? "\r\033[K" : "", s->n_shards, s->n_workers);
     } else {
         printf("%s%s: %s", terminal ? "\r\033[K" : "",
                strcmp(s->state, "running") == 0 ? s->run : s->state, progress);
@@ -325,8 +332,18 @@ static void print_line(const Shardfc__V1__StatusReply *s, bool stuck)
 struct watch {
     uint64_t run_id, traced_step, shown_step;
     bool shown;
+    bool lived; /* it was seen when it was not idle */
     double due; /* of the next line */
 };
+
+static int how_it_ended(const Shardfc__V1__StatusReply *s, struct sfc_error *err)
+{
+    if (strcmp(s->state, "finished") == 0) {
+        return SFC_OK;
+    }
+    return is_idle(s) ? sfc_fail(err, SFC_ESTATE, "run %s was stopped", s->run)
+                      : sfc_fail(err, SFC_ESTATE, "run %s is %s: %s", s->run, s->state, s->reason);
+}
 
 /* Prints a line when it is due, when the first rate is known and when the run is over. */
 static void show(struct watch *w, const struct status_options *o, const Shardfc__V1__StatusReply *s,
@@ -357,8 +374,10 @@ static int follow(const struct status_options *o, struct sfc_cluster *cluster, F
             return code;
         }
         const Shardfc__V1__StatusReply *s = (const Shardfc__V1__StatusReply *)answer.message;
-        bool over = o->until_done && is_over(s->state);
+        bool stopped = w.lived && w.run_id == s->run_id && is_idle(s);
+        bool over = o->until_done && (is_over(s->state) || stopped);
         show(&w, o, s, over);
+        w.lived = w.lived || !is_idle(s);
         if (ferror(stdout) != 0) { /* nobody is there to see the end */
             code = sfc_fail(err, SFC_EIO, "standard output: can't be written any more");
         }
@@ -368,8 +387,8 @@ static int follow(const struct status_options *o, struct sfc_cluster *cluster, F
         if (code == SFC_OK && trace != NULL && w.run_id != 0) {
             code = trace_more(cluster, trace, w.run_id, &w.traced_step, err);
         }
-        if (code == SFC_OK && over && strcmp(s->state, "finished") != 0) {
-            code = sfc_fail(err, SFC_ESTATE, "run %s is %s: %s", s->run, s->state, s->reason);
+        if (code == SFC_OK && over) {
+            code = how_it_ended(s, err);
         }
         sfc_answer_free(&answer);
         if (code != SFC_OK || over) {

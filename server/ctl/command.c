@@ -99,7 +99,7 @@ void sfc_command_waiting(struct sfc_command_waiting *w, const char *text)
     double now = sfc_command_clock();
     bool terminal = isatty(STDERR_FILENO) != 0;
     bool same = strncmp(w->text, text, sizeof w->text - 1) == 0;
-    double pause = same ? 30 : terminal ? 0.2 : 2;
+    double pause = same ? 30 : terminal ? 0.2 : 10;
     if (w->last != 0 && now - w->last < pause) {
         return;
     }

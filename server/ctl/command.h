@@ -53,7 +53,7 @@ void sfc_command_progress(struct sfc_command_progress *progress, uint64_t done, 
 /* What is counted won't get to its end, or what comes next is something else: begins a new line. */
 void sfc_command_progress_end(struct sfc_command_progress *progress);
 /* What a command waits for where nothing can be counted, on stderr: on a terminal rewritten in
- * place, elsewhere a new line when the text changes, at most every two seconds, and after half a
+ * place, elsewhere a new line when the text changes, at most every ten seconds, and after half a
  * minute again. All zero at first. */
 struct sfc_command_waiting {
     char text[256];
@@ -94,6 +94,9 @@ int sfc_cluster_shard(struct sfc_cluster *cluster, const char *address, const ch
                       const ProtobufCMessage *message, struct sfc_bytes tensor,
                       const ProtobufCMessageDescriptor *reply_type, struct sfc_answer *out,
                       struct sfc_error *err);
+
+/* Why a run does not get on: "the run is paused", "the run waits for shard 2, ...". */
+void sfc_cluster_why(struct sfc_cluster *cluster, char *out, size_t size);
 
 /* The floats that a shard answered ReadBlock with; SFC_ECORRUPT: not as many as were asked for. */
 int sfc_answer_floats(const struct sfc_answer *answer, const char *address,

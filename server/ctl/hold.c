@@ -3,6 +3,8 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "server/ctl/reach.h"
+
 #define HOLD_DEADLINE_MS 30000
 
 const Shardfc__V1__HoldReply *sfc_hold_reply(const struct sfc_hold *hold)
@@ -34,11 +36,14 @@ static int ask_hold(struct sfc_hold *hold, uint64_t at_step, struct sfc_error *e
 int sfc_hold_acquire(struct sfc_hold *hold, struct sfc_cluster *cluster, uint64_t at_step,
                      struct sfc_error *err)
 {
-    int code;
+    struct sfc_reach reach = {0};
     *hold = (struct sfc_hold){.cluster = cluster};
-    do {
+    int code = ask_hold(hold, at_step, err);
+    while (code == SFC_OK && !sfc_hold_reply(hold)->held) {
+        sfc_reach_show(&reach, cluster, sfc_hold_reply(hold)->step, at_step);
         code = ask_hold(hold, at_step, err);
-    } while (code == SFC_OK && !sfc_hold_reply(hold)->held);
+    }
+    sfc_reach_end(&reach);
     if (code == SFC_OK && (!sfc_hold_reply(hold)->config || !sfc_hold_reply(hold)->map)) {
         code = sfc_fail(err, SFC_ECORRUPT, "the scheduler sent no run configuration or no map");
     }

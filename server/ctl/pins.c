@@ -6,6 +6,7 @@
 #include <sys/random.h>
 
 #include "server/ctl/hold.h"
+#include "server/ctl/reach.h"
 
 #define WATCH_DEADLINE_MS 30000
 #define PATIENCE_S        60.0 /* without a scheduler */
@@ -155,7 +156,7 @@ static int renew(struct sfc_pins *pins, struct sfc_error *err)
 
 static int wait_for_step(struct sfc_pins *pins, struct sfc_error *err)
 {
-    struct sfc_command_progress progress = {.what = "training reaches", .unit = "steps"};
+    struct sfc_reach reach = {0};
     double silent = 0;
     int code = SFC_OK;
     while (code == SFC_OK && pins->committed < pins->step) {
@@ -163,10 +164,11 @@ static int wait_for_step(struct sfc_pins *pins, struct sfc_error *err)
         if (code == SFC_OK) {
             code = renew(pins, err);
         }
-        if (code == SFC_OK) {
-            sfc_command_progress(&progress, pins->committed, pins->step);
+        if (code == SFC_OK && pins->committed < pins->step) {
+            sfc_reach_show(&reach, pins->cluster, pins->committed, pins->step);
         }
     }
+    sfc_reach_end(&reach);
     return code;
 }
 

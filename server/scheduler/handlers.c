@@ -10,7 +10,8 @@ static int check_run(struct sfc_scheduler *s, uint64_t run_id, bool current_too,
                      struct sfc_error *err)
 {
     if (!s->run)
-        return sfc_fail(err, SFC_ESTALE, "run_id: there is no run");
+        return sfc_fail(err, SFC_ESTALE,
+                        "there is no run: `shardfc create` or `shardfc restore` begins one");
     if (s->run->id == run_id || (current_too && run_id == 0))
         return SFC_OK;
     return sfc_fail(err, SFC_ESTALE, "run_id: the run is %" PRIu64 ", not %" PRIu64, s->run->id,

@@ -632,6 +632,8 @@ static void write_state(struct sfc_sched_run *run, const struct sfc_run_action *
                     a->text && *a->text ? ": " : "", a->text ? a->text : "");
     if (a->state != SFC_RUN_RUNNING)
         run->last_commit_us = 0; /* standing still does not count as slow steps */
+    else
+        run->running_us = uv_hrtime() / 1000;
     struct state_task *t = calloc(1, sizeof *t);
     if (!t) {
         sfc_error_log("no memory to store the state of run %" PRIu64, run->id);

@@ -117,6 +117,7 @@ struct sfc_sched_run {
     struct sfc_log_floor floor;
     char numerics[128];      /* of its workers; "": none joined yet */
     uint64_t last_commit_us; /* 0: the next step does not count for the rates */
+    uint64_t running_us;     /* when it began to run, or went on */
     uint64_t timed_steps, timed_us;
     double rate, loss, lr; /* rate: images per second, smoothed over the last steps */
     uint64_t skipped_steps;

@@ -180,9 +180,10 @@ static void fill_workers(struct sfc_scheduler *s, struct status *st)
 static double present_rate(const struct sfc_sched_run *run)
 {
     uint64_t now = uv_hrtime() / 1000;
-    if (!run->last_commit_us || now <= run->last_commit_us)
+    uint64_t since = run->last_commit_us ? run->last_commit_us : run->running_us;
+    if (!since || now <= since)
         return run->rate;
-    return fmin(run->rate, 1e6 * run->config->global_batch / (double)(now - run->last_commit_us));
+    return fmin(run->rate, 1e6 * run->config->global_batch / (double)(now - since));
 }
 
 static void fill_run(struct sfc_sched_run *run, struct status *st)
@@ -193,9 +194,11 @@ static void fill_run(struct sfc_sched_run *run, struct status *st)
     bool running = run->fsm.state == SFC_RUN_RUNNING;
     m->state = (char *)(uintptr_t)sfc_run_state_name(run->fsm.state);
     m->reason = run->fsm.reason;
-    bool rewinds = run->fsm.rewind.phase != SFC_REWIND_NONE, recovers = false;
-    for (uint32_t k = 0; k < run->map->n_shards; k++)
+    bool rewinds = run->fsm.rewind.phase != SFC_REWIND_NONE, recovers = false, gone = false;
+    for (uint32_t k = 0; k < run->map->n_shards; k++) {
         recovers = recovers || sfc_run_recovers(&run->fsm, k);
+        gone = gone || run->fsm.shards[k].gone;
+    }
     if (running || run->fsm.state == SFC_RUN_LOADING || rewinds ||
         (recovers && !run->fsm.reason[0]))
         sfc_run_waits_for(&run->fsm, what, sizeof what);
@@ -208,7 +211,7 @@ static void fill_run(struct sfc_sched_run *run, struct status *st)
     m->step = sfc_run_committed(&run->fsm);
     m->steps = c->steps;
     m->loss = run->loss;
-    if (running)
+    if (running && !rewinds && !recovers && !gone) /* else nobody knows when it goes on */
         m->images_per_s = present_rate(run);
     else if (run->fsm.state == SFC_RUN_FINISHED || run->fsm.state == SFC_RUN_FAILED)
         m->images_per_s = sfc_sched_run_average(run);

@@ -1,11 +1,12 @@
 #!/usr/bin/python3
 """The command line as people and scripts meet it: options, exit codes, JSON, checkpoints.
 
-    test_control.py [usage|data|lifecycle|checkpoint|dense|half|adamw|memory|store|glyphs ...]     default: all
+    test_control.py [usage|data|lifecycle|words|checkpoint|dense|half|adamw|memory|store|glyphs ...]     default: all
 """
 import json
 import os
 import pathlib
+import re
 import signal
 import struct
 import subprocess
@@ -20,7 +21,7 @@ from cluster import Cluster, Failure, pb, wait_until
 from inputs import (Records, check, expect, jpegs, make_images, one_json, small_run, tool, write_pairs)
 
 PROGRAMS = ("shardfc", "shardfc-scheduler", "shardfc-shard", "shardfc-worker")
-COMMANDS = ("create", "status", "watch", "pause", "resume", "stop", "checkpoint", "restore", "verify",
+COMMANDS = ("create", "status", "watch", "pause", "resume", "stop", "rewind", "checkpoint", "restore", "verify", "log",
             "export", "eval", "rank", "bench")
 
 
@@ -289,6 +290,54 @@ def test_lifecycle():
         check(c.scheduler.terminate() == 0, f"the scheduler did not end well\n{c.scheduler.tail()}")
         for p in c.shards + c.workers:
             check(p.terminate() == 0, f"SIGTERM is not a clean end\n{p.tail()}")
+
+
+def begun(c, name, *argv):
+    """A command beside the test; said() is what it has printed."""
+    path = c.folder / f"{name}.said"
+    with path.open("wb") as out:
+        process = subprocess.Popen([str(a) for a in (*cluster.ENDS_WITH_US, cluster.BIN / "shardfc", argv[0],
+                                                     "--scheduler", c.address, *argv[1:])],
+                                   stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+    process.said = path.read_text
+    return process
+
+
+def test_words():
+    """What is missing is called what people call it, and a command that waits says for what."""
+    with Cluster() as c:
+        c.start_scheduler()
+        for command in (("pause",), ("resume",), ("stop",), ("rank",), ("rewind", "--to-step", "3"),
+                        ("checkpoint", "--out", c.folder / "never")):
+            done = expect(c.ctl(*command, check=False), 1, "there is no run", "shardfc create")
+            check("run_id" not in done.stderr, done.stderr)
+        (c.folder / "file").write_text("")
+        expect(c.ctl("checkpoint", "--out", c.folder / "none" / "deep" / "x", check=False), 2,
+               f"there is no folder {c.folder}/none/deep")
+        expect(c.ctl("checkpoint", "--out", c.folder / "file" / "x", check=False), 2, "is no folder")
+        watch = begun(c, "watch", "watch", "--until-done", "--interval", "200ms")
+        wait_until("watch to say that there is no run", lambda: "waits for a run" in watch.said(), 20, context=watch.said)
+        c.start_shards(2)
+        c.start_worker()
+        c.ctl("create", *synthetic(100000))
+        wait_until("a rate", lambda: status(c)["images_per_s"] > 0 and status(c)["eta_s"] > 0, 60, context=c.tails)
+        c.ctl("pause")
+        far = begun(c, "far", "checkpoint", "--out", c.folder / "far", "--at-step", "90000")
+        wait_until("the checkpoint to say why it waits", lambda: re.search(r"at step \d+/90000: the run is paused", far.said()),
+                   60, context=far.said)
+        far.terminate()
+        far.wait()
+        victim = c.shards[1]
+        victim.kill()
+        done = expect(c.ctl("rank", check=False), 1, f"shard {victim.address} is not available", "--state")
+        check("ReadBlock" not in done.stderr, done.stderr)
+        c.ctl("resume")
+        wait_until("status to miss the shard", lambda: "does not answer" in status(c)["reason"], 60, context=c.tails)
+        now = status(c)
+        check(now["images_per_s"] == 0 and now["eta_s"] == 0, f"a rate without a shard: {now}")
+        check(" left" not in c.ctl("status").stdout, c.ctl("status").stdout)
+        c.ctl("stop")
+        check(watch.wait(60 * cluster.TIME_SCALE) == 1 and "was stopped" in watch.said(), watch.said())
 
 
 # ---- checkpoints
