@@ -57,6 +57,13 @@ def fill(disk, leave):
                 os.posix_fallocate(filler.fileno(), os.fstat(filler.fileno()).st_size, take)
 
 
+def fill_at(c, step, disk, leave):
+    """Fills it while the run stands at the step, however long that takes."""
+    held = c.hold(at_step=step)
+    fill(disk, leave)
+    c.release(held)
+
+
 def free_space(disk):
     stat = os.statvfs(disk)
     return stat.f_bavail * stat.f_frsize
@@ -115,8 +122,7 @@ def test_shard():
         create(c)
         for at, leave, dies in ((20, 100 << 20, False), (60, 0, False), (100, 0, True)):
             shard = next(s for s in c.shards if s.state == disk / "shard")
-            c.wait_step(at)
-            fill(disk, leave)
+            fill_at(c, at, disk, leave)
             step = waits_for_space(c, shard, disk)
             check(step < STEPS, f"the run ended at step {step} before the disk was full")
             if dies:
@@ -140,8 +146,7 @@ def test_scheduler():
         c.start_shards(2)
         create(c)
         for at, dies in ((20, False), (60, True)):
-            c.wait_step(at)
-            fill(disk, 0)
+            fill_at(c, at, disk, 0)
             wait_until("`status` to say that the disk is full",
                        lambda: str(disk) in c.status().reason or "full" in c.status().reason, 60,
                        context=lambda: f"{c.status()}\n{c.tails()}")

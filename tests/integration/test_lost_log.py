@@ -93,10 +93,17 @@ def flip(shard, step):
     raise cluster.Failure(f"no step {step} in {segments(shard)}")
 
 
-def stop_at(c, step):
-    c.wait_step(step)
-    for shard in c.shards:
+def kill_at(c, step, *shards):
+    """Kills them at the step, and not some steps later: what is in the log and in snapshots follows from the step."""
+    held = c.hold(at_step=step)
+    for shard in shards:
         shard.kill()
+    c.release(held)
+
+
+def stop_at(c, step):
+    kill_at(c, step, *c.shards)
+    for shard in c.shards:
         check(len(segments(shard)) > 2, f"{segments(shard)}")
         copied = {p.name.rsplit("-", 1)[0] for p in shard.state.glob("run-*/*.sfs")}
         check(len(copied) < 7, f"every block has a snapshot already: {copied}")
@@ -138,9 +145,8 @@ def test_flip():
     with Cluster() as c:
         start(c)
         create(c)
-        c.wait_step(KILL_AT)
         victim = c.shards[0]
-        victim.kill()
+        kill_at(c, KILL_AT, victim)
         name = flip(victim, 20)
         victim = c.restart_shard(victim)
         c.wait_step(KILL_AT + 10)
@@ -197,8 +203,7 @@ def test_alone():
         c.start_scheduler()
         c.start_shards(1, *WHOLE_LOG)
         create(c)
-        c.wait_step(30)
-        c.shards[0].kill()
+        kill_at(c, 30, c.shards[0])
         name = flip(c.shards[0], 12)
         c.restart_shard(c.shards[0])
         refused(c, c.shards[0], "step 12", rf"{name}: bytes \d+ to \d+", "shardfc log", "checkpoint")
@@ -251,9 +256,8 @@ def test_backbone():
         own = owners(c)
         check(any(own), f"{own}")
         k = own.index(True)
-        c.wait_step(30)
         victim = c.shards[k]
-        victim.kill()
+        kill_at(c, 30, victim)
         name = flip(victim, 10)
         victim = c.restart_shard(victim)
         refused(c, victim, "step 10", rf"{name}: bytes \d+ to \d+ of step 10", "dense block", "no other shard",
@@ -325,7 +329,7 @@ def test_answers():
     """ReadStep answers whatever it is asked, of committed steps alone, alike on every shard, and no step waits."""
     code = grpc.StatusCode
     with Cluster() as c:
-        start(c)
+        start(c, "--recovery-target", "1h", "--log-limit", "1G")
         c.create_run(classes=3000, samples=5000, steps=100000, seed=SEED, block_size=256)
         c.start_workers(1)
         c.wait_step(20)

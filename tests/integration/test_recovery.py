@@ -203,18 +203,22 @@ def restored(checkpoint, steps, die):
                 c.restart_shard(shard)
         c.wait_state("finished", 120)
         check(c.status().step == steps, f"{c.status()}")
+        got = result(c)  # waits for a shard that died in the last steps
         lines = recovered_lines(c)
         check(len(lines) == (2 if die else 0), f"recoveries: {lines}")
         check(all(": 0 of" not in line for line in lines), f"a base has every block: {lines}")
-        return result(c)
+        return got
 
 
 def test_restore():
     """A run that began from a checkpoint has a snapshot of every block before its first step."""
     with Cluster() as c:
         start(c)
-        synthetic(c, 80, momentum_mode="dense")
+        c.create_run(classes=3000, samples=5000, steps=80, seed=SEED, block_size=256, momentum_mode="dense")
+        hold = c.stub.Hold(pb.HoldRequest(at_step=40), timeout=60)  # before there is a worker: none can be too fast for it
+        c.start_workers(2)
         c.ctl("checkpoint", "--at-step", 40, "--out", c.folder / "at")
+        c.release(hold)
         c.wait_state("finished", 120)
         whole = c.state_digest()
         expected, got = (restored(c.folder / "at", 80, die) for die in (False, True))
