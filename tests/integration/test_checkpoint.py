@@ -5,7 +5,9 @@
 
 Default: all.
 """
+import itertools
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,18 +120,25 @@ def verify(c, name, expected):
     check(made(tool("shardfc", "verify", c.folder / name, "--json")) == expected, f"verify {name}")
 
 
-def running(c, steps=4000):
-    """A run of many blocks that goes on for long, and its truth at any step."""
-    return c.create_run(classes=3000, block_size=64, steps=steps, dim=16, momentum_mode="dense")
+def running(c):
+    """A run of many blocks that goes on for ever, and its truth at any step."""
+    return c.create_run(classes=3000, block_size=64, steps=10**6, dim=16, momentum_mode="dense")
 
 
 def stopped_in_the_middle(c, name, *extra):
-    """A checkpoint that has begun to write and stands there."""
-    process = begin(c, name, *extra)
-    wait_until("a checkpoint to be written", lambda: partial(c, name), 60, pause=0.001, context=c.tails)
-    process.send_signal(signal.SIGSTOP)
-    check(partial(c, name) is not None, f"the checkpoint was too fast: {list(c.folder.iterdir())}")
-    return process
+    """A checkpoint that has begun to write and stands there. One that has ended before it is stopped is made again."""
+    def stopped():
+        process = begin(c, name, *extra)
+        wait_until("a checkpoint to be written", lambda: partial(c, name) or process.poll() is not None, 60, pause=0.001,
+                   context=c.tails)
+        process.send_signal(signal.SIGSTOP)
+        if partial(c, name) is not None:
+            return process
+        process.send_signal(signal.SIGCONT)
+        end(process)
+        shutil.rmtree(c.folder / name)
+        return None
+    return wait_until("a checkpoint that stands in the middle", stopped, 60, context=c.tails)
 
 
 def commits_more(c, count):
@@ -253,10 +262,14 @@ def test_full():
         c.create_run(classes=3000, block_size=256, steps=100000, dim=16)
         stub = c.shard_stub(c.shards[0].address)
         worker = c.start_worker()
-        at = c.wait_step(5).step
-        run_id = c.status().run_id
-        pin = pb.PinStepRequest(run_id=run_id, pin=77, step=at)
-        check(stub.PinStep(pin, timeout=MINUTE).pinned, "not pinned")
+        c.wait_step(5)
+        run_id, numbers, pin = c.status().run_id, itertools.count(77), None
+
+        def pinned():  # the log is short: the step may have gone before the call comes
+            nonlocal pin
+            pin = pb.PinStepRequest(run_id=run_id, pin=next(numbers), step=c.status().step)
+            return stub.PinStep(pin, timeout=MINUTE).pinned
+        wait_until("a step to be pinned", pinned, 60, context=c.tails)
 
         def lost():
             try:
