@@ -30,6 +30,7 @@ from test_train import check_records  # noqa: E402
 
 CLASSES, PER_CLASS, BATCH, MICRO_BATCH = 120, 4, 32, 8
 SHARDS, WORKERS = 2, 2
+PAUSE = 8  # steps, at most
 WAIT_S = 60  # for a step after a kill; a recovery takes less than a second
 # Who dies together. Weights make shards more than a third and the scheduler more than a tenth of the dead.
 PARTIES = (
@@ -140,8 +141,9 @@ class Party:
 
 
 class Blow:
-    """Some die at once. `step`: from which on; `within`: share of a typical step after it; `pauses`: seconds
-    until each comes back, in this order; `again`: seconds after which who came back dies again, or None."""
+    """Some die at once. `step`: from which on. Times are in typical steps, so that as many blows come before the end on
+    a faster machine: `within`: after the step; `pauses`: until each comes back, in this order; `again`: after which who
+    came back dies again, or None."""
 
     def __init__(self, chance, step):
         self.step = step
@@ -151,8 +153,8 @@ class Blow:
             self.which = list(range(len(self.kinds))) if len(self.kinds) == 2 else self.which
         self.within = chance.random()
         self.order = chance.sample(range(len(self.kinds)), len(self.kinds))
-        self.pauses = [chance.choice((0, 0, 0.2)) * chance.random() for _ in self.kinds]
-        self.again = [chance.random() * 0.15 if chance.random() < 0.15 else None for _ in self.kinds]
+        self.pauses = [chance.choice((0, 0, PAUSE)) * chance.random() for _ in self.kinds]
+        self.again = [chance.random() * PAUSE if chance.random() < 0.15 else None for _ in self.kinds]
 
     def kills(self):
         return [*self.kinds, *(k for k, a in zip(self.kinds, self.again) if a is not None)]
@@ -161,24 +163,24 @@ class Blow:
         return [party.members(kind)[which if kind != "scheduler" else 0]
                 for kind, which in zip(self.kinds, self.which)]
 
-    def strike(self, party):
+    def strike(self, party, step_s):
         victims = self.victims(party)
         for victim in victims:
             victim.kill()
         for i in self.order:
-            time.sleep(self.pauses[i])
+            time.sleep(self.pauses[i] * step_s)
             victims[i].start()
             if self.again[i] is not None:
-                time.sleep(self.again[i])
+                time.sleep(self.again[i] * step_s)
                 victims[i].kill()
                 victims[i].start()
 
     def __str__(self):
-        again = "".join(f", {k} again after {a * 1e3:.0f} ms"
+        again = "".join(f", {k} again after {a:.2f}"
                         for k, a in zip(self.kinds, self.again) if a is not None)
         who = " + ".join(f"{k} {w}" if k != "scheduler" else k for k, w in zip(self.kinds, self.which))
         return (f"step {self.step} + {self.within:.2f}: {who}, back in order {self.order} after "
-                f"{[round(p * 1e3) for p in self.pauses]} ms{again}")
+                f"{[round(p, 2) for p in self.pauses]} steps{again}")
 
 
 def make_schedule(seed, kills, steps):
@@ -218,7 +220,7 @@ def disturbed(steps, blows, step_s, every):
                 at = party.wait_step(blow.step)
                 check(at < steps, f"the run ended before blow {done + 1} of {len(blows)}: give it more steps")
                 time.sleep(blow.within * step_s)
-                blow.strike(party)
+                blow.strike(party, step_s)
                 done += 1
             party.wait_step(steps)
             return party.result()
