@@ -102,13 +102,13 @@ def test_stands():
     step is that of the step."""
     with Cluster() as c:
         start(c)
-        images(c, 400, "--durable-every", "100", "--rewind-window", "300")
+        images(c, 3000, "--durable-every", "1000", "--rewind-window", "1000")
         c.wait_step(7)
-        check(c.status().durable_step == 0, "nothing is durable before step 100")
+        check(c.status().durable_step == 0, "nothing is durable before step 1000")
         c.ctl("pause")
         now = wait_until("a durable pause", lambda: next(
             (s for s in [c.status()] if s.state == "paused" and s.durable_step == s.step), None), 60)
-        check(now.durable_step < 100, f"paused at {now.step}")
+        check(now.durable_step < 1000, f"paused at {now.step}")
         c.ctl("resume")
         at = now.step + 20
         done = c.ctl_json("checkpoint", "--at-step", at, "--out", c.folder / "at")
