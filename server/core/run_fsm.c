@@ -267,6 +267,8 @@ static void open_session(struct sfc_run_fsm *run)
         run->commit.phase == SFC_PHASE_RECORD || run->finished)
         return;
     sfc_run_new_round(run);
+    sfc_tickets_reset(&run->tickets, run->commit.committed + 1); /* it may have other batches */
+    sfc_run_apply_drops(run, run->commit.committed + 1);
     run->session_wanted = false;
     run->session = run->config.incarnation << 32 | ++run->tickets.last.counter;
     run->session_attempt = run->tickets.last;

@@ -30,6 +30,10 @@ void sfc_run_go_to(struct sfc_run_fsm *run, uint64_t step, const struct sfc_comm
     c->record = *record;
     memset(c->last_attempts, 0, c->config.micro_batches * sizeof(*c->last_attempts));
     for (uint32_t k = 0; k < run->config.shards; k++) {
+#if SFC_PLANT_BUG == 13 /* only shards that were lost go back to the last durable step */
+        if (run->rewind.phase != SFC_REWIND_MOVING && !run->shards[k].lost)
+            continue;
+#endif
         sfc_run_forget_life(&run->shards[k]);
         sfc_run_open_again(run, k);
     }

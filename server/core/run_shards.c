@@ -35,14 +35,16 @@ void sfc_run_open_again(struct sfc_run_fsm *run, uint32_t k)
         sfc_commit_want(&run->commit, k, SFC_DUTY_CHECK);
 }
 
-/* What a lost shard had of provisional steps is gone. Records that a rewind writes decide: by then
- * every shard had its step on the disk. */
+/* What a lost shard had of provisional steps is gone. Where a disk failed all go to the last
+ * durable step, also when they are there: that shard opens the run again. Records that a rewind
+ * writes decide: by then every shard had its step on the disk. */
 static bool must_go_back(const struct sfc_run_fsm *run)
 {
-    bool lost = run->back_wanted;
+    bool lost = false;
     for (uint32_t k = 0; k < run->config.shards; k++)
         lost = lost || run->shards[k].lost;
-    return lost && run->durable < run->commit.committed && run->rewind.phase != SFC_REWIND_WRITING;
+    lost = lost && run->durable < run->commit.committed;
+    return (lost || run->back_wanted) && run->rewind.phase != SFC_REWIND_WRITING;
 }
 
 void sfc_run_recover(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
@@ -113,7 +115,8 @@ static void sync_shard(struct sfc_run_fsm *run, const struct sfc_run_event *e)
              e->shard); /* it has a step that is gone, or lacks some: its disk brings it here */
         return;
     }
-    if (!run->started)
+    /* A provisional Commit that our predecessor sent may still be on its way to it. */
+    if (!run->started || run->config.durable_every > 1)
         sfc_commit_want(c, e->shard, SFC_DUTY_OPEN);
     if (behind)
         sfc_commit_want(c, e->shard, SFC_DUTY_COMMIT);

@@ -280,7 +280,8 @@ static bool serve_session(struct sfc_run_fsm *run, const struct sfc_waiting *w,
                       run->finished ? "the run is finished" : run->reason);
         return true;
     }
-    if (run->session == 0 || run->commit.phase == SFC_PHASE_ROUND)
+    /* wanted: the one that is there is somebody else's */
+    if (run->session_wanted || run->session == 0 || run->commit.phase == SFC_PHASE_ROUND)
         return false;
     struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_REPLY_SESSION);
     a->token = w->token;

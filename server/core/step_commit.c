@@ -38,7 +38,8 @@ static bool same_plan(const struct sfc_step_fsm *s, const struct sfc_step_plan *
 void sfc_step_on_plan(struct sfc_step_fsm *s, const struct sfc_step_event *e,
                       struct sfc_step_actions *out)
 {
-    if (!sfc_step_check_run(s, e, out) || !sfc_step_check_round(s, e, out) ||
+    bool late = SFC_PLANT_BUG == 12 && sfc_attempt_compare(e->round, s->round) < 0; /* is taken */
+    if (!sfc_step_check_run(s, e, out) || (!late && !sfc_step_check_round(s, e, out)) ||
         !sfc_step_check_map(s, e, out))
         return;
     if (e->count != s->config.global_batch) {
@@ -230,6 +231,13 @@ void sfc_step_on_commit(struct sfc_step_fsm *s, const struct sfc_step_event *e,
     }
     if (e->step <= s->applied) {
         sfc_step_reply(s, out, e->token, e->type);
+        return;
+    }
+    bool back = sfc_attempt_compare(s->asked, s->round) > 0 && e->step > s->asked_step;
+    if (back && e->incarnation <= s->asked.incarnation) { /* a newer one has decided anew */
+        sfc_step_refuse(out, e->token, SFC_ESTALE,
+                        "Commit of step %llu, but the run has gone back to step %llu", (ull)e->step,
+                        (ull)s->asked_step);
         return;
     }
     bool prepared = s->phase == SFC_STEP_READY || s->phase == SFC_STEP_COMMITTING;

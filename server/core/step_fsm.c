@@ -402,6 +402,32 @@ void sfc_step_step(struct sfc_step_fsm *s, const struct sfc_step_event *event,
     on_event(s, event, actions);
 }
 
+struct sfc_attempt sfc_step_newest_round(const struct sfc_step_fsm *s)
+{
+    return sfc_attempt_compare(s->asked, s->round) > 0 ? s->asked : s->round;
+}
+
+/* The scheduler never asks for two steps in one round: of the present round, for a step that is
+ * over, it is a late one. */
+enum sfc_step_open sfc_step_opens(struct sfc_step_fsm *s, struct sfc_attempt round, bool recover,
+                                  uint64_t step)
+{
+    bool committing = s->phase == SFC_STEP_COMMITTING;         /* nothing stops it */
+    bool prepared = step != 0 && sfc_step_prepared(s) == step; /* a Commit brings it there */
+    bool elsewhere = recover && !prepared && (s->applied != step || committing);
+    int order = sfc_attempt_compare(round, sfc_step_newest_round(s));
+#if SFC_PLANT_BUG == 11 /* a late OpenRun of a round that was given up is taken */
+    order = 1;
+#endif
+    if (order < 0 || (order == 0 && elsewhere))
+        return SFC_STEP_OPEN_STALE;
+    if (elsewhere)
+        return SFC_STEP_OPEN_ANEW;
+    s->asked = round;
+    s->asked_step = step;
+    return SFC_STEP_OPEN_HERE;
+}
+
 uint64_t sfc_step_applied(const struct sfc_step_fsm *s)
 {
     return s->applied;

@@ -185,6 +185,8 @@ struct sfc_step_fsm {
     enum sfc_step_phase phase;
     uint64_t applied;
     struct sfc_attempt round;
+    struct sfc_attempt asked;        /* newest round of an OpenRun that found it here, */
+    uint64_t asked_step;             /* and the step that the run is at there */
     struct sfc_step_plan plans[2];   /* by step & 1 */
     struct sfc_attempts attempts[2]; /* by step & 1 */
     uint32_t *slots;                 /* [J] chosen by Prepare */
@@ -215,6 +217,18 @@ void sfc_step_actions_free(struct sfc_step_actions *actions);
 /* actions is emptied first. Never fails: errors are FAIL actions. */
 void sfc_step_step(struct sfc_step_fsm *s, const struct sfc_step_event *event,
                    struct sfc_step_actions *actions);
+
+/* OpenRun of a run that is here already, in this round, to this step (recover). */
+enum sfc_step_open {
+    SFC_STEP_OPEN_STALE, /* it was on its way when the run went on, or somewhere else */
+    SFC_STEP_OPEN_HERE,  /* nothing is to be done; older ones are stale from now on */
+    SFC_STEP_OPEN_ANEW,  /* the machine is elsewhere: what is on disk brings the run there */
+};
+enum sfc_step_open sfc_step_opens(struct sfc_step_fsm *s, struct sfc_attempt round, bool recover,
+                                  uint64_t step);
+/* The newest round that it heard of: an OpenRun of an older one is stale, also when the run was
+ * closed meanwhile. */
+struct sfc_attempt sfc_step_newest_round(const struct sfc_step_fsm *s);
 
 uint64_t sfc_step_applied(const struct sfc_step_fsm *s);
 /* For RegisterShard: the step that is READY or COMMITTING, else 0. */

@@ -42,6 +42,9 @@ int sfc_lineage_check(const struct sfc_return *returns, size_t count, struct sfc
 bool sfc_lineage_void(const struct sfc_return *returns, size_t count, uint64_t step,
                       struct sfc_attempt round)
 {
+#if SFC_PLANT_BUG == 14 /* what was given up counts like everything else */
+    count = 0;
+#endif
     for (size_t i = 0; i < count; i++) {
         if (step > returns[i].step && sfc_attempt_compare(round, returns[i].last) <= 0) {
             return true;

@@ -174,6 +174,7 @@ int sfc_durability_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunReq
     d->durable_step = run->start_step;
     d->base_missing = !d->storage.from_seed && !r->recover;
     d->recovery.storage = &d->storage;
+    d->recovery.durable = d->durable_every > 1;
     d->recovery.last.step = r->start_step;
     if (r->recover && r->last_commit) {
         const Shardfc__V1__CommitRecord *c = r->last_commit;
@@ -717,14 +718,15 @@ void sfc_durability_keep_back(struct sfc_shard_run *run, uint64_t step, uint64_t
 /* ---- the log */
 
 /* Steps that were committed on the promise of a later flush did not reach the disk. */
-static int check_lost(const struct sfc_durability *d, struct sfc_error *err)
+static int check_lost(struct sfc_durability *d, struct sfc_error *err)
 {
-    return d->lost ? sfc_fail(
-                         err, SFC_EIO,
-                         "--state %s: the disk failed before committed steps were durable; the run "
-                         "goes back to its last durable step",
-                         d->storage.state)
-                   : SFC_OK;
+    return atomic_load(&d->lost)
+               ? sfc_fail(
+                     err, SFC_EIO,
+                     "--state %s: the disk failed before committed steps were durable; the run "
+                     "goes back to its last durable step",
+                     d->storage.state)
+               : SFC_OK;
 }
 
 static int flush_work(struct sfc_task *task, struct sfc_error *err)
@@ -742,7 +744,8 @@ static int flush_work(struct sfc_task *task, struct sfc_error *err)
         code = sfc_step_log_append_prepare(log, &d->prepare, err);
     if (code == SFC_OK && !d->provisional)
         code = sfc_step_log_flush(log, err);
-    d->lost = d->lost || sfc_step_log_lost(log);
+    if (sfc_step_log_lost(log))
+        atomic_store(&d->lost, true);
     sfc_step_log_state(log, &state);
     pthread_mutex_unlock(&d->storage.log_lock);
     d->flushed_bytes = state.bytes;
@@ -752,8 +755,57 @@ static int flush_work(struct sfc_task *task, struct sfc_error *err)
 static void flush_end(struct sfc_shard_run *run, int code, const char *text)
 {
     struct sfc_step_event event = {
-        .type = SFC_SE_FLUSHED, .code = code, .text = text, .lost = of(run)->lost};
+        .type = SFC_SE_FLUSHED, .code = code, .text = text, .lost = sfc_durability_lost(run)};
     sfc_shard_feed(run, &event);
+}
+
+bool sfc_durability_lost(const struct sfc_shard_run *run)
+{
+    return atomic_load(&run->durability.lost);
+}
+
+/* The Prepares are in the log, and the commit of the last one is in the scheduler's store or with
+ * whoever asks. */
+static int make_durable_work(struct sfc_task *task, struct sfc_error *err)
+{
+    struct sfc_durability *d = of(task->owner);
+    pthread_mutex_lock(&d->storage.log_lock);
+    int code = check_lost(d, err);
+    if (code == SFC_OK)
+        code = sfc_step_log_flush(d->storage.log, err);
+    if (code != SFC_OK)
+        atomic_store(&d->lost, true); /* with a step, perhaps, that it said to have */
+    pthread_mutex_unlock(&d->storage.log_lock);
+    return code;
+}
+
+static void make_durable_done(struct sfc_task *task)
+{
+    struct sfc_shard_run *run = task->owner;
+    struct sfc_durability *d = of(run);
+    d->made_durable = false;
+    if (run->closed)
+        return;
+    say_error(run, d->log_error, task->code == SFC_OK ? "" : task->error.text);
+    run->on_durable(run, task->code == SFC_OK ? SFC_OK : SFC_EIO, task->error.text);
+}
+
+void sfc_durability_make_durable(struct sfc_shard_run *run,
+                                 void (*done)(struct sfc_shard_run *run, int code,
+                                              const char *text))
+{
+    struct sfc_durability *d = of(run);
+    run->on_durable = done;
+    if (!d->on || d->durable_every == 1) { /* each Prepare did */
+        done(run, SFC_OK, "");
+        return;
+    }
+    if (d->made_durable)
+        return;
+    d->made_durable = true;
+    d->here_task =
+        (struct sfc_task){.work = make_durable_work, .done = make_durable_done, .owner = run};
+    sfc_tasks_submit(run->shard->log_thread, &d->here_task);
 }
 
 static void flush_done(struct sfc_task *task)

@@ -50,7 +50,9 @@ struct sfc_durability {
     /* durable_every: steps after this one may be taken back by a crash */
     uint64_t durable_every, durable_step, committing;
     bool provisional; /* of the flush at work */
-    bool lost;
+    atomic_bool lost; /* the disk failed: only what is on it says where the run can go on */
+    struct sfc_task here_task;
+    bool made_durable; /* here_task is at work */
     struct sfc_task settle_task;
     /* snapshots: one at a time */
     struct sfc_sweep sweep;
@@ -107,6 +109,14 @@ void sfc_durability_abandon(struct sfc_shard_run *run);
  * SFC_ENOTFOUND says how far back is possible. */
 int sfc_durability_may_go_back(const struct sfc_shard_run *run, uint64_t step,
                                struct sfc_error *err);
+
+/* OpenRun found the run where it is to be: what led there is made durable, then `done` on the loop
+ * thread unless the run was closed meanwhile. While it is at work another call changes nothing. */
+void sfc_durability_make_durable(struct sfc_shard_run *run,
+                                 void (*done)(struct sfc_shard_run *run, int code,
+                                              const char *text));
+/* The disk failed while steps were not durable: the run has to be opened anew. */
+bool sfc_durability_lost(const struct sfc_shard_run *run);
 
 /* On the snapshot thread: from now on, until the run is past `until`, no snapshot goes that leads
  * to this step. */

@@ -179,9 +179,12 @@ static void on_plan(struct sfc_rpc_call *call, void *ctx)
     struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
     if (run && newer(shard, r->incarnation, &err) == SFC_OK && check_plan(run, r, &err) == SFC_OK &&
         attempt_of(r->round, "round", &event.round, &err) == SFC_OK) {
-        run->planned = true;
+        /* a late one says nothing about where the run is */
+        bool present = sfc_attempt_compare(event.round, run->fsm.round) == 0;
+        run->planned = run->planned || present;
         sfc_shard_event(run, call, &event);
-        sfc_durability_planned(run);
+        if (present)
+            sfc_durability_planned(run);
         if (!run->closed)
             sfc_shard_prefetch(run, r->step);
     } else {

@@ -413,6 +413,17 @@ static void say_blocks(const struct work *w, struct sfc_error *err)
                  count - w->from_snapshots, count);
 }
 
+/* Steps that were provisional may become durable at the scheduler by where this recovery leads. */
+static int flush(struct work *w, struct sfc_error *err)
+{
+    if (!w->recovery->durable)
+        return SFC_OK;
+    pthread_mutex_lock(&w->storage->log_lock);
+    int code = sfc_step_log_flush(w->storage->log, err);
+    pthread_mutex_unlock(&w->storage->log_lock);
+    return code;
+}
+
 static int recover(struct work *w, struct sfc_error *err)
 {
     struct sfc_recovery *r = w->recovery;
@@ -428,6 +439,8 @@ static int recover(struct work *w, struct sfc_error *err)
         code = replay(w, err);
     if (code != SFC_OK && code != SFC_ECANCELED && blocks)
         say_blocks(w, err);
+    if (code == SFC_OK)
+        code = flush(w, err);
     if (code != SFC_OK)
         return code;
     keep_durable(w);

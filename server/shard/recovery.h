@@ -22,6 +22,7 @@ struct sfc_recovery {
     bool has_last;               /* false: nothing is committed yet */
     struct sfc_lineage lineage;  /* what was given up */
     struct sfc_peers *peers;     /* who may have what the log lacks; NULL: nobody */
+    bool durable;                /* the log is flushed before the blocks are said to be there */
     atomic_bool abandon;         /* run ends with SFC_ECANCELED soon */
     _Atomic uint64_t step;       /* gone through so far */
     _Atomic uint64_t eta_ms;     /* 0: not known yet */

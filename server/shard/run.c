@@ -388,6 +388,16 @@ static void opened(struct sfc_compute_job *job)
         sfc_durability_open(run, ready);
 }
 
+static void answer_here(struct sfc_shard_run *run, int code, const char *text)
+{
+    struct sfc_rpc_call *call = run->open_call;
+    run->open_call = NULL;
+    if (call && code != SFC_OK)
+        sfc_shard_refuse(run->shard, call, code, text);
+    else if (call)
+        reply_open(run, call);
+}
+
 /* The run is here already: the scheduler asks again. */
 static void open_again(struct sfc_shard_run *run, struct sfc_rpc_call *call)
 {
@@ -395,61 +405,68 @@ static void open_again(struct sfc_shard_run *run, struct sfc_rpc_call *call)
         sfc_rpc_fail(call, SFC_EUNAVAILABLE, "the run is being opened");
         return;
     }
-    reply_open(run, call);
+    if (run->open_call)
+        sfc_rpc_fail(run->open_call, SFC_EUNAVAILABLE, "asked again");
+    run->open_call = call;
+    sfc_durability_make_durable(run, answer_here);
 }
 
-/* The run is here, but neither at the step that it is to be recovered to nor ready to commit it:
- * what is on disk brings it there. */
-static bool left_behind(const struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r)
+static int stale(struct sfc_attempt round, struct sfc_attempt present, struct sfc_error *err)
 {
-    uint64_t step = r->last_commit ? r->last_commit->step : r->start_step;
-    bool prepared = step != 0 && sfc_step_prepared(&run->fsm) == step;
-    return r->recover && run->open && sfc_step_applied(&run->fsm) != step && !prepared;
-}
-
-/* A call that was on its way when the run went somewhere else. */
-static int check_round(const struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
-                       struct sfc_error *err)
-{
-    struct sfc_attempt round = {0, 0}, present = run->fsm.round;
-    if (r->round)
-        round = (struct sfc_attempt){r->round->incarnation, r->round->counter};
-    if (sfc_attempt_compare(round, present) >= 0)
-        return SFC_OK;
     return sfc_fail(err, SFC_ESTALE,
-                    "round: %" PRIu64 ".%" PRIu64 " is older than the present one, %" PRIu64
+                    "round: %" PRIu64 ".%" PRIu64 " is over, the present one is %" PRIu64
                     ".%" PRIu64,
                     round.incarnation, round.counter, present.incarnation, present.counter);
 }
 
-/* Nothing is closed before it is known that the disk leads there. */
-static int check_way_back(const struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
-                          struct sfc_error *err)
+static struct sfc_attempt round_of(const Shardfc__V1__OpenRunRequest *r)
 {
-    uint64_t step = r->last_commit ? r->last_commit->step : r->start_step;
+    return r->round ? (struct sfc_attempt){r->round->incarnation, r->round->counter}
+                    : (struct sfc_attempt){0, 0};
+}
+
+/* A shard that writes nothing has nothing to come back from. That the disk of another leads back
+ * CheckRewind has looked at, or it is the last durable step. */
+static int check_way_back(const struct sfc_shard_run *run, uint64_t step, struct sfc_error *err)
+{
     uint64_t applied = sfc_step_applied(&run->fsm);
-    int code = applied > step ? sfc_durability_may_go_back(run, step, err) : SFC_OK;
-    if (code == SFC_OK)
-        sfc_info_log("run %" PRIu64 ": goes from step %" PRIu64 " to step %" PRIu64, run->id,
-                     applied, step);
-    return code;
+    if (!run->durability.on)
+        return sfc_durability_may_go_back(run, step, err);
+    sfc_info_log("run %" PRIu64 ": goes from step %" PRIu64 " to step %" PRIu64, run->id, applied,
+                 step);
+    return SFC_OK;
 }
 
 /* The run is here. True: the call was answered; false: it is opened anew. */
 static bool keep_open(struct sfc_shard *shard, struct sfc_rpc_call *call,
                       const Shardfc__V1__OpenRunRequest *r)
 {
+    struct sfc_shard_run *run = shard->run;
     struct sfc_error err = {0};
-    int code = check_round(shard->run, r, &err);
-    if (code == SFC_OK && !left_behind(shard->run, r)) {
-        open_again(shard->run, call);
+    struct sfc_attempt newest = sfc_step_newest_round(&run->fsm);
+    uint64_t step = r->last_commit ? r->last_commit->step : r->start_step;
+    enum sfc_step_open way = sfc_step_opens(&run->fsm, round_of(r), r->recover, step);
+    int code = SFC_OK;
+    if (way == SFC_STEP_OPEN_STALE) {
+        code = stale(round_of(r), newest, &err);
+    } else if (!run->open || (way == SFC_STEP_OPEN_HERE && !sfc_durability_lost(run))) {
+        open_again(run, call);
         return true;
+    } else {
+        code = check_way_back(run, step, &err);
     }
-    if (code == SFC_OK)
-        code = check_way_back(shard->run, r, &err);
     if (code != SFC_OK)
         sfc_shard_refuse(shard, call, code, err.text);
     return code != SFC_OK;
+}
+
+/* Of before the OpenRun that closed the run: it was on its way meanwhile. */
+static int check_left(const struct sfc_shard *shard, const Shardfc__V1__OpenRunRequest *r,
+                      struct sfc_error *err)
+{
+    bool late =
+        shard->left_run == r->run_id && sfc_attempt_compare(round_of(r), shard->left_round) < 0;
+    return late ? stale(round_of(r), shard->left_round, err) : SFC_OK;
 }
 
 /* A new run measures what the kernels need, on the threads that the jobs of the old one still use:
@@ -473,10 +490,15 @@ void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
     }
     struct sfc_shard_run *run = NULL;
     int code = check_request(request, &err);
-    if (code == SFC_OK) {
+    if (code == SFC_OK)
+        code = check_left(shard, request, &err);
+    if (code == SFC_OK && shard->run) {
+        shard->left_run = request->run_id;
+        shard->left_round = round_of(request);
         sfc_shard_close_run(shard, NULL, false);
-        code = check_closed(shard, &err);
     }
+    if (code == SFC_OK)
+        code = check_closed(shard, &err);
     if (code == SFC_OK)
         code = run_new(shard, request, &run, &err);
     if (code == SFC_EUNAVAILABLE) {

@@ -132,6 +132,8 @@ struct sfc_shard {
     struct sfc_backoff backoff;
     struct sfc_shard_run *run;
     uint64_t last_closed;                 /* greatest run that was closed here */
+    uint64_t left_run;                    /* that was closed to be opened anew, */
+    struct sfc_attempt left_round;        /* by OpenRun of this round: older ones come late */
     unsigned closing;                     /* runs whose jobs or files are not at an end yet */
     unsigned blocks_in_flight;            /* ReadBlock and WriteBlock jobs */
     unsigned steps_in_flight;             /* ReadStep tasks */

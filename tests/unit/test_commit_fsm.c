@@ -387,6 +387,50 @@ static void test_session(void **state)
     assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_ESTALE);
 }
 
+static void announce_label(struct fixture *f, uint64_t t, uint64_t label)
+{
+    step(f, (struct sfc_run_event){.type = SFC_EV_ANNOUNCE,
+                                   .session = f->run.session,
+                                   .step = t,
+                                   .labels = &label,
+                                   .count = 1});
+}
+
+/* A new session has other batches, and none while a record of the old one is on its way. */
+static void test_a_session_begins_anew(void **state)
+{
+    struct fixture *f = *state;
+    f->config.session = true;
+    begin(f, NULL);
+    start(f);
+    step(f, (struct sfc_run_event){.type = SFC_EV_OPEN_SESSION});
+    answer_all(f, SFC_DUTY_ABORT);
+    announce_label(f, 1, 5);
+    step(f, (struct sfc_run_event){.type = SFC_EV_OPEN_SESSION});
+    answer_all(f, SFC_DUTY_ABORT);
+    announce_label(f, 1, 6);
+    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_OK);
+    announce_label(f, 1, 7);
+    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_ECONFLICT);
+    step(f, (struct sfc_run_event){.type = SFC_EV_OPEN_SESSION});
+    answer_all(f, SFC_DUTY_ABORT);
+    uint64_t session = f->run.session;
+    announce(f, 1);
+    answer_all(f, SFC_DUTY_PLAN);
+    done(f, 1, 0, f->run.session_attempt);
+    done(f, 1, 1, f->run.session_attempt);
+    ready(f, 0, 1, true);
+    ready(f, 1, 1, true);
+    step(f, (struct sfc_run_event){.type = SFC_EV_OPEN_SESSION});
+    assert_null(find(f, SFC_ACT_REPLY_SESSION));
+    step(f, (struct sfc_run_event){.type = SFC_EV_RECORD_DURABLE, .step = 1});
+    answer_all(f, SFC_DUTY_COMMIT);
+    answer_all(f, SFC_DUTY_ABORT);
+    const struct sfc_run_action *a = find(f, SFC_ACT_REPLY_SESSION);
+    assert_non_null(a);
+    assert_true(a->session != session && a->step == 2);
+}
+
 /* A shard is lost while a session is being opened: its caller gets one nevertheless. */
 static void test_a_session_beside_a_loss(void **state)
 {
@@ -945,6 +989,38 @@ static void test_a_disk_that_lost_provisional_steps(void **state)
     assert_int_equal(sfc_run_committed(&f->run), 0);
 }
 
+/* The disk failed, but what it had said to have was not committed: that shard opens the run anew.
+ */
+static void test_a_disk_that_lost_what_was_not_committed(void **state)
+{
+    struct fixture *f = *state;
+    f->config.durable_every = 3;
+    begin(f, NULL);
+    start(f);
+    prepare_sent_provisional(f, 1);
+    struct sfc_run_event e = answer_of(f, 1, SFC_DUTY_PREPARE);
+    e.code = SFC_EIO;
+    step(f, e);
+    assert_int_equal(sends(f, SFC_DUTY_OPEN), K);
+    assert_int_equal(sfc_run_committed(&f->run), 0);
+}
+
+/* A provisional Commit of our predecessor may be on its way to a shard that says it is ready. */
+static void test_restart_beside_provisional_steps(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_run_restore r = restored;
+    f->config.incarnation = 2;
+    f->config.durable_every = 3;
+    begin(f, &r);
+    step(f, back(0, 5, 6));
+    step(f, back(1, 5, 0));
+    assert_int_equal(f->run.commit.duties[0][SFC_DUTY_OPEN].wanted, true);
+    answer_all(f, SFC_DUTY_OPEN);
+    answer_all(f, SFC_DUTY_ABORT);
+    assert_int_equal(f->run.state, SFC_RUN_RUNNING);
+}
+
 static void test_a_drop_outlives_a_restart(void **state)
 {
     struct fixture *f = *state;
@@ -1076,6 +1152,7 @@ int main(void)
         TEST(test_hold),
         TEST(test_watch),
         TEST(test_session),
+        TEST(test_a_session_begins_anew),
         TEST(test_a_session_beside_a_loss),
         TEST(test_restart),
         TEST(test_a_lost_shard_recovers),
@@ -1095,6 +1172,8 @@ int main(void)
         TEST(test_rewinds_that_can_not_be),
         TEST(test_provisional_steps),
         TEST(test_a_disk_that_lost_provisional_steps),
+        TEST(test_a_disk_that_lost_what_was_not_committed),
+        TEST(test_restart_beside_provisional_steps),
         TEST(test_a_drop_outlives_a_restart),
         TEST(test_what_it_waits_for),
         TEST(test_a_record_is_written_again),

@@ -504,6 +504,33 @@ static void test_a_broken_shard_says_so(void **state)
     refused(f, SFC_EDEVICE, "broken");
 }
 
+static void test_open_run_again(void **state)
+{
+    struct fixture *f = *state;
+    const struct sfc_attempt first = {1, 0}, second = {1, 7}, third = {1, 9}, other = {2, 0};
+    assert_int_equal(sfc_step_opens(&f->s, first, false, 0), SFC_STEP_OPEN_HERE);
+    make_ready(f, 1);
+    commit(f, 1);
+    make_ready(f, 2);
+    assert_int_equal(sfc_step_opens(&f->s, first, true, 1), SFC_STEP_OPEN_HERE);
+    assert_int_equal(sfc_step_opens(&f->s, first, true, 2), SFC_STEP_OPEN_HERE);  /* prepared */
+    assert_int_equal(sfc_step_opens(&f->s, first, true, 0), SFC_STEP_OPEN_STALE); /* a late one */
+    assert_int_equal(sfc_step_opens(&f->s, second, true, 0), SFC_STEP_OPEN_ANEW);
+    assert_int_equal(sfc_step_opens(&f->s, third, true, 1), SFC_STEP_OPEN_HERE);
+    assert_int_equal(sfc_attempt_compare(sfc_step_newest_round(&f->s), third), 0);
+    assert_int_equal(sfc_step_opens(&f->s, second, true, 0), SFC_STEP_OPEN_STALE);
+    /* The run is at step 1: a Commit that was sent before it went there is too late, */
+    step(f, event(SFC_SE_COMMIT, 2));
+    refused(f, SFC_ESTALE, "has gone back to step 1");
+    /* but not that of a scheduler that was restarted and knows the record. */
+    struct sfc_step_event e = event(SFC_SE_COMMIT, 2);
+    e.incarnation = 2;
+    step(f, e);
+    assert_int_equal(only(f, SFC_SA_START)->kind, SFC_JOB_COMMIT);
+    assert_int_equal(sfc_step_opens(&f->s, other, true, 1), SFC_STEP_OPEN_ANEW); /* too late */
+    assert_int_equal(sfc_step_opens(&f->s, other, true, 2), SFC_STEP_OPEN_HERE);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
@@ -525,6 +552,7 @@ int main(void)
         TEST(test_eviction),
         TEST(test_a_failed_job),
         TEST(test_a_broken_shard_says_so),
+        TEST(test_open_run_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
