@@ -234,119 +234,6 @@ static void timeout(struct sim *s, struct event *e)
     reply_arrives(s, e);
 }
 
-/* ---- the operator and the durable store */
-
-static bool store_fails(struct sim *s)
-{
-    bool fails = s->now < s->chaos_end && sim_chance(s, s->store_error_ppm);
-    s->store_errors += fails;
-    return fails;
-}
-
-static void record_result(struct sim *s, const struct event *e)
-{
-    static const int codes[] = {SFC_EIO, SFC_ENOMEM, SFC_ESTATE};
-    struct sfc_run_event n = {.type = SFC_EV_RECORD_DURABLE, .step = e->a};
-    if (e->b != s->scheduler.life)
-        return;
-    if (e->c != 0) {
-        n.type = SFC_EV_RECORD_FAILED;
-        n.code = codes[sim_below(s, 3)];
-        n.text = "the disk is full";
-    }
-    scheduler_run_event(s, &n);
-}
-
-static void stored(struct sim *s, const struct event *e)
-{
-    if (e->b != s->scheduler.life)
-        return; /* the process died before it knew */
-    bool fails = store_fails(s);
-    struct event *n = sim_after(s, sim_below(s, 20), E_NOTIFY);
-    n->b = e->b;
-    n->a = e->record.r.step;
-    n->c = fails;
-    if (fails) {
-        sim_log(s, "record of step %llu can't be written", (ull)e->record.r.step);
-        if (sim_below(s, 3) == 0)
-            sim_after(s, sim_below(s, 600), E_KILL_SCHEDULER);
-        return;
-    }
-    s->store.writing = false;
-    scheduler_keep_record(s, &e->record);
-}
-
-static void control(struct sim *s, enum sfc_run_event_type type)
-{
-    struct sfc_run_event e = {.type = type, .token = UINT64_MAX};
-    if (type == SFC_EV_DROP) {
-        e.token = DROP_TOKEN;
-        e.step = s->poison_step;
-        e.j = s->poison_j;
-    }
-    scheduler_run_event(s, &e);
-}
-
-static void drop_stored(struct sim *s, const struct event *e)
-{
-    struct sfc_run_event n = {
-        .type = SFC_EV_DROPPED, .number = e->a, .step = s->poison_step, .j = s->poison_j};
-    if (e->b != s->scheduler.life)
-        return;
-    if (store_fails(s)) { /* it may be there after a restart, unasked */
-        n.code = SFC_EIO;
-        s->store.dropped = s->store.dropped || sim_below(s, 2) == 0;
-        sim_after(s, 50, E_OPERATOR)->a = 1;
-    } else {
-        s->store.dropped = true;
-    }
-    scheduler_run_event(s, &n);
-}
-
-static void state_stored(struct sim *s, const struct event *e)
-{
-    if (e->b != s->scheduler.life)
-        return;
-    s->store.state = (enum sfc_run_state)e->a;
-    memcpy(s->store.reason, e->body.text, sizeof(e->body.text));
-}
-
-/* 1: the run is blocked; 2: hold; 3: ask again; 4: release; 5: pause; 6: resume. */
-static void operate(struct sim *s, uint64_t what)
-{
-    struct sfc_run_event hold = {.type = SFC_EV_HOLD, .token = UINT64_MAX, .hold_id = s->hold_id};
-    if (!s->scheduler.up || !s->scheduler.has_run) {
-        if (what != 5) /* a pause that comes late could overtake its resume */
-            sim_after(s, 200, E_OPERATOR)->a = what;
-        return;
-    }
-    const struct sfc_run_fsm *run = &s->scheduler.run;
-    switch (what) {
-    case 1:
-        if (run->blocked && (run->blocked_before_restart ? s->poison_step > sfc_run_committed(run)
-                                                         : run->blocked_step == s->poison_step &&
-                                                               run->blocked_j == s->poison_j))
-            control(s, SFC_EV_DROP);
-        else
-            control(s, SFC_EV_RESUME);
-        break;
-    case 2:
-    case 3:
-        if (what == 3 && s->hold_id == 0)
-            break; /* forgotten by a restart */
-        scheduler_run_event(s, &hold);
-        break;
-    case 4:
-        hold.type = SFC_EV_RELEASE;
-        scheduler_run_event(s, &hold);
-        s->hold_id = 0;
-        break;
-    default:
-        control(s, what == 5 ? SFC_EV_PAUSE : SFC_EV_RESUME);
-        break;
-    }
-}
-
 /* ---- faults */
 
 static void plan_faults(struct sim *s)
@@ -358,6 +245,8 @@ static void plan_faults(struct sim *s)
         sim_after(s, sim_below(s, end), E_KILL_SCHEDULER);
     for (uint32_t i = sim_below(s, 4); i > 0; i--)
         sim_after(s, sim_below(s, end), E_CUT)->a = sim_below(s, s->k);
+    for (uint32_t i = s->bad_disk < s->k ? sim_below(s, 6) : 0; i > 0; i--)
+        sim_after(s, sim_below(s, end), E_KILL_SHARD)->a = s->bad_disk;
     for (uint32_t i = sim_below(s, 6); i > 0; i--) {
         uint32_t at = sim_below(s, end);
         sim_after(s, at, E_KILL_SHARD)->a = sim_below(s, s->k);
@@ -366,28 +255,21 @@ static void plan_faults(struct sim *s)
         if (sim_below(s, 5) == 0)
             sim_after(s, at + sim_below(s, 100), E_KILL_SCHEDULER);
     }
-    if (sim_below(s, 3) == 0)
-        sim_after(s, sim_below(s, end), E_OPERATOR)->a = 2;
-    if (sim_below(s, 3) == 0) {
-        uint32_t at = sim_below(s, end);
-        sim_after(s, at, E_OPERATOR)->a = 5;
-        sim_after(s, at + 500, E_OPERATOR)->a = 6;
-        sim_after(s, end + 2000, E_OPERATOR)->a = 6; /* whatever a restart did to the first one */
-    }
+    operator_plan(s);
 }
 
 static void kill_scheduler(struct sim *s)
 {
     if (!s->scheduler.up)
         return;
-    s->restarts++;
+    s->counts.restarts++;
     scheduler_stop(s);
     sim_after(s, 50 + sim_below(s, 2000), E_START_SCHEDULER);
 }
 
 static void cut_shard(struct sim *s, uint32_t k)
 {
-    s->cuts++;
+    s->counts.cuts++;
     s->shards[k].cut_until = s->now + 100 + sim_below(s, 5000);
     sim_log(s, "shard %u is cut off until %llu ms", k, (ull)s->shards[k].cut_until);
 }
@@ -397,11 +279,13 @@ static void cut_shard(struct sim *s, uint32_t k)
 static void shape(struct sim *s)
 {
     static const unsigned rates[] = {0, 0, 5000, 20000, 80000};
+    static const uint32_t every[] = {1, 1, 2, 5, 5, 20}, windows[] = {0, 2, 5, MAX_STEPS};
     s->k = 1 + sim_below(s, MAX_K);
     s->j = 1 + sim_below(s, MAX_J);
     s->d = sim_below(s, MAX_D + 1);
     s->workers = 1 + sim_below(s, MAX_WORKERS);
-    s->steps = 4 + sim_below(s, MAX_STEPS - 3);
+    s->durable_every = every[sim_below(s, 6)];
+    s->steps = 4 + sim_below(s, s->durable_every < 5 ? 7 : s->durable_every < 20 ? 13 : 21);
     for (uint32_t b = 0; b < BLOCKS; b++)
         s->class_owner[b] = sim_below(s, s->k);
     for (uint32_t d = 0; d < s->d; d++)
@@ -419,13 +303,18 @@ static void shape(struct sim *s)
     s->snapshot_ms = 40u << sim_below(s, 6);
     s->flush_error_ppm = 3 * rates[sim_below(s, 5)];
     s->store_error_ppm = 5 * rates[sim_below(s, 5)];
+    s->window = windows[sim_below(s, 4)];
     s->session = sim_below(s, 4) == 0;
     if (s->session) {
         s->workers = 1;
         s->d = 0;
         s->poison_step = 0;
     }
-    s->chaos_end = 2000 + sim_below(s, 8000);
+    s->bad_disk = sim_below(s, 2) == 0 && s->k > 1 ? sim_below(s, s->k) : s->k;
+    for (uint32_t d = 0; d < s->d; d++)
+        if (s->dense_owner[d] == s->bad_disk)
+            s->bad_disk = s->k; /* what a dense block needs nobody else has */
+    s->chaos_end = 2000 + sim_below(s, s->window || s->durable_every > 1 ? 20000 : 8000);
 }
 
 static void dispatch(struct sim *s, struct event *e)
@@ -441,11 +330,11 @@ static void dispatch(struct sim *s, struct event *e)
         timeout(s, e);
         break;
     case E_JOB:
-        if (e->job.life == s->shards[e->a].life)
+        if (e->job.opened == s->shards[e->a].opened)
             shard_job(s, (uint32_t)e->a, &e->job);
         break;
     case E_FLUSHED:
-        if (e->b == s->shards[e->a].life)
+        if (e->b == s->shards[e->a].opened)
             shard_flushed(s, (uint32_t)e->a, e->c != 0);
         break;
     case E_SNAPSHOT:
@@ -454,12 +343,22 @@ static void dispatch(struct sim *s, struct event *e)
         sim_after(s, s->snapshot_ms / 2 + sim_below(s, s->snapshot_ms), E_SNAPSHOT)->a = e->a;
         break;
     case E_SNAPSHOT_WRITTEN:
-        if (e->b == s->shards[e->a].life)
-            disk_snapshot_written(s, (uint32_t)e->a, (uint32_t)e->c, e->body.step, e->body.value);
+        if (e->b == s->shards[e->a].opened)
+            disk_snapshot_written(s, (uint32_t)e->a, e);
+        break;
+    case E_SETTLED:
+        if (e->b == s->shards[e->a].opened)
+            shard_settled(s, (uint32_t)e->a);
+        break;
+    case E_CHECKED:
+        shard_checked(s, (uint32_t)e->a, e);
+        break;
+    case E_MADE_DURABLE:
+        shard_made_durable(s, (uint32_t)e->a, e);
         break;
     case E_RECOVERED:
-        if (e->b == s->shards[e->a].life)
-            shard_recovered(s, (uint32_t)e->a, &e->record);
+        if (e->b == s->shards[e->a].opened)
+            shard_recovered(s, (uint32_t)e->a);
         break;
     case E_KILL_SHARD:
         shard_kill(s, (uint32_t)e->a);
@@ -468,16 +367,19 @@ static void dispatch(struct sim *s, struct event *e)
         shard_start(s, (uint32_t)e->a);
         break;
     case E_STATE_STORED:
-        state_stored(s, e);
+        store_state_written(s, e);
         break;
     case E_DROP_STORED:
-        drop_stored(s, e);
+        store_drop_written(s, e);
         break;
     case E_STORED:
-        stored(s, e);
+        store_written(s, e);
+        break;
+    case E_RECORD_READ:
+        store_record_read(s, e);
         break;
     case E_NOTIFY:
-        record_result(s, e);
+        store_notify(s, e);
         break;
     case E_TICK:
         if (e->b == s->scheduler.life)
@@ -502,7 +404,7 @@ static void dispatch(struct sim *s, struct event *e)
         cut_shard(s, (uint32_t)e->a);
         break;
     case E_OPERATOR:
-        operate(s, e->a);
+        operator_acts(s, e->a);
         break;
     }
 }
@@ -513,17 +415,7 @@ static bool finished(const struct sim *s)
         if (!s->shards[k].has_run)
             return false;
     return s->scheduler.up && s->scheduler.has_run && s->scheduler.run.state == SFC_RUN_FINISHED &&
-           s->now > s->chaos_end;
-}
-
-static void check_end(struct sim *s)
-{
-    if (s->failed)
-        return;
-    for (uint32_t k = 0; k < s->k; k++)
-        if (sfc_step_applied(&s->shards[k].fsm) != s->steps)
-            sim_fail(s, "finished, but shard %u is at step %llu of %u", k,
-                     (ull)sfc_step_applied(&s->shards[k].fsm), s->steps);
+           s->now > s->chaos_end && !s->rewinding;
 }
 
 static void release(struct sim *s)
@@ -542,9 +434,19 @@ static void release(struct sim *s)
     free(s->rpcs);
     free(s->tokens);
     free(s->oracle.promises);
+    free(s->old_copy);
+    free(s->right_disk);
 }
 
-int sim_run(uint64_t seed, bool verbose, char *failure, size_t size, struct sim *stats)
+static void add_counts(struct counts *to, const struct counts *from)
+{
+    uint64_t *a = (uint64_t *)to;
+    const uint64_t *b = (const uint64_t *)from;
+    for (size_t i = 0; i < sizeof(*to) / sizeof(*a); i++)
+        a[i] += b[i];
+}
+
+int sim_run(uint64_t seed, bool verbose, char *failure, size_t size, struct counts *stats)
 {
     struct sim *s = calloc(1, sizeof(*s));
     if (!s)
@@ -560,6 +462,7 @@ int sim_run(uint64_t seed, bool verbose, char *failure, size_t size, struct sim 
     scheduler_start(s);
     for (uint32_t k = 0; k < s->k; k++) {
         s->shards[k].up = true;
+        s->shards[k].top = UINT64_MAX;
         s->shards[k].boot_id = mix(seed, k) | 1;
         sim_after(s, sim_below(s, 100), E_SHARD_BEAT)->a = k;
         sim_after(s, sim_below(s, 200), E_SNAPSHOT)->a = k;
@@ -571,30 +474,19 @@ int sim_run(uint64_t seed, bool verbose, char *failure, size_t size, struct sim 
         s->now = e->time;
         dispatch(s, e);
         free(e);
-        s->events++;
+        s->counts.events++;
         oracle_check(s);
         if (s->now > TIME_LIMIT)
             sim_fail(s, "the run hangs: %s, step %llu of %u is committed",
-                     sfc_run_state_name(s->scheduler.run.state), (ull)s->store.record.r.step,
-                     s->steps);
+                     sfc_run_state_name(s->scheduler.run.state), (ull)s->store.last, s->steps);
     }
-    check_end(s);
+    if (!s->failed)
+        oracle_check_end(s);
     int rc = s->failed ? 1 : 0;
     if (s->failed)
         snprintf(failure, size, "%s", s->failure);
-    if (stats) {
-        stats->events += s->events;
-        stats->kills += s->kills;
-        stats->restarts += s->restarts;
-        stats->cuts += s->cuts;
-        stats->aborts += s->aborts;
-        stats->crashes += s->crashes;
-        stats->recoveries += s->recoveries;
-        stats->flush_errors += s->flush_errors;
-        stats->store_errors += s->store_errors;
-        stats->sessions += s->sessions;
-        stats->unsure_records += s->unsure_records;
-    }
+    if (stats)
+        add_counts(stats, &s->counts);
     release(s);
     free(s);
     return rc;

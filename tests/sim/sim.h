@@ -8,12 +8,17 @@
  *      '---calls-----> shards: step_fsm + one compute queue + model blocks + model disk
  *
  * A run in four has a foreign session instead of workers (sim_session.c). The scheduler's store
- * fails to write, and a record that it failed to write may be there after a crash all the same.
+ * fails to write, and what it failed to write may be there after a crash all the same
+ * (sim_store.c). Only every N-th step is durable when it commits, by seed; people take the run back
+ * to earlier steps; one shard without dense blocks may have a disk that loses records, or is
+ * replaced by a copy of before.
  *
  * The arithmetic is replaced by hashes: a block's state after step t is a hash of (its state after
  * t-1, inputs of step t). The oracle (sim_oracle.c) knows no shards and no faults: it computes the
  * same chain from the committed records, and after EVERY event every shard must hold exactly the
- * oracle's state of its applied step (I1..I4). */
+ * oracle's state of its applied step (I1..I4). A step that is taken anew after the run went back
+ * takes the place of the one that was given up, in the oracle too. At the end the chain is computed
+ * once more by somebody who knows nothing of what happened. */
 #ifndef SFC_TESTS_SIM_H
 #define SFC_TESTS_SIM_H
 
@@ -21,6 +26,7 @@
 #include "server/core/membership.h"
 #include "server/core/run_fsm.h"
 #include "server/core/step_fsm.h"
+#include "server/durable/lineage.h"
 
 #define MAX_K        4
 #define MAX_J        4
@@ -32,13 +38,15 @@
 #define CLASSES      (BLOCKS * BLOCK_SIZE)
 #define SAMPLE_PPM   300000
 #define SAMPLES      37
-#define MAX_STEPS    10
+#define MAX_STEPS    24
 #define MAX_WORKERS  4
 #define RUN_ID       7
 #define MAX_SLOTS    (MAX_J + 2)
 #define MAX_BLOCKS   (BLOCKS + MAX_D)
-#define MAX_RECORDS  512 /* of one shard's log */
+#define MAX_RECORDS  1024 /* of one shard's log */
+#define MAX_COPIES   8    /* snapshots of a block */
 #define DROP_TOKEN   (UINT64_MAX - 1)
+#define REWIND_TOKEN (UINT64_MAX - 2)
 #define WORKER_START 1 /* timer of a worker that is dead */
 
 enum method {
@@ -56,6 +64,7 @@ enum method {
     M_ABORT,
     M_PLAN,
     M_PREPARE,
+    M_CHECK,
     M_CLOSE, /* scheduler -> shard */
     M_LOGITS,
     M_GRADIENT,
@@ -71,7 +80,9 @@ struct body {
     uint32_t j;
     struct sfc_attempt attempt, round;
     bool data, granted, dropped, accepted, ready, head_finite, apply, has_run, recover, has_floor;
-    uint64_t floor;
+    bool provisional;
+    uint64_t incarnation; /* of the scheduler that sends it */
+    uint64_t floor, oldest;
     uint32_t count;
     uint64_t labels[MAX_B];
     uint64_t value;        /* features, LSE, logits, gradient */
@@ -83,6 +94,8 @@ struct body {
     struct sfc_attempt attempts[MAX_J];
     struct sfc_head_digest heads[MAX_J];
     uint64_t digests[MAX_J][MAX_D];
+    uint32_t return_count; /* OpenRun */
+    struct sfc_return returns[MAX_STEPS + 1];
 };
 
 enum node_kind { SCHEDULER, SHARD, WORKER };
@@ -119,9 +132,13 @@ enum event_kind {
     E_STORED,
     E_STATE_STORED,
     E_DROP_STORED,
+    E_RECORD_READ,
     E_NOTIFY,
     E_SNAPSHOT,
     E_SNAPSHOT_WRITTEN,
+    E_SETTLED,
+    E_CHECKED,
+    E_MADE_DURABLE,
     E_RECOVERED,
     E_KILL_SHARD,
     E_START_SHARD,
@@ -138,7 +155,7 @@ enum event_kind {
 struct job {
     uint64_t id;
     enum sfc_job_kind kind;
-    uint64_t token, step, life;
+    uint64_t token, step, opened;
     uint32_t generation, slot;
     uint32_t slots[MAX_J];
     uint64_t labels[MAX_B];
@@ -154,7 +171,7 @@ struct record {
 
 /* Inputs of a step, or its commit, as a shard's log has them. */
 struct log_record {
-    bool commit;
+    bool commit, fetched; /* from another shard: without the sums of dense blocks */
     uint64_t step;
     struct sfc_attempt round;
     double lr, clip_scale;
@@ -166,8 +183,14 @@ struct log_record {
 };
 
 struct snapshot {
-    bool used;
     uint64_t step, state;
+    struct sfc_attempt round; /* of the commit of its step; 0.0: none */
+};
+
+struct copies { /* of a block, newest first */
+    uint32_t count;
+    bool damaged; /* the newest was, and none came after it */
+    struct snapshot items[MAX_COPIES];
 };
 
 /* What survives a crash of its shard: the first `flushed` records, perhaps some of those after
@@ -175,7 +198,7 @@ struct snapshot {
 struct disk {
     struct log_record records[MAX_RECORDS];
     uint32_t count, flushed;
-    struct snapshot snapshots[MAX_BLOCKS][2]; /* newest first; class blocks, then dense blocks */
+    struct copies copies[MAX_BLOCKS]; /* class blocks, then dense blocks */
 };
 
 struct event {
@@ -183,10 +206,7 @@ struct event {
     enum event_kind kind;
     uint64_t a, b, c;
     struct body body;
-    union {
-        struct job job;
-        struct record record;
-    };
+    struct job job;
 };
 
 struct slot_data {
@@ -196,15 +216,26 @@ struct slot_data {
 
 struct shard {
     bool up;
-    uint64_t life;
+    uint64_t life;        /* of the process */
+    uint64_t opened;      /* of the run in it: what was begun before says nothing */
     uint64_t boot_id, id; /* id given by the scheduler */
+    uint64_t incarnation; /* newest that it heard of */
     bool has_run, recovering;
-    uint64_t recover_token; /* the call that waits for the recovery */
-    struct sfc_attempt recover_round;
+    uint64_t closing_until;
+    uint64_t open_token;           /* the call that waits for the recovery */
+    struct body open;              /* its request */
+    struct sfc_attempt left_round; /* of what took it from the run that was open before */
     struct disk disk;
+    struct sfc_lineage lineage; /* what the run gave up, as OpenRun said */
+    uint64_t top;               /* later snapshots are hidden; UINT64_MAX: none */
+    bool unsettled, settling, flush_waits, provisional, lost;
+    uint64_t committing; /* the durable step whose commit is at work */
+    uint64_t durable_step, trimmed, back_until, kept_back, kept_until;
+    bool checks_back;
     uint32_t next_snapshot; /* block */
     struct sfc_step_fsm fsm;
     struct sfc_step_actions actions;
+    struct log_record inputs; /* of the flush at work */
     uint64_t class_state[BLOCKS], dense_state[MAX_D];
     uint64_t sample[2][BLOCKS];
     struct slot_data slots[2][MAX_SLOTS];
@@ -230,14 +261,27 @@ struct worker {
     uint32_t data_j;
 };
 
+/* Records that are written in one piece, or a rewind. */
+struct store_task {
+    bool rewind;
+    uint64_t step; /* of the last record; where the run goes back to */
+    uint32_t count;
+    struct record records[MAX_STEPS];
+    struct sfc_lineage lineage;
+    bool has_lineage;
+};
+
 struct store {
     uint64_t incarnation;
-    bool created, has_record;
-    bool writing;        /* `unsure` was given to it, and it has not said that it is durable */
+    bool created;
+    bool writing;        /* `task` was given to it, and it has not said that it is durable */
     uint64_t busy_until; /* it writes one thing after the other */
     enum sfc_run_state state;
     char reason[512];
-    struct record record, unsure;
+    struct record records[MAX_STEPS + 1]; /* by step, 1..last */
+    uint64_t last;
+    struct sfc_lineage lineage;
+    struct store_task task;
     bool dropped; /* the poisoned micro-batch */
     uint64_t shard_ids[MAX_K];
 };
@@ -251,6 +295,13 @@ struct scheduler {
     struct sfc_run_fsm run;
     struct sfc_run_actions actions;
     struct sfc_log_floor floor;
+    uint64_t oldest[MAX_K];        /* what shards say they lead to */
+    struct record kept[MAX_STEPS]; /* provisional, and the one that is being written with them */
+    uint32_t kept_count;
+    uint64_t kept_step, found_step; /* the machine is to be told; 0: nothing */
+    struct sfc_lineage lineage;
+    bool lineage_new;
+    enum sfc_rewind_phase seen_phase;
 };
 
 /* What a Done promised; the oracle checks it when it is committed. */
@@ -265,8 +316,18 @@ struct promise {
 struct oracle {
     uint64_t class_state[MAX_STEPS + 1][BLOCKS], dense_state[MAX_STEPS + 1][MAX_D];
     uint64_t sample[MAX_STEPS + 1][BLOCKS];
+    struct record records[MAX_STEPS + 1]; /* of the step as it was committed last */
+    uint64_t low, head; /* no shard may be more than a commit before, or after these */
+    uint64_t most;      /* highest step that was ever committed */
     struct promise *promises;
     size_t promise_count, promise_capacity;
+};
+
+/* For the line at the end. */
+struct counts {
+    uint64_t events, kills, restarts, cuts, aborts, crashes, recoveries, flush_errors;
+    uint64_t store_errors, sessions, unsure_records;
+    uint64_t rewinds, refused_rewinds, returns, given_up, fetched, old_copies;
 };
 
 struct sim {
@@ -278,6 +339,8 @@ struct sim {
     uint32_t class_owner[BLOCKS], dense_owner[MAX_D];
     unsigned drop_ppm, repeat_ppm, slow_ppm, give_up_ppm;
     bool mixed, not_finite, session;
+    uint32_t durable_every, window; /* of rewinds */
+    uint32_t bad_disk;              /* shard whose disk loses records; k: none */
     unsigned flush_error_ppm, store_error_ppm;
     uint32_t snapshot_ms;                   /* of one block of a shard */
     unsigned counted[MAX_STEPS + 1][MAX_J]; /* give-ups that were the micro-batch's own fault */
@@ -291,19 +354,21 @@ struct sim {
     struct shard shards[MAX_K];
     struct worker worker[MAX_WORKERS];
     struct oracle oracle;
+    struct disk *old_copy, *right_disk; /* of the bad disk; right_disk: the copy is in its place */
     struct event **heap;
     size_t heap_count, heap_capacity;
     struct rpc *rpcs;
     size_t rpc_count, rpc_capacity;
     struct token *tokens;
     size_t token_count, token_capacity;
-    uint64_t events, kills, restarts, cuts, aborts, crashes, recoveries, flush_errors;
-    uint64_t store_errors, sessions, unsure_records;
+    struct counts counts;
     uint64_t hold_id, hold_token;
+    bool rewinding; /* a REWIND waits for its answer */
+    uint64_t rewind_to;
 };
 
 /* sim.c: clock, network, faults */
-int sim_run(uint64_t seed, bool verbose, char *failure, size_t size, struct sim *stats);
+int sim_run(uint64_t seed, bool verbose, char *failure, size_t size, struct counts *stats);
 uint32_t sim_below(struct sim *s, uint32_t n); /* uniform in [0, n) */
 bool sim_chance(struct sim *s, unsigned ppm);
 void sim_fail(struct sim *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -314,41 +379,86 @@ void sim_call(struct sim *s, struct node from, struct node to, enum method metho
 void sim_answer(struct sim *s, uint64_t token, const struct body *body);
 struct body *sim_request(struct sim *s, uint64_t token);
 
+/* sim_operator.c: people, who drop, hold, pause and rewind */
+void operator_plan(struct sim *s);
+void operator_acts(struct sim *s, uint64_t what);
+void operator_rewound(struct sim *s, int code, const char *text);
+
 /* sim_scheduler.c */
 void scheduler_start(struct sim *s);
 void scheduler_stop(struct sim *s);
 void scheduler_request(struct sim *s, uint64_t token);
 void scheduler_reply(struct sim *s, const struct rpc *rpc, const struct body *body);
 void scheduler_run_event(struct sim *s, struct sfc_run_event *event);
-void scheduler_keep_record(struct sim *s, const struct record *record);
 void scheduler_tick(struct sim *s);
 void scheduler_member_event(struct sim *s, const struct sfc_member_event *event, int *code,
                             uint64_t *id);
+struct sfc_schedule scheduler_rates(const struct sim *s);
 
-/* sim_shard.c */
+/* sim_store.c: what the scheduler's daemon keeps, in memory and in its database */
+uint64_t store_committed(const struct sim *s); /* provisional steps included */
+void store_restore(struct sim *s);
+void store_crash(struct sim *s);
+struct event *store_after(struct sim *s, enum event_kind kind);
+void store_write_record(struct sim *s, const struct sfc_run_action *a);
+void store_write_rewind(struct sim *s, const struct sfc_run_action *a);
+void store_forget(struct sim *s, const struct sfc_run_action *a);
+void store_read_record(struct sim *s, uint64_t step);
+/* Tells the machine what needed no disk. */
+void store_feed(struct sim *s);
+void store_written(struct sim *s, const struct event *e);
+void store_notify(struct sim *s, const struct event *e);
+void store_record_read(struct sim *s, const struct event *e);
+void store_drop_written(struct sim *s, const struct event *e);
+void store_state_written(struct sim *s, const struct event *e);
+/* Returns of the run, with the one that shards are on their way for. */
+void store_lineage(const struct sim *s, struct sfc_lineage *out);
+
+/* sim_shard.c: the machine and its jobs */
 void shard_request(struct sim *s, uint32_t k, uint64_t token);
+void shard_step(struct sim *s, uint32_t k, struct sfc_step_event *event);
 void shard_reply(struct sim *s, uint32_t k, const struct rpc *rpc, const struct body *body);
 void shard_job(struct sim *s, uint32_t k, const struct job *job);
 void shard_beat(struct sim *s, uint32_t k);
+void shard_flush(struct sim *s, uint32_t k);
 void shard_flushed(struct sim *s, uint32_t k, bool ok);
-void shard_recovered(struct sim *s, uint32_t k, const struct record *last);
+void shard_settled(struct sim *s, uint32_t k);
+
+/* sim_shard_life.c: its process, and OpenRun */
 void shard_kill(struct sim *s, uint32_t k);
 void shard_start(struct sim *s, uint32_t k);
+void shard_open_run(struct sim *s, uint32_t k, uint64_t token);
+void shard_recovered(struct sim *s, uint32_t k);
+void shard_check_rewind(struct sim *s, uint32_t k, uint64_t token);
+void shard_made_durable(struct sim *s, uint32_t k, const struct event *e);
+void shard_checked(struct sim *s, uint32_t k, const struct event *e);
+void shard_unavailable(struct sim *s, uint64_t token, const char *text);
 
 /* sim_disk.c: the model of a shard's log and snapshots */
 void disk_append(struct sim *s, struct disk *d, const struct log_record *record);
-void disk_crash(struct sim *s, struct disk *d);
+void disk_crash(struct sim *s, uint32_t k);
+/* A copy of before that leads nowhere makes room for what was there. False: it was no copy. */
+bool disk_put_back(struct sim *s, uint32_t k);
+void disk_copy_does(struct sim *s); /* what was there before it is not needed any more */
+/* The log is closed while its process lives: commits that wait for a flush are in memory only. */
+void disk_close(struct sim *s, uint32_t k);
+/* A write failed: what was not flushed is gone. True: with committed steps. */
+bool disk_write_failed(struct sim *s, uint32_t k);
 void disk_trim(struct disk *d, uint64_t floor);
 uint64_t disk_floor(const struct sim *s, uint32_t k);
+uint64_t disk_oldest(const struct sim *s, uint32_t k); /* step that the disk leads to */
+uint64_t disk_first_logged(const struct disk *d);      /* step; 0: none */
 void disk_take_snapshot(struct sim *s, uint32_t k);
-void disk_snapshot_written(struct sim *s, uint32_t k, uint32_t block, uint64_t step,
-                           uint64_t state);
-/* The committed inputs of a step, NULL: not there. */
+void disk_snapshot_written(struct sim *s, uint32_t k, const struct event *e);
+void disk_drop_hidden(struct sim *s, uint32_t k);
+/* The inputs of a step from a round, NULL: not there. */
 const struct log_record *disk_find(const struct disk *d, uint64_t step, struct sfc_attempt round);
-/* Brings the shard's blocks to `last` (step 0: to the beginning) from what is there; false: a step
- * is missing. *replayed: the longest replay of a block. */
-bool disk_recover(struct sim *s, uint32_t k, const struct sfc_commit_record *last,
-                  uint64_t *replayed);
+enum disk_result { DISK_LEADS, DISK_LACKS, DISK_ASKS_LATER };
+/* Goes from snapshots over the log to the step of `last`, with steps that the log lacks from other
+ * shards. keep: the shard's blocks are then there; else only looked at. *replayed: the longest
+ * replay of a block. */
+enum disk_result disk_recover(struct sim *s, uint32_t k, const struct sfc_commit_record *last,
+                              bool keep, uint64_t *replayed);
 
 /* sim_session.c: worker w as a foreign framework */
 void session_open(struct sim *s, uint32_t w);
@@ -361,9 +471,13 @@ void worker_kill(struct sim *s, uint32_t w);
 void worker_reply(struct sim *s, uint32_t w, const struct rpc *rpc, const struct body *body);
 void worker_timer(struct sim *s, uint32_t w, uint64_t life, uint64_t what);
 
-/* sim_oracle.c: the model arithmetic and the undisturbed run */
+/* sim_model.c: the model arithmetic */
 uint64_t mix(uint64_t a, uint64_t b);
+uint64_t model_salt(uint64_t salt, struct sfc_attempt attempt);
 uint64_t model_label(const struct sim *s, uint64_t step, uint32_t j, uint32_t row);
+/* A session has its own idea of what a step's batch is. */
+uint64_t model_session_label(const struct sim *s, uint64_t salt, uint64_t step, uint32_t j,
+                             uint32_t row);
 uint64_t model_sample(const struct sim *s, uint64_t step, uint32_t block, const uint64_t *labels);
 uint64_t model_features(const struct sim *s, uint64_t step, uint32_t j, uint64_t salt,
                         const uint64_t *dense);
@@ -376,13 +490,19 @@ uint64_t model_dense_update(uint64_t state, uint64_t sum, double clip_scale, dou
 double model_square(uint64_t sum);
 bool model_finite(const struct sim *s, uint64_t step, uint32_t block);
 uint64_t model_double(double value);
+
+/* sim_oracle.c: the undisturbed run */
 void oracle_init(struct sim *s);
 void oracle_promise(struct sim *s, const struct promise *promise);
 const struct promise *oracle_find(const struct sim *s, uint64_t step, uint32_t j,
                                   struct sfc_attempt attempt);
 void oracle_commit(struct sim *s, const struct record *record);
-void oracle_check(struct sim *s);        /* after every event */
-void oracle_check_record(struct sim *s); /* the scheduler is about to write it */
+void oracle_check(struct sim *s); /* after every event */
+/* The scheduler is about to write this record. */
+struct record oracle_check_record(struct sim *s, bool provisional);
 void oracle_check_grant(struct sim *s, uint64_t step);
+/* A shard goes through this step again, as of this round. */
+void oracle_check_replay(struct sim *s, uint32_t k, uint64_t step, struct sfc_attempt round);
+void oracle_check_end(struct sim *s);
 
 #endif

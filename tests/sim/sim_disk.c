@@ -1,5 +1,6 @@
-/* The model of a shard's disk: a log of which the flushed part survives, and two snapshots of each
- * block, each at a step of its own. */
+/* The model of a shard's disk: a log of which the flushed part survives, and snapshots of each
+ * block, each at a step of its own, of which server/durable/snapshot_store.h says what is kept. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "tests/sim/sim.h"
@@ -20,6 +21,11 @@ static uint64_t *state_of(struct shard *sh, uint32_t block)
     return block < BLOCKS ? &sh->class_state[block] : &sh->dense_state[block - BLOCKS];
 }
 
+static bool given_up(const struct shard *sh, uint64_t step, struct sfc_attempt round)
+{
+    return sfc_lineage_void(sh->lineage.returns, sh->lineage.count, step, round);
+}
+
 /* ---- the log */
 
 void disk_append(struct sim *s, struct disk *d, const struct log_record *record)
@@ -31,17 +37,107 @@ void disk_append(struct sim *s, struct disk *d, const struct log_record *record)
     d->records[d->count++] = *record;
 }
 
+/* One of the flushed records, which other shards have. */
+static void lose_record(struct sim *s, uint32_t k)
+{
+    struct disk *d = &s->shards[k].disk;
+    uint32_t i = d->flushed > 0 ? sim_below(s, d->flushed) : 0;
+    if (d->flushed == 0 || d->records[i].step > s->store.last)
+        return;
+    sim_log(s, "shard %u: the disk loses the %s of step %llu round %llu.%llu", k,
+            d->records[i].commit ? "commit" : "inputs", (ull)d->records[i].step,
+            (ull)d->records[i].round.incarnation, (ull)d->records[i].round.counter);
+    d->count--;
+    d->flushed--;
+    memmove(&d->records[i], &d->records[i + 1], (d->count - i) * sizeof(*d->records));
+}
+
+static struct disk *copy_of(const struct disk *d)
+{
+    struct disk *copy = malloc(sizeof(*copy));
+    if (!copy)
+        abort();
+    *copy = *d;
+    return copy;
+}
+
+/* An old copy of the folder is put in its place: as long as no other shard has deleted anything,
+ * they can give what it lacks. */
+static void use_old_copy(struct sim *s, struct disk *d)
+{
+    bool whole = s->right_disk == NULL;
+    for (uint32_t i = 0; i < s->k; i++)
+        whole = whole && s->shards[i].trimmed == 0;
+    if (!s->old_copy && sim_below(s, 3) == 0) {
+        s->old_copy = copy_of(d);
+    } else if (s->old_copy && whole && sim_below(s, 3) == 0) {
+        s->counts.old_copies++;
+        s->right_disk = copy_of(d);
+        *d = *s->old_copy;
+        sim_log(s, "a copy of before takes the place of a disk");
+    }
+}
+
+void disk_copy_does(struct sim *s)
+{
+    free(s->right_disk);
+    s->right_disk = NULL;
+}
+
+bool disk_put_back(struct sim *s, uint32_t k)
+{
+    if (k != s->bad_disk || !s->right_disk)
+        return false;
+    s->shards[k].disk = *s->right_disk;
+    free(s->right_disk);
+    s->right_disk = NULL;
+    return true;
+}
+
 /* Of what was not flushed any number of the first records may have reached the disk. Where a block
  * has two snapshots the newest may turn out to be damaged. */
-void disk_crash(struct sim *s, struct disk *d)
+void disk_crash(struct sim *s, uint32_t k)
 {
+    struct disk *d = &s->shards[k].disk;
     d->count = d->flushed + sim_below(s, d->count - d->flushed + 1);
     d->flushed = d->count;
-    for (uint32_t b = 0; b < MAX_BLOCKS; b++)
-        if (d->snapshots[b][1].used && sim_below(s, 4) == 0) {
-            d->snapshots[b][0] = d->snapshots[b][1];
-            d->snapshots[b][1].used = false;
-        }
+    for (uint32_t b = 0; b < MAX_BLOCKS; b++) {
+        struct copies *c = &d->copies[b];
+        if (c->count < 2 || c->damaged || sim_below(s, 4) != 0)
+            continue;
+        memmove(c->items, c->items + 1, --c->count * sizeof(*c->items));
+        c->damaged = true;
+    }
+    for (uint32_t i = k == s->bad_disk ? sim_below(s, 4) : 0; i > 0; i--)
+        lose_record(s, k);
+    if (k == s->bad_disk)
+        use_old_copy(s, d);
+}
+
+void disk_close(struct sim *s, uint32_t k)
+{
+    struct disk *d = &s->shards[k].disk;
+    while (d->count > d->flushed && d->records[d->count - 1].commit)
+        d->count--;
+    if (sim_below(s, 2) == 0) /* the page cache is written back, or not yet */
+        d->flushed = d->count;
+}
+
+/* Commits are in memory, and are written again with the next flush. */
+bool disk_write_failed(struct sim *s, uint32_t k)
+{
+    const struct shard *sh = &s->shards[k];
+    struct disk *d = &s->shards[k].disk;
+    uint32_t kept = d->flushed;
+    bool lost = false;
+    for (uint32_t i = d->flushed; i < d->count; i++) {
+        if (d->records[i].commit)
+            d->records[kept++] = d->records[i];
+        else
+            lost = lost || d->records[i].step <= sfc_step_applied(&sh->fsm);
+    }
+    d->count = kept;
+    return lost;
 }
 
 void disk_trim(struct disk *d, uint64_t floor)
@@ -67,58 +163,193 @@ const struct log_record *disk_find(const struct disk *d, uint64_t step, struct s
     return NULL;
 }
 
+uint64_t disk_first_logged(const struct disk *d)
+{
+    uint64_t first = 0;
+    for (uint32_t i = 0; i < d->count; i++)
+        if (!d->records[i].commit && (first == 0 || d->records[i].step < first))
+            first = d->records[i].step;
+    return first;
+}
+
 /* ---- snapshots */
+
+static bool visible(const struct shard *sh, const struct snapshot *c)
+{
+    return c->step <= sh->top && !given_up(sh, c->step, c->round);
+}
+
+/* Those of a block that count, newest first. */
+static void seen(const struct shard *sh, uint32_t block, struct copies *out)
+{
+    const struct copies *all = &sh->disk.copies[block];
+    out->count = 0;
+    for (uint32_t i = 0; i < all->count; i++)
+        if (visible(sh, &all->items[i]))
+            out->items[out->count++] = all->items[i];
+}
+
+/* The first that is not after the step; count: none. */
+static uint32_t at_step(const struct copies *c, uint64_t step)
+{
+    uint32_t i = 0;
+    while (i < c->count && c->items[i].step > step)
+        i++;
+    return i;
+}
+
+/* What must be led to: the window of rewinds, the last durable step, a rewind that is asked for. */
+static uint64_t horizon(const struct sim *s, const struct shard *sh, uint64_t step)
+{
+    uint64_t back = step > s->window ? step - s->window : 0;
+    back = back < sh->durable_step ? back : sh->durable_step;
+    return step <= sh->kept_until && sh->kept_back < back ? sh->kept_back : back;
+}
 
 uint64_t disk_floor(const struct sim *s, uint32_t k)
 {
-    const struct disk *d = &s->shards[k].disk;
-    uint64_t floor = UINT64_MAX;
+    const struct shard *sh = &s->shards[k];
+    uint64_t floor = UINT64_MAX, back = horizon(s, sh, sfc_step_applied(&sh->fsm));
+    struct copies c;
     for (uint32_t b = 0; b < MAX_BLOCKS; b++) {
         if (!owned(s, k, b))
             continue;
-        const struct snapshot *last = &d->snapshots[b][d->snapshots[b][1].used];
-        uint64_t step = last->used ? last->step : 0;
+        seen(sh, b, &c);
+        uint32_t i = at_step(&c, back), two = c.count < 2 ? c.count : 2;
+        uint64_t step = i == c.count                              ? 0
+                        : c.items[i].step < c.items[two - 1].step ? c.items[i].step
+                                                                  : c.items[two - 1].step;
         floor = step < floor ? step : floor;
     }
     return floor == UINT64_MAX ? 0 : floor;
+}
+
+uint64_t disk_oldest(const struct sim *s, uint32_t k)
+{
+    const struct shard *sh = &s->shards[k];
+    uint64_t oldest = 0;
+    struct copies c;
+    for (uint32_t b = 0; b < MAX_BLOCKS && sh->trimmed > 0; b++) {
+        uint64_t stamp = UINT64_MAX;
+        if (!owned(s, k, b))
+            continue;
+        seen(sh, b, &c);
+        for (uint32_t i = 0; i < c.count && c.items[i].step >= sh->trimmed; i++)
+            stamp = c.items[i].step;
+        oldest = stamp > oldest ? stamp : oldest;
+    }
+    return oldest;
 }
 
 /* Copies the next block between two applies; it is written a little later. */
 void disk_take_snapshot(struct sim *s, uint32_t k)
 {
     struct shard *sh = &s->shards[k];
-    for (uint32_t i = 0; i < MAX_BLOCKS; i++) {
+    for (uint32_t i = 0; i < MAX_BLOCKS && !sh->unsettled; i++) {
         uint32_t b = sh->next_snapshot++ % MAX_BLOCKS;
         if (!owned(s, k, b))
             continue;
         struct event *e = sim_after(s, 1 + sim_below(s, 60), E_SNAPSHOT_WRITTEN);
         e->a = k;
-        e->b = sh->life;
+        e->b = sh->opened;
         e->c = b;
         e->body.step = sfc_step_applied(&sh->fsm);
+        e->body.round = s->oracle.records[e->body.step].r.round;
+        e->body.floor = horizon(s, sh, e->body.step);
         e->body.value = *state_of(sh, b);
         return;
     }
 }
 
-void disk_snapshot_written(struct sim *s, uint32_t k, uint32_t block, uint64_t step, uint64_t state)
+void disk_snapshot_written(struct sim *s, uint32_t k, const struct event *e)
 {
-    struct snapshot *two = s->shards[k].disk.snapshots[block];
-    if (two[0].used && two[0].step >= step)
+    struct copies *c = &s->shards[k].disk.copies[e->c];
+    if (c->count > 0 && c->items[0].step >= e->body.step)
         return;
-    two[1] = two[0];
-    two[0] = (struct snapshot){.used = true, .step = step, .state = state};
+    if (c->count == MAX_COPIES) {
+        sim_fail(s, "a block has %d snapshots", MAX_COPIES);
+        return;
+    }
+    memmove(c->items + 1, c->items, c->count++ * sizeof(*c->items));
+    c->damaged = false;
+    c->items[0] =
+        (struct snapshot){.step = e->body.step, .state = e->body.value, .round = e->body.round};
+    uint32_t back = at_step(c, e->body.floor), kept = 0;
+    for (uint32_t i = 0; i < c->count; i++)
+        if (i < 2 || i == back || i + 1 == back)
+            c->items[kept++] = c->items[i];
+    c->count = kept;
+}
+
+void disk_drop_hidden(struct sim *s, uint32_t k)
+{
+    struct shard *sh = &s->shards[k];
+    for (uint32_t b = 0; b < MAX_BLOCKS; b++) {
+        struct copies c;
+        seen(sh, b, &c);
+        c.damaged = sh->disk.copies[b].damaged;
+        sh->disk.copies[b] = c;
+    }
+    sh->top = UINT64_MAX;
 }
 
 /* ---- recovery */
 
-/* The round of `step` that counts: what the log says, or the scheduler of the last step. */
-static const struct log_record *commit_of(const struct disk *d, uint64_t step)
+/* The commit of a step that counts, as far as this disk knows. */
+static const struct log_record *commit_of(const struct shard *sh, uint64_t step)
 {
-    for (uint32_t i = d->count; i-- > 0;)
-        if (d->records[i].commit && d->records[i].step == step)
-            return &d->records[i];
+    for (uint32_t i = sh->disk.count; i-- > 0;) {
+        const struct log_record *r = &sh->disk.records[i];
+        if (r->commit && r->step == step && !given_up(sh, step, r->round))
+            return r;
+    }
     return NULL;
+}
+
+/* A committed step as a shard has it: whole, and not of an older round than the step before. */
+static bool step_of(const struct shard *sh, uint64_t step, struct sfc_attempt before,
+                    struct log_record *inputs, struct log_record *commit)
+{
+    const struct log_record *c = commit_of(sh, step);
+    if (!c || sfc_attempt_compare(c->round, before) < 0)
+        return false;
+    const struct log_record *r = disk_find(&sh->disk, step, c->round);
+    if (!r)
+        return false;
+    *commit = *c;
+    *inputs = *r;
+    return true;
+}
+
+/* The same from another shard (call ReadStep), which goes into the own log. */
+static enum disk_result fetch(struct sim *s, uint32_t k, uint64_t step, bool keep,
+                              struct log_record *inputs, struct log_record *commit)
+{
+    struct shard *own = &s->shards[k];
+    const struct log_record *known = commit_of(own, step);
+    enum disk_result result = DISK_LACKS;
+    for (uint32_t i = 0; i < s->k; i++) {
+        const struct shard *sh = &s->shards[i];
+        if (i == k)
+            continue;
+        if (!sh->up || !sh->has_run || sfc_step_applied(&sh->fsm) < step) {
+            result = DISK_ASKS_LATER;
+            continue;
+        }
+        if (!step_of(sh, step, (struct sfc_attempt){0, 0}, inputs, commit) ||
+            (known && sfc_attempt_compare(known->round, commit->round) != 0) ||
+            given_up(own, step, commit->round))
+            continue;
+        s->counts.fetched++;
+        sim_log(s, "shard %u takes step %llu from shard %u", k, (ull)step, i);
+        inputs->fetched = true;
+        if (keep) {
+            disk_append(s, &own->disk, inputs);
+            disk_append(s, &own->disk, commit);
+        }
+        return DISK_LEADS;
+    }
+    return result;
 }
 
 static void replay(struct sim *s, uint32_t block, const struct log_record *r,
@@ -136,52 +367,80 @@ static void replay(struct sim *s, uint32_t block, const struct log_record *r,
         *state = model_dense_update(*state, r->sums[block - BLOCKS], commit->clip_scale, r->lr);
 }
 
-static bool recover_block(struct sim *s, uint32_t k, uint32_t block, uint64_t to, uint64_t *steps)
+/* The newest snapshot that is not after the step, or the seed. */
+static struct snapshot begin_block(struct sim *s, uint32_t k, uint32_t block, uint64_t to)
 {
-    struct shard *sh = &s->shards[k];
-    const struct snapshot *newest = &sh->disk.snapshots[block][0];
-    uint64_t *state = state_of(sh, block);
-    uint64_t step = newest->used ? newest->step : 0;
-    if (newest->used)
-        *state = newest->state;
-    else
-        *state = block < BLOCKS ? s->oracle.class_state[0][block]
-                                : s->oracle.dense_state[0][block - BLOCKS];
-    if (step > to) {
-        sim_fail(s, "shard %u block %u: a snapshot of step %llu, but step %llu is committed", k,
-                 block, (ull)step, (ull)to);
-        return false;
+    struct copies c;
+    seen(&s->shards[k], block, &c);
+    uint32_t i = at_step(&c, to);
+    if (i < c.count) {
+        if (c.items[i].step > 0)
+            oracle_check_replay(s, k, c.items[i].step, c.items[i].round);
+        return c.items[i];
     }
-    *steps = to - step > *steps ? to - step : *steps;
-    while (step < to) {
-        step++;
-        const struct log_record *commit = commit_of(&sh->disk, step);
-        const struct log_record *r = commit ? disk_find(&sh->disk, step, commit->round) : NULL;
-        if (!r) {
-            sim_log(s, "shard %u block %u: step %llu is not in the log", k, block, (ull)step);
-            return false;
-        }
-        replay(s, block, r, commit, state);
-    }
-    return true;
+    return (struct snapshot){.state = block < BLOCKS ? s->oracle.class_state[0][block]
+                                                     : s->oracle.dense_state[0][block - BLOCKS]};
 }
 
-bool disk_recover(struct sim *s, uint32_t k, const struct sfc_commit_record *last,
-                  uint64_t *replayed)
+static enum disk_result recover_block(struct sim *s, uint32_t k, uint32_t block,
+                                      const struct sfc_commit_record *last, bool keep,
+                                      struct snapshot *at)
 {
-    struct disk *d = &s->shards[k].disk;
-    *replayed = 0;
-    if (last->step != 0 && !commit_of(d, last->step)) {
-        const struct log_record commit = {.commit = true,
-                                          .step = last->step,
-                                          .round = last->round,
-                                          .lr = last->lr,
-                                          .clip_scale = last->clip_scale,
-                                          .apply = last->apply};
-        disk_append(s, d, &commit);
+    struct sfc_attempt before = at->round;
+    while (at->step < last->step) {
+        struct log_record inputs, commit;
+        uint64_t step = at->step + 1;
+        enum disk_result result = DISK_LEADS;
+        if (!step_of(&s->shards[k], step, before, &inputs, &commit))
+            result = block < BLOCKS ? fetch(s, k, step, keep, &inputs, &commit) : DISK_LACKS;
+        else if (block >= BLOCKS && inputs.fetched && commit.apply)
+            result = DISK_LACKS;
+        if (result != DISK_LEADS) {
+            sim_log(s, "shard %u block %u: step %llu is not in the log", k, block, (ull)step);
+            return result;
+        }
+        oracle_check_replay(s, k, step, commit.round);
+        replay(s, block, &inputs, &commit, &at->state);
+        before = commit.round;
+        at->step = step;
     }
-    for (uint32_t b = 0; b < MAX_BLOCKS; b++)
-        if (owned(s, k, b) && !recover_block(s, k, b, last->step, replayed))
-            return false;
-    return true;
+    return DISK_LEADS;
+}
+
+/* The scheduler knows the last commit; the log may not. */
+static void take_last(struct sim *s, struct shard *sh, const struct sfc_commit_record *last)
+{
+    const struct log_record *known = last->step ? commit_of(sh, last->step) : NULL;
+    if (last->step == 0 || (known && sfc_attempt_compare(known->round, last->round) == 0))
+        return;
+    const struct log_record commit = {.commit = true,
+                                      .step = last->step,
+                                      .round = last->round,
+                                      .lr = last->lr,
+                                      .clip_scale = last->clip_scale,
+                                      .apply = last->apply};
+    disk_append(s, &sh->disk, &commit);
+}
+
+enum disk_result disk_recover(struct sim *s, uint32_t k, const struct sfc_commit_record *last,
+                              bool keep, uint64_t *replayed)
+{
+    struct shard *sh = &s->shards[k];
+    uint32_t count = sh->disk.count;
+    enum disk_result result = DISK_LEADS;
+    *replayed = 0;
+    take_last(s, sh, last);
+    for (uint32_t b = 0; b < MAX_BLOCKS && result == DISK_LEADS; b++) {
+        if (!owned(s, k, b))
+            continue;
+        struct snapshot at = begin_block(s, k, b, last->step);
+        uint64_t from = at.step;
+        result = recover_block(s, k, b, last, keep, &at);
+        *replayed = at.step - from > *replayed ? at.step - from : *replayed;
+        if (keep)
+            *state_of(sh, b) = at.state;
+    }
+    if (!keep)
+        sh->disk.count = count;
+    return result;
 }

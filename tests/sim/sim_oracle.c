@@ -1,111 +1,11 @@
+/* The undisturbed run, computed from what is committed, and what must be so after every event. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/rng/permutation.h"
-#include "kernels/rng/sample.h"
 #include "tests/sim/sim.h"
 
 typedef unsigned long long ull;
-
-/* ---- model arithmetic */
-
-uint64_t mix(uint64_t a, uint64_t b)
-{
-    uint64_t x = a * 0x9e3779b97f4a7c15u ^ (b + 0x632be59bd9b4e019u + (a << 6) + (a >> 2));
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-}
-
-uint64_t model_double(double value)
-{
-    uint64_t bits;
-    memcpy(&bits, &value, sizeof(bits));
-    return bits;
-}
-
-uint64_t model_label(const struct sim *s, uint64_t step, uint32_t j, uint32_t row)
-{
-    uint64_t position = (step - 1) * s->j * ROWS + j * ROWS + row;
-    return mix(3, sfc_sample_at(5, SAMPLES, position)) % CLASSES;
-}
-
-static int by_value(const void *a, const void *b)
-{
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    return x < y ? -1 : x > y;
-}
-
-uint64_t model_sample(const struct sim *s, uint64_t step, uint32_t block, const uint64_t *labels)
-{
-    uint32_t positives[MAX_B], out[BLOCK_SIZE], n = 0, distinct = 0;
-    _Alignas(64) unsigned char scratch[16384];
-    for (uint32_t i = 0; i < s->j * ROWS; i++)
-        if (labels[i] / BLOCK_SIZE == block)
-            positives[n++] = (uint32_t)(labels[i] % BLOCK_SIZE);
-    qsort(positives, n, sizeof(*positives), by_value);
-    for (uint32_t i = 0; i < n; i++)
-        if (i == 0 || positives[i] != positives[i - 1])
-            positives[distinct++] = positives[i];
-    if (sfc_sample_scratch(BLOCK_SIZE) > sizeof(scratch))
-        abort();
-    uint32_t count =
-        sfc_sample_block(5, step, block, BLOCK_SIZE, SAMPLE_PPM, positives, distinct, out, scratch);
-    uint64_t h = mix(step, block);
-    for (uint32_t i = 0; i < count; i++)
-        h = mix(h, out[i]);
-    return h;
-}
-
-uint64_t model_features(const struct sim *s, uint64_t step, uint32_t j, uint64_t salt,
-                        const uint64_t *dense)
-{
-    uint64_t h = mix(mix(step, j), salt);
-    for (uint32_t d = 0; d < s->d; d++)
-        h = mix(h, dense[d]);
-    return h;
-}
-
-uint64_t model_logits(uint64_t state, uint64_t sample, uint64_t features)
-{
-    return mix(mix(state, sample), features);
-}
-
-uint64_t model_lse(uint64_t logits)
-{
-    return mix(logits, 11);
-}
-
-uint64_t model_gradient(uint64_t state, uint64_t sample, uint64_t features, uint64_t lse)
-{
-    return mix(mix(mix(state, sample), features), lse);
-}
-
-uint64_t model_slice(uint64_t dx, uint64_t features, uint32_t block)
-{
-    return mix(mix(dx, features), block);
-}
-
-uint64_t model_class_update(uint64_t state, uint64_t sample, uint64_t inputs, double lr)
-{
-    return mix(mix(mix(state, sample), inputs), model_double(lr));
-}
-
-uint64_t model_dense_update(uint64_t state, uint64_t sum, double clip_scale, double lr)
-{
-    return mix(mix(mix(state, sum), model_double(clip_scale)), model_double(lr));
-}
-
-double model_square(uint64_t sum)
-{
-    return (double)(sum % 1000) / 8.0;
-}
-
-bool model_finite(const struct sim *s, uint64_t step, uint32_t block)
-{
-    return !s->not_finite || mix(mix(s->seed, step), block) % 23 != 0;
-}
 
 /* ---- the undisturbed run */
 
@@ -139,171 +39,321 @@ const struct promise *oracle_find(const struct sim *s, uint64_t step, uint32_t j
 }
 
 /* I4: the rows of (step, j) are the samples of their positions, or of weight 0 where a person
- * dropped the poisoned micro-batch. */
-static void check_labels(struct sim *s, const struct record *record, uint32_t j)
+ * dropped the poisoned micro-batch; in a session what the session says. */
+static void check_labels(struct sim *s, const struct record *record, uint32_t j, uint64_t salt)
 {
     for (uint32_t r = 0; r < ROWS; r++) {
-        uint64_t label = record->labels[j * ROWS + r];
-        bool poisoned = s->poison_step == record->r.step && s->poison_j == j;
+        uint64_t label = record->labels[j * ROWS + r], step = record->r.step;
+        uint64_t expected =
+            s->session ? model_session_label(s, salt, step, j, r) : model_label(s, step, j, r);
+        bool poisoned = s->poison_step == step && s->poison_j == j;
         bool dropped = label == SFC_CORE_LABEL_NONE && poisoned;
         if (poisoned && s->drop_acknowledged && !dropped)
             sim_fail(s, "step %llu micro-batch %u was dropped, and committed with its labels",
-                     (ull)record->r.step, j);
-        if (!dropped && label != model_label(s, record->r.step, j, r))
+                     (ull)step, j);
+        if (!dropped && label != expected)
             sim_fail(s, "I4: step %llu micro-batch %u row %u was committed with label %llu",
-                     (ull)record->r.step, j, r, (ull)label);
+                     (ull)step, j, r, (ull)label);
     }
 }
 
-/* I2: what the worker said must be what a lone worker would have computed from the state after
- * step - 1. */
+/* What a lone worker computes of (step, j) from the state after step - 1. */
+static void compute_alone(const struct sim *s, uint64_t step, uint32_t j, const uint64_t *state,
+                          const uint64_t *dense, const uint64_t *sample, struct promise *p)
+{
+    uint64_t logits = 0, dx = 0;
+    p->features = model_features(s, step, j, p->salt, dense);
+    for (uint32_t b = 0; b < BLOCKS; b++)
+        logits += model_logits(state[b], sample[b], p->features);
+    p->lse = model_lse(logits);
+    for (uint32_t b = 0; b < BLOCKS; b++)
+        dx += model_gradient(state[b], sample[b], p->features, p->lse);
+    for (uint32_t d = 0; d < s->d; d++)
+        p->dense[d] = model_slice(dx, p->features, d);
+}
+
+/* I2: what the worker said must be what a lone worker would have computed. */
 static void check_inputs(struct sim *s, uint64_t step, uint32_t j, const struct promise *p)
 {
-    const uint64_t *state = s->oracle.class_state[step - 1];
-    uint64_t features = model_features(s, step, j, p->salt, s->oracle.dense_state[step - 1]);
-    uint64_t logits = 0, dx = 0;
-    for (uint32_t b = 0; b < BLOCKS; b++)
-        logits += model_logits(state[b], s->oracle.sample[step][b], features);
-    uint64_t lse = model_lse(logits);
-    for (uint32_t b = 0; b < BLOCKS; b++)
-        dx += model_gradient(state[b], s->oracle.sample[step][b], features, lse);
-    bool same = features == p->features && lse == p->lse;
-    for (uint32_t d = 0; d < s->d; d++)
-        same = same && p->dense[d] == model_slice(dx, features, d);
-    if (!same)
+    const struct oracle *o = &s->oracle;
+    struct promise alone = {.salt = p->salt};
+    compute_alone(s, step, j, o->class_state[step - 1], o->dense_state[step - 1], o->sample[step],
+                  &alone);
+    if (alone.features != p->features || alone.lse != p->lse ||
+        memcmp(alone.dense, p->dense, s->d * sizeof(*alone.dense)) != 0)
         sim_fail(s, "I2: inputs of step %llu micro-batch %u differ from the undisturbed run's",
                  (ull)step, j);
 }
 
-static uint64_t dense_sum(const struct promise *const *named, uint32_t j_count, uint32_t d)
+static uint64_t dense_sum(const struct promise *inputs, uint32_t j_count, uint32_t d)
 {
     uint64_t h = 0;
     for (uint32_t j = 0; j < j_count; j++)
-        h = mix(h, named[j]->dense[d]);
+        h = mix(h, inputs[j].dense[d]);
     return h;
+}
+
+/* What the commit of these inputs says, and does: the states are before it, and then after it. */
+static struct sfc_commit_record apply(const struct sim *s, uint64_t step, double lr,
+                                      const struct promise *inputs, const uint64_t *sample,
+                                      uint64_t *state, uint64_t *dense)
+{
+    struct sfc_commit_record r = {.step = step, .lr = lr, .apply = true, .clip_scale = 1.0};
+    double squares = 0, clip = 5.0;
+    uint64_t hash = 0;
+    for (uint32_t j = 0; j < s->j; j++)
+        hash = mix(mix(hash, inputs[j].features), inputs[j].lse);
+    for (uint32_t d = 0; d < s->d; d++) {
+        squares += model_square(dense_sum(inputs, s->j, d));
+        r.apply = r.apply && model_finite(s, step, d);
+    }
+    r.next_position = step * s->j * ROWS;
+    if (!r.apply)
+        return r;
+    r.clip_scale = clip / fmax(sqrt(squares), clip);
+    for (uint32_t b = 0; b < BLOCKS; b++)
+        state[b] = model_class_update(state[b], sample[b], hash, lr);
+    for (uint32_t d = 0; d < s->d; d++)
+        dense[d] = model_dense_update(dense[d], dense_sum(inputs, s->j, d), r.clip_scale, lr);
+    return r;
+}
+
+static bool take_inputs(struct sim *s, const struct record *record, struct promise *inputs)
+{
+    uint64_t t = record->r.step;
+    for (uint32_t j = 0; j < s->j; j++) {
+        const struct promise *p = oracle_find(s, t, j, record->attempts[j]);
+        if (s->session && sfc_attempt_compare(record->attempts[j], record->attempts[0]) != 0)
+            sim_fail(s, "step %llu was committed with the work of two sessions", (ull)t);
+        if (!p) {
+            sim_fail(s, "step %llu was committed with an attempt at %u that nobody did", (ull)t, j);
+            return false;
+        }
+        check_labels(s, record, j, p->salt);
+        check_inputs(s, t, j, p);
+        inputs[j] = *p;
+    }
+    return true;
 }
 
 void oracle_commit(struct sim *s, const struct record *record)
 {
     struct oracle *o = &s->oracle;
-    uint64_t t = record->r.step, inputs = 0;
-    const struct promise *named[MAX_J];
-    double squares = 0;
-    bool finite = true;
+    uint64_t t = record->r.step;
+    struct promise inputs[MAX_J];
     for (uint32_t b = 0; b < BLOCKS; b++)
         o->sample[t][b] = model_sample(s, t, b, record->labels);
-    for (uint32_t j = 0; j < s->j; j++) {
-        named[j] = oracle_find(s, t, j, record->attempts[j]);
-        check_labels(s, record, j);
-        if (s->session && sfc_attempt_compare(record->attempts[j], record->attempts[0]) != 0)
-            sim_fail(s, "step %llu was committed with the work of two sessions", (ull)t);
-        if (!named[j]) {
-            sim_fail(s, "step %llu was committed with an attempt at %u that nobody did", (ull)t, j);
-            return;
-        }
-        check_inputs(s, t, j, named[j]);
-        inputs = mix(mix(inputs, named[j]->features), named[j]->lse);
-    }
-    for (uint32_t d = 0; d < s->d; d++) {
-        squares += model_square(dense_sum(named, s->j, d));
-        finite = finite && model_finite(s, t, d);
-    }
-    double norm = sqrt(squares), clip = 5.0;
-    double scale = finite ? clip / fmax(norm, clip) : 1.0;
-    if (finite != record->r.apply || scale != record->r.clip_scale ||
-        record->r.next_position != t * s->j * ROWS)
+    if (!take_inputs(s, record, inputs))
+        return;
+    memcpy(o->class_state[t], o->class_state[t - 1], sizeof(o->class_state[t]));
+    memcpy(o->dense_state[t], o->dense_state[t - 1], sizeof(o->dense_state[t]));
+    struct sfc_commit_record r =
+        apply(s, t, record->r.lr, inputs, o->sample[t], o->class_state[t], o->dense_state[t]);
+    if (r.apply != record->r.apply || r.clip_scale != record->r.clip_scale ||
+        r.next_position != record->r.next_position)
         sim_fail(s, "step %llu: record says apply %d, clip %.17g; expected %d, %.17g", (ull)t,
-                 record->r.apply, record->r.clip_scale, finite, scale);
-    for (uint32_t b = 0; b < BLOCKS; b++)
-        o->class_state[t][b] = finite ? model_class_update(o->class_state[t - 1][b],
-                                                           o->sample[t][b], inputs, record->r.lr)
-                                      : o->class_state[t - 1][b];
-    for (uint32_t d = 0; d < s->d; d++)
-        o->dense_state[t][d] =
-            finite ? model_dense_update(o->dense_state[t - 1][d], dense_sum(named, s->j, d), scale,
-                                        record->r.lr)
-                   : o->dense_state[t - 1][d];
+                 record->r.apply, record->r.clip_scale, r.apply, r.clip_scale);
+    o->records[t] = *record;
+    o->head = t;
+    o->most = t > o->most ? t : o->most;
 }
 
 /* ---- after every event */
 
-static uint64_t committed(const struct sim *s)
+static bool state_differs(const struct sim *s, uint32_t k, uint64_t step)
 {
-    return s->store.has_record ? s->store.record.r.step : 0;
+    const struct shard *sh = &s->shards[k];
+    for (uint32_t b = 0; b < BLOCKS; b++)
+        if (s->class_owner[b] == k && sh->class_state[b] != s->oracle.class_state[step][b])
+            return true;
+    for (uint32_t d = 0; d < s->d; d++)
+        if (s->dense_owner[d] == k && sh->dense_state[d] != s->oracle.dense_state[step][d])
+            return true;
+    return false;
+}
+
+/* The step at which the scheduler has the shard for certain; false: it is on some way. */
+static bool certain_step(const struct sim *s, uint32_t k, uint64_t *step)
+{
+    const struct scheduler *sc = &s->scheduler;
+    const struct sfc_run_fsm *run = &sc->run;
+    if (!sc->up || !sc->has_run || !run->started || run->restoring || run->shards[k].lost ||
+        run->commit.duties[k][SFC_DUTY_OPEN].wanted)
+        return false;
+    *step = run->commit.committed;
+    return true;
 }
 
 static void check_shard(struct sim *s, uint32_t k)
 {
     const struct shard *sh = &s->shards[k];
-    uint64_t c = committed(s), applied = sfc_step_applied(&sh->fsm);
-    if (applied > c || applied + 1 < c) {
-        sim_fail(s, "I3: shard %u has applied step %llu, committed is %llu", k, (ull)applied,
-                 (ull)c);
-        return;
-    }
-    for (uint32_t b = 0; b < BLOCKS; b++)
-        if (s->class_owner[b] == k && sh->class_state[b] != s->oracle.class_state[applied][b])
-            sim_fail(s,
-                     "I2: shard %u class block %u after step %llu differs from the undisturbed "
-                     "run",
-                     k, b, (ull)applied);
-    for (uint32_t d = 0; d < s->d; d++)
-        if (s->dense_owner[d] == k && sh->dense_state[d] != s->oracle.dense_state[applied][d])
-            sim_fail(s,
-                     "I2: shard %u dense block %u after step %llu differs from the undisturbed "
-                     "run",
-                     k, d, (ull)applied);
+    const struct oracle *o = &s->oracle;
+    uint64_t applied = sfc_step_applied(&sh->fsm), step;
+    if (applied > o->head || applied + 1 < o->low)
+        sim_fail(s, "I3: shard %u is at step %llu, steps %llu to %llu are possible", k,
+                 (ull)applied, (ull)o->low, (ull)o->head);
+    else if (certain_step(s, k, &step) &&
+             (applied > step ||
+              applied + s->scheduler.run.commit.duties[k][SFC_DUTY_COMMIT].wanted < step))
+        sim_fail(s, "I3: shard %u is at step %llu, the run at %llu", k, (ull)applied, (ull)step);
+    else if (state_differs(s, k, applied))
+        sim_fail(s, "I2: shard %u after step %llu differs from the undisturbed run", k,
+                 (ull)applied);
+}
+
+/* Where the run is on its way back to shards may be there. */
+static void note_low(struct sim *s)
+{
+    const struct scheduler *sc = &s->scheduler;
+    uint64_t low = sc->up && sc->has_run ? sfc_run_committed(&sc->run) : s->store.last;
+    s->oracle.low = low < s->oracle.low ? low : s->oracle.low;
 }
 
 void oracle_check(struct sim *s)
 {
-    for (uint32_t k = 0; k < s->k; k++)
+    note_low(s);
+    for (uint32_t k = 0; k < s->k && !s->failed; k++)
         if (s->shards[k].has_run)
             check_shard(s, k);
 }
 
-/* What the shard has on its disk of this step is what the record will name (I3), and it sampled
- * what every placement samples (I1). */
-static void check_inputs_durable(struct sim *s, uint32_t k, const struct sfc_commit_record *record)
+/* What the shard has in its log of a step is what the record names (I3). */
+static void check_logged(struct sim *s, uint32_t k, const struct record *record, bool durable)
 {
-    struct sfc_run_fsm *run = &s->scheduler.run;
     const struct shard *sh = &s->shards[k];
-    const struct log_record *r = disk_find(&sh->disk, record->step, record->round);
-    if (!r || (size_t)(r - sh->disk.records) >= sh->disk.flushed) {
-        sim_fail(s, "I3: step %llu is recorded, but shard %u has not flushed it", (ull)record->step,
-                 k);
+    uint64_t step = record->r.step;
+    const struct log_record *r = disk_find(&sh->disk, step, record->r.round);
+    bool flushed = r && (size_t)(r - sh->disk.records) < sh->disk.flushed;
+    /* since it said Ready it died, or its disk failed: the scheduler hears of it before the next */
+    bool excused = k == s->bad_disk || (!durable && (!sh->has_run || sh->lost));
+    if (!r || (durable && !flushed)) {
+        if (!excused)
+            sim_fail(s, "I3: step %llu is recorded, but shard %u has not %s it", (ull)step, k,
+                     durable ? "flushed" : "written");
         return;
     }
     for (uint32_t j = 0; j < s->j; j++)
-        if (sfc_attempt_compare(r->attempts[j], sfc_run_done(run, j)->attempt) != 0)
+        if (sfc_attempt_compare(r->attempts[j], record->attempts[j]) != 0)
             sim_fail(s,
-                     "step %llu micro-batch %u: shard %u flushed another attempt than the record "
+                     "step %llu micro-batch %u: shard %u logged another attempt than the record "
                      "names",
-                     (ull)record->step, j, k);
-    const uint64_t *labels = sfc_run_labels(run, record->step);
-    if (memcmp(r->labels, labels, s->j * ROWS * sizeof(*labels)) != 0)
-        sim_fail(s, "step %llu: shard %u flushed other labels", (ull)record->step, k);
-    for (uint32_t b = 0; b < BLOCKS && sh->has_run; b++)
-        if (s->class_owner[b] == k &&
-            sh->sample[record->step & 1][b] != model_sample(s, record->step, b, labels))
-            sim_fail(s, "I1: shard %u sampled block %u of step %llu differently", k, b,
-                     (ull)record->step);
+                     (ull)step, j, k);
+    if (memcmp(r->labels, record->labels, s->j * ROWS * sizeof(*r->labels)) != 0)
+        sim_fail(s, "step %llu: shard %u logged other labels", (ull)step, k);
 }
 
-/* The scheduler is about to write this record. */
-void oracle_check_record(struct sim *s)
+/* It sampled what every placement samples (I1). */
+static void check_sample(struct sim *s, uint32_t k, uint64_t step, const uint64_t *labels)
 {
-    const struct sfc_commit_record *record = &s->scheduler.run.commit.record;
-    if (record->step != committed(s) + 1)
-        sim_fail(s, "I3: record of step %llu after step %llu", (ull)record->step,
-                 (ull)committed(s));
-    for (uint32_t k = 0; k < s->k; k++)
-        check_inputs_durable(s, k, record);
+    const struct shard *sh = &s->shards[k];
+    for (uint32_t b = 0; b < BLOCKS && sh->has_run; b++)
+        if (s->class_owner[b] == k && sh->sample[step & 1][b] != model_sample(s, step, b, labels))
+            sim_fail(s, "I1: shard %u sampled block %u of step %llu differently", k, b, (ull)step);
+}
+
+static struct record present_record(struct sim *s)
+{
+    struct sfc_run_fsm *run = &s->scheduler.run;
+    struct record record = {.r = run->commit.record};
+    const uint64_t *labels = sfc_run_labels(run, record.r.step);
+    for (uint32_t j = 0; j < s->j; j++) {
+        const struct sfc_done *done = sfc_run_done(run, j);
+        if (!done || !labels) {
+            sim_fail(s, "the record of step %llu names nobody", (ull)record.r.step);
+            return record;
+        }
+        record.attempts[j] = done->attempt;
+    }
+    memcpy(record.labels, labels, s->j * ROWS * sizeof(*labels));
+    return record;
+}
+
+/* Whatever happened before: every shard is at the step before it, and a durable step makes those
+ * before it durable. */
+struct record oracle_check_record(struct sim *s, bool provisional)
+{
+    const struct record record = present_record(s);
+    uint64_t step = record.r.step;
+    if (s->failed)
+        return record;
+    if (step != store_committed(s) + 1)
+        sim_fail(s, "I3: record of step %llu after step %llu", (ull)step, (ull)store_committed(s));
+    for (uint32_t k = 0; k < s->k; k++) {
+        const struct shard *sh = &s->shards[k];
+        if (sh->has_run && sfc_step_applied(&sh->fsm) + 1 != step)
+            sim_fail(s, "I3: record of step %llu, but shard %u is at step %llu", (ull)step, k,
+                     (ull)sfc_step_applied(&sh->fsm));
+        for (uint64_t t = s->store.last + 1; t < step && !provisional; t++)
+            check_logged(s, k, &s->oracle.records[t], true);
+        check_logged(s, k, &record, !provisional);
+        check_sample(s, k, step, record.labels);
+    }
+    s->oracle.low = s->oracle.head = step - 1;
+    return record;
 }
 
 void oracle_check_grant(struct sim *s, uint64_t step)
 {
-    if (step != committed(s) + 1)
+    if (step != store_committed(s) + 1)
         sim_fail(s, "a grant of step %llu, but the oldest uncommitted step is %llu", (ull)step,
-                 (ull)committed(s) + 1);
+                 (ull)store_committed(s) + 1);
+}
+
+void oracle_check_replay(struct sim *s, uint32_t k, uint64_t step, struct sfc_attempt round)
+{
+    const struct sfc_attempt counts = s->oracle.records[step].r.round;
+    if (sfc_attempt_compare(counts, round) != 0)
+        sim_fail(s,
+                 "I3: shard %u goes through step %llu of round %llu.%llu again, but round "
+                 "%llu.%llu counts",
+                 k, (ull)step, (ull)round.incarnation, (ull)round.counter, (ull)counts.incarnation,
+                 (ull)counts.counter);
+}
+
+/* ---- at the end */
+
+/* I2, I4: one worker, one shard, nothing happens, and each position of the order is used once. */
+static void check_alone(struct sim *s)
+{
+    struct sfc_schedule rates = scheduler_rates(s);
+    struct oracle *o = &s->oracle;
+    uint64_t state[BLOCKS], dense[MAX_D], sample[BLOCKS], labels[MAX_B];
+    memcpy(state, o->class_state[0], sizeof(state));
+    memcpy(dense, o->dense_state[0], sizeof(dense));
+    for (uint64_t t = 1; t <= s->steps; t++) {
+        struct promise inputs[MAX_J] = {0};
+        for (uint32_t i = 0; i < s->j * ROWS; i++) {
+            bool dropped = s->store.dropped && t == s->poison_step && i / ROWS == s->poison_j;
+            labels[i] = dropped ? SFC_CORE_LABEL_NONE : model_label(s, t, i / ROWS, i % ROWS);
+        }
+        for (uint32_t b = 0; b < BLOCKS; b++)
+            sample[b] = model_sample(s, t, b, labels);
+        for (uint32_t j = 0; j < s->j; j++)
+            compute_alone(s, t, j, state, dense, sample, &inputs[j]);
+        apply(s, t, sfc_schedule_lr(&rates, t), inputs, sample, state, dense);
+    }
+    if (memcmp(state, o->class_state[s->steps], sizeof(state)) != 0 ||
+        memcmp(dense, o->dense_state[s->steps], s->d * sizeof(*dense)) != 0)
+        sim_fail(s, "I2: the end differs from that of a run that nothing happened to");
+}
+
+void oracle_check_end(struct sim *s)
+{
+    if (s->store.last != s->steps)
+        sim_fail(s, "finished, but the store has step %llu", (ull)s->store.last);
+    for (uint64_t t = 1; t <= s->steps && !s->failed; t++) {
+        const struct record *kept = &s->store.records[t], *counts = &s->oracle.records[t];
+        if (kept->r.step != t || kept->r.next_position != t * s->j * ROWS)
+            sim_fail(s,
+                     "I4: the store has step %llu, up to position %llu, in the place of step %llu",
+                     (ull)kept->r.step, (ull)kept->r.next_position, (ull)t);
+        if (sfc_attempt_compare(kept->r.round, counts->r.round) != 0)
+            sim_fail(s, "I3: the store has another round of step %llu than shards", (ull)t);
+    }
+    for (uint32_t k = 0; k < s->k; k++)
+        if (sfc_step_applied(&s->shards[k].fsm) != s->steps)
+            sim_fail(s, "finished, but shard %u is at step %llu of %u", k,
+                     (ull)sfc_step_applied(&s->shards[k].fsm), s->steps);
+    if (!s->mixed && !s->session && !s->failed)
+        check_alone(s);
 }

@@ -7,6 +7,12 @@ typedef unsigned long long ull;
 
 static const struct node me = {SCHEDULER, 0};
 
+struct sfc_schedule scheduler_rates(const struct sim *s)
+{
+    return (struct sfc_schedule){
+        .lr = 0.1, .warmup_steps = 3, .power = 1.5, .end = 0.02, .steps = s->steps};
+}
+
 static struct sfc_run_config run_config(const struct sim *s)
 {
     return (struct sfc_run_config){
@@ -20,7 +26,8 @@ static struct sfc_run_config run_config(const struct sim *s)
         .dense_blocks = s->d,
         .session = s->session,
         .clip = 5.0,
-        .schedule = {.lr = 0.1, .warmup_steps = 3, .power = 1.5, .end = 0.02, .steps = s->steps},
+        .schedule = scheduler_rates(s),
+        .durable_every = s->durable_every,
         .lead_steps = 2,
         .max_waiting = 64,
         .data_timeout_ms = 2000,
@@ -81,14 +88,14 @@ void scheduler_start(struct sim *s)
     }
     if (s->store.created) {
         const struct sfc_run_drop drop = {s->poison_step, s->poison_j};
-        const struct sfc_run_restore restore = {
-            .has_record = s->store.has_record,
-            .record = s->store.record.r,
-            .state = s->store.state,
-            .reason = s->store.reason,
-            .drops = &drop,
-            .drop_count = s->store.dropped &&
-                          (!s->store.has_record || s->poison_step > s->store.record.r.step)};
+        const struct sfc_run_restore restore = {.has_record = s->store.last > 0,
+                                                .record = s->store.records[s->store.last].r,
+                                                .state = s->store.state,
+                                                .reason = s->store.reason,
+                                                .drops = &drop,
+                                                .drop_count = s->store.dropped &&
+                                                              s->poison_step > s->store.last};
+        store_restore(s);
         open_machine(s, &restore);
     }
     sim_after(s, 100, E_TICK)->b = sc->life;
@@ -98,11 +105,7 @@ void scheduler_start(struct sim *s)
 void scheduler_stop(struct sim *s)
 {
     struct scheduler *sc = &s->scheduler;
-    if (s->store.writing && sim_below(s, 2) == 0) { /* what it was writing, or failed to write */
-        s->unsure_records++;
-        scheduler_keep_record(s, &s->store.unsure);
-    }
-    s->store.writing = false;
+    store_crash(s);
     sc->up = false;
     sc->life++;
     sfc_membership_free(&sc->members);
@@ -113,7 +116,9 @@ void scheduler_stop(struct sim *s)
         sfc_log_floor_free(&sc->floor);
     }
     sc->has_run = false;
-    s->store.busy_until = s->now;
+    sc->seen_phase = SFC_REWIND_NONE;
+    memset(sc->oldest, 0, sizeof(sc->oldest));
+    s->rewinding = false;
     s->hold_id = 0;
     s->hold_token = 0;
     sim_log(s, "scheduler down");
@@ -121,14 +126,12 @@ void scheduler_stop(struct sim *s)
 
 /* ---- actions of the run */
 
-/* The store writes one thing after the other. */
-static struct event *store_after(struct sim *s, enum event_kind kind)
+static void name_returns(struct sim *s, struct body *b)
 {
-    uint64_t begin = s->store.busy_until > s->now ? s->store.busy_until : s->now;
-    s->store.busy_until = begin + 1 + sim_below(s, 30);
-    struct event *e = sim_after(s, s->store.busy_until - s->now, kind);
-    e->b = s->scheduler.life;
-    return e;
+    struct sfc_lineage x;
+    store_lineage(s, &x);
+    b->return_count = (uint32_t)x.count;
+    memcpy(b->returns, x.returns, x.count * sizeof(*x.returns));
 }
 
 static void send(struct sim *s, const struct sfc_run_action *a)
@@ -136,11 +139,12 @@ static void send(struct sim *s, const struct sfc_run_action *a)
     static const enum method methods[SFC_DUTY_COUNT] = {
         [SFC_DUTY_OPEN] = M_OPEN,   [SFC_DUTY_COMMIT] = M_COMMIT,  [SFC_DUTY_ABORT] = M_ABORT,
         [SFC_DUTY_PLAN] = M_PLAN,   [SFC_DUTY_PLAN_NEXT] = M_PLAN, [SFC_DUTY_PREPARE] = M_PREPARE,
-        [SFC_DUTY_CLOSE] = M_CLOSE,
+        [SFC_DUTY_CLOSE] = M_CLOSE, [SFC_DUTY_CHECK] = M_CHECK,
     };
     struct sfc_run_fsm *run = &s->scheduler.run;
     struct body b = {.step = a->step, .round = a->round, .lr = a->lr};
-    b.worker = s->store.incarnation;
+    b.incarnation = s->store.incarnation;
+    b.provisional = a->provisional;
     if (methods[a->duty] == M_PLAN)
         memcpy(b.labels, sfc_run_labels(run, a->step), s->j * ROWS * sizeof(*b.labels));
     for (uint32_t j = 0; j < s->j && a->duty == SFC_DUTY_PREPARE; j++) {
@@ -151,40 +155,19 @@ static void send(struct sim *s, const struct sfc_run_action *a)
     }
     b.clip_scale = a->record.clip_scale;
     b.apply = a->record.apply;
-    if (a->duty == SFC_DUTY_OPEN) {
+    if (a->duty == SFC_DUTY_OPEN || a->duty == SFC_DUTY_CHECK) {
         b.recover = a->recover;
         b.value = a->record.step;
         b.attempt = a->record.round;
         b.lr = a->record.lr;
     }
-    s->aborts += a->duty == SFC_DUTY_ABORT;
+    if (a->duty == SFC_DUTY_OPEN)
+        name_returns(s, &b);
+    s->counts.aborts += a->duty == SFC_DUTY_ABORT;
     sim_log(s, "scheduler: %s of step %llu to shard %u", sfc_duty_names[a->duty], (ull)a->step,
             a->shard);
     sim_call(s, me, (struct node){SHARD, a->shard}, methods[a->duty], a->duty, 800, &b);
     s->rpcs[s->rpc_count - 1].shard_life = a->life;
-}
-
-void scheduler_keep_record(struct sim *s, const struct record *record)
-{
-    s->store.has_record = true;
-    s->store.record = *record;
-    oracle_commit(s, record);
-    sim_log(s, "record of step %llu is durable", (ull)record->r.step);
-}
-
-static void write_record(struct sim *s, const struct sfc_run_action *a)
-{
-    struct sfc_run_fsm *run = &s->scheduler.run;
-    oracle_check_record(s);
-    struct event *e = store_after(s, E_STORED);
-    e->record.r = a->record;
-    for (uint32_t j = 0; j < s->j; j++)
-        e->record.attempts[j] = sfc_run_done(run, j)->attempt;
-    memcpy(e->record.labels, sfc_run_labels(run, a->step), s->j * ROWS * sizeof(uint64_t));
-    if (s->now < s->chaos_end && sim_below(s, 12) == 0) /* a shard dies while it is on its way */
-        sim_after(s, sim_below(s, 40), E_KILL_SHARD)->a = sim_below(s, s->k);
-    s->store.writing = true;
-    s->store.unsure = e->record;
 }
 
 static void new_state(struct sim *s, const struct sfc_run_action *a)
@@ -252,7 +235,7 @@ static void act(struct sim *s, const struct sfc_run_action *a)
         send(s, a);
         break;
     case SFC_ACT_WRITE_RECORD:
-        write_record(s, a);
+        store_write_record(s, a);
         break;
     case SFC_ACT_WRITE_DROP:
         store_after(s, E_DROP_STORED)->a = a->number;
@@ -260,6 +243,10 @@ static void act(struct sim *s, const struct sfc_run_action *a)
     case SFC_ACT_REPLY:
         if (a->token == DROP_TOKEN && a->code == SFC_OK)
             drop_acknowledged(s);
+        if (a->token == DROP_TOKEN && a->code == SFC_ESTATE) /* the run is far before that step */
+            sim_after(s, 50, E_OPERATOR)->a = 6;
+        if (a->token == REWIND_TOKEN)
+            operator_rewound(s, a->code, a->text);
         if (a->token >= UINT32_MAX)
             break; /* the operator's */
         strncpy(b.text, a->text, sizeof(b.text) - 1);
@@ -278,8 +265,14 @@ static void act(struct sim *s, const struct sfc_run_action *a)
         new_state(s, a);
         break;
     case SFC_ACT_FORGET_RECORDS:
+        store_forget(s, a);
+        break;
     case SFC_ACT_READ_RECORD:
+        store_read_record(s, a->step);
+        break;
     case SFC_ACT_WRITE_REWIND:
+        store_write_rewind(s, a);
+        break;
     case SFC_ACT_REPLY_SESSION:
         b.session = a->session;
         b.step = a->step;
@@ -291,6 +284,22 @@ static void act(struct sim *s, const struct sfc_run_action *a)
     }
 }
 
+/* Somebody likes to die in each phase of a rewind. */
+static void disturb_rewind(struct sim *s)
+{
+    enum sfc_rewind_phase phase = s->scheduler.run.rewind.phase;
+    if (phase == s->scheduler.seen_phase)
+        return;
+    s->scheduler.seen_phase = phase;
+    if (s->now >= s->chaos_end || sim_below(s, 4) != 0)
+        return;
+    uint64_t soon = sim_below(s, 400);
+    if (sim_below(s, 3) == 0)
+        sim_after(s, soon, E_KILL_SCHEDULER);
+    else
+        sim_after(s, soon, E_KILL_SHARD)->a = sim_below(s, s->k);
+}
+
 void scheduler_run_event(struct sim *s, struct sfc_run_event *event)
 {
     struct scheduler *sc = &s->scheduler;
@@ -300,6 +309,8 @@ void scheduler_run_event(struct sim *s, struct sfc_run_event *event)
     sfc_run_step(&sc->run, event, &sc->actions);
     for (size_t i = 0; i < sc->actions.count; i++)
         act(s, &sc->actions.items[i]);
+    disturb_rewind(s);
+    store_feed(s);
 }
 
 void scheduler_tick(struct sim *s)
@@ -358,6 +369,7 @@ static void register_shard(struct sim *s, uint64_t token, const struct body *b)
                                        .boot_id = b->boot_id};
     scheduler_member_event(s, &m, &answer.code, &answer.worker);
     s->store.shard_ids[b->j] = answer.worker;
+    answer.incarnation = s->store.incarnation;
     bool restarted = answer.code == SFC_OK &&
                      s->scheduler.member_actions.items[0].type == SFC_MEMBER_SHARD_RESTARTED;
     struct sfc_run_event e = {.type = SFC_EV_SHARD_BACK,
@@ -386,8 +398,10 @@ static void member_request(struct sim *s, uint64_t token, enum method method, co
         scheduler_member_event(s, &m, &answer.code, &answer.worker);
     if (method == M_SHARD_BEAT && answer.code == SFC_OK && s->scheduler.has_run && b->has_floor) {
         sfc_log_floor_note(&s->scheduler.floor, b->j, b->floor);
+        s->scheduler.oldest[b->j] = b->oldest;
         answer.has_floor = sfc_log_floor_least(&s->scheduler.floor, &answer.floor);
     }
+    answer.incarnation = s->store.incarnation;
     sim_answer(s, token, &answer);
 }
 

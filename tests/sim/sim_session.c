@@ -1,7 +1,7 @@
 /* A model of a foreign framework: one session over the class layer, without dense blocks. It opens
  * a session, announces a step, exchanges features for gradients micro-batch by micro-batch, says
  * Done, and goes on with the next step; whatever voids its session makes it open another. Its
- * features are its own business: every life has others. */
+ * batches and features are its own business: every session has others. */
 #include <string.h>
 
 #include "tests/sim/sim.h"
@@ -70,7 +70,7 @@ static void announce(struct sim *s, uint32_t w, uint32_t j)
     const struct worker *wk = &s->worker[w];
     struct body b = {.j = j, .count = ROWS};
     for (uint32_t r = 0; r < ROWS; r++)
-        b.labels[r] = model_label(s, wk->step, j, r);
+        b.labels[r] = model_session_label(s, wk->salt, wk->step, j, r);
     call(s, w, scheduler, M_ANNOUNCE, j, 1000, &b);
 }
 
@@ -137,16 +137,15 @@ static void promise(struct sim *s, uint32_t w)
 static void opened(struct sim *s, uint32_t w, const struct body *b)
 {
     struct worker *wk = &s->worker[w];
-    if (b->code == SFC_ESTATE && s->store.has_record && s->store.record.r.step == s->steps)
-        return; /* the run is finished */
     if (b->code != SFC_OK) {
         reopen(s, w, b->text);
         return;
     }
-    s->sessions++;
+    s->counts.sessions++;
     wk->session = b->session;
     wk->attempt = b->attempt;
     wk->step = b->step;
+    wk->salt = model_salt(mix(w, wk->life), b->attempt);
     begin_step(s, w);
 }
 
@@ -223,12 +222,11 @@ void session_reply(struct sim *s, uint32_t w, const struct rpc *rpc, const struc
     }
 }
 
-/* The last step was said to be done: it counts when it is committed. */
+/* The last step was said to be done: it counts when it is committed, until the run goes back. */
 static void look_at_end(struct sim *s, uint32_t w)
 {
-    if (s->store.has_record && s->store.record.r.step == s->steps)
-        return;
-    if (s->scheduler.up && s->scheduler.has_run && s->scheduler.run.session != s->worker[w].session)
+    const struct scheduler *sc = &s->scheduler;
+    if (sc->up && sc->has_run && sc->run.session != s->worker[w].session && !sc->run.finished)
         reopen(s, w, "the last step was voided");
     else
         timer(s, w, 300, T_END);

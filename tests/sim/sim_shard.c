@@ -9,11 +9,6 @@ static struct node me(uint32_t k)
     return (struct node){SHARD, k};
 }
 
-static bool is_open(const struct shard *sh)
-{
-    return sh->has_run;
-}
-
 /* ---- registration */
 
 void shard_beat(struct sim *s, uint32_t k)
@@ -24,17 +19,26 @@ void shard_beat(struct sim *s, uint32_t k)
     if (sh->registering || !sh->up)
         return;
     b.j = k;
-    b.has_run = is_open(sh);
+    b.has_run = sh->has_run;
     if (b.has_run) {
         b.run_id = RUN_ID;
         b.step = sfc_step_applied(&sh->fsm);
         b.prepared_step = sfc_step_prepared(&sh->fsm);
         b.has_floor = true;
         b.floor = disk_floor(s, k);
+        b.oldest = disk_oldest(s, k);
     }
     sh->registering = sh->id == 0;
     sim_call(s, me(k), (struct node){SCHEDULER, 0}, sh->id == 0 ? M_REGISTER : M_SHARD_BEAT, 0, 700,
              &b);
+}
+
+static void trim(struct shard *sh, uint64_t floor)
+{
+    if (sh->unsettled || floor <= sh->trimmed || sfc_step_applied(&sh->fsm) <= sh->back_until)
+        return;
+    sh->trimmed = floor;
+    disk_trim(&sh->disk, floor);
 }
 
 void shard_reply(struct sim *s, uint32_t k, const struct rpc *rpc, const struct body *body)
@@ -46,134 +50,13 @@ void shard_reply(struct sim *s, uint32_t k, const struct rpc *rpc, const struct 
     } else if (body->code == SFC_ENOTFOUND) {
         sh->id = 0;
     } else if (body->code == SFC_OK && body->has_floor && sh->has_run) {
-        disk_trim(&sh->disk, body->floor);
+        trim(sh, body->floor);
     }
-}
-
-/* ---- crash and return */
-
-void shard_kill(struct sim *s, uint32_t k)
-{
-    struct shard *sh = &s->shards[k];
-    if (!sh->up)
-        return;
-    s->crashes++;
-    sfc_step_free(&sh->fsm);
-    sfc_step_actions_free(&sh->actions);
-    memset(sh->class_state, 0, sizeof(sh->class_state));
-    memset(sh->dense_state, 0, sizeof(sh->dense_state));
-    memset(sh->sample, 0, sizeof(sh->sample));
-    memset(sh->slots, 0, sizeof(sh->slots));
-    sh->up = false;
-    sh->life++;
-    sh->has_run = false;
-    sh->recovering = false;
-    sh->registering = false;
-    sh->id = 0;
-    sh->boot_id = mix(sh->boot_id, sh->life) | 1;
-    sh->busy_until = s->now;
-    disk_crash(s, &sh->disk);
-    sim_after(s, 20 + sim_below(s, 2000), E_START_SHARD)->a = k;
-    sim_log(s, "shard %u crashes, %u records in its log", k, sh->disk.count);
-}
-
-void shard_start(struct sim *s, uint32_t k)
-{
-    s->shards[k].up = true;
-    sim_log(s, "shard %u is up again", k);
+    if (body->code == SFC_OK && body->incarnation > sh->incarnation)
+        sh->incarnation = body->incarnation;
 }
 
 /* ---- requests */
-
-static void open_machine(struct sim *s, uint32_t k, uint64_t incarnation, uint64_t start_step)
-{
-    struct shard *sh = &s->shards[k];
-    uint32_t own = 0;
-    for (uint32_t d = 0; d < s->d; d++)
-        own += s->dense_owner[d] == k;
-    const struct sfc_step_config config = {.run_id = RUN_ID,
-                                           .incarnation = incarnation,
-                                           .map_version = 1,
-                                           .start_step = start_step,
-                                           .global_batch = s->j * ROWS,
-                                           .micro_batch = ROWS,
-                                           .dense_blocks = own,
-                                           .max_parked = 256};
-    struct sfc_error err;
-    if (sfc_step_init(&sh->fsm, &config, &err) != SFC_OK ||
-        sfc_step_actions_init(&sh->actions, &sh->fsm, &err) != SFC_OK)
-        sim_fail(s, "shard %u: %s", k, err.text);
-    sh->has_run = true;
-}
-
-static void answer_open(struct sim *s, uint32_t k, uint64_t token)
-{
-    struct body answer = {.code = SFC_OK};
-    answer.value = sfc_step_applied(&s->shards[k].fsm);
-    sim_answer(s, token, &answer);
-}
-
-static void unavailable(struct sim *s, uint64_t token, const char *text)
-{
-    struct body answer = {.code = SFC_EUNAVAILABLE};
-    strncpy(answer.text, text, sizeof(answer.text) - 1);
-    sim_answer(s, token, &answer);
-}
-
-/* A replay takes its time; it is answered when the blocks are there. */
-static void begin_recovery(struct sim *s, uint32_t k, uint64_t token, const struct body *b)
-{
-    struct shard *sh = &s->shards[k];
-    struct event *e = sim_after(s, 20 + sim_below(s, 1500), E_RECOVERED);
-    sh->recovering = true;
-    sh->recover_token = token;
-    e->a = k;
-    e->b = sh->life;
-    e->record.r = (struct sfc_commit_record){.step = b->value,
-                                             .round = b->attempt,
-                                             .clip_scale = b->clip_scale,
-                                             .lr = b->lr,
-                                             .apply = b->apply};
-    e->record.attempts[0].incarnation = b->round.incarnation;
-}
-
-void shard_recovered(struct sim *s, uint32_t k, const struct record *last)
-{
-    struct shard *sh = &s->shards[k];
-    struct body answer = {.code = SFC_ECORRUPT, .text = "steps are missing in the log"};
-    uint64_t replayed;
-    sh->recovering = false;
-    if (!disk_recover(s, k, &last->r, &replayed)) {
-        sim_answer(s, sh->recover_token, &answer);
-        return;
-    }
-    s->recoveries++;
-    open_machine(s, k, last->attempts[0].incarnation, last->r.step);
-    sim_log(s, "shard %u has recovered step %llu, replayed %llu", k, (ull)last->r.step,
-            (ull)replayed);
-    answer_open(s, k, sh->recover_token);
-}
-
-static void open_run(struct sim *s, uint32_t k, uint64_t token)
-{
-    struct shard *sh = &s->shards[k];
-    const struct body *b = sim_request(s, token);
-    if (sh->has_run) {
-        answer_open(s, k, token);
-    } else if (sh->recovering) {
-        unavailable(s, token, "the run is being opened");
-    } else if (b->recover) {
-        begin_recovery(s, k, token, b);
-    } else {
-        memset(&sh->disk, 0, sizeof(sh->disk));
-        open_machine(s, k, b->round.incarnation, 0);
-        memcpy(sh->class_state, s->oracle.class_state[0], sizeof(sh->class_state));
-        memcpy(sh->dense_state, s->oracle.dense_state[0], sizeof(sh->dense_state));
-        answer_open(s, k, token);
-    }
-}
-
-static void step(struct sim *s, uint32_t k, struct sfc_step_event *event);
 
 /* Digests of this shard's dense blocks, in block order. */
 static uint32_t own_digests(const struct sim *s, uint32_t k, const uint64_t *all, uint64_t *out)
@@ -196,7 +79,29 @@ static void prepare(struct sim *s, uint32_t k, struct sfc_step_event *e, const s
     }
     e->prepared = prepared;
     e->prepared_count = s->j;
-    step(s, k, e);
+    shard_step(s, k, e);
+}
+
+/* The first plan says that the run goes on from here: what is hidden may go. */
+static void settle(struct sim *s, uint32_t k)
+{
+    struct shard *sh = &s->shards[k];
+    if (!sh->unsettled || sh->settling)
+        return;
+    struct event *e = sim_after(s, 1 + sim_below(s, 40), E_SETTLED);
+    sh->settling = true;
+    e->a = k;
+    e->b = sh->opened;
+}
+
+void shard_settled(struct sim *s, uint32_t k)
+{
+    struct shard *sh = &s->shards[k];
+    disk_drop_hidden(s, k);
+    sh->unsettled = false;
+    sh->settling = false;
+    if (sh->flush_waits)
+        shard_flush(s, k);
 }
 
 void shard_request(struct sim *s, uint32_t k, uint64_t token)
@@ -209,18 +114,28 @@ void shard_request(struct sim *s, uint32_t k, uint64_t token)
     struct shard *sh = &s->shards[k];
     const struct body *b = sim_request(s, token);
     enum method method = s->tokens[token].method;
+    if (b->incarnation != 0 && b->incarnation < sh->incarnation) {
+        const struct body answer = {.code = SFC_ESTALE, .text = "of an older scheduler"};
+        sim_answer(s, token, &answer);
+        return;
+    }
+    sh->incarnation = b->incarnation > sh->incarnation ? b->incarnation : sh->incarnation;
     if (method == M_OPEN) {
-        open_run(s, k, token);
+        shard_open_run(s, k, token);
         return;
     }
     if (!sh->has_run) {
-        unavailable(s, token, "no run is open here");
+        shard_unavailable(s, token, "no run is open here");
+        return;
+    }
+    if (method == M_CHECK) {
+        shard_check_rewind(s, k, token);
         return;
     }
     struct sfc_step_event e = {.type = types[method],
                                .token = token,
                                .run_id = RUN_ID,
-                               .incarnation = b->worker, /* the sender's, for Commit */
+                               .incarnation = b->incarnation, /* for Commit */
                                .round = b->round,
                                .step = b->step,
                                .map_version = 1,
@@ -231,11 +146,17 @@ void shard_request(struct sim *s, uint32_t k, uint64_t token)
                                .labels = b->labels,
                                .count = s->j * ROWS,
                                .clip_scale = b->clip_scale,
-                               .apply = b->apply};
-    if (method == M_PREPARE)
+                               .apply = b->apply,
+                               .provisional = b->provisional};
+    if (method == M_PREPARE) {
         prepare(s, k, &e, b);
-    else
-        step(s, k, &e);
+        return;
+    }
+    bool plan = method == M_PLAN;
+    struct sfc_attempt round = b->round;
+    shard_step(s, k, &e);
+    if (plan && sh->has_run && sfc_attempt_compare(round, sh->fsm.round) == 0)
+        settle(s, k);
 }
 
 /* ---- actions */
@@ -247,7 +168,7 @@ static void start_job(struct sim *s, uint32_t k, const struct sfc_step_action *a
     sh->busy_until = begin + 1 + sim_below(s, 4);
     struct event *ev = sim_after(s, sh->busy_until - s->now, E_JOB);
     ev->a = k;
-    ev->job = (struct job){.life = sh->life,
+    ev->job = (struct job){.opened = sh->opened,
                            .id = a->job,
                            .kind = a->kind,
                            .token = a->token,
@@ -268,32 +189,48 @@ static void start_job(struct sim *s, uint32_t k, const struct sfc_step_action *a
 static void write_inputs(struct sim *s, uint32_t k, const struct sfc_step_action *a)
 {
     struct shard *sh = &s->shards[k];
-    struct log_record r = {.step = a->step, .round = a->round, .lr = a->lr};
-    memcpy(r.labels, sfc_step_labels(&sh->fsm, a->step), s->j * ROWS * sizeof(*r.labels));
+    struct log_record *r = &sh->inputs;
+    *r = (struct log_record){.step = a->step, .round = a->round, .lr = a->lr};
+    memcpy(r->labels, sfc_step_labels(&sh->fsm, a->step), s->j * ROWS * sizeof(*r->labels));
     for (uint32_t j = 0; j < s->j; j++) {
         const struct slot_data *d = &sh->slots[a->generation][a->slots[j]];
-        r.attempts[j] = sh->fsm.attempts[a->generation].slots[a->slots[j]].attempt;
-        r.features[j] = d->features;
-        r.lse[j] = d->lse;
+        r->attempts[j] = sh->fsm.attempts[a->generation].slots[a->slots[j]].attempt;
+        r->features[j] = d->features;
+        r->lse[j] = d->lse;
         for (uint32_t i = 0; i < s->d; i++)
-            r.sums[i] = mix(r.sums[i], d->dense[i]);
+            r->sums[i] = mix(r->sums[i], d->dense[i]);
     }
-    disk_append(s, &sh->disk, &r);
+    sh->provisional = a->provisional;
+    sh->flush_waits = sh->unsettled;
+    if (sh->unsettled)
+        settle(s, k);
+    else
+        shard_flush(s, k);
+}
+
+void shard_flush(struct sim *s, uint32_t k)
+{
+    struct shard *sh = &s->shards[k];
+    sh->flush_waits = false;
+    if (!sh->lost)
+        disk_append(s, &sh->disk, &sh->inputs);
     struct event *e = sim_after(s, 1 + sim_below(s, 20), E_FLUSHED);
     e->a = k;
-    e->b = sh->life;
+    e->b = sh->opened;
     e->c = s->now >= s->chaos_end || !sim_chance(s, s->flush_error_ppm);
 }
 
 static void write_commit(struct sim *s, uint32_t k, const struct sfc_step_action *a)
 {
+    struct shard *sh = &s->shards[k];
     const struct log_record r = {.commit = true,
                                  .step = a->step,
                                  .round = a->round,
                                  .lr = a->lr,
                                  .clip_scale = a->clip_scale,
                                  .apply = a->apply};
-    disk_append(s, &s->shards[k].disk, &r);
+    sh->committing = a->provisional ? 0 : a->step;
+    disk_append(s, &sh->disk, &r);
 }
 
 static void reply_prepare(struct sim *s, uint32_t k, const struct sfc_step_action *a)
@@ -324,7 +261,7 @@ static void reply_call(struct sim *s, uint32_t k, const struct sfc_step_action *
     sim_answer(s, a->token, &b);
 }
 
-static void step(struct sim *s, uint32_t k, struct sfc_step_event *event)
+void shard_step(struct sim *s, uint32_t k, struct sfc_step_event *event)
 {
     struct shard *sh = &s->shards[k];
     struct body b;
@@ -356,20 +293,21 @@ static void step(struct sim *s, uint32_t k, struct sfc_step_event *event)
     }
 }
 
-/* A write that failed leaves no record behind. */
+/* A write that failed leaves no record behind, and takes along what was not flushed before. */
 void shard_flushed(struct sim *s, uint32_t k, bool ok)
 {
-    struct disk *d = &s->shards[k].disk;
+    struct shard *sh = &s->shards[k];
     struct sfc_step_event e = {.type = SFC_SE_FLUSHED, .code = SFC_OK};
-    if (ok) {
-        d->flushed = d->count;
+    if (ok && !sh->lost) {
+        sh->disk.flushed = sh->provisional ? sh->disk.flushed : sh->disk.count;
     } else {
-        s->flush_errors++;
+        s->counts.flush_errors++;
         e.code = SFC_EIO;
         e.text = "no space left on device";
-        d->count--; /* it is the last one: nothing is written while a flush is out */
+        sh->lost = sh->lost || disk_write_failed(s, k);
+        e.lost = sh->lost;
     }
-    step(s, k, &e);
+    shard_step(s, k, &e);
 }
 
 /* ---- the compute queue */
@@ -468,6 +406,7 @@ void shard_job(struct sim *s, uint32_t k, const struct job *job)
         break;
     case SFC_JOB_COMMIT:
         run_commit(s, k, job);
+        sh->durable_step = sh->committing ? sh->committing : sh->durable_step;
         break;
     case SFC_JOB_PULL:
         break;
@@ -475,7 +414,7 @@ void shard_job(struct sim *s, uint32_t k, const struct job *job)
         run_call(s, k, job, &e, digests);
         break;
     }
-    step(s, k, &e);
+    shard_step(s, k, &e);
     sim_log(s, "shard %u: job %d of step %llu done, %s, applied %llu", k, (int)job->kind,
             (ull)job->step, sfc_step_phase_name(sh->fsm.phase), (ull)sh->fsm.applied);
 }

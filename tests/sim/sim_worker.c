@@ -45,7 +45,6 @@ void worker_start(struct sim *s, uint32_t w)
     memset(wk, 0, sizeof(*wk));
     wk->life = life;
     wk->alive = true;
-    wk->salt = s->mixed || s->session ? mix(w, life) : 0;
     if (s->session)
         session_open(s, w);
     else
@@ -61,7 +60,7 @@ void worker_kill(struct sim *s, uint32_t w)
     wk->alive = false;
     wk->id = 0;
     wk->life++;
-    s->kills++;
+    s->counts.kills++;
     timer(s, w, 50 + sim_below(s, 3000), WORKER_START);
     /* Half of the time the transport notices; else the lease has to end. */
     if (id != 0 && s->scheduler.up && sim_below(s, 2) == 0) {
@@ -260,6 +259,7 @@ static void ticket(struct sim *s, uint32_t w, bool data, const struct body *b)
     wk->j = b->j;
     wk->attempt = b->attempt;
     wk->dropped = b->dropped;
+    wk->salt = s->mixed ? model_salt(mix(w, wk->life), wk->attempt) : 0;
     to_all(s, w, P_PULL);
 }
 

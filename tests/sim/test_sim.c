@@ -48,7 +48,7 @@ static bool parse(int argc, char **argv, struct options *o)
 int main(int argc, char **argv)
 {
     struct options o = {.first = 1, .seeds = 1000};
-    static struct sim stats;
+    static struct counts stats;
     char failure[512];
     uint64_t failures = 0;
     if (!parse(argc, argv, &o)) {
@@ -70,13 +70,19 @@ int main(int argc, char **argv)
     printf(
         "%llu seeds, %llu events, %llu workers killed, %llu shard crashes, %llu recoveries, %llu "
         "scheduler restarts, %llu cuts, %llu failed flushes, %llu failed writes of the store, %llu "
-        "records kept of those unsure at a crash, %llu sessions, %llu aborts sent, %llu failures\n",
+        "records kept of those unsure at a crash, %llu sessions, %llu aborts sent, %llu rewinds, "
+        "%llu "
+        "refused, %llu returns with %llu steps given up, %llu steps from other shards, %llu "
+        "old copies of a disk, %llu failures\n",
         (unsigned long long)o.seeds, (unsigned long long)stats.events,
         (unsigned long long)stats.kills, (unsigned long long)stats.crashes,
         (unsigned long long)stats.recoveries, (unsigned long long)stats.restarts,
         (unsigned long long)stats.cuts, (unsigned long long)stats.flush_errors,
         (unsigned long long)stats.store_errors, (unsigned long long)stats.unsure_records,
         (unsigned long long)stats.sessions, (unsigned long long)stats.aborts,
+        (unsigned long long)stats.rewinds, (unsigned long long)stats.refused_rewinds,
+        (unsigned long long)stats.returns, (unsigned long long)stats.given_up,
+        (unsigned long long)stats.fetched, (unsigned long long)stats.old_copies,
         (unsigned long long)failures);
     return (failures > 0) == o.expect_failure ? 0 : 1;
 }
