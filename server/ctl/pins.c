@@ -10,6 +10,7 @@
 
 #define WATCH_DEADLINE_MS 30000
 #define PATIENCE_S        60.0 /* without a scheduler */
+#define PUT_AWAY_MS       200
 
 static const Shardfc__V1__HoldReply *reply_of(const struct sfc_pins *pins)
 {
@@ -103,11 +104,13 @@ static int pin_shard(struct sfc_pins *pins, const char *address, uint64_t *first
         code = sfc_cluster_shard(pins->cluster, address, "PinStep", &request.base,
                                  (struct sfc_bytes){0}, &shardfc__v1__pin_step_reply__descriptor,
                                  &answer, err);
-        /* not found: it was started again and has not recovered the run yet */
-        if (!gone_for_now(code) && code != SFC_ENOTFOUND) {
+        if (code == SFC_ELIMIT) { /* it puts the one before away */
+            sfc_command_wait(PUT_AWAY_MS);
+        } else if (gone_for_now(code) || code == SFC_ENOTFOUND) {
+            say_waiting(pins, address); /* not found: it has not recovered the run yet */
+        } else {
             break;
         }
-        say_waiting(pins, address);
         struct sfc_error ended;
         int run = watch_patiently(pins, &silent, &ended);
         if (run != SFC_OK) {
@@ -148,10 +151,33 @@ static int pin_all(struct sfc_pins *pins, struct sfc_error *err)
                           pins->step, first, sfc_pins_config(pins)->steps, pins->committed);
 }
 
+/* The shards, or one, have let go of the step; why is said once. */
+static int pin_again(struct sfc_pins *pins, const char *why, struct sfc_error *err)
+{
+    if (!pins->again) {
+        fprintf(stderr, "shardfc checkpoint: %s: asking for step %" PRIu64 " again\n", why,
+                pins->step);
+    }
+    pins->again = true;
+    int code = pin_all(pins, err);
+    return code == SFC_EINVAL ? (sfc_prefix(err, "%s, and meanwhile the run went on", why), code)
+                              : code;
+}
+
 static int renew(struct sfc_pins *pins, struct sfc_error *err)
 {
-    double third = 0.001 * (double)pins->lease_ms / 3;
-    return sfc_command_clock() - pins->renewed < third ? SFC_OK : pin_all(pins, err);
+    double lease = 0.001 * (double)pins->lease_ms, silent = sfc_command_clock() - pins->renewed;
+    char why[128];
+    if (silent < lease / 3) {
+        return SFC_OK;
+    }
+    if (silent <= lease) {
+        return pin_all(pins, err);
+    }
+    snprintf(why, sizeof why,
+             "this command was silent for %.0f s, and shards keep a step for it for %.0f s", silent,
+             lease);
+    return pin_again(pins, why, err);
 }
 
 static int wait_for_step(struct sfc_pins *pins, struct sfc_error *err)
@@ -233,7 +259,7 @@ static int check_round(struct sfc_pins *pins, const Shardfc__V1__Attempt *round,
                           pins->step);
 }
 
-/* *making: not there yet, ask again. A shard that was away has lost its pin and is pinned anew. */
+/* *making: not there yet, ask again. A shard that lost its pin is pinned anew. */
 static int ask_piece(struct sfc_pins *pins, const Shardfc__V1__ReadBlockRequest *request,
                      const char *address, struct sfc_answer *answer, bool *making,
                      struct sfc_error *err)
@@ -248,12 +274,16 @@ static int ask_piece(struct sfc_pins *pins, const Shardfc__V1__ReadBlockRequest 
         *making = reply->making;
         return check_round(pins, reply->round, err);
     }
-    if (gone_for_now(code)) {
-        say_waiting(pins, address);
-    } else if (code != SFC_ENOTFOUND) {
+    if (!gone_for_now(code) && code != SFC_ENOTFOUND) {
         return code;
     }
     *making = true;
+    if (code == SFC_ENOTFOUND) {
+        char why[192];
+        snprintf(why, sizeof why, "shard %.100s was silent or has been started again", address);
+        return pin_again(pins, why, err);
+    }
+    say_waiting(pins, address);
     return pin_all(pins, err);
 }
 

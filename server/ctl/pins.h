@@ -1,6 +1,8 @@
 /* The state of a run after one step, read while the run goes on (calls Hold with watch, PinStep,
- * ReadBlock, UnpinStep). The pins are leases: sfc_pins_read renews them. A shard that dies
- * meanwhile is waited for, and its blocks are then made from what it has on its disk. */
+ * ReadBlock, UnpinStep). The pins are leases: sfc_pins_read renews them, and takes them anew when
+ * this machine, or a shard's, was silent for longer; then the logs still have what the step is made
+ * from, or it is refused. A shard that dies meanwhile is waited for, and its blocks are then made
+ * from what it has on its disk. */
 #ifndef SFC_CTL_PINS_H
 #define SFC_CTL_PINS_H
 
@@ -14,7 +16,7 @@ struct sfc_pins {
     uint64_t step;
     double renewed; /* seconds */
     uint32_t lease_ms;
-    bool waited;                   /* for a shard: said once */
+    bool waited, again;            /* for a shard, of one that had let go: said once */
     uint64_t incarnation, counter; /* the round of the step's commit; 0: not known */
 };
 

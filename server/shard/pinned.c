@@ -483,7 +483,8 @@ static int check_pin(const struct sfc_shard_run *run, const Shardfc__V1__PinStep
     if (p->lost == r->pin)
         return sfc_fail(err, SFC_ESTATE, "%s", p->reason);
     if (p->ending)
-        return sfc_fail(err, SFC_EUNAVAILABLE, "the checkpoint before this one is being put away");
+        return sfc_fail(err, SFC_ELIMIT,
+                        "the checkpoint before this one is being put away; try again");
     if (p->id && p->id != r->pin)
         return sfc_fail(err, SFC_ESTATE,
                         "another checkpoint, of step %" PRIu64
@@ -918,14 +919,23 @@ void sfc_pinned_give_way(struct sfc_shard_run *run)
             "checkpoint kept: give it more (--log-limit) or try again");
 }
 
+/* Who comes back may pin it again: the log may still have what it needs. */
+static void let_go(struct sfc_shard_run *run)
+{
+    sfc_warning_log("run %" PRIu64 ": the checkpoint of step %" PRIu64
+                    " ends: nobody has asked for it for a while",
+                    run->id, of(run)->step);
+    end(run, SFC_ENOTFOUND, NULL);
+}
+
 void sfc_pinned_tick(struct sfc_shard_run *run)
 {
     struct sfc_pinned *p = of(run);
     uint64_t now = uv_now(run->shard->uv);
-    if (p->read_call && now >= p->read_ms + READ_WAIT_MS) {
+    if (p->pin_call || p->read_call) /* somebody waits, however long it takes here */
         p->seen_ms = now;
+    if (p->read_call && now >= p->read_ms + READ_WAIT_MS)
         reply_making(run);
-    }
     if (p->id && !p->ending && now > p->seen_ms + SFC_PIN_LEASE_MS)
-        end(run, SFC_ESTATE, "nobody has asked for it for a while");
+        let_go(run);
 }

@@ -1,11 +1,12 @@
 #!/usr/bin/python3
 """Checkpoints that don't hold the training, and runs that go on from them.
 
-    test_checkpoint.py [sampled|dense|half|split|adamw|goes_on|killed|client|range|full|shards|epoch ...]
+    test_checkpoint.py [sampled|dense|half|split|adamw|goes_on|killed|client|silent|range|full|shards|epoch ...]
 
 Default: all.
 """
 import itertools
+import json
 import re
 import shutil
 import signal
@@ -120,6 +121,9 @@ def verify(c, name, expected):
     check(made(tool("shardfc", "verify", c.folder / name, "--json")) == expected, f"verify {name}")
 
 
+BLOCKS = 48  # of the run below, with its history
+
+
 def running(c):
     """A run of many blocks that goes on for ever, and its truth at any step."""
     return c.create_run(classes=3000, block_size=64, steps=10**6, dim=16, momentum_mode="dense")
@@ -132,7 +136,8 @@ def stopped_in_the_middle(c, name, *extra):
         wait_until("a checkpoint to be written", lambda: partial(c, name) or process.poll() is not None, 60, pause=0.001,
                    context=c.tails)
         process.send_signal(signal.SIGSTOP)
-        if partial(c, name) is not None:
+        folder = partial(c, name)
+        if folder is not None and len(list(folder.iterdir())) < BLOCKS - 8:
             return process
         process.send_signal(signal.SIGCONT)
         end(process)
@@ -225,6 +230,50 @@ def test_client():
         check(left.name in done.stderr and not left.exists(), f"{left} is still there: {done.stderr}")
         check(foreign.exists(), "a folder that is not a checkpoint's was removed")
         check(all("nobody has asked for it" in s.stderr() for s in shards), c.tails())
+
+
+def lets_go(c):
+    wait_until("the shards to let go of the step", lambda: all("nobody has asked for it" in s.stderr() for s in c.shards), 60,
+               context=c.tails)
+
+
+def first_logged(shard):
+    """First step in the log of a shard that is running; the end of the log may look torn."""
+    done = tool("shardfc", "log", "--json", shard.state / "run-1")
+    check(done.returncode in (0, 1), done.stderr)
+    return min((s["first"] for s in json.loads(done.stdout)["segments"] if s["first"]), default=0)
+
+
+def test_silent():
+    """A command whose machine was silent for longer than the lease takes its pins anew and ends with the state of
+    its step, which the logs still have; where they don't, it says which steps can be had."""
+    with Cluster() as c, Cluster() as tight:
+        for one, extra in ((c, ()), (tight, ("--recovery-target", "10ms", "--log-limit", "8M"))):
+            one.start_scheduler()
+            one.start_shards(2, *extra)
+            running(one)
+            one.start_worker()
+            one.wait_step(20)
+        past = stopped_in_the_middle(c, "past", "--at-step", 12)
+        step = tight.status().step + 20
+        gone = begin(tight, "gone", "--at-step", step)
+        wait_until("the pins", lambda: all(f"step {step} begins" in s.stderr() for s in tight.shards), 20, pause=0.001,
+                   context=tight.tails)
+        gone.send_signal(signal.SIGSTOP)
+        lets_go(c)
+        lets_go(tight)
+        wait_until("the log of the step to be deleted", lambda: first_logged(tight.shards[0]) > step + 1, 60, pause=0.5,
+                   context=tight.tails)
+        past.send_signal(signal.SIGCONT)
+        gone.send_signal(signal.SIGCONT)
+        done = end(past)
+        told = made(done)
+        check("asking for step 12 again" in done.stderr, done.stderr)
+        check(told == truth_of(12), f"{told} is not the state of step 12: {done.stderr}")
+        gone.communicate(timeout=2 * MINUTE)
+        check(gone.returncode == 2 and re.search(r"has passed and can't be made any more: steps \d+ to \d+ can be had",
+                                                 gone.said()), f"{gone.returncode}: {gone.said()}")
+        check(partial(tight, "gone") is None and not (tight.folder / "gone").exists(), "something of it is left")
 
 
 def test_range():
