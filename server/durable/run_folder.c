@@ -131,3 +131,36 @@ int sfc_run_folder_remove_others(const char *state, uint64_t run_id, unsigned *r
     }
     return code;
 }
+
+static int tell_of(const char *state, uint64_t run_id,
+                   int (*told)(void *ctx, struct sfc_folder *folder, struct sfc_error *err),
+                   void *ctx, struct sfc_error *err)
+{
+    struct sfc_folder *folder;
+    int code = sfc_run_folder_open(state, run_id, false, &folder, err);
+    if (code != SFC_OK) {
+        return code;
+    }
+    code = told(ctx, folder, err);
+    sfc_folder_close(folder);
+    return code;
+}
+
+int sfc_run_folder_each(const char *state,
+                        int (*told)(void *ctx, struct sfc_folder *folder, struct sfc_error *err),
+                        void *ctx, struct sfc_error *err)
+{
+    DIR *dir = opendir(state);
+    if (dir == NULL) {
+        return errno == ENOENT ? SFC_OK : sfc_fail_errno(err, "open folder %s", state);
+    }
+    int code = SFC_OK;
+    for (const struct dirent *entry; code == SFC_OK && (entry = readdir(dir)) != NULL;) {
+        uint64_t id;
+        if (parse(entry->d_name, RUN, &id)) {
+            code = tell_of(state, id, told, ctx, err);
+        }
+    }
+    closedir(dir);
+    return code;
+}

@@ -17,5 +17,10 @@ int sfc_run_folder_remove(const char *state, uint64_t run_id, bool *existed, str
  * NULL): runs whose folder went. */
 int sfc_run_folder_remove_others(const char *state, uint64_t run_id, unsigned *removed,
                                  struct sfc_error *err);
+/* Calls told for the folder of every run; it returns SFC_OK to go on. A state folder that is not
+ * there has none. */
+int sfc_run_folder_each(const char *state,
+                        int (*told)(void *ctx, struct sfc_folder *folder, struct sfc_error *err),
+                        void *ctx, struct sfc_error *err);
 
 #endif

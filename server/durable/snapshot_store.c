@@ -363,7 +363,7 @@ int sfc_snapshot_store_compress(struct sfc_snapshot_store *store, int level, str
 
 uint64_t sfc_snapshot_compression_memory(int level)
 {
-    return level > 0 ? sfc_packer_memory(level) + sfc_unpacker_memory() : 0;
+    return (level > 0 ? sfc_packer_memory(level) : 0) + sfc_unpacker_memory();
 }
 
 /* ---- what there is */

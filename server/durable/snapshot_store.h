@@ -32,7 +32,7 @@ void sfc_snapshot_store_close(struct sfc_snapshot_store *store); /* NULL is fine
 /* Snapshots that are begun from now on are compressed with zstd at this level (1 to
  * SFC_SNAPSHOT_LEVEL_MAX; 0: not, as in the beginning). Reading takes both. */
 int sfc_snapshot_store_compress(struct sfc_snapshot_store *store, int level, struct sfc_error *err);
-/* Most memory of compressing, and of reading what is compressed. */
+/* Most memory of compressing, and of reading what is compressed; level 0: of reading it alone. */
 uint64_t sfc_snapshot_compression_memory(int level);
 
 /* ---- writing. parts: pointers per part that the shape has, NULL for the others; borrowed until

@@ -232,8 +232,7 @@ static double mib(uint64_t bytes)
 static void tell_memory(const struct sfc_shard_run *run, uint64_t disk)
 {
     const struct sfc_run_memory *m = &run->memory;
-    uint64_t program = sfc_process_memory() + GROWTH_BYTES +
-                       sfc_snapshot_compression_memory(run->shard->compression);
+    uint64_t program = sfc_process_memory() + GROWTH_BYTES + run->shard->packing_bytes;
     sfc_info_log(
         "run %" PRIu64 ": %zu class blocks (%" PRIu64 " classes) and %zu dense blocks need "
         "%.1f MiB: head %.1f state + %.1f step + %.1f scratch, dense %.1f, answers %.1f, "

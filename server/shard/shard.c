@@ -15,11 +15,29 @@
 
 #include "proto/base/log.h"
 #include "proto/base/process.h"
+#include "server/durable/packed_state.h"
 #include "server/run/listen.h"
 #include "server/shard/shard_internal.h"
 
 #define MEMORY_SHARE 0.8
 #define PIN_TICK_MS  250
+
+/* Snapshots that a former start of this shard compressed are read all the same. */
+static int take_packing(struct sfc_shard *shard, struct sfc_error *err)
+{
+    const struct sfc_shard_options *o = shard->options;
+    bool packed = shard->compression > 0;
+    int code = SFC_OK;
+    if (!packed && o->state && o->durable != SFC_DURABLE_OFF)
+        code = sfc_state_has_packed(o->state, &packed, err);
+    if (code != SFC_OK || !packed)
+        return code;
+    shard->packing_bytes = sfc_snapshot_compression_memory(shard->compression);
+    if (shard->compression == 0)
+        sfc_info_log("--state %s has compressed snapshots: reading them takes %.1f MiB", o->state,
+                     (double)shard->packing_bytes / (1 << 20));
+    return SFC_OK;
+}
 
 static int take_memory_limit(struct sfc_shard *shard, struct sfc_error *err)
 {
@@ -27,13 +45,14 @@ static int take_memory_limit(struct sfc_shard *shard, struct sfc_error *err)
     if (!limit && !available)
         return sfc_fail(err, SFC_EIO, "can't read MemAvailable of /proc/meminfo; give --memory");
     limit = limit ? limit : (uint64_t)((double)available * MEMORY_SHARE);
-    uint64_t packing = sfc_snapshot_compression_memory(shard->compression);
-    if (limit <= packing)
+    if (limit <= shard->packing_bytes)
         return sfc_fail(err, SFC_ENOMEM,
-                        "compressing snapshots takes %.1f MiB of memory and there are %.1f; give "
-                        "more with --memory, or a smaller --snapshot-compression",
-                        (double)packing / (1 << 20), (double)limit / (1 << 20));
-    shard->memory_limit = limit - packing;
+                        "%s takes %.1f MiB of memory and there are %.1f; give more with --memory%s",
+                        shard->compression ? "compressing snapshots"
+                                           : "reading the compressed snapshots in --state",
+                        (double)shard->packing_bytes / (1 << 20), (double)limit / (1 << 20),
+                        shard->compression ? ", or a smaller --snapshot-compression" : "");
+    shard->memory_limit = limit - shard->packing_bytes;
     return SFC_OK;
 }
 
@@ -127,6 +146,7 @@ int sfc_shard_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
             code = sfc_fail_errno(err, "random numbers");
     if (code != SFC_OK || (code = take_state_dir(shard, err)) != SFC_OK ||
         (code = sfc_shard_compression(options, &shard->compression, err)) != SFC_OK ||
+        (code = take_packing(shard, err)) != SFC_OK ||
         (code = take_memory_limit(shard, err)) != SFC_OK)
         return code;
     long processors = sysconf(_SC_NPROCESSORS_ONLN);

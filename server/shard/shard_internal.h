@@ -116,9 +116,10 @@ struct sfc_shard {
     const struct sfc_shard_options *options;
     char listening[300];
     char advertised[300];
-    uint64_t memory_limit; /* of runs: without what compressing snapshots takes */
-    int compression;       /* level of zstd for snapshots, 0: none */
-    uint64_t disk_limit;   /* of class blocks; 0: they live in memory */
+    uint64_t memory_limit;  /* of runs: without packing_bytes */
+    uint64_t packing_bytes; /* what compressing snapshots takes, or reading compressed ones */
+    int compression;        /* level of zstd for snapshots, 0: none */
+    uint64_t disk_limit;    /* of class blocks; 0: they live in memory */
     uint64_t boot_id;
     uint64_t id;          /* 0: not registered */
     uint64_t incarnation; /* greatest seen */

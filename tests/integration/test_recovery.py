@@ -179,6 +179,13 @@ def test_packed():
         check(said["files"] == len(report["snapshots"]), f"{said['files']} of {len(report['snapshots'])} files")
         check(all(0 < x["ratio"] < 1 for x in said["levels"]), f"ratios: {said['levels']}")
         expect(tool("shardfc", "bench", "snapshots", c.folder), 2, "no snapshots")
+        bare = ("--scheduler", c.address, "--listen", "127.0.0.1:0", "--state", c.shards[0].state, "--memory")
+        expect(tool("shardfc-shard", *bare, "8M"), 1, "reading the compressed snapshots")
+        shard = c.shards[0]  # comes back without compression
+        shard.extra = OFTEN
+        shard = c.restart_shard(shard)
+        wait_until("the recovery", lambda: " recovered to step 40" in shard.stderr(), 60, context=c.tails)
+        check("has compressed snapshots: reading them takes" in shard.stderr(), shard.stderr())
 
 
 def test_scheduler():

@@ -10,6 +10,8 @@
 
 #include <cmocka.h>
 
+#include "server/durable/packed_state.h"
+#include "server/durable/run_folder.h"
 #include "tests/lib/log_rig.h"
 #include "tests/lib/memory_files.h"
 #include "tests/lib/snapshot_rig.h"
@@ -480,6 +482,36 @@ static void a_frame_of_another_length_is_damage(void **state)
     }
 }
 
+/* A state folder tells whether reading it will take what unpacking takes. */
+static void a_packed_state_is_known(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_snapshot_store *store;
+    struct sfc_run_identity identity;
+    struct sfc_folder *folder;
+    char path[64] = "/tmp/sfc-packed-XXXXXX", command[96];
+    bool packed = true;
+    assert_int_equal(sfc_state_has_packed("/tmp/sfc-no-such-folder", &packed, &f->err), SFC_OK);
+    assert_false(packed);
+    assert_non_null(mkdtemp(path));
+    rig_identity(&identity);
+    for (int level = 0; level < 2; level++) {
+        assert_int_equal(sfc_run_folder_open(path, 7 + (uint64_t)level, true, &folder, &f->err),
+                         SFC_OK);
+        assert_int_equal(sfc_snapshot_store_open(folder, &identity, &store, &f->err), SFC_OK);
+        assert_int_equal(sfc_snapshot_store_compress(store, level, &f->err), SFC_OK);
+        assert_int_equal(rig_snapshot_write(store, 0, 3, &f->err), SFC_OK);
+        sfc_snapshot_store_close(store);
+        sfc_folder_close(folder);
+        assert_int_equal(sfc_state_has_packed(path, &packed, &f->err), SFC_OK);
+        assert_int_equal(packed, level > 0);
+    }
+    assert_true(sfc_snapshot_compression_memory(0) > 8 << 20);
+    assert_true(sfc_snapshot_compression_memory(1) > sfc_snapshot_compression_memory(0));
+    snprintf(command, sizeof command, "rm -rf '%s'", path);
+    assert_int_equal(system(command), 0);
+}
+
 /* Written with and without compression, both are read. */
 static void both_kinds_live_side_by_side(void **state)
 {
@@ -534,7 +566,7 @@ int main(void)
         PACKED(is_read_as_written),           PACKED(remains_are_removed),
         PACKED(every_flip_falls_back_loudly), PACKED(no_whole_snapshot_is_refused),
         PACKED(large_ones_are_packed),        PACKED(a_frame_of_another_length_is_damage),
-        PACKED(both_kinds_live_side_by_side),
+        PACKED(both_kinds_live_side_by_side), TEST(a_packed_state_is_known),
     };
     return cmocka_run_group_tests_name("raw", tests, NULL, NULL) +
            cmocka_run_group_tests_name("zstd", packed, NULL, NULL);
