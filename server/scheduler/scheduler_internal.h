@@ -160,6 +160,7 @@ struct sfc_scheduler {
     uint64_t broken_rows;    /* announced with weight 0 because their sample can't be read */
     uint64_t gave_up;        /* attempts and data tickets that workers gave back with a reason */
     uint64_t recoveries;     /* of shards, since our start */
+    uint64_t fetched_steps;  /* of shards' logs that other shards had */
     unsigned events_waiting; /* on their way to the store */
     uint64_t events_lost;    /* logged, but not stored: too many at a time */
 };

@@ -1,4 +1,5 @@
 /* Messages to shards: the duties of the run machine as RPCs. */
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -306,6 +307,22 @@ static void take_prepare(struct sfc_bytes head, struct sfc_run_event *event,
                                                     .missing_count = (uint32_t)m->n_missing};
 }
 
+/* A shard that lost a part of its log is well again, but its disk may not be. */
+static void note_recovery(struct sfc_scheduler *s, uint64_t id, uint64_t run_id,
+                          const Shardfc__V1__OpenRunReply *m)
+{
+    s->recoveries++;
+    s->fetched_steps += m->fetched_steps;
+    sfc_sched_event(s, "shard %" PRIu64 " has recovered run %" PRIu64 " at step %" PRIu64, id,
+                    run_id, m->step);
+    if (m->fetched_steps)
+        sfc_sched_event(s,
+                        "shard %" PRIu64 ": %" PRIu64
+                        " steps of its log were lost (%.200s) and came from other shards; check "
+                        "its disk",
+                        id, m->fetched_steps, m->damage);
+}
+
 static void take_open(struct sfc_sched_run *run, const struct send *send, struct sfc_bytes head,
                       struct sfc_run_event *event)
 {
@@ -328,11 +345,8 @@ static void take_open(struct sfc_sched_run *run, const struct send *send, struct
         info->step = m->step;
         info->recovering = false;
     }
-    if (send->recover) {
-        s->recoveries++;
-        sfc_sched_event(s, "shard %llu has recovered run %llu at step %llu", (unsigned long long)id,
-                        (unsigned long long)run->id, (unsigned long long)m->step);
-    }
+    if (send->recover)
+        note_recovery(s, id, run->id, m);
     sfc_message_free(m);
 }
 

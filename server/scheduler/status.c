@@ -71,6 +71,8 @@ static void fill_counters(struct sfc_scheduler *s, struct status *st)
         add_total(&st->totals, "broken_rows", s->broken_rows);
     if (s->recoveries)
         add_total(&st->totals, "shard_recoveries", s->recoveries);
+    if (s->fetched_steps)
+        add_total(&st->totals, "log_steps_from_other_shards", s->fetched_steps);
     if (s->gave_up)
         add_total(&st->totals, "gave_up", s->gave_up);
     for (size_t i = 0; i < SFC_CORE_MAX_SHARDS; i++)

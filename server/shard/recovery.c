@@ -444,6 +444,8 @@ static int recover(struct work *w, struct sfc_error *err)
     if (code != SFC_OK)
         return code;
     keep_durable(w);
+    r->fetched = w->fetched;
+    snprintf(r->damage, sizeof r->damage, "%s", w->fetched ? w->damage : "");
     double end = seconds();
     sfc_info_log("run %" PRIu64 ": recovered to step %" PRIu64 " in %.2f s: %zu of %zu blocks from "
                  "snapshots in %.2f s, steps %" PRIu64 "..%" PRIu64 " from the log in %.2f s",

@@ -26,6 +26,9 @@ struct sfc_recovery {
     atomic_bool abandon;         /* run ends with SFC_ECANCELED soon */
     _Atomic uint64_t step;       /* gone through so far */
     _Atomic uint64_t eta_ms;     /* 0: not known yet */
+    /* in the end: steps that came from peers, and why */
+    uint64_t fetched;
+    char damage[256];
 };
 
 /* head's blocks are as the seed makes them. An error leaves them undefined. */

@@ -357,7 +357,10 @@ static void reply_open(struct sfc_shard_run *run, struct sfc_rpc_call *call)
     Shardfc__V1__OpenRunReply reply = SHARDFC__V1__OPEN_RUN_REPLY__INIT;
     reply.memory_bytes = run->resident;
     reply.step = sfc_step_applied(&run->fsm);
+    reply.fetched_steps = run->durability.recovery.fetched;
+    reply.damage = run->durability.recovery.damage;
     sfc_call_reply(call, &reply);
+    run->durability.recovery.fetched = 0; /* told: OpenRun may come again */
 }
 
 /* The blocks are allocated, and what is on disk of them is in place. */

@@ -154,6 +154,10 @@ def test_flip():
         for word in (rf"{name}: bytes \d+ to \d+ of step 20", r"taking it from shard 127\.0\.0\.1:",
                      r" 1 steps of this shard's log were lost"):
             check(re.search(word, said), f"no '{word}' in {said}")
+        told = rf"shard \d+: 1 steps of its log were lost \({name}: bytes \d+ to \d+.*came from other shards; check its disk"
+        check(re.search(told, c.scheduler.stderr()), f"no '{told}' in {c.scheduler.stderr()}")
+        counters = {x.name: x.value for x in c.status().counters}
+        check(counters.get("log_steps_from_other_shards") == 1, f"{counters}")
         victim.kill()
         victim = c.restart_shard(victim)
         c.wait_state("finished", 120)
