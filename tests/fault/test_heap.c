@@ -105,8 +105,12 @@ static void read_log(struct sfc_folder *folder, const struct sfc_step_log_config
     struct sfc_error err;
     struct sfc_step_log *log;
     struct sfc_step_log_report report;
-    const struct sfc_step_log_recovery recovery = {
-        .from = 1, .has_last = true, .last = rig_commit(STEPS, round_of(STEPS))};
+    struct sfc_lineage lineage = {0};
+    const struct sfc_step_log_recovery recovery = {.from = 1,
+                                                   .has_last = true,
+                                                   .last = rig_commit(STEPS, round_of(STEPS)),
+                                                   .lineage = &lineage};
+    sfc_lineage_add(&lineage, STEPS, round_of(STEPS)); /* what came later */
     TRY(sfc_step_log_recover(folder, config, &recovery, &log, &report, &err));
     must(report.damage[0] == '\0', report.damage, NULL);
     for (uint64_t step = 1; step <= STEPS; step++) {
@@ -147,6 +151,10 @@ static void case_snapshots(void)
     }
     sfc_snapshot_store_close(store);
     TRY(sfc_snapshot_store_open(folder, &identity, &store, &err));
+    struct sfc_lineage lineage = {0};
+    sfc_lineage_add(&lineage, 2 * RIG_BLOCKS, round_of(1));
+    TRY(sfc_snapshot_store_hide_void(store, &lineage, &err));
+    TRY(sfc_snapshot_store_drop_hidden(store, &err));
     for (size_t block = 0; block < RIG_BLOCKS; block++) {
         struct sfc_snapshot_content content;
         char loud[512];
@@ -197,6 +205,7 @@ static void write_store(struct sfc_store *store)
     struct sfc_store_commit commit = {
         .run_id = 1, .attempts = blob, .attempts_size = sizeof blob, .loss = 2};
     const struct sfc_store_drop drop = {.step = 9, .micro_batch = 1};
+    struct sfc_lineage lineage = {0};
     TRY(sfc_store_put_shard(store, 1, "a:1", &err));
     TRY(sfc_store_add_run(store, &run, &id, &err));
     must(id == 1, "another number of the run", NULL);
@@ -207,10 +216,12 @@ static void write_store(struct sfc_store *store)
     TRY(sfc_store_put_drop(store, 1, &drop, &err));
     TRY(sfc_store_set_run_state(store, 1, "paused", "why", &err));
     TRY(sfc_store_put_event(store, 1, 1, "text", &err));
-    TRY(sfc_store_rewind(store, 1, STEPS - 1, NULL, 0, NULL, &err)); /* takes the drop with it */
+    sfc_lineage_add(&lineage, STEPS - 1, (struct sfc_attempt){1, 7});
+    TRY(sfc_store_rewind(store, 1, STEPS - 1, NULL, 0, &lineage, &err)); /* takes the drop too */
     TRY(sfc_store_put_drop(store, 1, &drop, &err));
     commit.step = STEPS;
-    TRY(sfc_store_put_commit(store, &commit, &err));
+    sfc_lineage_add(&lineage, STEPS, (struct sfc_attempt){1, 9});
+    TRY(sfc_store_put_commits(store, &commit, 1, &lineage, &err));
 }
 
 static void read_store(struct sfc_store *store)
@@ -220,6 +231,7 @@ static void read_store(struct sfc_store *store)
     struct sfc_store_commit commits[STEPS + 1];
     struct sfc_store_drop drops[2];
     struct sfc_store_shard shards[2];
+    struct sfc_lineage lineage;
     size_t count = 0;
     TRY(sfc_store_last_run(store, &run, &err));
     must(strcmp(run.state, "paused") == 0 && strcmp(run.reason, "why") == 0 &&
@@ -232,6 +244,10 @@ static void read_store(struct sfc_store *store)
     must(commits[0].step == STEPS, "another last commit", NULL);
     TRY(sfc_store_drops(store, 1, 0, 2, drops, &count, &err));
     must(count == 1 && drops[0].step == 9, "other drops", NULL);
+    TRY(sfc_store_lineage(store, 1, &lineage, &err));
+    must(lineage.count == 2 && lineage.returns[0].step == STEPS - 1 &&
+             lineage.returns[1].last.counter == 9,
+         "another lineage", NULL);
     TRY(sfc_store_shards(store, shards, 2, &count, &err));
     must(count == 1 && strcmp(shards[0].address, "a:1") == 0, "other shards", NULL);
 }

@@ -24,6 +24,7 @@ enum op {
     RUN_STATE,
     NUMERICS,
     COMMIT,
+    COMMITS, /* two of them, after a return to the step before, with it in one transaction */
     DROP,
     PUT_SHARD,
     DROP_SHARD,
@@ -34,11 +35,12 @@ enum op {
 
 /* All that the store's readers show. */
 struct world {
-    uint64_t run;             /* id of the newest, 0: none */
-    uint64_t state, numerics; /* which text */
-    uint64_t steps;           /* committed, of the newest run */
-    uint64_t drops;           /* of the newest run */
-    uint64_t shards;          /* bits */
+    uint64_t run;               /* id of the newest, 0: none */
+    uint64_t state, numerics;   /* which text */
+    uint64_t steps;             /* committed, of the newest run */
+    uint64_t drops;             /* of the newest run */
+    uint64_t shards;            /* bits */
+    struct sfc_lineage lineage; /* of the newest run; zeros behind its end */
 };
 
 struct scheduler {
@@ -86,13 +88,27 @@ static uint64_t mixed(uint64_t a, uint64_t b)
 static enum op operation(uint64_t seed, uint64_t i)
 {
     static const enum op first[] = {PUT_SHARD, PUT_SHARD, ADD_RUN, NUMERICS, RUN_STATE, COMMIT};
-    static const enum op later[] = {COMMIT,     COMMIT,    COMMIT, COMMIT, DROP,   EVENT,
-                                    DROP_SHARD, PUT_SHARD, DROP,   EVENT,  REWIND, RUN_STATE};
+    static const enum op later[] = {COMMIT, COMMIT,     COMMIT,    COMMIT, DROP,
+                                    EVENT,  DROP_SHARD, PUT_SHARD, DROP,   EVENT,
+                                    REWIND, RUN_STATE,  REWIND,    COMMITS};
     if (i % 45 < sizeof first / sizeof *first) { /* the second half has a run of its own */
         return first[i % 45];
     }
     uint64_t r = mixed(seed, i);
     return r % 31 == 0 ? REOPEN : later[r % (sizeof later / sizeof *later)];
+}
+
+static uint64_t back_to(const struct world *w)
+{
+    return w->steps < 2 ? 0 : w->steps - 2;
+}
+
+/* Operation i notes a return; rounds rise with i. */
+static void note_return(struct sfc_lineage *lineage, uint64_t step, uint64_t i)
+{
+    sfc_lineage_add(lineage, step, (struct sfc_attempt){1 + i / 20, i});
+    memset(lineage->returns + lineage->count, 0,
+           (SFC_LINEAGE_MAX - lineage->count) * sizeof *lineage->returns);
 }
 
 static struct world after(struct world w, enum op op, uint64_t seed, uint64_t i)
@@ -110,6 +126,10 @@ static struct world after(struct world w, enum op op, uint64_t seed, uint64_t i)
     case COMMIT:
         w.steps++;
         break;
+    case COMMITS:
+        note_return(&w.lineage, w.steps, i);
+        w.steps += 2;
+        break;
     case DROP:
         w.drops += w.drops < MAX_DROPS;
         break;
@@ -120,8 +140,9 @@ static struct world after(struct world w, enum op op, uint64_t seed, uint64_t i)
         w.shards &= ~(UINT64_C(1) << shard);
         break;
     case REWIND: /* drops are of later steps: all of them go */
-        w.steps -= w.steps < 2 ? w.steps : 2;
+        w.steps = back_to(&w);
         w.drops = 0;
+        note_return(&w.lineage, w.steps, i);
         break;
     case EVENT:
     case REOPEN:
@@ -190,6 +211,13 @@ static int do_operation(struct scheduler *s, enum op op, struct sfc_error *err)
         const struct sfc_store_commit c = record_of(w->run, w->steps + 1, bytes);
         return sfc_store_put_commit(s->store, &c, err);
     }
+    case COMMITS: {
+        const struct sfc_store_commit both[2] = {record_of(w->run, w->steps + 1, bytes),
+                                                 record_of(w->run, w->steps + 2, map)};
+        struct sfc_lineage lineage = w->lineage;
+        note_return(&lineage, w->steps, i);
+        return sfc_store_put_commits(s->store, both, 2, &lineage, err);
+    }
     case DROP:
         return w->drops < MAX_DROPS ? sfc_store_put_drop(s->store, w->run, &drop, err) : SFC_OK;
     case PUT_SHARD:
@@ -199,9 +227,11 @@ static int do_operation(struct scheduler *s, enum op op, struct sfc_error *err)
         return sfc_store_drop_shard(s->store, shard, err);
     case EVENT:
         return sfc_store_put_event(s->store, (int64_t)i, w->run, text, err);
-    case REWIND:
-        return sfc_store_rewind(s->store, w->run, w->steps < 2 ? 0 : w->steps - 2, NULL, 0, NULL,
-                                err);
+    case REWIND: {
+        struct sfc_lineage lineage = w->lineage;
+        note_return(&lineage, back_to(w), i);
+        return sfc_store_rewind(s->store, w->run, back_to(w), NULL, 0, &lineage, err);
+    }
     case REOPEN:
         break;
     }
@@ -278,6 +308,10 @@ static int read_run(struct scheduler *s, struct world *w, struct sfc_error *err)
         failed(s, "a run has another content", NULL);
     }
     sfc_store_run_close(&run);
+    code = sfc_store_lineage(s->store, w->run, &w->lineage, err);
+    if (code != SFC_OK) {
+        return code;
+    }
     int64_t steps = count_commits(s, w->run, err), drops = count_drops(s, w->run, err);
     w->steps = (uint64_t)steps;
     w->drops = (uint64_t)drops;
@@ -317,11 +351,11 @@ static int check(struct scheduler *s, struct sfc_error *err)
         return SFC_OK;
     }
     snprintf(err->text, sizeof err->text,
-             "run %" PRIu64 ", %" PRIu64 " steps, %" PRIu64 " drops, shards %" PRIx64
+             "run %" PRIu64 ", %" PRIu64 " steps, %" PRIu64 " drops, %zu returns, shards %" PRIx64
              " where it said run %" PRIu64 ", %" PRIu64 " steps, %" PRIu64
-             " drops, shards %" PRIx64,
-             now.run, now.steps, now.drops, now.shards, s->world.run, s->world.steps,
-             s->world.drops, s->world.shards);
+             " drops, %zu returns, shards %" PRIx64,
+             now.run, now.steps, now.drops, now.lineage.count, now.shards, s->world.run,
+             s->world.steps, s->world.drops, s->world.lineage.count, s->world.shards);
     failed(s, "lost, or half there", err);
     return SFC_OK;
 }
