@@ -30,7 +30,7 @@ from test_train import check_records  # noqa: E402
 
 CLASSES, PER_CLASS, BATCH, MICRO_BATCH = 120, 4, 32, 8
 SHARDS, WORKERS = 2, 2
-PAUSE = 8  # steps, at most
+PAUSE, STEP_S = 8, 0.025  # of Blow
 WAIT_S = 60  # for a step after a kill; a recovery takes less than a second
 # Who dies together. Weights make shards more than a third and the scheduler more than a tenth of the dead.
 PARTIES = (
@@ -141,9 +141,9 @@ class Party:
 
 
 class Blow:
-    """Some die at once. `step`: from which on. Times are in typical steps, so that as many blows come before the end on
-    a faster machine: `within`: after the step; `pauses`: until each comes back, in this order; `again`: after which who
-    came back dies again, or None."""
+    """Some die at once. `step`: from which on; `within`: share of a typical step after it; `pauses`: steps until each
+    comes back, in this order; `again`: steps after which who came back dies again, or None. In steps, so that a faster
+    machine does not end the run before the last blow; on a slower one a step counts as STEP_S seconds."""
 
     def __init__(self, chance, step):
         self.step = step
@@ -164,6 +164,7 @@ class Blow:
                 for kind, which in zip(self.kinds, self.which)]
 
     def strike(self, party, step_s):
+        step_s = min(step_s, STEP_S)
         victims = self.victims(party)
         for victim in victims:
             victim.kill()
