@@ -556,9 +556,10 @@ static int start_pinned_read(struct sfc_shard_run *run, struct sfc_rpc_call *cal
     return code;
 }
 
-static void on_pin_step(struct sfc_rpc_call *call, void *ctx)
+static void give_pin(struct sfc_shard *shard, struct sfc_rpc_call *call,
+                     void (*take)(struct sfc_shard_run *run, struct sfc_rpc_call *call,
+                                  const Shardfc__V1__PinStepRequest *request))
 {
-    struct sfc_shard *shard = ctx;
     struct sfc_error err = {0};
     Shardfc__V1__PinStepRequest *r =
         unpack(shard, call, &shardfc__v1__pin_step_request__descriptor);
@@ -566,26 +567,20 @@ static void on_pin_step(struct sfc_rpc_call *call, void *ctx)
         return;
     struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
     if (run)
-        sfc_pinned_pin(run, call, r);
+        take(run, call, r);
     else
         refuse(shard, call, &err);
     sfc_message_free(r);
 }
 
+static void on_pin_step(struct sfc_rpc_call *call, void *ctx)
+{
+    give_pin(ctx, call, sfc_pinned_pin);
+}
+
 static void on_unpin_step(struct sfc_rpc_call *call, void *ctx)
 {
-    struct sfc_shard *shard = ctx;
-    struct sfc_error err = {0};
-    Shardfc__V1__PinStepRequest *r =
-        unpack(shard, call, &shardfc__v1__pin_step_request__descriptor);
-    if (!r)
-        return;
-    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
-    if (run)
-        sfc_pinned_unpin(run, call, r->pin);
-    else
-        refuse(shard, call, &err);
-    sfc_message_free(r);
+    give_pin(ctx, call, sfc_pinned_unpin);
 }
 
 static void on_read_block(struct sfc_rpc_call *call, void *ctx)

@@ -519,10 +519,11 @@ void sfc_pinned_pin(struct sfc_shard_run *run, struct sfc_rpc_call *call,
     p->pin_call = call;
 }
 
-void sfc_pinned_unpin(struct sfc_shard_run *run, struct sfc_rpc_call *call, uint64_t pin)
+void sfc_pinned_unpin(struct sfc_shard_run *run, struct sfc_rpc_call *call,
+                      const Shardfc__V1__PinStepRequest *r)
 {
     Shardfc__V1__Empty m = SHARDFC__V1__EMPTY__INIT;
-    if (of(run)->id == pin)
+    if (of(run)->id == r->pin)
         end(run, SFC_ECANCELED, NULL);
     sfc_call_reply(call, &m);
 }

@@ -93,7 +93,8 @@ struct sfc_pinned {
 /* Each takes the call. */
 void sfc_pinned_pin(struct sfc_shard_run *run, struct sfc_rpc_call *call,
                     const Shardfc__V1__PinStepRequest *request);
-void sfc_pinned_unpin(struct sfc_shard_run *run, struct sfc_rpc_call *call, uint64_t pin);
+void sfc_pinned_unpin(struct sfc_shard_run *run, struct sfc_rpc_call *call,
+                      const Shardfc__V1__PinStepRequest *request);
 /* offset and count are checked already: they lie inside the part at `step`. */
 void sfc_pinned_read(struct sfc_shard_run *run, struct sfc_rpc_call *call,
                      const Shardfc__V1__ReadBlockRequest *request);
