@@ -163,7 +163,7 @@ int sfc_durability_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunReq
         code = buffers_new(run, err);
     if (code == SFC_OK)
         code = sfc_durability_take_returns(r, &d->recovery.lineage, err);
-    if (code == SFC_OK && r->recover)
+    if (code == SFC_OK)
         code = peers_new(run, r, err);
     if (code != SFC_OK)
         return code;

@@ -353,6 +353,18 @@ static double now_ms(void)
     return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
 }
 
+void sfc_peers_place(const struct sfc_log_geometry *geometry, uint8_t *body,
+                     struct sfc_peers_step *step)
+{
+    struct sfc_log_geometry g = sfc_log_body_geometry(geometry, SFC_LOG_FETCHED);
+    struct sfc_log_layout at;
+    sfc_log_prepare_layout(&g, &at);
+    step->labels = (uint64_t *)(void *)(body + at.labels);
+    step->features = (float *)(void *)(body + at.features);
+    step->attempts = (struct sfc_attempt *)(void *)(body + at.attempts);
+    step->lse = (double *)(void *)(body + at.lse);
+}
+
 int sfc_peers_read(struct sfc_peers *peers, struct sfc_peers_step *step, bool has_round,
                    const atomic_bool *abandon, struct sfc_error *err)
 {

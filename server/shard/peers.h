@@ -1,5 +1,6 @@
-/* The other shards of a run, for a recovering one whose log lacks steps: their head inputs (labels,
- * features, log-sum-exps) are equal everywhere, and each shard answers ReadStep from its own log.
+/* The other shards of a run, for one whose log lacks steps that it needs (a recovery, a way back):
+ * their head inputs (labels, features, log-sum-exps) are equal everywhere, and each shard answers
+ * ReadStep from its own log.
  *
  * Threads: new and free on the loop thread; read blocks, on one other thread at a time. */
 #ifndef SFC_SHARD_PEERS_H
@@ -31,6 +32,10 @@ struct sfc_peers_step {
     double *lse;                  /* [batch] */
     const char *from;             /* address of the shard that gave it, while peers live */
 };
+/* Where the parts of a step are in a record's body, without dense sums (FETCHED): the pointers of
+ * *step. geometry: of the own log; body: sfc_storage_body_bytes. */
+void sfc_peers_place(const struct sfc_log_geometry *geometry, uint8_t *body,
+                     struct sfc_peers_step *step);
 /* Fills *step from whichever shard has it. commit.step: the step; has_round: commit.round must be
  * what was committed. Of a skipped step only the commit is filled.
  * SFC_ENOTFOUND: every other shard says that it has no such step, or can't be believed; the text

@@ -249,16 +249,8 @@ static int nobody_has(const struct work *w, int code, struct sfc_error *err)
 static int fetch_step(struct work *w, struct sfc_log_commit *commit, bool has_commit,
                       struct sfc_log_prepare_view *view, struct sfc_error *err)
 {
-    struct sfc_log_geometry g =
-        sfc_log_body_geometry(&w->storage->config.geometry, SFC_LOG_FETCHED);
-    struct sfc_log_layout at;
-    sfc_log_prepare_layout(&g, &at);
-    struct sfc_peers_step step = {.commit = *commit,
-                                  .labels = (uint64_t *)(void *)(w->replay.body + at.labels),
-                                  .features = (float *)(void *)(w->replay.body + at.features),
-                                  .attempts =
-                                      (struct sfc_attempt *)(void *)(w->replay.body + at.attempts),
-                                  .lse = (double *)(void *)(w->replay.body + at.lse)};
+    struct sfc_peers_step step = {.commit = *commit};
+    sfc_peers_place(&w->storage->config.geometry, w->replay.body, &step);
     atomic_store(&w->recovery->eta_ms, 0); /* it takes as long as they take */
     int code = sfc_peers_read(w->recovery->peers, &step, has_commit, &w->recovery->abandon, err);
     if (code != SFC_OK && code != SFC_ECANCELED)

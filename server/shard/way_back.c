@@ -1,8 +1,13 @@
 /* Answers CheckRewind: would the disk lead back to a step? Before a run goes back, every shard
  * reads here what a recovery to that step would read, each block's snapshot and each step of the
- * log, and checks every byte. So one whose disk is damaged says so while it still has what it has
- * in memory. What was read is kept until the run has gone on by more than the step that may be on
- * its way. */
+ * log, and checks every byte. A step that the log lacks, and no dense block needs, may be had from
+ * another shard, as in a recovery: it is asked for here. So one that can't go back says so while it
+ * still has what it has in memory. What was read is kept until the run has gone on by more than the
+ * step that may be on its way.
+ *
+ * Snapshots are read on their thread. The log is read on that of checkpoints, because the thread of
+ * the snapshots answers other shards meanwhile: two that ask each other don't wait for each other.
+ */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +23,8 @@ struct way_back {
     /* from the thread */
     char damage[256]; /* of the first block whose snapshots are; the seed takes their place */
     uint64_t least, dense_least; /* stamps of the blocks; of the dense ones, UINT64_MAX: none */
+    struct sfc_folder *folder;   /* to read the log */
+    uint8_t *body;
 };
 
 /* ---- on the snapshot thread */
@@ -64,41 +71,99 @@ static int check_blocks(struct way_back *w, struct sfc_error *err)
     return code;
 }
 
-/* *round: of the step before, and then of this one. Rounds only rise: a commit of an older one was
- * given up, and the one that took its place is lost. */
-static int check_step(struct way_back *w, uint64_t step, struct sfc_attempt *round, uint8_t *body,
-                      struct sfc_error *err)
+static int blocks_work(struct sfc_task *task, struct sfc_error *err)
+{
+    struct way_back *w = task->owner;
+    sfc_durability_keep_back(w->run, w->last.step, w->until);
+    return check_blocks(w, err);
+}
+
+/* ---- on the checkpoint thread */
+
+/* Rounds only rise: a commit of an older one than the step before has was given up, and the one
+ * that took its place is lost. *has_commit: *commit is what counts, though the inputs may be gone.
+ */
+static int read_own(struct way_back *w, struct sfc_attempt before, struct sfc_log_commit *commit,
+                    bool *has_commit, struct sfc_log_prepare_view *view, struct sfc_error *err)
 {
     struct sfc_storage *s = &w->run->durability.storage;
-    struct sfc_log_commit commit = w->last;
     struct sfc_log_place_of place;
+    uint64_t step = commit->step;
+    *commit = w->last;
+    int code = sfc_storage_find_step(s, step, NULL, commit, &place, err);
+    *has_commit = commit->step == step && sfc_attempt_compare(commit->round, before) >= 0;
+    if (commit->step == step && !*has_commit)
+        return sfc_fail(err, SFC_ENOTFOUND, "the log has only a commit that was given up");
+    if (code == SFC_OK && commit->apply)
+        code = sfc_step_log_read_at(w->folder, &s->config.geometry, &place, w->body, view, err);
+    return code;
+}
+
+static int check_dense(const struct way_back *w, uint64_t step, const char *damage,
+                       struct sfc_error *err)
+{
+    if (step <= w->dense_least)
+        return SFC_OK;
+    return sfc_fail(err, SFC_ECORRUPT,
+                    "its backbone gradient is lost%s%.140s, and a dense block's snapshot is of "
+                    "step %" PRIu64,
+                    damage[0] ? ": " : "", damage, w->dense_least);
+}
+
+/* A shard that has the step gives it to this one now, and again when it recovers. */
+static int ask_others(struct way_back *w, struct sfc_log_commit *commit, bool has_commit,
+                      const struct sfc_error *own, struct sfc_error *err)
+{
+    struct sfc_durability *d = &w->run->durability;
+    struct sfc_peers_step step = {.commit = *commit};
+    sfc_peers_place(&d->storage.config.geometry, w->body, &step);
+    int code = sfc_peers_read(d->recovery.peers, &step, has_commit, &d->recovery.abandon, err);
+    if (code == SFC_OK) {
+        *commit = step.commit;
+        return commit->apply ? check_dense(w, commit->step, own->text, err) : SFC_OK;
+    }
+    struct sfc_error words = *err;
+    if (code == SFC_ECANCELED)
+        return check_closed(w, err);
+    return sfc_fail(err, code, "lost (%.140s), and no other shard gives it (%.140s)", own->text,
+                    words.text);
+}
+
+/* *round: of the step before, and then of this one. */
+static int check_step(struct way_back *w, uint64_t step, struct sfc_attempt *round,
+                      struct sfc_error *err)
+{
+    struct sfc_log_commit commit = {.step = step};
     struct sfc_log_prepare_view view = {0};
-    int code = sfc_storage_find_step(s, step, NULL, &commit, &place, err);
-    if (code == SFC_OK && sfc_attempt_compare(commit.round, *round) < 0)
-        code = sfc_fail(err, SFC_ENOTFOUND, "the log has only a commit that was given up");
-    if (code == SFC_OK && commit.apply)
-        code =
-            sfc_step_log_read_at(s->snapshot_folder, &s->config.geometry, &place, body, &view, err);
-    if (code == SFC_OK && commit.apply && !view.dense && step > w->dense_least)
-        code = sfc_fail(err, SFC_ECORRUPT,
-                        "its backbone gradient is lost, and a dense block's snapshot is of step "
-                        "%" PRIu64,
-                        w->dense_least);
+    struct sfc_error own = {0};
+    bool has_commit = false;
+    int code = read_own(w, *round, &commit, &has_commit, &view, &own);
+    bool lacks = code == SFC_ENOTFOUND || code == SFC_ECORRUPT;
+    if (!has_commit)
+        commit = (struct sfc_log_commit){.step = step};
+    if (lacks && has_commit) /* its inputs are lost, so it was applied */
+        code = check_dense(w, step, own.text, err);
+    else if (code != SFC_OK)
+        *err = own;
+    else if (commit.apply && !view.dense)
+        code = check_dense(w, step, "", err);
+    if (lacks && w->run->durability.recovery.peers && (!has_commit || code == SFC_OK))
+        code = ask_others(w, &commit, has_commit, &own, err);
+    else if (lacks && code == SFC_OK)
+        code = sfc_fail(err, SFC_ENOTFOUND, "%s", own.text);
     *round = commit.round;
     return code == SFC_OK ? SFC_OK : (sfc_prefix(err, "step %" PRIu64, step), code);
 }
 
-static int check_log(struct way_back *w, struct sfc_error *err)
+static int check_steps(struct way_back *w, struct sfc_error *err)
 {
     struct sfc_attempt round = {0, 0};
-    uint8_t *body = malloc(sfc_storage_body_bytes(&w->run->durability.storage));
-    int code = body ? SFC_OK : sfc_fail(err, SFC_ENOMEM, "no memory for a step of the log");
+    int code = SFC_OK;
     for (uint64_t step = w->least + 1; code == SFC_OK && step <= w->last.step; step++) {
         code = check_closed(w, err);
         if (code == SFC_OK)
-            code = check_step(w, step, &round, body, err);
+            code = check_step(w, step, &round, err);
     }
-    free(body);
     if (code != SFC_OK && w->damage[0]) {
         struct sfc_error words = *err;
         sfc_fail(err, code, "%.140s (needed because of %.140s)", words.text, w->damage);
@@ -106,12 +171,18 @@ static int check_log(struct way_back *w, struct sfc_error *err)
     return code;
 }
 
-static int check_work(struct sfc_task *task, struct sfc_error *err)
+static int log_work(struct sfc_task *task, struct sfc_error *err)
 {
     struct way_back *w = task->owner;
-    sfc_durability_keep_back(w->run, w->last.step, w->until);
-    int code = check_blocks(w, err);
-    return code == SFC_OK ? check_log(w, err) : code;
+    struct sfc_storage *s = &w->run->durability.storage;
+    w->body = malloc(sfc_storage_body_bytes(s));
+    int code = w->body ? sfc_run_folder_open(s->state, s->run_id, false, &w->folder, err)
+                       : sfc_fail(err, SFC_ENOMEM, "no memory for a step of the log");
+    if (code == SFC_OK)
+        code = check_steps(w, err);
+    sfc_folder_close(w->folder);
+    free(w->body);
+    return code;
 }
 
 /* ---- on the loop thread */
@@ -126,6 +197,19 @@ static void check_done(struct sfc_task *task)
     else
         sfc_shard_refuse(w->run->shard, w->call, task->code, task->error.text);
     free(w);
+}
+
+static void blocks_done(struct sfc_task *task)
+{
+    struct way_back *w = task->owner;
+    if (w->run->closed && task->code == SFC_OK)
+        task->code = sfc_fail(&task->error, SFC_EUNAVAILABLE, "the run was closed");
+    if (task->code != SFC_OK) {
+        check_done(task);
+        return;
+    }
+    w->task = (struct sfc_task){.work = log_work, .done = check_done, .owner = w};
+    sfc_tasks_submit(w->run->shard->checkpoint_thread, &w->task);
 }
 
 static void take_commit(struct way_back *w, const Shardfc__V1__CheckRewindRequest *r)
@@ -170,7 +254,7 @@ void sfc_shard_check_rewind(struct sfc_shard_run *run, struct sfc_rpc_call *call
         sfc_shard_refuse(run->shard, call, code, err.text);
         return;
     }
-    w->task = (struct sfc_task){.work = check_work, .done = check_done, .owner = w};
+    w->task = (struct sfc_task){.work = blocks_work, .done = blocks_done, .owner = w};
     w->run = run;
     w->call = call;
     w->until = applied + 1; /* whose Prepare may be out */

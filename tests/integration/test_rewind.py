@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """A run goes back to an earlier step and then on with the bits of a run that never went further.
 
-    test_rewind.py [session|crashes|far|waits|workers|off|damaged|foreign|given_up ...]     default: all
+    test_rewind.py [session|crashes|far|waits|workers|off|damaged|lost|foreign|given_up ...]     default: all
 SFC_SEED (default 1) draws batches and moments; it is printed on failure.
 """
 import os
@@ -20,7 +20,7 @@ import cluster
 from cluster import Cluster, Failure, pb, wait_until
 from inputs import check, expect, one_json, tool
 from test_head_session import Session, batch, session_config
-from test_lost_log import content, records, records_in, segments
+from test_lost_log import content, flip, owners, records, records_in, segments
 from test_recovery import images
 
 SEED = int(os.environ.get("SFC_SEED", "1"))
@@ -309,6 +309,44 @@ def test_damaged():
         check(c.status().step == at, "the run is where it was")
         train(c, steps)
         compare(c, steps, expected)
+
+
+def test_lost():
+    """Steps of the way back whose records are damaged come from the other shard; what both have lost, or what a
+    dense block needs, is refused while nothing has changed."""
+    steps, whole = 40, ("--recovery-target", "1h", "--log-limit", "64M")
+    expected = undisturbed(steps)
+    with Cluster() as c:
+        start(c, *whole)
+        session_run(c, steps)
+        train(c, 20)
+        train(c, 30, world=1)
+        flip(c.shards[0], 7)
+        flip(c.shards[1], 9)
+        rewind(c, 20)
+        for shard, step in zip(c.shards, (7, 9)):
+            check(f"step {step} is not in this shard's log" in shard.stderr(), shard.stderr())
+        train(c, 25, world=2)
+        for shard in c.shards:
+            flip(shard, 12)
+        expect(c.ctl("rewind", "--to-step", "20", check=False), 2, "step 12: lost", "no other shard gives it",
+               "Nothing has changed: the run is at step 25")
+        check(c.status().step == 25, "the run is where it was")
+        flip(c.shards[0], 12)
+        rewind(c, 20)
+        train(c, steps)
+        compare(c, steps, expected)
+    with Cluster() as c:
+        start(c, *whole)
+        images(c, 400)
+        c.wait_step(20)
+        c.ctl("pause")
+        own = owners(c)
+        at = wait_until("the pause", lambda: next((s.step for s in [c.status()] if s.state == "paused"), None), 30)
+        flip(c.shards[own.index(True)], 10)
+        expect(c.ctl("rewind", "--to-step", "15", check=False), 2, "step 10: its backbone gradient is lost",
+               "Nothing has changed")
+        check(c.status().step == at, "the run is where it was")
 
 
 def near_batch(step, world, config):
