@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Checkpoints that don't hold the training, and runs that go on from them.
 
-    test_checkpoint.py [sampled|dense|half|split|adamw|goes_on|killed|client|silent|range|full|shards|epoch ...]
+    test_checkpoint.py [sampled|dense|half|split|adamw|goes_on|killed|client|silent|range|full|damaged|shards|epoch ...]
 
 Default: all.
 """
@@ -19,6 +19,7 @@ import grpc
 import cluster
 from cluster import Cluster, Failure, pb, wait_until
 from inputs import check, expect, make_images, one_json, small_run, tool
+from test_lost_log import flip
 
 STEPS, EARLY, LATE = 40, 7, 23
 MODES = {
@@ -329,6 +330,39 @@ def test_full():
         wait_until("the checkpoint to give way", lost, 60, context=c.tails)
         commits_more(c, 20)
         check(worker.running(), c.tails())
+
+
+def test_damaged():
+    """A record of the log that is damaged when a checkpoint goes through it: the command says file, bytes and step
+    and leaves nothing, the run goes on; if the damage came too late the checkpoint is right."""
+    with Cluster() as c:
+        c.start_scheduler()
+        first, second = c.start_shards(2, "--recovery-target", "1h", "--log-limit", "64M")
+        running(c)
+        c.start_worker()
+        c.wait_step(30)
+        name = flip(first, 7)
+        refused = c.ctl("checkpoint", "--out", c.folder / "some", "--at-step", 20, check=False)
+        expect(refused, 2, f"{name}: byte", "step 7", "shardfc log")
+        check(not (c.folder / "some").exists() and not partial(c, "some"), "something of a refused checkpoint")
+        commits_more(c, 3)
+        flip(first, 7)
+        process = stopped_in_the_middle(c, "some", "--at-step", 20)
+        for shard in (first, second):
+            name = flip(shard, 9)
+        process.send_signal(signal.SIGCONT)
+        out, said = process.communicate(timeout=2 * MINUTE)[0], process.said()
+        if process.returncode == 0:
+            told = made(subprocess.CompletedProcess(process.args, 0, out, said))
+        else:
+            check(process.returncode == 2 and "step 9" in said, f"{process.returncode}: {said}")
+            check(not (c.folder / "some").exists() and not partial(c, "some"), "something of a refused checkpoint")
+            for shard in (first, second):
+                flip(shard, 9)
+            told = checkpoint(c, "some", "--at-step", 20)
+        commits_more(c, 3)
+        verify(c, "some", told)
+        check(told == truth_of(20), f"{told} is not the state of its step")
 
 
 def test_shards():

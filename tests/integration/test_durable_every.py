@@ -2,7 +2,7 @@
 """Durable points every N steps: a crash takes all back to the last one, and the run ends with the bits and the
 losses of a run that flushed every step and that nothing happened to.
 
-    test_durable_every.py [shards|scheduler|both|stands|usage ...]     default: all
+    test_durable_every.py [shards|scheduler|both|stands|void|usage ...]     default: all
 Seeds come from SFC_SEED (default 1).
 """
 import os
@@ -10,9 +10,12 @@ import random
 import sys
 import time
 
-from cluster import Cluster, wait_until
+from cluster import Cluster, pb, wait_until
 from inputs import check, expect
+from test_head_session import session_config
+from test_lost_log import records, segments
 from test_recovery import images, result
+from test_rewind import run_defaults, train_near
 
 SEED = int(os.environ.get("SFC_SEED", "1"))
 OFTEN = ("--recovery-target", "50ms")
@@ -122,6 +125,65 @@ def test_stands():
         c.start_scheduler()
         check(c.status().durable_step >= at + 12, "a rewind's step is durable")
         c.wait_step(at + 20)
+
+
+def session_run(c):
+    c.stub.CreateRun(pb.CreateRunRequest(config=pb.RunConfig(**dict(run_defaults(), **session_config(steps=40))),
+                                         keeping=pb.RunKeeping(durable_every=EVERY)), timeout=60)
+
+
+def of_step(shard, kind, step):
+    """Where the records of a kind (1: inputs, 2: commit) of a step are, in the order of the log."""
+    return [(path, at) for path in segments(shard) for k, of, at, _ in records(path) if (k, of) == (kind, step)]
+
+
+def flip_last(shard, kind, step):
+    path, at = of_step(shard, kind, step)[-1]
+    data = bytearray(path.read_bytes())
+    data[at + 66] ^= 1
+    path.write_bytes(data)
+
+
+def test_void():
+    """A shard's log has provisional steps that a crash voided, and the same steps of other batches that count. When it
+    dies later they are never used, also when the later record is damaged: then another shard has it."""
+    whole = ("--recovery-target", "1h", "--log-limit", "64M")
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(2, *whole)
+        session_run(c)
+        for world, step in enumerate((10, 20, 40)):
+            train_near(c, step, (0, 2, 3)[world])
+            if step == 20:
+                counts = c.state_digest()
+        c.wait_state("finished")
+        expected = result(c)
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(2, *whole)
+        session_run(c)
+        train_near(c, 10)
+        train_near(c, 13, world=1)
+        keeps, dies = c.shards
+        dies.kill()
+        dies = c.restart_shard(dies)
+        wait_until("the return", lambda: c.status().step == 10, 30, context=c.tails)
+        train_near(c, 22, world=2)
+        check(c.status().durable_step == 20, f"{c.status()}")
+        check(all(len(of_step(keeps, kind, 11)) == 2 for kind in (1, 2)), "no void record is in the log")
+        for kind in (0, 1, 2):
+            keeps.kill()
+            if kind:
+                flip_last(keeps, kind, 11)
+            keeps = c.restart_shard(keeps)
+            wait_until("the recovery", lambda: "recovered to step 20" in keeps.stderr(), 30, context=c.tails)
+            check(("taking it from shard" in keeps.stderr()) == (kind > 0), keeps.stderr())
+            got = c.state_digest()
+            check(got == counts, f"damage {kind}: state {got}, undisturbed {counts}")
+        train_near(c, 40, world=3)
+        c.wait_state("finished")
+        got = result(c)
+        check(got == expected, f"state {got[0]}, undisturbed {expected[0]}; losses equal: {got[1] == expected[1]}")
 
 
 def test_usage():

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """A run goes back to an earlier step and then on with the bits of a run that never went further.
 
-    test_rewind.py [session|crashes|far|waits|workers|off|damaged|lost|foreign|given_up ...]     default: all
+    test_rewind.py [session|crashes|far|waits|workers|off|damaged|lost|checkpoint|foreign|given_up ...]     default: all
 SFC_SEED (default 1) draws batches and moments; it is printed on failure.
 """
 import os
@@ -19,6 +19,7 @@ import numpy as np
 import cluster
 from cluster import Cluster, Failure, pb, wait_until
 from inputs import check, expect, one_json, tool
+from test_checkpoint import begin, checkpoint, end as end_of, made, partial, stopped_in_the_middle
 from test_head_session import Session, batch, session_config
 from test_lost_log import content, flip, owners, records, records_in, segments
 from test_recovery import images
@@ -376,6 +377,56 @@ def second_history(c, *extra):
     wait_until("the rewind", lambda: try_rewind(c, 40), 60, context=c.tails)
     train_near(c, 55, world=2)
     return c.shards[0] if c.shards[0].state == first.state else c.shards[-1]
+
+
+def blocks_run(c, *worlds):
+    """A run of many blocks, trained to each step in another world."""
+    start(c, "--recovery-target", "1h", "--log-limit", "64M")
+    session_run(c, 60, classes=3000)
+    for world, step in enumerate(worlds):
+        train_near(c, step, world)
+
+
+def truth(at, *worlds):
+    with Cluster() as c:
+        blocks_run(c, *worlds)
+        return checkpoint(c, "truth", "--at-step", at)
+
+
+def test_checkpoint():
+    """A rewind beside a checkpoint: of a step that stays the command ends with its state, of one to come with the one
+    that comes; where a step is taken anew with other batches it refuses, or has read nothing before, and never mixes
+    both."""
+    with Cluster() as c:
+        blocks_run(c, 30)
+        stays = stopped_in_the_middle(c, "stays", "--at-step", 12)
+        rewind(c, 20)
+        train_near(c, 30, world=1)
+        stays.send_signal(signal.SIGCONT)
+        told = made(end_of(stays))
+        check(told == truth(12, 20), f"step 12: {told}")
+
+        gone = stopped_in_the_middle(c, "gone", "--at-step", 25)
+        rewind(c, 20)
+        gone.send_signal(signal.SIGCONT)
+        train_near(c, 30, world=2)
+        out, said = gone.communicate(timeout=120)[0], gone.said()
+        if gone.returncode == 0:  # it had read nothing before
+            told = made(subprocess.CompletedProcess(gone.args, 0, out, said))
+            check(told == checkpoint(c, "anew", "--at-step", 25), f"step 25: {told}")
+        else:
+            check(gone.returncode == 1 and "was rewound and has taken step 25 anew" in said, f"{gone.returncode}: {said}")
+            check(not partial(c, "gone") and not (c.folder / "gone").exists(), "something of a refused checkpoint")
+
+        late = begin(c, "late", "--at-step", 40)
+        wait_until("the pins", lambda: all("of step 40 begins" in s.stderr() for s in c.shards), 30, context=c.tails)
+        rewind(c, 20)
+        train_near(c, 24, world=3)
+        train_near(c, 45, world=4)
+        told = made(end_of(late))
+        check(told == checkpoint(c, "again", "--at-step", 40), f"step 40: {told}")
+        told = checkpoint(c, "past", "--at-step", 22)
+        check(told == truth(22, 20, 20, 20, 24), f"step 22: {told}")
 
 
 def one_history(*extra):
