@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 
 from cluster import Cluster, pb, wait_until
@@ -145,18 +146,31 @@ def flip_last(shard, kind, step):
     path.write_bytes(data)
 
 
-def die_beside_durable_step(c, keeps, dies, step, world):
-    """One shard has the steps up to this one on its disk for certain, when the other dies before it says so."""
-    session = Session(c)
-    features, labels = near_batch(step, world, session.config)
+def prepare_without(c, session, stops, world):
+    """The step of a session is prepared, but one shard stops before it can say so."""
+    features, labels = near_batch(session.step, world, session.config)
     m = session.config.micro_batch
     session.announce(labels)
     for j in range(len(labels) // m):
         session.exchange(j, features[j * m:(j + 1) * m], labels[j * m:(j + 1) * m])
         if (j + 1) * m == len(labels):
-            dies.signal(signal.SIGSTOP)
+            stops.signal(signal.SIGSTOP)
         session.done(j)
-    wait_until("the flush", lambda: of_step(keeps, 1, step), 30, context=c.tails)
+
+
+def die_beside_durable_step(c, keeps, dies, step, world):
+    """One shard has all steps before this one on its disk for certain, because the durable step is prepared twice, when
+    the other dies and takes them all back."""
+    opened = []
+    prepare_without(c, Session(c), dies, world)
+    wait_until("the flush", lambda: len(of_step(keeps, 1, step)) == 1, 30, context=c.tails)
+    again = threading.Thread(target=lambda: opened.append(Session(c)))
+    again.start()
+    wait_until("the new round", lambda: "Abort of shard" in c.status().reason, 30, context=lambda: f"{c.status()}")
+    dies.signal(signal.SIGCONT)
+    again.join()
+    prepare_without(c, opened[0], dies, world)
+    wait_until("the second flush", lambda: len(of_step(keeps, 1, step)) == 2, 30, context=c.tails)
     check(c.status().step == step - 1, f"{c.status()}")
     dies.kill()
 
