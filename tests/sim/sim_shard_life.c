@@ -197,7 +197,7 @@ void shard_made_durable(struct sim *s, uint32_t k, const struct event *e)
         return;
     if (e->b != sh->opened)
         shard_unavailable(s, e->c, "the run was closed");
-    else if (disk_fails(s, k))
+    else if (sh->lost || disk_fails(s, k))
         refuse(s, e->c, SFC_EIO, "the disk failed");
     else
         answer_open(s, k, e->c);
