@@ -408,7 +408,9 @@ struct sfc_attempt sfc_step_newest_round(const struct sfc_step_fsm *s)
 }
 
 /* The scheduler never asks for two steps in one round: of the present round, for a step that is
- * over, it is a late one. */
+ * over, it is a late one. One that succeeded in this round is a copy: the scheduler may count on
+ * the open run already, and would not ask again for one that a copy closed, also when the disk has
+ * failed meanwhile. Prepare says that. */
 enum sfc_step_open sfc_step_opens(struct sfc_step_fsm *s, struct sfc_attempt round, bool recover,
                                   uint64_t step)
 {
@@ -423,9 +425,16 @@ enum sfc_step_open sfc_step_opens(struct sfc_step_fsm *s, struct sfc_attempt rou
         return SFC_STEP_OPEN_STALE;
     if (elsewhere)
         return SFC_STEP_OPEN_ANEW;
+    if (sfc_attempt_compare(round, s->answered) == 0)
+        return SFC_STEP_OPEN_ANSWERED;
     s->asked = round;
     s->asked_step = step;
     return SFC_STEP_OPEN_HERE;
+}
+
+void sfc_step_opened(struct sfc_step_fsm *s)
+{
+    s->answered = sfc_step_newest_round(s);
 }
 
 uint64_t sfc_step_applied(const struct sfc_step_fsm *s)

@@ -187,6 +187,7 @@ struct sfc_step_fsm {
     struct sfc_attempt round;
     struct sfc_attempt asked;        /* newest round of an OpenRun that found it here, */
     uint64_t asked_step;             /* and the step that the run is at there */
+    struct sfc_attempt answered;     /* newest round when an OpenRun succeeded last */
     struct sfc_step_plan plans[2];   /* by step & 1 */
     struct sfc_attempts attempts[2]; /* by step & 1 */
     uint32_t *slots;                 /* [J] chosen by Prepare */
@@ -220,12 +221,15 @@ void sfc_step_step(struct sfc_step_fsm *s, const struct sfc_step_event *event,
 
 /* OpenRun of a run that is here already, in this round, to this step (recover). */
 enum sfc_step_open {
-    SFC_STEP_OPEN_STALE, /* it was on its way when the run went on, or somewhere else */
-    SFC_STEP_OPEN_HERE,  /* nothing is to be done; older ones are stale from now on */
-    SFC_STEP_OPEN_ANEW,  /* the machine is elsewhere: what is on disk brings the run there */
+    SFC_STEP_OPEN_STALE,    /* it was on its way when the run went on, or somewhere else */
+    SFC_STEP_OPEN_ANSWERED, /* it succeeded in this round: the same answer, and nothing else */
+    SFC_STEP_OPEN_HERE,     /* nothing is to be done; older ones are stale from now on */
+    SFC_STEP_OPEN_ANEW,     /* the machine is elsewhere: what is on disk brings the run there */
 };
 enum sfc_step_open sfc_step_opens(struct sfc_step_fsm *s, struct sfc_attempt round, bool recover,
                                   uint64_t step);
+/* OpenRun is answered with success. */
+void sfc_step_opened(struct sfc_step_fsm *s);
 /* The newest round that it heard of: an OpenRun of an older one is stale, also when the run was
  * closed meanwhile. */
 struct sfc_attempt sfc_step_newest_round(const struct sfc_step_fsm *s);

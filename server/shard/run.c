@@ -355,6 +355,7 @@ static int run_new(struct sfc_shard *shard, const Shardfc__V1__OpenRunRequest *r
 static void reply_open(struct sfc_shard_run *run, struct sfc_rpc_call *call)
 {
     Shardfc__V1__OpenRunReply reply = SHARDFC__V1__OPEN_RUN_REPLY__INIT;
+    sfc_step_opened(&run->fsm);
     reply.memory_bytes = run->resident;
     reply.step = sfc_step_applied(&run->fsm);
     reply.fetched_steps = run->durability.recovery.fetched;
@@ -451,6 +452,9 @@ static bool keep_open(struct sfc_shard *shard, struct sfc_rpc_call *call,
     int code = SFC_OK;
     if (way == SFC_STEP_OPEN_STALE) {
         code = stale(round_of(r), newest, &err);
+    } else if (run->open && way == SFC_STEP_OPEN_ANSWERED) {
+        reply_open(run, call);
+        return true;
     } else if (!run->open || (way == SFC_STEP_OPEN_HERE && !sfc_durability_lost(run))) {
         open_again(run, call);
         return true;

@@ -68,6 +68,7 @@ void shard_unavailable(struct sim *s, uint64_t token, const char *text)
 static void answer_open(struct sim *s, uint32_t k, uint64_t token)
 {
     struct body answer = {.code = SFC_OK};
+    sfc_step_opened(&s->shards[k].fsm);
     answer.value = sfc_step_applied(&s->shards[k].fsm);
     sim_answer(s, token, &answer);
 }
@@ -221,6 +222,8 @@ static bool keep_open(struct sim *s, uint32_t k, uint64_t token, const struct bo
         refuse(s, token, SFC_ESTALE, "an older round");
     else if (sh->recovering)
         shard_unavailable(s, token, "the run is being opened");
+    else if (way == SFC_STEP_OPEN_ANSWERED)
+        answer_open(s, k, token);
     else if (way == SFC_STEP_OPEN_HERE && sh->lost)
         return false; /* only its disk knows where it is */
     else if (way == SFC_STEP_OPEN_HERE && b->recover && s->durable_every > 1 &&

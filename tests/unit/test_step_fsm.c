@@ -531,6 +531,34 @@ static void test_open_run_again(void **state)
     assert_int_equal(sfc_step_opens(&f->s, other, true, 2), SFC_STEP_OPEN_HERE);
 }
 
+/* A copy of an OpenRun that succeeded comes when a flush has failed. The scheduler counts on the
+ * open run and waits for its Prepare: what closed the run now would close it for good. */
+static void test_a_copy_of_an_answered_open_run(void **state)
+{
+    struct fixture *f = *state;
+    const struct sfc_attempt first = {1, 0}, second = {1, 7}, third = {1, 9};
+    assert_int_equal(sfc_step_opens(&f->s, first, true, 0), SFC_STEP_OPEN_HERE); /* no answer yet */
+    sfc_step_opened(&f->s);
+    assert_int_equal(sfc_step_opens(&f->s, first, true, 0), SFC_STEP_OPEN_ANSWERED);
+    open_step(f, 1);
+    compute(f, 1, 0, 10);
+    compute(f, 1, 1, 11);
+    prepare(f, 1, 10, 11);
+    job_done(f, SFC_OK);
+    const struct sfc_step_event e = {
+        .type = SFC_SE_FLUSHED, .code = SFC_EIO, .text = "the disk failed", .lost = true};
+    sfc_step_step(&f->s, &e, &f->a);
+    refused(f, SFC_EIO, "the disk failed");
+    assert_int_equal(sfc_step_opens(&f->s, first, true, 0), SFC_STEP_OPEN_ANSWERED);
+    /* The next round has to see to the disk, until that has been answered. */
+    assert_int_equal(sfc_step_opens(&f->s, second, true, 0), SFC_STEP_OPEN_HERE);
+    assert_int_equal(sfc_step_opens(&f->s, second, true, 0), SFC_STEP_OPEN_HERE);
+    assert_int_equal(sfc_step_opens(&f->s, first, true, 0), SFC_STEP_OPEN_STALE);
+    sfc_step_opened(&f->s);
+    assert_int_equal(sfc_step_opens(&f->s, second, true, 0), SFC_STEP_OPEN_ANSWERED);
+    assert_int_equal(sfc_step_opens(&f->s, third, true, 0), SFC_STEP_OPEN_HERE);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
@@ -553,6 +581,7 @@ int main(void)
         TEST(test_a_failed_job),
         TEST(test_a_broken_shard_says_so),
         TEST(test_open_run_again),
+        TEST(test_a_copy_of_an_answered_open_run),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
