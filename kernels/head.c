@@ -145,20 +145,6 @@ int sfc_head_check(const struct sfc_backend *backend, const struct sfc_head_conf
     return rc;
 }
 
-uint64_t sfc_head_block_count(const struct sfc_head_config *config)
-{
-    return (config->classes + config->block_size - 1) / config->block_size;
-}
-
-uint64_t sfc_head_block_rows(const struct sfc_head_config *config, uint64_t block)
-{
-    uint64_t first = block * config->block_size;
-    if (first >= config->classes)
-        return 0;
-    uint64_t rest = config->classes - first;
-    return rest < config->block_size ? rest : config->block_size;
-}
-
 static bool is_dense(const struct sfc_head_config *c)
 {
     return c->momentum_mode == SFC_MOMENTUM_DENSE;
