@@ -1,0 +1,35 @@
+/* Backends that are loaded at run time, so that nobody who doesn't use them needs their libraries:
+ * a shared library libshardfc-NAME.so that exports one symbol, sfc_backend_plugin.
+ *
+ * It is taken from the folder SFC_PLUGIN_DIR of the environment where that is set (an absolute
+ * path), else from lib/ beside the folder of the running program, else from the folder where
+ * ShardFC is installed; never from the working directory or the search path of libraries. It stays
+ * loaded until the process ends. */
+#ifndef SFC_KERNELS_PLUGIN_H
+#define SFC_KERNELS_PLUGIN_H
+
+#include "kernels/backend_impl.h"
+
+/* Changes whenever the structures of kernels/backend.h or backend_impl.h do. Their sizes and the
+ * version of ShardFC are compared as well. */
+#define SFC_PLUGIN_ABI 1u
+
+struct sfc_backend_plugin {
+    uint32_t abi;        /* SFC_PLUGIN_ABI of the build */
+    uint32_t layout;     /* SFC_PLUGIN_LAYOUT of the build */
+    const char *version; /* of ShardFC */
+    int (*open)(unsigned device, unsigned threads, struct sfc_backend **out, struct sfc_error *err);
+};
+
+#define SFC_PLUGIN_LAYOUT                                                                          \
+    ((uint32_t)(sizeof(struct sfc_backend_ops) + 3 * sizeof(struct sfc_head) +                     \
+                5 * sizeof(struct sfc_dense) + 7 * sizeof(struct sfc_head_config) +                \
+                11 * sizeof(struct sfc_dense_config) + 13 * sizeof(struct sfc_head_logits_item) +  \
+                17 * sizeof(struct sfc_error)))
+
+/* Loads libshardfc-KIND.so and opens its device. SFC_EUNSUPPORTED: no plugin, not ours, or no such
+ * device, with the cause and what to do. */
+int sfc_plugin_open(const char *kind, unsigned device, unsigned threads, struct sfc_backend **out,
+                    struct sfc_error *err);
+
+#endif
