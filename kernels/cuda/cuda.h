@@ -1,5 +1,5 @@
-/* The CUDA backend's device (private). Every call of CUDA or cuBLASLt goes through sfc_cuda_check or
- * sfc_cublas_check, which name the call, the device and what to do. */
+/* The CUDA backend's device (private). Every call of CUDA or cuBLASLt goes through sfc_cuda_check
+ * or sfc_cublas_check, which name the call, the device and what to do. */
 #ifndef SFC_KERNELS_CUDA_CUDA_H
 #define SFC_KERNELS_CUDA_CUDA_H
 
@@ -23,8 +23,8 @@ struct sfc_cuda {
     cublasLtHandle_t blas;
 };
 
-/* SFC_OK, or SFC_EDEVICE (SFC_ENOMEM for out of memory) with the call, its place, the device, CUDA's
- * words and advice. what: the call, e.g. "cudaMemcpyAsync of a block". */
+/* SFC_OK, or SFC_EDEVICE (SFC_ENOMEM for out of memory) with the call, its place, the device,
+ * CUDA's words and advice. what: the call, e.g. "cudaMemcpyAsync of a block". */
 int sfc_cuda_check(const struct sfc_cuda *cuda, cudaError_t status, const char *what,
                    struct sfc_error *err);
 int sfc_cublas_check(const struct sfc_cuda *cuda, cublasStatus_t status, const char *what,

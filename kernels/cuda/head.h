@@ -1,29 +1,33 @@
 /* Class blocks of the CUDA backend (private). Files: head_new.c (sizes, memory, life), head_plan.c
- * and plan.cu (samples), head_passes.c with logits.cu, gradient.cu and commit.cu (the three passes),
- * head_state.c and state.cu (first values, read, write, extents), gemm.c (products).
+ * and plan.cu (samples), head_passes.c with logits.cu, gradient.cu and commit.cu (the three
+ * passes), head_state.c and state.cu (first values, read, write, extents), gemm.c (products).
  *
  * The samples of all blocks lie one after the other in *chunks* of the same number of positions; a
  * block begins a chunk, and what is left of its last chunk is padding: rows of zeros that count for
  * nothing. So a pass is a row of equal products, whatever the blocks are, and no result depends on
  * what else is in a product:
  *
- *   logits    [positions, pitch] x [pitch, columns]  rows of W times unit features: cosines but for |w|
- *   gradient  [columns, chunk] x [chunk, pitch]      p / |w| times rows of W, one product per chunk
- *   commit    [positions, bp] x [bp, pitch]          p / |w| of the whole batch times unit features
+ *   logits    [positions, pitch] x [pitch, columns]  rows of W times unit features: cosines but for
+ * |w| gradient  [columns, chunk] x [chunk, pitch]      p / |w| times rows of W, one product per
+ * chunk commit    [positions, bp] x [bp, pitch]          p / |w| of the whole batch times unit
+ * features
  *
  * A *tile* is `group` chunks; the lanes (streams) work on tiles in turn, each in its own scratch.
  * Lanes, tiles and groups never change a bit: products have one algorithm per kind, without split
- * sums (gemm.h), each chunk's part of an answer is rounded to an integer by itself, and integers are
- * added (kernels/exact_sum.h).
+ * sums (gemm.h), each chunk's part of an answer is rounded to an integer by itself, and integers
+ * are added (kernels/exact_sum.h).
  *
- * Columns: slot s has the mp columns from s * mp on, micro_batch rounded up to 16; what is beyond the
- * micro-batch is zero features. */
+ * Columns: slot s has the mp columns from s * mp on, micro_batch rounded up to 16; what is beyond
+ * the micro-batch is zero features. */
 #ifndef SFC_KERNELS_CUDA_HEAD_H
 #define SFC_KERNELS_CUDA_HEAD_H
 
+#include "kernels/adamw.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/kernels.h"
+
+#define SFC_CUDA_LIMBS 8 /* kernels/hd/exact.h */
 
 struct sfc_cuda_sizes {
     size_t pitch, mp, bp; /* dim, micro_batch, batch in columns of slots: micro_batches * mp */
@@ -49,10 +53,18 @@ struct sfc_cuda_block {
 };
 
 struct sfc_cuda_lane {
-    void *tile;     /* [group * chunk, pitch] operand */
-    float *product; /* [group * chunk, max(columns, pitch)] or [group, columns, pitch] */
-    void *operand;  /* [group * chunk, bp]: p of the batch where its slots are not in order; else NULL */
+    void *tile;      /* [group * chunk, pitch] operand */
+    float *product;  /* [group * chunk, max(columns, pitch)] or [group, columns, pitch] */
+    void *operand;   /* [group * chunk, bp] p of the batch, where its slots are not in order */
+    void *workspace; /* of products */
     cudaEvent_t done;
+};
+
+/* A call's arrays on the host, [columns]. */
+struct sfc_cuda_answer {
+    uint64_t *limbs; /* [columns, SFC_CUDA_LIMBS] */
+    float *target_z, *high, *low;
+    int32_t *target;
 };
 
 struct sfc_cuda_head {
@@ -69,37 +81,56 @@ struct sfc_cuda_head {
     struct sfc_cuda_lane lanes[SFC_CUDA_LANES];
 
     /* device: the state */
-    char *records;  /* [store_rows, record] */
-    uint32_t *last; /* mode dense: [store_rows]; else NULL */
+    char *records;                       /* [store_rows, record] */
+    uint32_t *last;                      /* mode dense: [store_rows]; else NULL */
     uint64_t *block_store, *block_class; /* [block_count] first store row, first class */
     uint32_t *block_rows;                /* [block_count] */
 
     /* device: the plan (kernels/cuda/plan.cu) */
-    uint32_t *rows;                      /* [positions] store row, or SFC_CUDA_PADDING */
-    float *add;                          /* [positions] added to z before exp; -inf for padding */
-    uint32_t *chunk_block;               /* [max_chunks] */
-    int32_t *target;                     /* [batch] position of the row's class, or -1 */
-    struct sfc_cuda_lag *lag;            /* mode dense: [steps + 1]: entries oldest .. step - 1 */
-    size_t chunks, tiles;                /* of the present plan */
-    double exp_base;                     /* minus the shift: what `add` is of a positive */
+    uint32_t *rows;           /* [positions] store row, or SFC_CUDA_PADDING */
+    float *add;               /* [positions] added to z before exp; -inf for padding */
+    uint32_t *chunk_block;    /* [max_chunks] */
+    int32_t *target;          /* [batch] position of the row's class, or -1 */
+    struct sfc_cuda_lag *lag; /* mode dense: [steps + 1]: entries oldest .. step - 1 */
+    size_t chunks, tiles;     /* of the present plan */
+    double exp_factor;        /* the sums of exponentials are times this */
+    double exp_base;          /* what `add` is of a positive: minus the shift and log(exp_factor) */
 
     /* device: the slots */
-    void *z;              /* [positions, columns] kept numbers */
-    void *x;              /* [columns, pitch] unit features, operands */
-    float *target_z;      /* [columns] logits of the targets held here */
-    float *slope;         /* [columns] f' of the target, 0 where the feature has no direction */
-    uint8_t *zero;        /* [columns] the feature has no direction */
-    uint32_t *not_finite; /* [slots] */
+    void *z;               /* [positions, columns] kept numbers */
+    void *x;               /* [columns, pitch] unit features, operands */
+    float *target_z;       /* [columns] logits of the targets held here */
+    float *slope;          /* [columns] f' of the target, 0 where the feature has no direction */
+    float *target_product; /* [columns] the product at the target */
+    float *target_p;       /* [columns] (p - 1) f' of the target */
+    uint8_t *zero;         /* [columns] the feature has no direction */
+    uint32_t *not_finite;  /* [slots] */
+    int32_t
+        *slot_table; /* [slots] of the call: micro-batches of slots, or slots of micro-batches */
+    void *batch_x;   /* [bp, pitch] x of the batch, where its slots are not in order */
 
     /* device: pass results */
-    float *inverse_norm;           /* [positions] of W, written by pass 1; 0 for padding */
-    uint32_t *block_inverse;       /* [block_count] largest of the block as bits (they order alike) */
-    double *exps;                  /* [positions / SFC_CUDA_STRIP + chunks, columns] partial sums */
-    unsigned long long *exp_limbs; /* [columns, 8]: 32-bit limbs of the 256-bit sums, not yet carried */
-    unsigned long long *dx;        /* [columns, pitch] */
-    float *features;               /* [slots, micro_batch, dim] raw */
-    float *lse;                    /* [2, columns] high and low parts */
-    int32_t *column_target;        /* [columns] of the call: position of the column's target, or -1 */
+    float *inverse_norm;       /* [positions] of W, written by pass 1; 0 for padding */
+    uint32_t *block_inverse;   /* [block_count] largest of the block as bits (they order alike) */
+    uint32_t *bad_block;       /* the first that has a row that is not finite, or more than any */
+    double *exps;              /* [max_chunks * strips, columns] parts of the sums */
+    unsigned long long *limbs; /* [columns, 8]: 32-bit limbs of 256-bit sums, not yet carried */
+    unsigned long long *dx;    /* [columns, pitch] */
+    float *features;           /* [slots, micro_batch, dim] raw */
+    float *high, *low;         /* [columns] log2(e) times the log-sum-exp */
+    int32_t *column_target;    /* [columns] position of the column's target, or -1 */
+
+    void *allocated[3]; /* device: state, step, scratch */
+    cudaEvent_t ready;  /* what the lanes wait for */
+    size_t host_bytes;  /* of host memory, pinned and not */
+
+    /* host */
+    void *host;                    /* what the arrays below lie in */
+    bool *in_call;                 /* [slots] of the call in work */
+    int32_t *table;                /* [slots] */
+    uint32_t *flags;               /* [slots] not_finite after pass 2 */
+    uint8_t *slot_zero;            /* [columns] zero after pass 1 */
+    struct sfc_cuda_answer answer; /* of a call */
 
     /* host, pinned */
     void *staging; /* [staging_bytes] for copies in bounded pieces */
