@@ -1,10 +1,5 @@
-/* Backends that are loaded at run time, so that nobody who doesn't use them needs their libraries:
- * a shared library libshardfc-NAME.so that exports one symbol, sfc_backend_plugin.
- *
- * It is taken from the folder SFC_PLUGIN_DIR of the environment where that is set (an absolute
- * path), else from lib/ beside the folder of the running program, else from the folder where
- * ShardFC is installed; never from the working directory or the search path of libraries. It stays
- * loaded until the process ends. */
+/* Backends that are loaded at run time: a plugin (proto/base/plugin.h) that exports
+ * sfc_backend_plugin. */
 #ifndef SFC_KERNELS_PLUGIN_H
 #define SFC_KERNELS_PLUGIN_H
 
@@ -14,10 +9,10 @@
  * version of ShardFC are compared as well. */
 #define SFC_PLUGIN_ABI 1u
 
-struct sfc_backend_plugin {
-    uint32_t abi;        /* SFC_PLUGIN_ABI of the build */
-    uint32_t layout;     /* SFC_PLUGIN_LAYOUT of the build */
-    const char *version; /* of ShardFC */
+struct sfc_backend_plugin { /* begins as struct sfc_plugin_mark */
+    uint32_t abi;           /* SFC_PLUGIN_ABI of the build */
+    uint32_t layout;        /* SFC_PLUGIN_LAYOUT of the build */
+    const char *version;    /* of ShardFC */
     int (*open)(unsigned device, unsigned threads, struct sfc_backend **out, struct sfc_error *err);
 };
 
