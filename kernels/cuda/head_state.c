@@ -282,6 +282,15 @@ static int start_write(const struct copy *c, uint64_t i, struct sfc_error *err)
     return sfc_cuda_check(c->head->cuda, status, c->what, err);
 }
 
+/* After a failure the pieces may still be on their way: nobody uses their memory before they have
+ * arrived or are lost. */
+static int copy_end(const struct copy *c, int rc)
+{
+    for (size_t i = 0; rc && i < SFC_CUDA_LANES; i++)
+        cudaStreamSynchronize(c->head->cuda->lane[i]);
+    return rc;
+}
+
 int sfc_cuda_head_read(struct sfc_head *base, size_t index, enum sfc_block_part part,
                        uint64_t offset, uint64_t count, float *out, struct sfc_error *err)
 {
@@ -299,7 +308,7 @@ int sfc_cuda_head_read(struct sfc_head *base, size_t index, enum sfc_block_part 
         if (!rc && i < c.pieces)
             rc = start_read(&c, i, err);
     }
-    return rc;
+    return copy_end(&c, rc);
 }
 
 int sfc_cuda_head_write(struct sfc_head *base, size_t index, enum sfc_block_part part,
@@ -317,7 +326,7 @@ int sfc_cuda_head_write(struct sfc_head *base, size_t index, enum sfc_block_part
             rc = start_write(&c, i, err);
         }
     }
-    return rc;
+    return copy_end(&c, rc);
 }
 
 /* ---- how large the numbers are */
