@@ -162,7 +162,14 @@ void sfc_cuda_state_free(struct sfc_cuda_head *head);
 /* The store as kernels see it; step: the one in work. */
 struct sfc_cuda_store sfc_cuda_store_of(const struct sfc_cuda_head *head);
 
+/* The shapes of a tile's products, [SFC_CUDA_PRODUCTS]; returns the columns that a slot adds. */
+size_t sfc_cuda_head_shapes(const struct sfc_head_config *config,
+                            struct sfc_cuda_gemm_shape *shapes);
+
 /* The head_* members of struct sfc_backend_ops. */
+int sfc_cuda_head_ceilings(struct sfc_backend *backend, const struct sfc_head_config *config,
+                           uint64_t sampled, struct sfc_head_ceilings *out, struct sfc_error *err);
+uint64_t sfc_cuda_head_ceilings_memory(const struct sfc_backend *backend);
 int sfc_cuda_head_check(const struct sfc_backend *backend, const struct sfc_head_config *config,
                         struct sfc_error *err);
 int sfc_cuda_head_memory(const struct sfc_backend *backend, const struct sfc_head_config *config,

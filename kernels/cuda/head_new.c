@@ -152,6 +152,17 @@ static struct sfc_cuda_gemm_shape shape_of(const struct sfc_cuda_head *head,
     return shape;
 }
 
+size_t sfc_cuda_head_shapes(const struct sfc_head_config *config,
+                            struct sfc_cuda_gemm_shape *shapes)
+{
+    struct sfc_cuda_head head = {.config = *config};
+    choose_formats(&head);
+    product_sizes(&head);
+    for (int i = 0; i < SFC_CUDA_PRODUCTS; i++)
+        shapes[i] = shape_of(&head, (enum sfc_cuda_product)i);
+    return head.sizes.mp;
+}
+
 static int choose_products(struct sfc_cuda_head *head, struct sfc_error *err)
 {
     int rc = SFC_OK;
