@@ -5,6 +5,7 @@
 
 #define CANDIDATES      16
 #define WORKSPACE_BYTES ((size_t)32 << 20)
+#define ALIGNMENT       32 /* of operands: 16 columns of bf16, where a slot begins */
 
 /* cuBLASLt's matrices are column-major, so ours are theirs transposed, and a product c = a b is
  * theirs of b' by a': "first" is our b, "second" our a. */
@@ -118,24 +119,36 @@ static bool serves_all(const struct sfc_cuda *cuda, const cublasLtMatmulAlgo_t *
     return true;
 }
 
+static cublasStatus_t set_preference(cublasLtMatmulPreference_t preference)
+{
+    const uint64_t workspace = WORKSPACE_BYTES;
+    const uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_NONE, alignment = ALIGNMENT;
+    cublasStatus_t status = cublasLtMatmulPreferenceInit(preference);
+    if (!status)
+        status = cublasLtMatmulPreferenceSetAttribute(
+            preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
+    if (!status)
+        status = cublasLtMatmulPreferenceSetAttribute(
+            preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction, sizeof reduction);
+    if (!status)
+        status = cublasLtMatmulPreferenceSetAttribute(
+            preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &alignment, sizeof alignment);
+    if (!status)
+        status = cublasLtMatmulPreferenceSetAttribute(
+            preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &alignment, sizeof alignment);
+    return status;
+}
+
 int sfc_cuda_gemm_init(struct sfc_cuda_gemm *gemm, const struct sfc_cuda *cuda,
                        const struct sfc_cuda_gemm_shape *shape, size_t step, struct sfc_error *err)
 {
     cublasLtMatmulPreferenceOpaque_t preference;
     cublasLtMatmulHeuristicResult_t found[CANDIDATES];
     struct product p;
-    uint64_t workspace = WORKSPACE_BYTES;
-    uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_NONE;
     int count = 0, rc = describe(cuda, shape, &p, err);
     if (rc)
         return rc;
-    cublasStatus_t status = cublasLtMatmulPreferenceInit(&preference);
-    if (!status)
-        status = cublasLtMatmulPreferenceSetAttribute(
-            &preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
-    if (!status)
-        status = cublasLtMatmulPreferenceSetAttribute(
-            &preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction, sizeof reduction);
+    cublasStatus_t status = set_preference(&preference);
     if (!status)
         status = cublasLtMatmulAlgoGetHeuristic(cuda->blas, &p.desc, &p.first, &p.second, &p.c,
                                                 &p.c, &preference, CANDIDATES, found, &count);
