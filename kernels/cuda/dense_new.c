@@ -90,7 +90,7 @@ static void cut_tiles(struct sfc_cuda_dense *d, const struct sfc_dense_config *c
     }
 }
 
-/* ---- memory */
+/* ---- memory: the device's */
 
 static void lay_out_state(struct sfc_cuda_dense *d, const struct sfc_dense_config *config,
                           struct sfc_cuda_carver *carver)
@@ -119,13 +119,6 @@ static void lay_out_scratch(struct sfc_cuda_dense *d, const struct sfc_dense_con
         d->pieces[i].device = sfc_cuda_carve(carver, d->piece_bytes, 1);
 }
 
-static uint64_t host_bytes(const struct sfc_cuda_dense *d)
-{
-    return sizeof *d + (d->block_count + 1) * (sizeof *d->block_at + sizeof *d->first_tile) +
-           d->tile_count * (sizeof *d->tiles + sizeof *d->found) +
-           d->block_count * sizeof *d->left_out + SFC_CUDA_PIECES * d->piece_bytes;
-}
-
 /* Counts what the device memory has to hold; returns all of it. */
 static size_t measure(struct sfc_cuda_dense *d, const struct sfc_dense_config *config,
                       const uint64_t *blocks, size_t count)
@@ -140,7 +133,7 @@ static size_t measure(struct sfc_cuda_dense *d, const struct sfc_dense_config *c
     d->memory = (struct sfc_memory){
         .state_bytes = state.used,
         .step_bytes = step.used,
-        .scratch_bytes = scratch.used + host_bytes(d),
+        .scratch_bytes = scratch.used,
     };
     return state.used + step.used + scratch.used;
 }
