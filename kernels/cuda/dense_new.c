@@ -92,13 +92,21 @@ static void cut_tiles(struct sfc_cuda_dense *d, const struct sfc_dense_config *c
 
 /* ---- memory: the device's */
 
+static uint64_t state_floats(const struct sfc_cuda_dense *d, const struct sfc_dense_config *config)
+{
+    return (is_adamw(config) ? 3 : 2) * d->length;
+}
+
+/* Side by side, so that the state takes what it has. */
 static void lay_out_state(struct sfc_cuda_dense *d, const struct sfc_dense_config *config,
                           struct sfc_cuda_carver *carver)
 {
-    d->vectors.values = sfc_cuda_carve(carver, d->length, sizeof(float));
-    d->vectors.momentum = sfc_cuda_carve(carver, d->length, sizeof(float));
-    if (is_adamw(config))
-        d->vectors.second = sfc_cuda_carve(carver, d->length, sizeof(float));
+    float *values = sfc_cuda_carve(carver, state_floats(d, config), sizeof(float));
+    if (!values)
+        return;
+    d->vectors.values = values;
+    d->vectors.momentum = values + d->length;
+    d->vectors.second = is_adamw(config) ? values + 2 * d->length : NULL;
 }
 
 static void lay_out_step(struct sfc_cuda_dense *d, const struct sfc_dense_config *config,
@@ -123,19 +131,17 @@ static void lay_out_scratch(struct sfc_cuda_dense *d, const struct sfc_dense_con
 static size_t measure(struct sfc_cuda_dense *d, const struct sfc_dense_config *config,
                       const uint64_t *blocks, size_t count)
 {
-    struct sfc_cuda_carver state = {0}, step = {0}, scratch = {0};
+    struct sfc_cuda_carver carver = {0};
     count_tiles(d, config, blocks, count);
     d->piece_bytes = (size_t)smaller(PIECE_BYTES, d->length * sizeof(float) + PACKED_ROOM);
     d->piece_bytes = (d->piece_bytes + 255) / 256 * 256;
-    lay_out_state(d, config, &state);
-    lay_out_step(d, config, &step);
-    lay_out_scratch(d, config, &scratch);
-    d->memory = (struct sfc_memory){
-        .state_bytes = state.used,
-        .step_bytes = step.used,
-        .scratch_bytes = scratch.used,
-    };
-    return state.used + step.used + scratch.used;
+    d->memory.state_bytes = state_floats(d, config) * sizeof(float);
+    d->memory.step_bytes = ((uint64_t)config->slots + 1) * d->length * sizeof(float);
+    lay_out_state(d, config, &carver);
+    lay_out_step(d, config, &carver);
+    lay_out_scratch(d, config, &carver);
+    d->memory.scratch_bytes = carver.used - d->memory.state_bytes - d->memory.step_bytes;
+    return carver.used;
 }
 
 int sfc_cuda_dense_memory(const struct sfc_backend *backend, const struct sfc_dense_config *config,
