@@ -30,11 +30,6 @@ static size_t larger(size_t a, size_t b)
     return a > b ? a : b;
 }
 
-static size_t smaller(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
 static bool is_dense(const struct sfc_head_config *config)
 {
     return config->momentum_mode == SFC_MOMENTUM_DENSE;

@@ -11,7 +11,7 @@ enum { SLAB = 16 }; /* rows whose magnitudes one warp takes */
 static unsigned grid_for(uint64_t items, unsigned per_block)
 {
     uint64_t blocks = (items + per_block - 1) / per_block;
-    return blocks < MAX_GRID ? (unsigned)blocks : MAX_GRID;
+    return blocks < MAX_GRID ? (unsigned)blocks : (unsigned)MAX_GRID;
 }
 
 static uint32_t tensors_of(const struct sfc_cuda_store *s)

@@ -16,12 +16,14 @@ struct product {
     void *workspace;
 };
 
-/* cuBLASLt's kernels load 16 bytes at a time. */
+#define ALIGNMENT 32 /* what kernels/cuda/gemm.c tells cuBLASLt of operands */
+
 static bool is_aligned(const struct product *p, size_t element)
 {
     const struct sfc_cuda_gemm_shape *s = &p->shape;
-    return (uintptr_t)p->a % 16 == 0 && (uintptr_t)p->b % 16 == 0 && (uintptr_t)p->c % 16 == 0 &&
-           s->lda * element % 16 == 0 && s->ldb * element % 16 == 0;
+    return (uintptr_t)p->a % ALIGNMENT == 0 && (uintptr_t)p->b % ALIGNMENT == 0 &&
+           (uintptr_t)p->c % 16 == 0 && s->lda * element % ALIGNMENT == 0 &&
+           s->ldb * element % ALIGNMENT == 0;
 }
 
 /* A dense [rows, columns] of floats of an operand as it is stored. */
@@ -112,7 +114,7 @@ static void check_operands(const struct product *p)
     must_be_on_device(p->c, s->batch * s->rows * s->columns * sizeof *p->c, "a product's c");
     must_be_on_device(p->workspace, WORKSPACE_BYTES, "a product's workspace");
     if (!is_aligned(p, element))
-        sfc_host_die("a product's operands are not aligned to 16 bytes");
+        sfc_host_die("a product's operands are not aligned to %d bytes", ALIGNMENT);
 }
 
 static void do_product(void *arg)
@@ -124,30 +126,45 @@ static void do_product(void *arg)
         do_one(p, i);
 }
 
+/* Kept where the real one has its algorithm. */
+static size_t step_of(const struct sfc_cuda_gemm *gemm)
+{
+    return (size_t)gemm->algo.data[0];
+}
+
 int sfc_cuda_gemm_init(struct sfc_cuda_gemm *gemm, const struct sfc_cuda *cuda,
-                       const struct sfc_cuda_gemm_shape *shape, struct sfc_error *err)
+                       const struct sfc_cuda_gemm_shape *shape, size_t step, struct sfc_error *err)
 {
     cudaError_t rc = sfc_host_call(cudaErrorUnknown);
     sfc_host_return(cudaSuccess);
     if (rc)
-        return sfc_cublas_check(cuda, CUBLAS_STATUS_NOT_SUPPORTED, "cublasLtMatmulAlgoGetHeuristic",
-                                err);
+        return sfc_cublas_check(cuda, CUBLAS_STATUS_NOT_SUPPORTED,
+                                "cublasLtMatmulAlgoGetHeuristic of a product", err);
     *gemm = (struct sfc_cuda_gemm){.shape = *shape, .workspace_bytes = WORKSPACE_BYTES};
+    gemm->algo.data[0] = step;
     snprintf(gemm->name, sizeof gemm->name, "loops");
     return SFC_OK;
+}
+
+/* What gemm.h lets differ from the shape that the product was made for. */
+static bool was_made_for(const struct sfc_cuda_gemm *gemm, const struct sfc_cuda_gemm_shape *s)
+{
+    struct sfc_cuda_gemm_shape made = gemm->shape;
+    size_t *varies = s->product == SFC_CUDA_LOGITS ? &made.columns : &made.rows;
+    size_t now = s->product == SFC_CUDA_LOGITS ? s->columns : s->rows;
+    if (s->product != SFC_CUDA_COMMIT && now > 0 && now <= *varies && now % step_of(gemm) == 0)
+        *varies = now;
+    return s->product == made.product && s->bf16 == made.bf16 && s->rows == made.rows &&
+           s->columns == made.columns && s->depth == made.depth && s->batch == made.batch;
 }
 
 int sfc_cuda_gemm_run(const struct sfc_cuda_gemm *gemm, const struct sfc_cuda *cuda,
                       const struct sfc_cuda_gemm_shape *shape, const void *a, const void *b,
                       float *c, void *workspace, cudaStream_t stream, struct sfc_error *err)
 {
-    if (shape->product != gemm->shape.product || shape->bf16 != gemm->shape.bf16)
-        sfc_host_die("a product of another kind than it was made for");
-    if (shape->rows > gemm->shape.rows || shape->columns > gemm->shape.columns ||
-        shape->depth > gemm->shape.depth || shape->batch > gemm->shape.batch || !shape->rows ||
-        !shape->columns || !shape->depth || !shape->batch)
-        sfc_host_die("a product of %zu x %zu x %zu x %zu is none, or larger than it was made for",
-                     shape->batch, shape->rows, shape->columns, shape->depth);
+    if (!was_made_for(gemm, shape))
+        sfc_host_die("product %d of %zu x %zu x %zu x %zu is not what it was made for",
+                     (int)shape->product, shape->batch, shape->rows, shape->columns, shape->depth);
     cudaError_t rc = sfc_host_call(cudaErrorUnknown);
     if (!rc) {
         struct product *p = malloc(sizeof *p);
