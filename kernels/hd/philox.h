@@ -58,7 +58,7 @@ static SFC_HD inline struct sfc_philox sfc_hd_philox(struct sfc_philox_key key, 
 {
     struct sfc_philox c = {{(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b, (uint32_t)(b >> 32)}};
     uint32_t k0 = key.v[0], k1 = key.v[1];
-#ifdef __CUDACC__
+#ifdef __CUDA_ARCH__
 #pragma unroll
 #endif
     for (int round = 0; round < SFC_PHILOX_ROUNDS; round++) {
