@@ -4,7 +4,7 @@ set(SFC_WARNINGS -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissi
     -Wformat=2 -Wvla -Wundef -Werror)
 
 # Host code in device files is warned about as well; nvcc writes code of its own, which more would hit.
-set(SFC_CUDA_FLAGS -std=c++20 -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror,-ffp-contract=off,-fno-omit-frame-pointer)
+set(SFC_CUDA_FLAGS -std=c++20 -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas,-Werror,-ffp-contract=off,-fno-omit-frame-pointer)
 
 function(sfc_settings target)
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:C>:${SFC_WARNINGS}>)

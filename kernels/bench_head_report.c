@@ -107,8 +107,6 @@ void sfc_bench_head_table(FILE *out, const struct sfc_bench_head_options *o,
             r->logits_ms, r->gradient_ms, r->commit_ms);
     if (r->has_floor)
         floor_table(out, r);
-    else if (r->peak_device_bytes)
-        fprintf(out, "floor     not measured: tests/bench/gpu.sh measures the device's ceilings\n");
     if (r->has_exact)
         fprintf(out, "exact sums%8.2f ms, %.1f %% of the step\n", r->exact_ms,
                 100 * r->exact_ms / r->step_ms);
