@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "kernels/cuda/head.h"
+#include "kernels/cuda/range.h"
 #include "kernels/hd/exact.h"
 
 #define LOG2_E 1.44269504088896340736
@@ -341,10 +342,9 @@ static int fetch_answers(struct sfc_cuda_head *head, struct sfc_head_logits_item
     return rc;
 }
 
-int sfc_cuda_head_logits(struct sfc_head *base, struct sfc_head_logits_item *items, size_t n,
-                         struct sfc_error *err)
+static int run_logits(struct sfc_cuda_head *head, struct sfc_head_logits_item *items, size_t n,
+                      struct sfc_error *err)
 {
-    struct sfc_cuda_head *head = (struct sfc_cuda_head *)base;
     int rc = sfc_cuda_enter(head->cuda, err);
     if (!rc)
         rc = load_features(head, items, n, err);
@@ -360,6 +360,15 @@ int sfc_cuda_head_logits(struct sfc_head *base, struct sfc_head_logits_item *ite
     if (!rc)
         rc = check_rows(head, err);
     return rc ? rc : fetch_answers(head, items, n, err);
+}
+
+int sfc_cuda_head_logits(struct sfc_head *base, struct sfc_head_logits_item *items, size_t n,
+                         struct sfc_error *err)
+{
+    sfc_cuda_range_begin("shardfc logits");
+    int rc = run_logits((struct sfc_cuda_head *)base, items, n, err);
+    sfc_cuda_range_end();
+    return rc;
 }
 
 /* ---- pass 2 */
@@ -494,10 +503,9 @@ static int fetch_gradient(struct sfc_cuda_head *head, struct sfc_head_gradient_i
     return rc;
 }
 
-int sfc_cuda_head_gradient(struct sfc_head *base, struct sfc_head_gradient_item *items, size_t n,
-                           struct sfc_error *err)
+static int run_gradient(struct sfc_cuda_head *head, struct sfc_head_gradient_item *items, size_t n,
+                        struct sfc_error *err)
 {
-    struct sfc_cuda_head *head = (struct sfc_cuda_head *)base;
     const struct sfc_cuda_sizes *s = &head->sizes;
     struct gradient_call call = {items[0].dx != NULL};
     int rc = sfc_cuda_enter(head->cuda, err);
@@ -512,6 +520,15 @@ int sfc_cuda_head_gradient(struct sfc_head *base, struct sfc_head_gradient_item 
     if (!rc)
         rc = over_tiles(head, gradient_tile, &call, err);
     return rc ? rc : fetch_gradient(head, items, n, err);
+}
+
+int sfc_cuda_head_gradient(struct sfc_head *base, struct sfc_head_gradient_item *items, size_t n,
+                           struct sfc_error *err)
+{
+    sfc_cuda_range_begin("shardfc gradient");
+    int rc = run_gradient((struct sfc_cuda_head *)base, items, n, err);
+    sfc_cuda_range_end();
+    return rc;
 }
 
 bool sfc_cuda_head_finite(const struct sfc_head *base, const uint32_t *slots)
@@ -600,10 +617,9 @@ static struct sfc_cuda_update update_of(const struct sfc_cuda_head *head, double
     return u;
 }
 
-int sfc_cuda_head_commit(struct sfc_head *base, const uint32_t *slots, double lr,
-                         struct sfc_error *err)
+static int run_commit(struct sfc_cuda_head *head, const uint32_t *slots, double lr,
+                      struct sfc_error *err)
 {
-    struct sfc_cuda_head *head = (struct sfc_cuda_head *)base;
     struct commit_call call = {true, slots[0], update_of(head, lr)};
     int rc = sfc_cuda_enter(head->cuda, err);
     for (size_t j = 1; j < head->sizes.micro_batches; j++)
@@ -619,4 +635,13 @@ int sfc_cuda_head_commit(struct sfc_head *base, const uint32_t *slots, double lr
     if (rc && err)
         err->code = SFC_EDEVICE; /* whatever it was: some rows may be updated */
     return rc ? SFC_EDEVICE : SFC_OK;
+}
+
+int sfc_cuda_head_commit(struct sfc_head *base, const uint32_t *slots, double lr,
+                         struct sfc_error *err)
+{
+    sfc_cuda_range_begin("shardfc commit");
+    int rc = run_commit((struct sfc_cuda_head *)base, slots, lr, err);
+    sfc_cuda_range_end();
+    return rc;
 }
