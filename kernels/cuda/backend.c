@@ -169,7 +169,7 @@ static int find_device(unsigned device, struct sfc_error *err)
     return status == cudaSuccess ? SFC_OK : no_gpu(device, status, "cudaSetDevice", err);
 }
 
-/* Numerics class, without the algorithms of the products, which a head chooses (gemm.h). */
+/* Numerics class, to which name_algorithms adds the algorithms of the products. */
 static void name_numerics(struct sfc_cuda *cuda, const char *device)
 {
     char name[64];
@@ -219,6 +219,16 @@ static int open_streams(struct sfc_cuda *cuda, struct sfc_error *err)
     return rc;
 }
 
+static int name_algorithms(struct sfc_cuda *cuda, struct sfc_error *err)
+{
+    uint32_t fingerprint = 0;
+    size_t n = strlen(cuda->numerics);
+    int rc = sfc_cuda_gemm_fingerprint(cuda, &fingerprint, err);
+    if (rc == SFC_OK)
+        snprintf(cuda->numerics + n, sizeof cuda->numerics - n, " products-%08x", fingerprint);
+    return rc;
+}
+
 int sfc_backend_cuda_open(unsigned device, unsigned threads, struct sfc_backend **out,
                           struct sfc_error *err)
 {
@@ -235,6 +245,8 @@ int sfc_backend_cuda_open(unsigned device, unsigned threads, struct sfc_backend 
     rc = look_at(cuda, err);
     if (rc == SFC_OK)
         rc = open_streams(cuda, err);
+    if (rc == SFC_OK)
+        rc = name_algorithms(cuda, err);
     if (rc != SFC_OK) {
         cuda_close(&cuda->base);
         return rc;

@@ -184,3 +184,54 @@ int sfc_cuda_gemm_run(const struct sfc_cuda_gemm *gemm, const struct sfc_cuda *c
                                            gemm->workspace_bytes, stream),
                             "cublasLtMatmul", err);
 }
+
+/* ---- fingerprint */
+
+#define USUAL_ROWS  8320 /* ten chunks of 832, as in blocks of 8192 at a rate of 0.1 */
+#define USUAL_CHUNK 832
+#define USUAL_DIM   512
+
+static struct sfc_cuda_gemm_shape usual_shape(enum sfc_cuda_product product, bool bf16,
+                                              size_t batch)
+{
+    struct sfc_cuda_gemm_shape s = {.product = product, .bf16 = bf16, .batch = 1};
+    s.rows = product == SFC_CUDA_GRADIENT ? batch : USUAL_ROWS;
+    s.columns = product == SFC_CUDA_LOGITS ? batch : USUAL_DIM;
+    s.depth = product == SFC_CUDA_LOGITS     ? USUAL_DIM
+              : product == SFC_CUDA_GRADIENT ? USUAL_CHUNK
+                                             : batch;
+    s.lda = product == SFC_CUDA_LOGITS ? USUAL_DIM : batch;
+    s.ldb = USUAL_DIM;
+    if (product == SFC_CUDA_GRADIENT)
+        s.batch = USUAL_ROWS / USUAL_CHUNK;
+    return s;
+}
+
+/* FNV-1a. */
+static uint32_t mix(uint32_t hash, const char *text)
+{
+    for (; *text; text++)
+        hash = (hash ^ (uint8_t)*text) * 16777619u;
+    return hash;
+}
+
+int sfc_cuda_gemm_fingerprint(const struct sfc_cuda *cuda, uint32_t *out, struct sfc_error *err)
+{
+    static const size_t batches[] = {128, 1024};
+    uint32_t hash = 2166136261u;
+    for (int i = 0; i < 2 * 2 * SFC_CUDA_PRODUCTS; i++) {
+        bool bf16 = i / SFC_CUDA_PRODUCTS % 2;
+        if (bf16 && !cuda->has_bf16)
+            continue;
+        size_t batch = batches[i / SFC_CUDA_PRODUCTS / 2];
+        struct sfc_cuda_gemm gemm = {0};
+        struct sfc_cuda_gemm_shape shape =
+            usual_shape((enum sfc_cuda_product)(i % SFC_CUDA_PRODUCTS), bf16, batch);
+        int rc = sfc_cuda_gemm_init(&gemm, cuda, &shape, batch, err);
+        if (rc)
+            return rc;
+        hash = mix(hash, gemm.name);
+    }
+    *out = hash;
+    return SFC_OK;
+}

@@ -31,6 +31,10 @@ struct sfc_cuda_gemm {
     char name[96];          /* of the algorithm, for the numerics class */
 };
 
+/* A number that two devices have in common when they choose the same algorithms for products of usual
+ * shapes: part of the numerics class, which has to be known before there is a head. */
+int sfc_cuda_gemm_fingerprint(const struct sfc_cuda *cuda, uint32_t *out, struct sfc_error *err);
+
 /* Chooses the algorithm for the shape; LOGITS may have other columns and GRADIENT other rows when
  * it is run, multiples of `step`. */
 int sfc_cuda_gemm_init(struct sfc_cuda_gemm *gemm, const struct sfc_cuda *cuda,
