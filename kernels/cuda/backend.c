@@ -34,6 +34,7 @@ int sfc_cuda_check(const struct sfc_cuda *cuda, cudaError_t status, const char *
 {
     if (status == cudaSuccess)
         return SFC_OK;
+    cudaGetLastError(); /* else the next launch that is asked about reports it again */
     return sfc_fail(err, status == cudaErrorMemoryAllocation ? SFC_ENOMEM : SFC_EDEVICE,
                     "%s: %s: %s (CUDA error %d); %s", cuda->label, what, cudaGetErrorString(status),
                     (int)status, advice(status));

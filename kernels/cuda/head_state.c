@@ -288,6 +288,8 @@ static int copy_end(const struct copy *c, int rc)
 {
     for (size_t i = 0; rc && i < SFC_CUDA_LANES; i++)
         cudaStreamSynchronize(c->head->cuda->lane[i]);
+    if (rc)
+        cudaGetLastError(); /* it is remembered otherwise */
     return rc;
 }
 
