@@ -188,6 +188,7 @@ __global__ static void update_rows(struct update call)
         }
     }
     along = sfc_warp_sum(along);
+    float a = call.how.gradient_scale * inverse_norm;
     float b = (float)((double)along * (double)inverse_norm * (double)inverse_norm);
     struct random_words random = random_of<FORMAT>(store, position, row);
     if (PIECES) {
@@ -198,7 +199,7 @@ __global__ static void update_rows(struct update call)
                 break;
 #pragma unroll
             for (int j = 0; j < SFC_LANE_WIDTH; j++)
-                kept_g[i].v[j] -= b * kept[i].w.v[j];
+                kept_g[i].v[j] = a * (kept_g[i].v[j] - b * kept[i].w.v[j]);
             step<FORMAT, ADAMW>(call, record, k, kept[i], kept_g[i], random);
         }
     } else {
@@ -207,7 +208,7 @@ __global__ static void update_rows(struct update call)
             struct sfc_eight g = sfc_load_floats(dw + k);
 #pragma unroll
             for (int j = 0; j < SFC_LANE_WIDTH; j++)
-                g.v[j] -= b * c.w.v[j];
+                g.v[j] = a * (g.v[j] - b * c.w.v[j]);
             step<FORMAT, ADAMW>(call, record, k, c, g, random);
         }
     }

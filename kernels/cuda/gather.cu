@@ -47,7 +47,9 @@ template <int FORMAT, bool HALF, bool DENSE> __global__ static void gather_rows(
     struct sfc_cuda_lag lag = {1, 0, 0, 1};
     if (DENSE && !padding)
         lag = store.lag[store.last[row]];
-    float square = 0;
+    float square = 0, times = 1;
+    if (call.out.times)
+        times = call.out.times[position] * call.out.factor;
     for (uint32_t k = lane * SFC_LANE_WIDTH; k < store.pitch; k += SFC_WARP_WIDTH) {
         struct sfc_eight w;
 #pragma unroll
@@ -64,6 +66,7 @@ template <int FORMAT, bool HALF, bool DENSE> __global__ static void gather_rows(
             if (HALF)
                 w.v[i] = sfc_nearest(w.v[i]);
             square += w.v[i] * w.v[i];
+            w.v[i] *= times;
         }
         store_operand<HALF>(call.out.tile, position * store.pitch + k, w);
     }

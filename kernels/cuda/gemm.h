@@ -31,8 +31,8 @@ struct sfc_cuda_gemm {
     char name[96];          /* of the algorithm, for the numerics class */
 };
 
-/* A number that two devices have in common when they choose the same algorithms for products of usual
- * shapes: part of the numerics class, which has to be known before there is a head. */
+/* A number that two devices have in common when they choose the same algorithms for products of
+ * usual shapes: part of the numerics class, which has to be known before there is a head. */
 int sfc_cuda_gemm_fingerprint(const struct sfc_cuda *cuda, uint32_t *out, struct sfc_error *err);
 
 /* Chooses the algorithm for the shape; LOGITS may have other columns and GRADIENT other rows when

@@ -10,7 +10,7 @@
 #define WIDTH  8 /* columns of a thread: 16 bytes of 16-bit numbers */
 #define SPAN   (LANES * WIDTH)
 
-/* ---- p / |w| * scale / batch, in the place of z */
+/* ---- p in the place of z */
 
 template <bool HALF>
 __device__ static inline void load_kept(const void *z, size_t at, float scale, float *logit,
@@ -53,7 +53,7 @@ template <bool HALF> __global__ static void softmax_strip(struct sfc_cuda_softma
     for (uint32_t p = begin + thread_row; p < end; p += ROWS) {
         size_t position = (size_t)chunk * s.chunk + p, z = position * s.columns.all + column;
         float add = s.add[position], shift = add * (float)LOG2_E;
-        float factor = s.inverse_norm[position] * s.factor, logit[WIDTH];
+        float logit[WIDTH];
         bool counts[WIDTH];
         struct sfc_eight out;
         load_kept<HALF>(s.z, z, s.scale, logit, counts);
@@ -63,7 +63,7 @@ template <bool HALF> __global__ static void softmax_strip(struct sfc_cuda_softma
             float probability = counts[i] ? sfc_exp2_fast((x - high.v[i]) - low.v[i]) : 0.0f;
             if (target[i] == (int32_t)(s.first + position))
                 probability = s.target_p[column + i];
-            out.v[i] = probability * factor;
+            out.v[i] = probability;
             finite = finite && isfinite(out.v[i]);
         }
         if (HALF)

@@ -80,7 +80,8 @@ static void *z_at(const struct sfc_cuda_head *head, size_t position, size_t colu
     return operand_at(head, head->z, position * head->sizes.columns + column);
 }
 
-/* norms: with what is known of the rows' norms afterwards. */
+/* norms: rows of W, and what is known of their norms afterwards. Else: unit rows times scale /
+ * batch, as dx needs them. */
 static int gather(const struct tile *t, bool norms, struct sfc_error *err)
 {
     struct sfc_cuda_head *head = t->head;
@@ -89,6 +90,9 @@ static int gather(const struct tile *t, bool norms, struct sfc_error *err)
         out.inverse_norm = head->inverse_norm + t->first;
         out.block_inverse = head->block_inverse;
         out.bad_block = head->bad_block;
+    } else {
+        out.times = head->inverse_norm + t->first;
+        out.factor = (float)(head->config.scale / head->config.batch);
     }
     return sfc_cuda_check(head->cuda,
                           sfc_cuda_gather(&t->store, head->rows + t->first, tile_positions(head),
@@ -389,8 +393,6 @@ static int softmax_run(const struct tile *t, const struct run *run, struct sfc_e
         .mp = (uint32_t)head->sizes.mp,
         .first = t->first,
         .scale = (float)c->scale,
-        .factor = (float)(c->scale / c->batch),
-        .inverse_norm = head->inverse_norm + t->first,
         .add = head->add + t->first,
         .high = head->high,
         .low = head->low,
@@ -604,6 +606,7 @@ static struct sfc_cuda_update update_of(const struct sfc_cuda_head *head, double
     const struct sfc_head_config *c = &head->config;
     struct sfc_cuda_update u = {
         .is_adamw = c->optimizer == SFC_OPTIMIZER_ADAMW,
+        .gradient_scale = (float)(c->scale / c->batch),
         .lr = (float)lr,
         .momentum = (float)c->momentum,
         .weight_decay = (float)c->weight_decay,

@@ -52,6 +52,9 @@ struct sfc_cuda_gather_out {
     void *tile; /* [positions, pitch] bf16 or f32 */
     float *inverse_norm;
     uint32_t *block_inverse, *bad_block;
+    const float *times; /* [positions] what a row is multiplied with, with factor, after it was
+                           rounded and before it is rounded again; NULL: rows as they are */
+    float factor;
 };
 
 /* half: operands are bf16. rows, store->chunk_block: from the tile's first on. */
@@ -131,12 +134,12 @@ struct sfc_cuda_softmax {
     bool half;
     uint32_t chunk, strips, mp;
     size_t first;
-    float scale, factor;             /* factor: scale / batch */
-    const float *inverse_norm, *add; /* [tile positions] */
+    float scale;
+    const float *add;        /* [tile positions] */
     const float *high, *low; /* [columns.all] log2(e) times the log-sum-exp; high inf: p = 0 */
     const int32_t *column_target;
     const float *target_p; /* [columns.all] */
-    void *z;               /* [tile positions, columns.all] becomes p / |w| * factor */
+    void *z;               /* [tile positions, columns.all] becomes p */
     uint32_t *not_finite;  /* [slots] */
 };
 
@@ -163,11 +166,12 @@ struct sfc_cuda_adamw {
 
 struct sfc_cuda_update {
     bool is_adamw;
+    float gradient_scale;
     float lr, momentum, weight_decay; /* of SGD */
     struct sfc_cuda_adamw adamw;
 };
 
-/* dw: [positions, pitch] gradients of the unit centres over their norms. */
+/* dw: [positions, pitch] gradients of the unit centres, but for gradient_scale: scale / batch. */
 cudaError_t sfc_cuda_update_rows(const struct sfc_cuda_store *store, const uint32_t *rows,
                                  size_t positions, const float *dw, const float *inverse_norm,
                                  const struct sfc_cuda_update *update, cudaStream_t stream);
