@@ -5,7 +5,7 @@
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/head.h"
 
-#define PIECE_BYTES ((size_t)8 << 20) /* long enough to keep the bus busy */
+#define PIECE_BYTES ((size_t)1 << 20) /* long enough to keep the bus busy */
 #define PACKED_ROOM 16                /* between the halves and the floats of a piece */
 
 static uint64_t smaller(uint64_t a, uint64_t b)

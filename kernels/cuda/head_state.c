@@ -9,8 +9,9 @@
 
 _Static_assert(sizeof(struct sfc_lag) == sizeof(struct sfc_cuda_lag), "one table for both");
 
-/* Of f32 on its way between host and device: long enough to keep the bus busy. */
-#define PIECE_BYTES ((size_t)8 << 20)
+/* Of f32 on its way between host and device: long enough to keep the bus busy, short enough that
+ * the host's copy and the bus overlap in a call for 4 MiB, a snapshot's. */
+#define PIECE_BYTES ((size_t)1 << 20)
 #define ALIGNMENT   256
 
 /* A piece in flight: converted on the device, copied, and taken by the host, while the other one is
