@@ -282,7 +282,7 @@ static int add_exps(struct sfc_cuda_head *head, struct sfc_error *err)
     uint32_t at = 0;
     int rc = clear(head, head->limbs, 0, head->sizes.columns * SFC_CUDA_LIMBS * sizeof *head->limbs,
                    err);
-    while (!rc && next_run(head, &at, &run)) {
+    while (!rc && head->chunks && next_run(head, &at, &run)) { /* every block may be left out */
         struct sfc_cuda_columns columns = columns_of(head, &run);
         rc = sfc_cuda_check(head->cuda,
                             sfc_cuda_add_exps(head->exps, head->chunks, strips(head),
