@@ -94,7 +94,7 @@ def gpu_lines():
 def test_gpu_table():
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "gpu.jsonl"
-        for text, words in ((gpu_lines(), ("3000 GB/s", "10.42", "1.92", "23.50", "5.00", "4.00", "10,250,000")), ("", ())):
+        for text, words in ((gpu_lines(), ("3000 GB/s", "10.45", "1.91", "23.50", "5.00", "4.00", "10,250,000")), ("", ())):
             file.write_text(text)
             done = subprocess.run([sys.executable, str(TOP / "tests" / "bench" / "gpu_table.py"), str(file)], text=True,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=100)
