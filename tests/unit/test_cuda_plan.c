@@ -324,7 +324,7 @@ static void test_bound_is_reached(void **state)
     }
 }
 
-/* Neither the device's order nor what was planned before changes a plan. */
+/* Neither the device's order nor a plan before it that is still under way changes a plan. */
 static void test_same_bits_in_any_order(void **state)
 {
     (void)state;
@@ -335,7 +335,8 @@ static void test_same_bits_in_any_order(void **state)
         sfc_cuda_host_seed(seed);
         open_head(&f, &config, 1);
         set_labels(&f, 500 + seed, 5000, 4);
-        plan(&f, 4);
+        struct sfc_error err;
+        must(sfc_head_plan(f.head, 5, f.labels, NULL, &err), &err);
         set_labels(&f, 499, 5000, 4);
         uint64_t sampled = plan(&f, 5);
         check_plan(&f, 5, sampled);
@@ -343,6 +344,31 @@ static void test_same_bits_in_any_order(void **state)
         first = sampled;
         close_head(&f);
     }
+}
+
+/* Where the host has no access to the device's memory. */
+static void test_host_keeps_off_the_device(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct sfc_error err;
+    const struct sfc_head_config config = config_of(5000, 1700, 90000, 64);
+    sfc_cuda_host_guard(true);
+    open_head(&f, &config, 1);
+    for (uint64_t step = 1; step <= 3; step++) {
+        set_labels(&f, 650 + step, 5000, 4);
+        uint64_t sampled = plan(&f, step), total = 0;
+        for (uint64_t b = 0; b < f.count; b++) {
+            const uint32_t *rows = NULL;
+            uint32_t n = 0;
+            must(sfc_head_sample(f.head, b, &rows, &n, &err), &err);
+            assert_true(n > 0 && rows[n - 1] < sfc_head_block_rows(&config, b));
+            total += n;
+        }
+        assert_int_equal(total, sampled);
+    }
+    close_head(&f);
+    sfc_cuda_host_guard(false);
 }
 
 static void test_blocks_ahead_are_left_out(void **state)
@@ -495,6 +521,7 @@ int main(void)
         cmocka_unit_test(test_largest_blocks),
         cmocka_unit_test(test_bound_is_reached),
         cmocka_unit_test(test_same_bits_in_any_order),
+        cmocka_unit_test(test_host_keeps_off_the_device),
         cmocka_unit_test(test_blocks_ahead_are_left_out),
         cmocka_unit_test(test_missed_steps),
         cmocka_unit_test(test_rows_ahead_of_the_run),
