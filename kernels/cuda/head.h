@@ -57,6 +57,7 @@ struct sfc_cuda_lane {
     float *product;  /* [group * chunk, max(columns, pitch)] or [group, columns, pitch] */
     void *operand;   /* [group * chunk, bp] p of the batch, where its slots are not in order */
     void *workspace; /* of products */
+    unsigned long long *dx; /* [columns, pitch] its part of pass 2's answers */
     cudaEvent_t done;
 };
 
@@ -115,7 +116,6 @@ struct sfc_cuda_head {
     uint32_t *bad_block;       /* the first that has a row that is not finite, or more than any */
     double *exps;              /* [max_chunks * strips, columns] parts of the sums */
     unsigned long long *limbs; /* [columns, 8]: 32-bit limbs of 256-bit sums, not yet carried */
-    unsigned long long *dx;    /* [columns, pitch] */
     float *features;           /* [slots, micro_batch, dim] raw */
     float *high, *low;         /* [columns] log2(e) times the log-sum-exp */
     int32_t *column_target;    /* [columns] position of the column's target, or -1 */

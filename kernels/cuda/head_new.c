@@ -213,7 +213,6 @@ static void lay_out_step(struct sfc_cuda_head *head, struct sfc_cuda_carver *c)
     head->bad_block = sfc_cuda_carve(c, 1, sizeof *head->bad_block);
     head->exps = sfc_cuda_carve(c, s->max_chunks * strips(head) * s->columns, sizeof *head->exps);
     head->limbs = sfc_cuda_carve(c, s->columns * SFC_CUDA_LIMBS, sizeof *head->limbs);
-    head->dx = sfc_cuda_carve(c, s->columns * s->pitch, sizeof *head->dx);
     head->features = sfc_cuda_carve(c, (size_t)config->slots * config->micro_batch * config->dim,
                                     sizeof *head->features);
     head->high = sfc_cuda_carve(c, s->columns, sizeof *head->high);
@@ -232,6 +231,7 @@ static void lay_out_lanes(struct sfc_cuda_head *head, struct sfc_cuda_carver *c)
         lane->product = sfc_cuda_carve(c, product, sizeof *lane->product);
         lane->operand = sfc_cuda_carve(c, positions * s->bp, operand_bytes(head));
         lane->workspace = sfc_cuda_carve(c, workspace, 1);
+        lane->dx = sfc_cuda_carve(c, s->columns * s->pitch, sizeof *lane->dx);
     }
 }
 

@@ -393,6 +393,7 @@ static int softmax_run(const struct tile *t, const struct run *run, struct sfc_e
         .mp = (uint32_t)head->sizes.mp,
         .first = t->first,
         .scale = (float)c->scale,
+        .filtered = c->has_filter,
         .add = head->add + t->first,
         .high = head->high,
         .low = head->low,
@@ -418,7 +419,7 @@ static int dx_run(const struct tile *t, const struct run *run, struct sfc_error 
         return rc;
     return sfc_cuda_check(head->cuda,
                           sfc_cuda_add_dx(t->lane->product, t->chunks, (uint32_t)head->sizes.pitch,
-                                          &columns, head->dx, t->stream),
+                                          &columns, t->lane->dx, t->stream),
                           "the sums of dx", err);
 }
 
@@ -500,15 +501,16 @@ static int fetch_gradient(struct sfc_cuda_head *head, struct sfc_head_gradient_i
     int rc = fetch(head, head->flags, head->not_finite, c->slots, sizeof *head->flags,
                    sizeof *head->flags, "the flags of the slots", err);
     for (size_t i = 0; !rc && items[0].dx && i < n; i++)
-        rc = fetch(head, items[i].dx, head->dx + items[i].slot * s->mp * s->pitch, c->micro_batch,
-                   c->dim * sizeof *head->dx, s->pitch * sizeof *head->dx, "dx", err);
+        rc = fetch(head, items[i].dx, head->lanes[0].dx + items[i].slot * s->mp * s->pitch,
+                   c->micro_batch, c->dim * sizeof(uint64_t), s->pitch * sizeof(uint64_t), "dx",
+                   err);
     return rc;
 }
 
 static int run_gradient(struct sfc_cuda_head *head, struct sfc_head_gradient_item *items, size_t n,
                         struct sfc_error *err)
 {
-    const struct sfc_cuda_sizes *s = &head->sizes;
+    size_t numbers = head->sizes.columns * head->sizes.pitch;
     struct gradient_call call = {items[0].dx != NULL};
     int rc = sfc_cuda_enter(head->cuda, err);
     if (!rc)
@@ -517,10 +519,15 @@ static int run_gradient(struct sfc_cuda_head *head, struct sfc_head_gradient_ite
         rc = target_probabilities(head, err);
     if (!rc)
         rc = clear_flags(head, items, n, err);
-    if (!rc && call.wants_dx)
-        rc = clear(head, head->dx, 0, s->columns * s->pitch * sizeof *head->dx, err);
+    for (int i = 0; !rc && call.wants_dx && i < SFC_CUDA_LANES; i++)
+        rc = clear(head, head->lanes[i].dx, 0, numbers * sizeof(uint64_t), err);
     if (!rc)
         rc = over_tiles(head, gradient_tile, &call, err);
+    for (int i = 1; !rc && call.wants_dx && i < SFC_CUDA_LANES; i++)
+        rc = sfc_cuda_check(
+            head->cuda,
+            sfc_cuda_join_dx(head->lanes[0].dx, head->lanes[i].dx, numbers, main_stream(head)),
+            "the sums of dx", err);
     return rc ? rc : fetch_gradient(head, items, n, err);
 }
 

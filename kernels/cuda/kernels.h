@@ -135,6 +135,7 @@ struct sfc_cuda_softmax {
     uint32_t chunk, strips, mp;
     size_t first;
     float scale;
+    bool filtered;           /* some entries may be */
     const float *add;        /* [tile positions] */
     const float *high, *low; /* [columns.all] log2(e) times the log-sum-exp; high inf: p = 0 */
     const int32_t *column_target;
@@ -146,10 +147,13 @@ struct sfc_cuda_softmax {
 cudaError_t sfc_cuda_softmax_tile(const struct sfc_cuda_softmax *s, size_t chunks,
                                   cudaStream_t stream);
 /* product: [chunks, columns.count, pitch]; each chunk's numbers, rounded to fixed point, are added
- * to dx [columns.all, pitch]. */
+ * to dx [columns.all, pitch], which this stream alone may touch. */
 cudaError_t sfc_cuda_add_dx(const float *product, size_t chunks, uint32_t pitch,
                             const struct sfc_cuda_columns *columns, unsigned long long *dx,
                             cudaStream_t stream);
+/* to += from. */
+cudaError_t sfc_cuda_join_dx(unsigned long long *to, const unsigned long long *from, size_t numbers,
+                             cudaStream_t stream);
 
 /* ---- pass 3 (commit.cu) */
 

@@ -69,7 +69,7 @@ static SFC_HD inline int64_t sfc_hd_dx_to_fixed(float v)
         return 0;
     if (fabsf(v) >= 0x1p18f)
         return v > 0 ? (int64_t)1 << 62 : -((int64_t)1 << 62);
-    return (int64_t)llrint((double)v * 0x1p44);
+    return (int64_t)llrintf(v * 0x1p44f); /* the product is exact */
 }
 
 #endif
