@@ -13,10 +13,14 @@ extern "C" {
 struct sfc_cuda_dim3 {
     unsigned x, y, z;
 };
+struct sfc_cuda_grid {
+    struct sfc_cuda_dim3 block, threads, blocks;
+};
 struct sfc_cuda_place {
-    struct sfc_cuda_dim3 thread, block, threads, blocks;
+    struct sfc_cuda_dim3 thread;
     unsigned lane; /* of the warp */
 };
+extern struct sfc_cuda_grid sfc_cuda_grid;
 extern const struct sfc_cuda_place *sfc_cuda_here;
 
 enum sfc_cuda_meeting {

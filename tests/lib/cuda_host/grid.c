@@ -48,8 +48,10 @@ static struct {
     struct thread *now;
     struct array array[MAX_ARRAYS];
     size_t arrays, shared;
+    bool in_order;
 } grid;
 
+struct sfc_cuda_grid sfc_cuda_grid;
 const struct sfc_cuda_place *sfc_cuda_here;
 
 /* ---- what is wrong */
@@ -76,7 +78,7 @@ static struct text where(const struct thread *t)
 
 _Noreturn static void die_apart(const struct thread *a, const struct thread *b)
 {
-    const struct sfc_cuda_dim3 *at = &a->place.block;
+    const struct sfc_cuda_dim3 *at = &sfc_cuda_grid.block;
     sfc_host_die("kernel %s, block (%u, %u, %u): %s while %s", grid.launch->name, at->x, at->y,
                  at->z, where(a).text, where(b).text);
 }
@@ -98,8 +100,9 @@ static void make_ready(unsigned index)
 static unsigned take_ready(void)
 {
     unsigned head = grid.first;
-    if (!sfc_host_in_order()) {
-        unsigned other = (head + (unsigned)(sfc_host_random() % grid.count)) % MAX_THREADS;
+    if (!grid.in_order) {
+        unsigned draw = (unsigned)((sfc_host_random() >> 32) * grid.count >> 32);
+        unsigned other = (head + draw) % MAX_THREADS;
         unsigned index = grid.ready[other];
         grid.ready[other] = grid.ready[head];
         grid.ready[head] = index;
@@ -198,17 +201,26 @@ static void run_thread(void *arg)
     grid.launch->run(grid.launch->arg);
 }
 
-static void place_threads(struct sfc_cuda_dim3 block)
+/* All threads are ready at first. */
+static void place_threads(void)
 {
     const struct sfc_cuda_dim3 *size = &grid.launch->block;
-    for (unsigned i = 0; i < grid.threads; i++)
-        grid.thread[i] = (struct thread){
-            .place = {.thread = {i % size->x, i / size->x % size->y, i / size->x / size->y},
-                      .block = block,
-                      .threads = *size,
-                      .blocks = grid.launch->grid,
-                      .lane = i % WARP},
-        };
+    struct sfc_cuda_dim3 at = {0, 0, 0};
+    for (unsigned i = 0; i < grid.threads; i++) {
+        struct thread *t = &grid.thread[i];
+        t->place = (struct sfc_cuda_place){at, i % WARP};
+        t->fiber = NULL;
+        t->state = READY;
+        t->meetings = 0;
+        grid.ready[i] = i;
+        at.x++;
+        at.y += at.x == size->x;
+        at.x = at.x == size->x ? 0 : at.x;
+        at.z += at.y == size->y;
+        at.y = at.y == size->y ? 0 : at.y;
+    }
+    grid.first = 0;
+    grid.count = grid.threads;
 }
 
 /* No thread can go on: then one that waits and one that it waits for. */
@@ -231,13 +243,12 @@ _Noreturn static void die_stuck(void)
 
 static void run_block(struct sfc_cuda_dim3 block)
 {
-    grid.first = grid.count = grid.meets = grid.returned = 0;
-    place_threads(block);
+    sfc_cuda_grid.block = block;
+    grid.meets = grid.returned = 0;
+    place_threads();
     memset(grid.warp, 0, sizeof grid.warp);
     for (size_t i = 0; i < grid.arrays; i++)
         sfc_host_poison(grid.array[i].memory, grid.array[i].bytes);
-    for (unsigned i = 0; i < grid.threads; i++)
-        make_ready(i);
     while (grid.count > 0) {
         struct thread *t = &grid.thread[take_ready()];
         grid.now = t;
@@ -269,7 +280,10 @@ void sfc_host_run_grid(const struct sfc_host_launch *launch)
     uint64_t blocks = (uint64_t)size->x * size->y * size->z, start = 0, stride = 1;
     grid.launch = launch;
     grid.threads = launch->block.x * launch->block.y * launch->block.z;
-    if (!sfc_host_in_order()) {
+    sfc_cuda_grid.threads = launch->block;
+    sfc_cuda_grid.blocks = launch->grid;
+    grid.in_order = sfc_host_in_order();
+    if (!grid.in_order) {
         start = sfc_host_random() % blocks;
         do
             stride = 1 + sfc_host_random() % blocks % (UINT32_C(1) << 31);

@@ -37,9 +37,9 @@ struct dim3 {
     }
 };
 #define threadIdx (sfc_cuda_here->thread)
-#define blockIdx  (sfc_cuda_here->block)
-#define blockDim  (sfc_cuda_here->threads)
-#define gridDim   (sfc_cuda_here->blocks)
+#define blockIdx  (sfc_cuda_grid.block)
+#define blockDim  (sfc_cuda_grid.threads)
+#define gridDim   (sfc_cuda_grid.blocks)
 #define warpSize  32
 
 #define SFC_VECTORS(type, name, bytes)                                                             \
