@@ -53,6 +53,7 @@ int sfc_cublas_check(const struct sfc_cuda *cuda, cublasStatus_t status, const c
 
 int sfc_cuda_enter(const struct sfc_cuda *cuda, struct sfc_error *err)
 {
+    cudaGetLastError(); /* of what was given back: the next launch would report it as its own */
     return sfc_cuda_check(cuda, cudaSetDevice(cuda->device), "cudaSetDevice", err);
 }
 
@@ -72,15 +73,14 @@ int sfc_cuda_free_bytes(const struct sfc_cuda *cuda, size_t *out, struct sfc_err
 static void cuda_close(struct sfc_backend *backend)
 {
     struct sfc_cuda *cuda = (struct sfc_cuda *)backend;
-    if (cudaSetDevice(cuda->device) == cudaSuccess) {
-        if (cuda->blas)
-            cublasLtDestroy(cuda->blas);
-        for (int i = 0; i < SFC_CUDA_LANES; i++)
-            if (cuda->lane[i])
-                cudaStreamDestroy(cuda->lane[i]);
-        if (cuda->stream)
-            cudaStreamDestroy(cuda->stream);
-    }
+    cudaSetDevice(cuda->device); /* streams know theirs: they are given back whatever it says */
+    if (cuda->blas)
+        cublasLtDestroy(cuda->blas);
+    for (int i = 0; i < SFC_CUDA_LANES; i++)
+        if (cuda->lane[i])
+            cudaStreamDestroy(cuda->lane[i]);
+    if (cuda->stream)
+        cudaStreamDestroy(cuda->stream);
     free(cuda);
 }
 
