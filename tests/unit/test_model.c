@@ -84,7 +84,7 @@ static void setup_model(struct setup *s, struct sfc_model *model, uint32_t batch
         s->gradient[i] = NAN; /* every place must be written */
     }
     reference_init(&s->reference, model, batch);
-    if (sfc_lane_new(model, batch, &s->lane, &err) != SFC_OK) {
+    if (sfc_lane_new(sfc_lane_device_cpu(), model, batch, &s->lane, &err) != SFC_OK) {
         fail_msg("%s", err.text);
     }
 }
@@ -441,7 +441,8 @@ static void *compute_bits(void *arg)
     struct sfc_lane *lane = NULL;
     omp_set_num_threads(2 + job->history); /* the lane must not care */
     float *other = calloc(s->batch * 1024u + 1, sizeof *other);
-    job->rc = other == NULL ? SFC_ENOMEM : sfc_lane_new(s->model, s->batch, &lane, &err);
+    job->rc = other == NULL ? SFC_ENOMEM
+                            : sfc_lane_new(sfc_lane_device_cpu(), s->model, s->batch, &lane, &err);
     for (int i = 0; i < job->history && job->rc == SFC_OK; i++) {
         other[i] = NAN; /* poison of an earlier micro-batch */
         job->rc = sfc_lane_forward(lane, s->params, other, job->features, &err);
@@ -559,8 +560,9 @@ static void test_errors(void **state)
     assert_non_null(strstr(err.text, "3 x 3 x 4"));
 
     model = known("tiny", 8);
-    assert_int_equal(sfc_lane_new(model, 0, &lane, &err), SFC_EINVAL);
-    assert_int_equal(sfc_lane_new(model, UINT32_MAX, &lane, &err), SFC_EINVAL);
+    assert_int_equal(sfc_lane_new(sfc_lane_device_cpu(), model, 0, &lane, &err), SFC_EINVAL);
+    assert_int_equal(sfc_lane_new(sfc_lane_device_cpu(), model, UINT32_MAX, &lane, &err),
+                     SFC_EINVAL);
     assert_null(lane);
     sfc_lane_free(NULL);
     sfc_model_free(NULL);

@@ -1,0 +1,99 @@
+#include "worker/model/device.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "proto/base/plugin.h"
+#include "worker/model/lane_impl.h"
+
+#define MAX_DEVICE 1023u
+
+static const char *const precisions[] = {"f32", "bf16", "fp16"};
+
+int sfc_precision_parse(const char *text, enum sfc_precision *out, struct sfc_error *err)
+{
+    for (unsigned i = 0; i < sizeof precisions / sizeof precisions[0]; i++) {
+        if (strcmp(text, precisions[i]) == 0) {
+            *out = (enum sfc_precision)i;
+            return SFC_OK;
+        }
+    }
+    return sfc_fail(err, SFC_EINVAL, "precision '%s' is none of f32, bf16, fp16", text);
+}
+
+const char *sfc_precision_name(enum sfc_precision precision)
+{
+    return precisions[precision];
+}
+
+/* "cuda" or "cuda:N". */
+static bool cuda_number(const char *name, unsigned *out)
+{
+    unsigned number = 0;
+    if (strncmp(name, "cuda", 4) != 0) {
+        return false;
+    }
+    const char *digits = name + 4;
+    if (*digits == '\0') {
+        *out = 0;
+        return true;
+    }
+    if (*digits != ':' || digits[1] == '\0') {
+        return false;
+    }
+    for (digits++; *digits >= '0' && *digits <= '9' && number <= MAX_DEVICE; digits++) {
+        number = 10 * number + (unsigned)(*digits - '0');
+    }
+    *out = number;
+    return *digits == '\0' && number <= MAX_DEVICE;
+}
+
+static int open_cuda(const char *name, unsigned number, enum sfc_precision precision,
+                     const struct sfc_lane_device **out, struct sfc_error *err)
+{
+    char who[64];
+    const void *symbol = NULL;
+    snprintf(who, sizeof who, "device '%s'", name);
+    struct sfc_plugin_wanted wanted = {
+        who, "cudnn", "cuda", "sfc_lane_plugin", SFC_LANE_PLUGIN_ABI, SFC_LANE_PLUGIN_LAYOUT};
+    int rc = sfc_plugin_load(&wanted, &symbol, err);
+    if (rc != SFC_OK) {
+        return rc;
+    }
+    const struct sfc_lane_plugin *plugin = symbol;
+    return plugin->open(number, precision, out, err);
+}
+
+int sfc_lane_device_open(const char *name, enum sfc_precision precision,
+                         const struct sfc_lane_device **out, struct sfc_error *err)
+{
+    unsigned number;
+    if (cuda_number(name, &number)) {
+        return open_cuda(name, number, precision, out, err);
+    }
+    if (strcmp(name, "cpu") != 0) {
+        return sfc_fail(err, SFC_EINVAL,
+                        "device '%s' is not cpu, cuda or cuda:N with N within 0 to %u", name,
+                        MAX_DEVICE);
+    }
+    if (precision != SFC_PRECISION_F32) {
+        return sfc_fail(err, SFC_EUNSUPPORTED,
+                        "device 'cpu' computes backbones in f32, not in %s; give --precision f32, "
+                        "or --device cuda",
+                        sfc_precision_name(precision));
+    }
+    *out = sfc_lane_device_cpu();
+    return SFC_OK;
+}
+
+void sfc_lane_device_close(const struct sfc_lane_device *device)
+{
+    if (device != NULL) {
+        device->ops->close(device);
+    }
+}
+
+void sfc_lane_device_numerics(const struct sfc_lane_device *device, char *out, size_t size)
+{
+    device->ops->numerics(device, out, size);
+}
