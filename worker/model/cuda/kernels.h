@@ -1,7 +1,7 @@
 /* The backbone's own device code: everything but convolutions and products of matrices. Plain C for
  * whoever launches. Activations are [rows, channels], row = (image, y, x), in one of three number
- * formats; parameters, statistics and gradients of parameters are f32. Every sum has an order that is
- * a function of the shape alone: rows in chunks, a chunk's rows by threads of one block in f32,
+ * formats; parameters, statistics and gradients of parameters are f32. Every sum has an order that
+ * is a function of the shape alone: rows in chunks, a chunk's rows by threads of one block in f32,
  * threads and chunks in double; no atomics.
  *
  * A launcher puts its kernels into the stream and returns what launching them said. */
@@ -24,11 +24,12 @@ static inline size_t sfc_number_size(enum sfc_number number)
     return number == SFC_NUMBER_F32 ? 4 : 2;
 }
 
-/* How a kernel that sums over rows is cut: threads.x columns of `width` channels, threads.y rows. */
+/* How a kernel that sums over rows is cut: threads.x columns of `width` channels, threads.y rows.
+ */
 struct sfc_cut {
-    uint32_t width;             /* channels of a thread: 8, or 1 where they don't divide */
-    uint32_t columns, lines;    /* threads of a block */
-    uint32_t tiles;             /* blocks side by side over the channels */
+    uint32_t width;              /* channels of a thread: 8, or 1 where they don't divide */
+    uint32_t columns, lines;     /* threads of a block */
+    uint32_t tiles;              /* blocks side by side over the channels */
     uint32_t chunks, chunk_rows; /* blocks over the rows */
 };
 
@@ -78,11 +79,11 @@ cudaError_t sfc_launch_add(cudaStream_t stream, enum sfc_number number, uint32_t
 
 struct sfc_norm_at {
     uint32_t rows, channels;
-    const float *gamma, *beta, *slope;             /* slope NULL: no PReLU */
-    float *mean, *inverse_std, *unbiased_var;      /* of the last measure; kept for backward */
-    float *factor;                                 /* gamma * inverse_std, kept likewise */
-    float *mean_grad, *tilt;                       /* scratch of backward */
-    double *partial;                               /* 3 * chunks * channels */
+    const float *gamma, *beta, *slope;        /* slope NULL: no PReLU */
+    float *mean, *inverse_std, *unbiased_var; /* of the last measure; kept for backward */
+    float *factor;                            /* gamma * inverse_std, kept likewise */
+    float *mean_grad, *tilt;                  /* scratch of backward */
+    double *partial;                          /* 3 * chunks * channels */
 };
 
 /* mean, inverse_std, unbiased_var, factor from x; rows >= 2. */
@@ -94,7 +95,8 @@ cudaError_t sfc_launch_norm_running(cudaStream_t stream, const struct sfc_norm_a
 /* y = PReLU((x - mean) * factor + beta). */
 cudaError_t sfc_launch_norm_apply(cudaStream_t stream, enum sfc_number number,
                                   const struct sfc_norm_at *at, const void *x, void *y);
-/* grad: d loss / d y in, d loss / d x out; dgamma, dbeta, dslope (NULL without PReLU) times scale. */
+/* grad: d loss / d y in, d loss / d x out; dgamma, dbeta, dslope (NULL without PReLU) times scale.
+ */
 cudaError_t sfc_launch_norm_backward(cudaStream_t stream, enum sfc_number number,
                                      const struct sfc_norm_at *at, const void *x, void *grad,
                                      float scale, float *dgamma, float *dbeta, float *dslope);
@@ -118,8 +120,8 @@ cudaError_t sfc_launch_window_weights(cudaStream_t stream, enum sfc_number numbe
                                       const struct sfc_window *w, const void *x, const void *dy,
                                       double *partial, float scale, float *gradient);
 
-/* ---- convolutions as plain loops, for what cuDNN has no deterministic engine for. Weights as packed:
- * [out_channels, taps, channels / groups]. */
+/* ---- convolutions as plain loops, for what cuDNN has no deterministic engine for. Weights as
+ * packed: [out_channels, taps, channels / groups]. */
 
 struct sfc_plain_conv {
     struct sfc_window window; /* channels: of x */

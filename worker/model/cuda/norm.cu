@@ -1,5 +1,5 @@
-/* Batch norm with PReLU: one pass over x for its statistics, one to apply them; backward one pass for
- * three sums and one for the gradient. */
+/* Batch norm with PReLU: one pass over x for its statistics, one to apply them; backward one pass
+ * for three sums and one for the gradient. */
 #include "worker/model/cuda/rows.cuh"
 
 #define EPSILON 1e-5 /* SFC_BATCH_NORM_EPSILON */
@@ -35,7 +35,6 @@ template <int Width> struct channel_set {
         return (x - mean[i]) * factor[i] + beta[i];
     }
 };
-
 
 /* ---- forward */
 
@@ -76,7 +75,8 @@ __global__ static void measured_kernel(struct norm_work w, const typename Number
     bool mine = c < channels;
     const double *part = w.at.partial + c;
     double sum = sfc_sum_chunks(part, mine, w.cut.chunks, 2 * (size_t)channels, buffer);
-    double square = sfc_sum_chunks(part + channels, mine, w.cut.chunks, 2 * (size_t)channels, buffer);
+    double square =
+        sfc_sum_chunks(part + channels, mine, w.cut.chunks, 2 * (size_t)channels, buffer);
     if (!mine || threadIdx.y)
         return;
     double rows = w.at.rows, off = sum / rows, deviation = square - sum * off;
@@ -224,8 +224,7 @@ __global__ static void summed_kernel(struct norm_work w, float scale, float *dga
     const double *part = w.at.partial + c;
     double sum = sfc_sum_chunks(part, mine, w.cut.chunks, stride, buffer);
     double product = sfc_sum_chunks(part + channels, mine, w.cut.chunks, stride, buffer);
-    double tilt =
-        sfc_sum_chunks(part + 2 * (size_t)channels, mine, w.cut.chunks, stride, buffer);
+    double tilt = sfc_sum_chunks(part + 2 * (size_t)channels, mine, w.cut.chunks, stride, buffer);
     if (!mine || threadIdx.y)
         return;
     double inverse = (double)w.at.inverse_std[c], rows = w.at.rows;

@@ -38,15 +38,21 @@ __device__ static inline float sfc_from_f16(uint32_t bits)
 {
     uint32_t u = (bits & 0x7fffu) << 13, sign = (bits & 0x8000u) << 16;
     float magnitude = __uint_as_float(u) * 0x1p112f; /* denormals too */
-    if (u >= 0x0f800000u) /* infinite or NaN */
+    if (u >= 0x0f800000u)                            /* infinite or NaN */
         magnitude = __uint_as_float(u | 0x7f800000u);
     return __uint_as_float(__float_as_uint(magnitude) | sign);
 }
 
 struct sfc_f32 {
     typedef float store;
-    __device__ static float get(const float *at) { return *at; }
-    __device__ static void put(float *at, float x) { *at = x; }
+    __device__ static float get(const float *at)
+    {
+        return *at;
+    }
+    __device__ static void put(float *at, float x)
+    {
+        *at = x;
+    }
     __device__ static void get8(const float *at, float *x)
     {
         float4 a = ((const float4 *)at)[0], b = ((const float4 *)at)[1];
@@ -65,20 +71,38 @@ struct sfc_f32 {
 
 struct sfc_bf16 {
     typedef uint16_t store;
-    __device__ static float from(uint32_t bits) { return sfc_from_bf16(bits); }
-    __device__ static uint32_t to(float x) { return sfc_to_bf16(x); }
+    __device__ static float from(uint32_t bits)
+    {
+        return sfc_from_bf16(bits);
+    }
+    __device__ static uint32_t to(float x)
+    {
+        return sfc_to_bf16(x);
+    }
 };
 
 struct sfc_f16 {
     typedef uint16_t store;
-    __device__ static float from(uint32_t bits) { return sfc_from_f16(bits); }
-    __device__ static uint32_t to(float x) { return sfc_to_f16(x); }
+    __device__ static float from(uint32_t bits)
+    {
+        return sfc_from_f16(bits);
+    }
+    __device__ static uint32_t to(float x)
+    {
+        return sfc_to_f16(x);
+    }
 };
 
 /* Access to a format of 16 bits. */
 template <class Format> struct sfc_half : Format {
-    __device__ static float get(const uint16_t *at) { return Format::from(*at); }
-    __device__ static void put(uint16_t *at, float x) { *at = (uint16_t)Format::to(x); }
+    __device__ static float get(const uint16_t *at)
+    {
+        return Format::from(*at);
+    }
+    __device__ static void put(uint16_t *at, float x)
+    {
+        *at = (uint16_t)Format::to(x);
+    }
     __device__ static void get8(const uint16_t *at, float *x)
     {
         uint4 v = *(const uint4 *)at;

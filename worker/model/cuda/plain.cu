@@ -1,14 +1,13 @@
-/* Convolutions as plain loops, one thread per result: for what cuDNN has no deterministic engine for,
- * and to compare with. */
+/* Convolutions as plain loops, one thread per result: for what cuDNN has no deterministic engine
+ * for, and to compare with. */
 #include "worker/model/cuda/number.cuh"
 
 #define THREADS SFC_BLOCK_THREADS
 
 template <class Number>
-__global__ static void forward_kernel(struct sfc_plain_conv c, uint32_t count,
-                                      const typename Number::store *x,
-                                      const typename Number::store *weights,
-                                      typename Number::store *y)
+__global__ static void
+forward_kernel(struct sfc_plain_conv c, uint32_t count, const typename Number::store *x,
+               const typename Number::store *weights, typename Number::store *y)
 {
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count)
@@ -36,17 +35,17 @@ __global__ static void forward_kernel(struct sfc_plain_conv c, uint32_t count,
 }
 
 template <class Number>
-__global__ static void data_kernel(struct sfc_plain_conv c, uint32_t count,
-                                   const typename Number::store *dy,
-                                   const typename Number::store *weights,
-                                   typename Number::store *dx)
+__global__ static void
+data_kernel(struct sfc_plain_conv c, uint32_t count, const typename Number::store *dy,
+            const typename Number::store *weights, typename Number::store *dx)
 {
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count)
         return;
     struct sfc_window w = c.window;
     uint32_t inner = w.channels / c.groups, outer = c.out_channels / c.groups;
-    uint32_t channel = i % w.channels, row = i / w.channels, taps = w.kernel_height * w.kernel_width;
+    uint32_t channel = i % w.channels, row = i / w.channels,
+             taps = w.kernel_height * w.kernel_width;
     uint32_t ix = row % w.in_width, iy = row / w.in_width % w.in_height;
     uint32_t image = row / w.in_width / w.in_height, first = channel / inner * outer;
     float sum = 0;
@@ -114,8 +113,7 @@ static cudaError_t forward(cudaStream_t stream, const struct sfc_plain_conv *c, 
                            const void *weights, void *y)
 {
     typedef typename Number::store store;
-    uint32_t count =
-        c->window.batch * c->window.out_height * c->window.out_width * c->out_channels;
+    uint32_t count = c->window.batch * c->window.out_height * c->window.out_width * c->out_channels;
     auto kernel = forward_kernel<Number>;
     SFC_LAUNCH(kernel, blocks_for(count, 1), dim3(THREADS), stream, *c, count, (const store *)x,
                (const store *)weights, (store *)y);
@@ -136,7 +134,8 @@ static cudaError_t backward_data(cudaStream_t stream, const struct sfc_plain_con
                                  const void *dy, const void *weights, void *dx)
 {
     typedef typename Number::store store;
-    uint32_t count = c->window.batch * c->window.in_height * c->window.in_width * c->window.channels;
+    uint32_t count =
+        c->window.batch * c->window.in_height * c->window.in_width * c->window.channels;
     auto kernel = data_kernel<Number>;
     SFC_LAUNCH(kernel, blocks_for(count, 1), dim3(THREADS), stream, *c, count, (const store *)dy,
                (const store *)weights, (store *)dx);

@@ -1,4 +1,5 @@
-/* Kernels over rows x channels: which of both a thread has, and the sums of a block over its rows. */
+/* Kernels over rows x channels: which of both a thread has, and the sums of a block over its rows.
+ */
 #ifndef SFC_WORKER_MODEL_CUDA_ROWS_CUH
 #define SFC_WORKER_MODEL_CUDA_ROWS_CUH
 
@@ -10,9 +11,9 @@ template <int Width> __device__ static inline uint32_t sfc_own_channel(void)
     return (blockIdx.y * blockDim.x + threadIdx.x) * Width;
 }
 
-/* sums[i * stride] of the thread's Width channels, first at out, = the block's sum of `mine` over its
- * lines, in their order. buffer: SFC_BLOCK_THREADS * Width floats that the block shares. The whole
- * block calls it. */
+/* sums[i * stride] of the thread's Width channels, first at out, = the block's sum of `mine` over
+ * its lines, in their order. buffer: SFC_BLOCK_THREADS * Width floats that the block shares. The
+ * whole block calls it. */
 template <int Width>
 __device__ static inline void sfc_sum_lines(const float *mine, float *buffer, uint32_t channels,
                                             double *out)
@@ -38,9 +39,9 @@ __device__ static inline void sfc_sum_lines(const float *mine, float *buffer, ui
 #define SFC_FINISH_CHANNELS 32
 #define SFC_FINISH_LINES    16
 
-/* The sum of part[chunk * stride] over chunks, for a block of SFC_FINISH_CHANNELS x SFC_FINISH_LINES
- * threads: every line sums each 16th chunk, then the lines are summed in their order. Valid in line
- * 0. buffer: one double per thread. The whole block calls it. */
+/* The sum of part[chunk * stride] over chunks, for a block of SFC_FINISH_CHANNELS x
+ * SFC_FINISH_LINES threads: every line sums each 16th chunk, then the lines are summed in their
+ * order. Valid in line 0. buffer: one double per thread. The whole block calls it. */
 __device__ static inline double sfc_sum_chunks(const double *part, bool mine, uint32_t chunks,
                                                size_t stride, double *buffer)
 {

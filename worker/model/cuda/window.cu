@@ -95,7 +95,8 @@ __global__ static void __launch_bounds__(SFC_BLOCK_THREADS)
     sfc_put<Number, Width>(dx + (size_t)row * w.channels + c, sum);
 }
 
-/* Taps blockIdx.z * Taps and the following: partial sums of x * dy over a chunk of output pixels. */
+/* Taps blockIdx.z * Taps and the following: partial sums of x * dy over a chunk of output pixels.
+ */
 template <class Number, int Width, int Taps>
 __global__ static void __launch_bounds__(SFC_BLOCK_THREADS)
     weights_kernel(struct sfc_window w, struct sfc_cut cut, uint32_t rows,
