@@ -49,7 +49,7 @@ static void test_small(void **state)
             rig_check_features(&s, reference_forward(&s.reference, s.exact_params, s.images, true),
                                2e-5);
             rig_check_statistics(&s, 2e-5);
-            rig_check_gradient(&s, batch == 3 ? UINT64_MAX : 8, 2e-4);
+            rig_check_gradient(&s, batch == 3 ? 24 : 2, 2e-4);
             rig_close(&s);
         }
     }
@@ -69,7 +69,7 @@ static double distance(const float *a, const float *b, size_t count)
 
 /* A precision of 16 bits is near f32, and a gradient 2^-40 times as large is exactly that: f16
  * without scaling would have lost it. */
-static void check_half(enum sfc_precision precision, double near)
+static void check_half(enum sfc_precision precision, double near, double gradient_near)
 {
     const struct sfc_lane_device *f32 = device(SFC_PRECISION_F32), *half = device(precision);
     for (size_t i = 0; i < rig_case_count; i++) {
@@ -82,7 +82,7 @@ static void check_half(enum sfc_precision precision, double near)
         double gradient = distance(t.gradient, s.gradient, s.model->size);
         print_message("%s: features %.4f, gradient %.4f\n", rig_cases[i].name, features, gradient);
         assert_true(features < near);
-        assert_true(gradient < 4 * near);
+        assert_true(gradient < gradient_near);
         assert_true(features > 0);
         rig_close(&s);
         rig_close(&t);
@@ -94,13 +94,13 @@ static void check_half(enum sfc_precision precision, double near)
 static void test_bf16(void **state)
 {
     (void)state;
-    check_half(SFC_PRECISION_BF16, 0.03);
+    check_half(SFC_PRECISION_BF16, 0.03, 0.25);
 }
 
 static void test_f16(void **state)
 {
     (void)state;
-    check_half(SFC_PRECISION_F16, 0.004);
+    check_half(SFC_PRECISION_F16, 0.004, 0.03);
 }
 
 static bool statistic_at(const struct sfc_model *model, uint64_t at)
@@ -244,17 +244,28 @@ static void test_single_row(void **state)
 static void test_failures(void **state)
 {
     (void)state;
+    const struct sfc_row rows[] = {
+        {.kind = SFC_ROW_BOTTLENECK,
+         .name = "s",
+         .expand = 1,
+         .channels = 1,
+         .repeat = 1,
+         .stride = 1},
+        {.kind = SFC_ROW_GLOBAL_POOL, .name = "pool"},
+        {.kind = SFC_ROW_DENSE, .name = "fc"},
+    };
+    const struct rig_case every = {"every kind", rows, 3, {2, 2, 1}};
     const struct sfc_lane_device *on = device(SFC_PRECISION_BF16);
     struct sfc_cuda_host_use before = sfc_cuda_host_use();
     struct rig s;
-    rig_init(&s, on, rig_build(&rig_cases[5], 6), 3, 3);
-    struct sfc_model *model = rig_build(&rig_cases[5], 6);
+    rig_init(&s, on, rig_build(&every, 2), 2, 3);
+    struct sfc_model *model = rig_build(&every, 2);
     uint64_t failures = 0;
     for (uint64_t n = 1;; n++) {
         struct sfc_lane *lane = NULL;
         struct sfc_error err = {0};
         sfc_cuda_host_fail(n, false);
-        int rc = sfc_lane_new(on, model, 3, &lane, &err);
+        int rc = sfc_lane_new(on, model, 2, &lane, &err);
         if (rc == SFC_OK) {
             rc = sfc_lane_forward(lane, s.params, s.images, s.features, &err);
         }

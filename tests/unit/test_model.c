@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "proto/base/openmp.h"
 #include "tests/lib/model_rig.h"
@@ -274,10 +275,42 @@ static void test_order_of_calls(void **state)
     rig_close(&s);
 }
 
+static void test_devices(void **state)
+{
+    (void)state;
+    static const char *const wrong[] = {"gpu",   "cuda:",   "cuda:x", "cuda:1024",
+                                        "cudax", "cuda:1x", ""};
+    const struct sfc_lane_device *device = NULL;
+    enum sfc_precision precision;
+    struct sfc_error err = {0};
+    char dir[] = "/tmp/sfc_devices_XXXXXX";
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        assert_int_equal(sfc_lane_device_open(wrong[i], SFC_PRECISION_F32, &device, &err),
+                         SFC_EINVAL);
+        assert_non_null(strstr(err.text, "cuda:N"));
+    }
+    assert_int_equal(sfc_precision_parse("f16", &precision, &err), SFC_EINVAL);
+    assert_int_equal(sfc_precision_parse("fp16", &precision, &err), SFC_OK);
+    assert_int_equal(precision, SFC_PRECISION_F16);
+    assert_int_equal(sfc_lane_device_open("cpu", precision, &device, &err), SFC_EUNSUPPORTED);
+    assert_non_null(strstr(err.text, "--precision f32"));
+    assert_non_null(mkdtemp(dir));
+    setenv("SFC_PLUGIN_DIR", dir, 1);
+    assert_int_equal(sfc_lane_device_open("cuda:7", precision, &device, &err), SFC_EUNSUPPORTED);
+    assert_non_null(strstr(err.text, "device 'cuda:7'"));
+    assert_non_null(strstr(err.text, "libshardfc-cudnn.so"));
+    rmdir(dir);
+    assert_null(device);
+    assert_int_equal(sfc_lane_device_open("cpu", SFC_PRECISION_F32, &device, &err), SFC_OK);
+    assert_ptr_equal(device, sfc_lane_device_cpu());
+    sfc_lane_device_close(device);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_layout),
+        cmocka_unit_test(test_devices),
         cmocka_unit_test(test_errors),
         cmocka_unit_test(test_small),
         cmocka_unit_test(test_norm_far_from_zero),

@@ -1,9 +1,7 @@
 #include "worker/model/device.h"
 
-#include <stdio.h>
 #include <string.h>
 
-#include "proto/base/plugin.h"
 #include "worker/model/lane_impl.h"
 
 #define MAX_DEVICE 1023u
@@ -30,28 +28,12 @@ static bool cuda_number(const char *name, unsigned *out)
     return *digits == '\0' && number <= MAX_DEVICE;
 }
 
-static int open_cuda(const char *name, unsigned number, enum sfc_precision precision,
-                     const struct sfc_lane_device **out, struct sfc_error *err)
-{
-    char who[64];
-    const void *symbol = NULL;
-    snprintf(who, sizeof who, "device '%s'", name);
-    struct sfc_plugin_wanted wanted = {
-        who, "cudnn", "cuda", "sfc_lane_plugin", SFC_LANE_PLUGIN_ABI, SFC_LANE_PLUGIN_LAYOUT};
-    int rc = sfc_plugin_load(&wanted, &symbol, err);
-    if (rc != SFC_OK) {
-        return rc;
-    }
-    const struct sfc_lane_plugin *plugin = symbol;
-    return plugin->open(number, precision, out, err);
-}
-
 int sfc_lane_device_open(const char *name, enum sfc_precision precision,
                          const struct sfc_lane_device **out, struct sfc_error *err)
 {
     unsigned number;
     if (cuda_number(name, &number)) {
-        return open_cuda(name, number, precision, out, err);
+        return sfc_lane_device_load(number, precision, out, err);
     }
     if (strcmp(name, "cpu") != 0) {
         return sfc_fail(err, SFC_EINVAL,

@@ -51,4 +51,8 @@ struct sfc_lane_plugin { /* begins as struct sfc_plugin_mark */
                 struct sfc_error *err);
 };
 
+/* Loads the plugin and opens a device of it; errors as sfc_lane_device_open. */
+int sfc_lane_device_load(unsigned number, enum sfc_precision precision,
+                         const struct sfc_lane_device **out, struct sfc_error *err);
+
 #endif

@@ -32,6 +32,7 @@ int sfc_gpu_check(const struct sfc_gpu *gpu, cudaError_t status, const char *wha
     if (status == cudaSuccess) {
         return SFC_OK;
     }
+    cudaGetLastError(); /* told once: the check of the next launch is about that launch */
     return sfc_fail(err, status == cudaErrorMemoryAllocation ? SFC_ENOMEM : SFC_EDEVICE,
                     "%s: %s: %s (CUDA error %d); %s", gpu->label, what, cudaGetErrorString(status),
                     (int)status, sfc_gpu_advice(status));
@@ -74,8 +75,13 @@ static int no_device(unsigned device, const char *why, struct sfc_error *err)
 static int find_device(unsigned device, struct cudaDeviceProp *properties, struct sfc_error *err)
 {
     char why[128];
-    int count = 0;
+    int count = 0, driver = 0;
     cudaError_t status = cudaGetDeviceCount(&count);
+    if (status == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess &&
+        driver == 0) {
+        cudaGetLastError(); /* told once */
+        return no_device(device, "this machine has no NVIDIA driver", err);
+    }
     if (status == cudaSuccess && (unsigned)count <= device) {
         snprintf(why, sizeof why, "CUDA sees %d devices", count);
         return no_device(device, why, err);
@@ -86,7 +92,11 @@ static int find_device(unsigned device, struct cudaDeviceProp *properties, struc
     if (status == cudaSuccess) {
         status = cudaSetDevice((int)device);
     }
-    return status == cudaSuccess ? SFC_OK : no_device(device, cudaGetErrorString(status), err);
+    if (status == cudaSuccess) {
+        return SFC_OK;
+    }
+    cudaGetLastError(); /* told once */
+    return no_device(device, cudaGetErrorString(status), err);
 }
 
 static int check_precision(const struct sfc_gpu *gpu, struct sfc_error *err)

@@ -124,6 +124,7 @@ static void gpu_lane_free(struct sfc_lane *base)
     if (lane->stream != NULL) {
         cudaStreamDestroy(lane->stream);
     }
+    cudaGetLastError(); /* nobody can be told any more */
     sfc_lane_layout_close(&lane->layout);
     sfc_backward_plan_close(&lane->plan);
     free(lane);
@@ -187,6 +188,33 @@ static int wait_for(const struct gpu_lane *lane, const char *what, struct sfc_er
     return sfc_gpu_check(lane->gpu, cudaStreamSynchronize(lane->stream), what, err);
 }
 
+/* Runs every product once on what lies in the memory: libraries load their kernels when these are
+ * first run, and what cannot be run is found before the first step. */
+static int rehearse(struct gpu_lane *lane, struct sfc_error *err)
+{
+    const struct sfc_lane_layout *o = &lane->layout;
+    void *workspace = at(lane, o->workspace);
+    int rc = SFC_OK;
+    for (size_t i = 0; i < lane->model->layer_count && rc == SFC_OK; i++) {
+        const struct sfc_layer *l = &lane->model->layers[i];
+        const void *x = at(lane, o->tensors[l->input]), *w = at(lane, o->weights[i]);
+        void *dy = slot_at(lane, lane->plan.steps[i].dy),
+             *dx = slot_at(lane, lane->plan.steps[i].dx);
+        if (!is_product(l)) {
+            continue;
+        }
+        rc = sfc_products_forward(lane->products, i, x, w, at(lane, o->tensors[i + 1]), workspace,
+                                  err);
+        if (rc == SFC_OK && dx != NULL) {
+            rc = sfc_products_data(lane->products, i, dy, w, dx, workspace, err);
+        }
+        if (rc == SFC_OK) {
+            rc = sfc_products_weights(lane->products, i, x, dy, at(lane, o->dw), workspace, err);
+        }
+    }
+    return rc;
+}
+
 static int open_lane(struct gpu_lane *lane, struct sfc_error *err)
 {
     int rc = sfc_gpu_enter(lane->gpu, err);
@@ -212,7 +240,10 @@ static int open_lane(struct gpu_lane *lane, struct sfc_error *err)
     if (rc == SFC_OK) {
         rc = fill_constants(lane, err);
     }
-    return rc == SFC_OK ? wait_for(lane, "memory of a lane", err) : rc;
+    if (rc == SFC_OK) {
+        rc = rehearse(lane, err);
+    }
+    return rc == SFC_OK ? wait_for(lane, "first run of a lane's products", err) : rc;
 }
 
 /* ---- forward */
