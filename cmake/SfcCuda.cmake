@@ -1,4 +1,4 @@
-# The CUDA backend (option SFC_CUDA): needs NVIDIA's toolkit 13 (nvcc, cuBLASLt), no GPU.
+# The CUDA backend (option SFC_CUDA): needs NVIDIA's toolkit 13 (nvcc, cuBLASLt) and cuDNN 9, no GPU.
 set(SFC_CUDA_ARCHITECTURES "75-real;80-real;86-real;89-real;90" CACHE STRING
     "GPUs that the CUDA backend is compiled for, as of CMAKE_CUDA_ARCHITECTURES: newer ones than the last compile its PTX; one alone builds faster")
 set(CMAKE_CUDA_ARCHITECTURES ${SFC_CUDA_ARCHITECTURES})
