@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Shards whose blocks are on a device: the CUDA backend as its plugin, on the emulated device of the tests
-(tests/lib/cuda_host), in real processes. SFC_PLUGIN_DIR is the folder of that plugin."""
+"""Shards whose blocks are on a device, and workers whose backbone is: both as plugins, on the emulated device of
+the tests (tests/lib/cuda_host), in real processes. SFC_PLUGIN_DIR is the folder of those plugins."""
 import os
+import subprocess
 import sys
 import time
 
+import cluster
 from cluster import Cluster, Failure
 from inputs import check, expect, one_json, tool
 
@@ -78,10 +80,55 @@ def test_memory():
         check(all(limit == 2 << 20 for limit in limits), f"limits: {limits}")
 
 
+IMAGES = ("--backbone", "tiny", "--dim", "16", "--sample-rate", "0.5", "--global-batch", "4", "--micro-batch", "2", "--lr",
+          "0.05", "--steps", "3", "--block-size", "32", "--seed", SEED)
+
+
+def make_images(c):
+    folder = c.folder / "images"
+    subprocess.run([cluster.BIN.parent / "tests" / "make_images", folder, "60", "2", str(SEED)], check=True)
+    return folder
+
+
+def backbone_run(workers, threads, precision):
+    """State and losses of a run whose workers compute on the device."""
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(1)
+        data = make_images(c)
+        c.start_workers(workers, "--device", "cuda", "--precision", precision, data=data, threads=threads)
+        c.ctl("create", "--run", "images", "--data", data, *IMAGES)
+        c.wait_state("finished", seconds=240)
+        for worker in c.workers:
+            log = worker.stderr()
+            check("MiB on cuda:0 (Emulated GPU), " + precision in log or workers > 1, f"no lane described\n{worker.tail()}")
+        return c.state_digest(), [p.loss for p in c.history()]
+
+
+def test_backbone():
+    """One lane, and two workers with two each: the same bits; another precision, and the CPU, are other classes."""
+    first = backbone_run(1, 1, "bf16")
+    check(all(0 < loss < 100 for loss in first[1]), f"losses: {first[1]}")
+    check(backbone_run(2, 2, "bf16") == first, "other lanes changed the run")
+    base = ("shardfc-worker", "--scheduler", "127.0.0.1:1", "--data", "synthetic", "--device")
+    expect(tool(*base, "cuda:9"), 2, "cuda:9", "CUDA sees 1 devices")
+    expect(tool(*base, "cuda", "--precision", "f64"), 2, "f64", "fp16")
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(1)
+        data = make_images(c)
+        c.start_worker("--device", "cuda", "--precision", "fp16", data=data)
+        c.ctl("create", "--run", "images", "--data", data, *IMAGES)
+        c.wait_step(1, seconds=240)
+        c.start_worker("--exit-when-done", data=data)
+        code = c.workers[-1].wait()
+        check(code == 2 and "fp16" in c.workers[-1].stderr(), f"exit {code}\n{c.workers[-1].tail()}")
+
+
 def main():
     if not os.environ.get("SFC_PLUGIN_DIR"):
         raise Failure("SFC_PLUGIN_DIR is not set")
-    for name in sys.argv[1:] or ["memory", *MODES]:
+    for name in sys.argv[1:] or ["memory", *MODES, "backbone"]:
         begin = time.monotonic()
         globals()[f"test_{name}"]()
         print(f"ok {name} {time.monotonic() - begin:.1f} s", flush=True)
