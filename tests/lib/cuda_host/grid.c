@@ -6,6 +6,7 @@
 
 #define MAX_THREADS  1024u
 #define WARP         32u
+#define PROBES       4u /* of 16 bits of one random number each */
 #define MAX_ARRAYS   32
 #define SHARED_BYTES ((size_t)48 << 10) /* of static arrays */
 
@@ -45,6 +46,7 @@ static struct {
     struct thread thread[MAX_THREADS];
     struct warp warp[MAX_THREADS / WARP];
     unsigned ready[MAX_THREADS], first, count; /* a ring */
+    uint64_t order;                            /* of warps, until the next barrier */
     struct thread *now;
     struct array array[MAX_ARRAYS];
     size_t arrays, shared;
@@ -97,12 +99,33 @@ static void make_ready(unsigned index)
     grid.ready[(grid.first + grid.count++) % MAX_THREADS] = index;
 }
 
+/* How late a warp is in the present order. */
+static uint64_t lateness(unsigned index)
+{
+    uint64_t z = (grid.order + index / WARP) * UINT64_C(0x9e3779b97f4a7c15);
+    return (z ^ z >> 29) * UINT64_C(0xbf58476d1ce4e5b9);
+}
+
+/* Of a few threads that are ready the one of the earliest warp: were all alike, warps would stay
+ * close together, and one that runs far ahead of another is what finds a barrier that is missing.
+ */
+static unsigned choose_ready(void)
+{
+    unsigned best = grid.first;
+    uint64_t random = sfc_host_random();
+    for (unsigned i = 0; i < PROBES; i++, random >>= 16) {
+        unsigned at = (grid.first + ((unsigned)(random & 0xffff) * grid.count >> 16)) % MAX_THREADS;
+        if (i == 0 || lateness(grid.ready[at]) < lateness(grid.ready[best]))
+            best = at;
+    }
+    return best;
+}
+
 static unsigned take_ready(void)
 {
     unsigned head = grid.first;
     if (!grid.in_order) {
-        unsigned draw = (unsigned)((sfc_host_random() >> 32) * grid.count >> 32);
-        unsigned other = (head + draw) % MAX_THREADS;
+        unsigned other = choose_ready();
         unsigned index = grid.ready[other];
         grid.ready[other] = grid.ready[head];
         grid.ready[head] = index;
@@ -135,6 +158,7 @@ void sfc_cuda_meet_block(const char *file, int line)
             if (!same_meeting(t, &grid.thread[i]))
                 die_apart(t, &grid.thread[i]);
         grid.meets = 0;
+        grid.order = sfc_host_random();
         for (unsigned i = 0; i < grid.threads; i++)
             make_ready(i);
     }
