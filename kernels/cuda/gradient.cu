@@ -26,14 +26,14 @@ struct kept_float {
 
 __device__ static inline void load(struct kept_half *kept, const void *z, size_t at)
 {
-    kept->u = *(const uint4 *)(const void *)((const int16_t *)z + at);
+    kept->u = __ldcs((const uint4 *)(const void *)((const int16_t *)z + at));
 }
 
 __device__ static inline void load(struct kept_float *kept, const void *z, size_t at)
 {
     const float4 *from = (const float4 *)(const void *)((const float *)z + at);
-    kept->low = from[0];
-    kept->high = from[1];
+    kept->low = __ldcs(from);
+    kept->high = __ldcs(from + 1);
 }
 
 /* Eight logits times log2(e) plus the shift; a filtered entry is no exponential. */
@@ -154,7 +154,7 @@ __global__ static void add_dx(struct add_dx call)
     ulonglong2 a = to[0], b = to[1];
 #pragma unroll 4
     for (size_t chunk = 0; chunk < call.chunks; chunk++) {
-        float4 v = *(const float4 *)(call.product + chunk * call.numbers + at);
+        float4 v = __ldcs((const float4 *)(call.product + chunk * call.numbers + at));
         a.x += (unsigned long long)sfc_hd_dx_to_fixed(v.x);
         a.y += (unsigned long long)sfc_hd_dx_to_fixed(v.y);
         b.x += (unsigned long long)sfc_hd_dx_to_fixed(v.z);

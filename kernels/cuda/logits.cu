@@ -89,7 +89,7 @@ template <bool HALF, bool FILTER> __global__ static void logits_strip(struct sfc
     for (int r = 0; r < DEPTH; r++) { /* all of them before the first is needed */
         uint32_t row = thread_row + r * ROWS;
         if (used && row < rows)
-            product[r] = *(const float4 *)(l.product + (first + row) * l.columns.count + at);
+            product[r] = __ldcs((const float4 *)(l.product + (first + row) * l.columns.count + at));
     }
 #pragma unroll
     for (int r = 0; r < DEPTH; r++) {

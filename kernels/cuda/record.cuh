@@ -25,9 +25,11 @@ __device__ static inline float sfc_high_half(uint32_t pair)
     return __uint_as_float(pair & 0xffff0000u);
 }
 
+/* Records are used once in a pass: they make room in the L2 cache before the tiles of products,
+ * which are written and read again at once, have to. */
 __device__ static inline struct sfc_eight sfc_load_halves(const void *from)
 {
-    uint4 u = *(const uint4 *)from;
+    uint4 u = __ldcs((const uint4 *)from);
     struct sfc_eight e;
     e.v[0] = sfc_low_half(u.x), e.v[1] = sfc_high_half(u.x);
     e.v[2] = sfc_low_half(u.y), e.v[3] = sfc_high_half(u.y);
@@ -38,7 +40,7 @@ __device__ static inline struct sfc_eight sfc_load_halves(const void *from)
 
 __device__ static inline struct sfc_eight sfc_load_floats(const float *from)
 {
-    float4 a = *(const float4 *)from, b = *(const float4 *)(from + 4);
+    float4 a = __ldcs((const float4 *)from), b = __ldcs((const float4 *)(from + 4));
     struct sfc_eight e;
     e.v[0] = a.x, e.v[1] = a.y, e.v[2] = a.z, e.v[3] = a.w;
     e.v[4] = b.x, e.v[5] = b.y, e.v[6] = b.z, e.v[7] = b.w;
@@ -51,15 +53,22 @@ __device__ static inline void sfc_store_floats(float *to, struct sfc_eight e)
     *(float4 *)(to + 4) = make_float4(e.v[4], e.v[5], e.v[6], e.v[7]);
 }
 
+/* Into a record, which is not read again soon. */
+__device__ static inline void sfc_stream_floats(float *to, struct sfc_eight e)
+{
+    __stcs((float4 *)to, make_float4(e.v[0], e.v[1], e.v[2], e.v[3]));
+    __stcs((float4 *)(to + 4), make_float4(e.v[4], e.v[5], e.v[6], e.v[7]));
+}
+
 /* bits[i]: the number i in its high half, the low half is cut off. */
-__device__ static inline void sfc_store_high_halves(void *to, const uint32_t *bits)
+__device__ static inline uint4 sfc_high_halves(const uint32_t *bits)
 {
     uint4 u;
     u.x = (bits[0] >> 16) | (bits[1] & 0xffff0000u);
     u.y = (bits[2] >> 16) | (bits[3] & 0xffff0000u);
     u.z = (bits[4] >> 16) | (bits[5] & 0xffff0000u);
     u.w = (bits[6] >> 16) | (bits[7] & 0xffff0000u);
-    *(uint4 *)to = u;
+    return u;
 }
 
 /* Bits of a float whose high half is the nearest bf16, ties to even. */
@@ -80,7 +89,7 @@ __device__ static inline void sfc_store_nearest(void *to, struct sfc_eight e)
 #pragma unroll
     for (int i = 0; i < SFC_LANE_WIDTH; i++)
         bits[i] = sfc_nearest_bits(e.v[i]);
-    sfc_store_high_halves(to, bits);
+    *(uint4 *)to = sfc_high_halves(bits);
 }
 
 __device__ static inline char *sfc_record_at(const struct sfc_cuda_store &store, uint32_t row)
@@ -108,7 +117,7 @@ __device__ static inline struct sfc_eight sfc_load_w(const struct sfc_cuda_store
     struct sfc_eight e = sfc_load_halves(high + k);
     if (FORMAT == SFC_CUDA_BF16)
         return e;
-    uint4 u = *(const uint4 *)(high + store.pitch + k);
+    uint4 u = __ldcs((const uint4 *)(high + store.pitch + k));
     const uint32_t low[4] = {u.x, u.y, u.z, u.w};
 #pragma unroll
     for (int i = 0; i < SFC_LANE_WIDTH; i++) {
@@ -149,7 +158,7 @@ __device__ static inline void sfc_store_rounded(void *to, struct sfc_eight e, st
 #pragma unroll
     for (int i = 0; i < SFC_LANE_WIDTH; i++)
         bits[i] = __float_as_uint(e.v[i]) + adds.v[i];
-    sfc_store_high_halves(to, bits);
+    __stcs((uint4 *)to, sfc_high_halves(bits));
 }
 
 /* adds: of BF16 only. */
@@ -159,7 +168,7 @@ __device__ static inline void sfc_store_w(const struct sfc_cuda_store &store, ch
 {
     uint16_t *high = (uint16_t *)(void *)record;
     if (FORMAT == SFC_CUDA_F32) {
-        sfc_store_floats((float *)(void *)record + k, e);
+        sfc_stream_floats((float *)(void *)record + k, e);
     } else if (FORMAT == SFC_CUDA_BF16) {
         sfc_store_rounded(high + k, e, adds);
     } else {
@@ -169,8 +178,8 @@ __device__ static inline void sfc_store_w(const struct sfc_cuda_store &store, ch
             bits[i] = __float_as_uint(e.v[i]) + 0x8000u;
             low[i] = __float_as_uint(e.v[i]) << 16; /* v - (high << 16), modulo 2^16 */
         }
-        sfc_store_high_halves(high + k, bits);
-        sfc_store_high_halves(high + store.pitch + k, low);
+        __stcs((uint4 *)(void *)(high + k), sfc_high_halves(bits));
+        __stcs((uint4 *)(void *)(high + store.pitch + k), sfc_high_halves(low));
     }
 }
 
@@ -183,7 +192,7 @@ __device__ static inline void sfc_store_moment(const struct sfc_cuda_store &stor
     if (FORMAT == SFC_CUDA_BF16)
         sfc_store_rounded((uint16_t *)(void *)tensor + k, e, adds);
     else
-        sfc_store_floats((float *)(void *)tensor + k, e);
+        sfc_stream_floats((float *)(void *)tensor + k, e);
 }
 
 /* Sum over the lanes of a warp, in a fixed order; every lane has it. */
