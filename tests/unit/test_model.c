@@ -32,13 +32,13 @@ static void test_small(void **state)
     for (size_t i = 0; i < rig_case_count; i++) {
         for (uint32_t batch = 3; batch <= 17; batch += 14) {
             struct rig s;
-            print_message("%s, batch %u\n", rig_cases[i].name, batch);
             rig_init(&s, sfc_lane_device_cpu(), rig_build(&rig_cases[i], 6), batch, batch);
             rig_train(&s);
             rig_check_features(&s, reference_forward(&s.reference, s.exact_params, s.images, true),
                                2e-5);
             rig_check_statistics(&s, 2e-5);
-            rig_check_gradient(&s, batch == 3 ? UINT64_MAX : 8, 2e-4);
+            bool all = batch == 3 && s.model->size < 4000;
+            rig_check_gradient(&s, all ? UINT64_MAX : 8, 2e-4);
             rig_close(&s);
         }
     }

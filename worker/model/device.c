@@ -36,9 +36,10 @@ int sfc_lane_device_open(const char *name, enum sfc_precision precision,
         return sfc_lane_device_load(number, precision, out, err);
     }
     if (strcmp(name, "cpu") != 0) {
-        return sfc_fail(err, SFC_EINVAL,
-                        "device '%s' is not cpu, cuda or cuda:N with N within 0 to %u", name,
-                        MAX_DEVICE);
+        return sfc_fail(
+            err, SFC_EINVAL,
+            "device '%s' is unknown; give --device cpu, cuda or cuda:N with N within 0 to %u", name,
+            MAX_DEVICE);
     }
     if (precision != SFC_PRECISION_F32) {
         return sfc_fail(err, SFC_EUNSUPPORTED,
