@@ -154,7 +154,7 @@ static const struct operation_names {
                           CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA},
 };
 
-static cudnnBackendDescriptor_t graph_of(struct builder *b, cudnnHandle_t handle,
+static cudnnBackendDescriptor_t graph_of(struct builder *b, const struct sfc_conv_target *target,
                                          enum sfc_number number, const struct sfc_plain_conv *c,
                                          enum sfc_conv_direction direction)
 {
@@ -178,7 +178,9 @@ static cudnnBackendDescriptor_t graph_of(struct builder *b, cudnnHandle_t handle
     finalize(b, operation);
     cudnnBackendDescriptor_t graph = make(b, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
     set_descriptor(b, graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, operation);
-    set(b, graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
+    if (target->properties == NULL) {
+        set(b, graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &target->handle);
+    }
     finalize(b, graph);
     return graph;
 }
@@ -187,7 +189,7 @@ static cudnnBackendDescriptor_t graph_of(struct builder *b, cudnnHandle_t handle
 
 /* Deterministic, without shortcuts, and not compiled at run time: whether that works depends on
  * more than cuDNN's version. */
-static bool is_wanted(cudnnBackendDescriptor_t engine)
+static bool is_wanted(cudnnBackendDescriptor_t engine, enum sfc_number number)
 {
     cudnnBackendNumericalNote_t notes[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
     cudnnBackendBehaviorNote_t behaviour[CUDNN_BEHAVIOR_NOTE_TYPE_COUNT];
@@ -201,8 +203,9 @@ static bool is_wanted(cudnnBackendDescriptor_t engine)
         return false;
     }
     for (int64_t i = 0; i < note_count; i++) {
-        if (notes[i] != CUDNN_NUMERICAL_NOTE_TENSOR_CORE &&
-            notes[i] != CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP) {
+        bool tensor_core = notes[i] == CUDNN_NUMERICAL_NOTE_TENSOR_CORE;
+        if (tensor_core ? number == SFC_NUMBER_F32 /* TF32, though nothing else says so */
+                        : notes[i] != CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP) {
             return false;
         }
     }
@@ -215,43 +218,52 @@ static bool is_wanted(cudnnBackendDescriptor_t engine)
 }
 
 /* conv takes the plan over where the engine is wanted and can be planned. */
-static void try_config(struct sfc_conv *conv, cudnnHandle_t handle, cudnnBackendDescriptor_t config)
+static void try_config(struct sfc_conv *conv, const struct sfc_conv_target *target,
+                       enum sfc_number number, cudnnBackendDescriptor_t config)
 {
     struct builder b = {0};
-    int64_t count = 0, workspace = 0, number = -1;
+    int64_t count = 0, workspace = 0, index = -1;
     cudnnBackendDescriptor_t engine = make(&b, CUDNN_BACKEND_ENGINE_DESCRIPTOR);
     if (b.status != CUDNN_STATUS_SUCCESS ||
         cudnnBackendGetAttribute(config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR,
                                  1, &count, &engine) != CUDNN_STATUS_SUCCESS ||
-        !is_wanted(engine)) {
+        !is_wanted(engine, number)) {
         close_builder(&b);
         return;
     }
     cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1, &count,
-                             &number);
+                             &index);
     cudnnBackendDescriptor_t plan = make(&b, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
-    set(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
+    if (target->properties == NULL) {
+        set(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &target->handle);
+    } else {
+        set_descriptor(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, target->properties);
+    }
     set_descriptor(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config);
     finalize(&b, plan);
     if (b.status == CUDNN_STATUS_SUCCESS &&
         cudnnBackendGetAttribute(plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64,
                                  1, &count, &workspace) == CUDNN_STATUS_SUCCESS &&
         workspace >= 0 && (uint64_t)workspace <= SFC_WORKSPACE_LIMIT) {
-        *conv = (struct sfc_conv){plan, (size_t)workspace, number};
+        *conv = (struct sfc_conv){plan, (size_t)workspace, index};
         b.count--; /* the plan is the last that was made */
     }
     close_builder(&b);
 }
 
 /* In the order that the heuristics of this mode propose. */
-static cudnnStatus_t try_mode(struct sfc_conv *conv, cudnnHandle_t handle,
-                              cudnnBackendDescriptor_t graph, cudnnBackendHeurMode_t mode)
+static cudnnStatus_t try_mode(struct sfc_conv *conv, const struct sfc_conv_target *target,
+                              enum sfc_number number, cudnnBackendDescriptor_t graph,
+                              cudnnBackendHeurMode_t mode)
 {
     struct builder b = {0};
     cudnnBackendDescriptor_t configs[ENGINES_MOST] = {NULL};
     int64_t count = 0, made = 0;
     cudnnBackendDescriptor_t heuristics = make(&b, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
     set_descriptor(&b, heuristics, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
+    if (target->properties != NULL) {
+        set_descriptor(&b, heuristics, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, target->properties);
+    }
     set(&b, heuristics, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
     finalize(&b, heuristics);
     for (; made < ENGINES_MOST && b.status == CUDNN_STATUS_SUCCESS; made++) {
@@ -265,7 +277,7 @@ static cudnnStatus_t try_mode(struct sfc_conv *conv, cudnnHandle_t handle,
     for (int64_t i = 0;
          i < count && i < ENGINES_MOST && b.status == CUDNN_STATUS_SUCCESS && conv->plan == NULL;
          i++) {
-        try_config(conv, handle, configs[i]);
+        try_config(conv, target, number, configs[i]);
     }
     for (int64_t i = 0; i < made; i++) {
         if (configs[i] != NULL) {
@@ -282,18 +294,18 @@ static bool is_no_proposal(cudnnStatus_t status)
     return CUDNN_STATUS_CATEGORY(status) == CUDNN_STATUS_NOT_SUPPORTED;
 }
 
-int sfc_conv_init(struct sfc_conv *conv, const struct sfc_gpu *gpu, cudnnHandle_t handle,
-                  const struct sfc_layer *layer, uint32_t batch, enum sfc_conv_direction direction,
-                  struct sfc_error *err)
+int sfc_conv_init(struct sfc_conv *conv, const struct sfc_gpu *gpu,
+                  const struct sfc_conv_target *target, const struct sfc_layer *layer,
+                  uint32_t batch, enum sfc_conv_direction direction, struct sfc_error *err)
 {
     static const cudnnBackendHeurMode_t modes[] = {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK};
     struct sfc_plain_conv c = sfc_layer_plain(layer, batch);
     struct builder b = {0};
     memset(conv, 0, sizeof *conv);
-    cudnnBackendDescriptor_t graph = graph_of(&b, handle, gpu->number, &c, direction);
+    cudnnBackendDescriptor_t graph = graph_of(&b, target, gpu->number, &c, direction);
     cudnnStatus_t status = b.status;
     for (size_t i = 0; i < 2 && status == CUDNN_STATUS_SUCCESS && conv->plan == NULL; i++) {
-        status = try_mode(conv, handle, graph, modes[i]);
+        status = try_mode(conv, target, gpu->number, graph, modes[i]);
         status = is_no_proposal(status) ? CUDNN_STATUS_SUCCESS : status;
     }
     close_builder(&b);

@@ -138,8 +138,8 @@ static int add_conv(struct sfc_products *p, struct product *at, const struct sfc
             continue;
         }
         struct sfc_conv *conv = &at->convs[d];
-        rc =
-            sfc_conv_init(conv, p->gpu, p->cudnn, layer, p->batch, (enum sfc_conv_direction)d, err);
+        struct sfc_conv_target target = {.handle = p->cudnn};
+        rc = sfc_conv_init(conv, p->gpu, &target, layer, p->batch, (enum sfc_conv_direction)d, err);
         want_workspace(p, conv->workspace);
         if (conv->plan == NULL) {
             used += (size_t)snprintf(at->name + used, sizeof at->name - used, " plain");
