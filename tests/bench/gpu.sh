@@ -29,7 +29,7 @@ if [ ! -x "$kit/bin/bench_head_plain" ]; then
   echo "gpu.sh: no kit in $kit; make it with: cmake --preset cuda && cmake --build --preset cuda --target gpu-kit" >&2
   exit 2
 fi
-if [ -z "${LD_LIBRARY_PATH:-}" ]; then # the kit's run finds cuBLASLt and comes back
+if [ -z "${SFC_LIBRARIES_BEFORE+set}" ]; then # the kit's run finds cuBLASLt and comes back
   exec "$kit/run" bench --out "${out:-$top/build/cuda/gpu-bench}" --seconds "$seconds" --classes "$classes" \
     $([ $peer = no ] && echo --no-peer)
 fi
@@ -74,7 +74,8 @@ ours "$n" f32 dense
 ours "$n" bf16 sampled
 if [ $peer = yes ]; then
   export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True # its memory would be in pieces otherwise
-  keep peer python3 -u "$here/peer_torch_gpu.py" --classes "$n" --seconds $((end - SECONDS > 45 ? end - SECONDS - 20 : 25))
+  # PyTorch brings its own cuBLAS, which must not meet another cuBLASLt.
+  keep peer env LD_LIBRARY_PATH="${SFC_LIBRARIES_BEFORE:-}" python3 -u "$here/peer_torch_gpu.py" --classes "$n" --seconds $((end - SECONDS > 45 ? end - SECONDS - 20 : 25))
   largest=$(grep '"largest": true' "$results" | sed -n 's/.*"classes": \([0-9]*\).*/\1/p' | tail -n 1)
   [ -z "$largest" ] || ours "$largest" bf16 dense
 fi
