@@ -8,7 +8,7 @@
 #include "kernels/rng/sample.h"
 
 #define ALIGNMENT     256
-#define TILE_ROWS     8192 /* about as many positions are in a tile */
+#define TILE_ROWS     8448 /* about as many positions are in a tile: ten chunks of 832 */
 #define STAGING_BYTES ((size_t)16 << 20)
 #define MAX_POSITIONS ((size_t)INT32_MAX) /* targets are named by a signed position */
 #define MAX_BYTES     0x1p56
