@@ -342,6 +342,18 @@ static void conform(struct way *way, const struct sfc_head_config *c, enum rig_l
     free(w), free(m), free(w2), free(m2), free(x), free(raw), free(labels), free(in), free(in2);
 }
 
+/* An emulated device takes minutes for shapes as in earnest. */
+#ifdef SFC_TEST_SMALL
+#define SMALL_ONLY true
+#else
+#define SMALL_ONLY false
+#endif
+
+static bool in_earnest(const struct shape *s)
+{
+    return s->classes * s->dim > 1000000;
+}
+
 /* Every shape with every loss; a third of them, in turn, for formats with bf16. */
 static void conform_everywhere(struct way *way)
 {
@@ -352,7 +364,7 @@ static void conform_everywhere(struct way *way)
                 continue; /* cosines of 1 and -1: angles are at their worst */
             }
             if ((!strcmp(way->backend, "reference") && shapes[s].classes > 2000) ||
-                (f && (s + k) % 3 != f % 3)) {
+                (f && (s + k) % 3 != f % 3) || (in_earnest(&shapes[s]) && k % 4 && SMALL_ONLY)) {
                 continue;
             }
             struct sfc_head_config c = config_of(&shapes[s], &kinds[k]);
@@ -377,8 +389,10 @@ static void conform_everywhere(struct way *way)
 static void test_every_shape_and_loss_agrees_with_the_reference(void **state)
 {
     (void)state;
+#ifdef TESTED_IS_CPU /* once is enough */
     struct way reference = way_of("reference", &formats[0]);
     conform_everywhere(&reference);
+#endif
     for (size_t f = 0; f < FORMATS; f++) {
         struct way tested = way_of(TESTED, &formats[f]);
         conform_everywhere(&tested);
@@ -484,9 +498,11 @@ static void test_bits_never_depend_on_the_way_of_working(void **state)
         const char *backend;
         const struct format *format;
     } runs[] = {
-        {"reference", &formats[0]}, {"reference", &formats[2]}, {TESTED, &formats[0]},
-        {TESTED, &formats[1]},      {TESTED, &formats[2]},      {TESTED, &formats[3]},
-        {native, &formats[1]},      {native, &formats[2]},
+#ifdef TESTED_IS_CPU
+        {"reference", &formats[0]}, {"reference", &formats[2]},
+#endif
+        {TESTED, &formats[0]},      {TESTED, &formats[1]},      {TESTED, &formats[2]},
+        {TESTED, &formats[3]},      {native, &formats[1]},      {native, &formats[2]},
     };
     size_t count = sizeof runs / sizeof *runs - (strcmp(native, TESTED) ? 0 : 2);
     for (size_t b = 0; b < count; b++) {
@@ -502,6 +518,9 @@ static void test_bits_never_depend_on_the_way_of_working(void **state)
             size_t five = blocks < 5 ? blocks : 5;
             if (!strcmp(backend, "reference") && c.classes * c.batch > 100000) {
                 continue; /* minutes in double precision */
+            }
+            if (SMALL_ONLY && in_earnest(&cases[s])) {
+                continue;
             }
             const struct rig_setup ways[] = {
                 {backend, 1, 1, 1, false}, /* what the others must equal */

@@ -4,6 +4,18 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SFC_ASAN 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) && !defined(SFC_ASAN)
+#define SFC_ASAN 1
+#endif
+#ifdef SFC_ASAN
+#include <sanitizer/asan_interface.h>
+#endif
+
 #define MAX_ALLOCATIONS 4096
 #define PAGE            ((size_t)4096)
 #define TOTAL_BYTES     ((size_t)4 << 30)
@@ -41,9 +53,21 @@ static size_t total(void)
 void sfc_host_poison(void *at, size_t bytes)
 {
     const uint16_t pattern = POISON;
-    memset(at, POISON & 0xff, bytes);
-    for (size_t i = 0; i + sizeof pattern <= bytes; i += sizeof pattern)
-        memcpy((char *)at + i, &pattern, sizeof pattern);
+    size_t done = bytes < sizeof pattern ? bytes : sizeof pattern;
+    memcpy(at, &pattern, done);
+    for (size_t n; done < bytes; done += n) {
+        n = bytes - done < done ? bytes - done : done;
+        memcpy((char *)at + done, at, n);
+    }
+}
+
+void sfc_cuda_host_carved(void *end, size_t room)
+{
+#ifdef SFC_ASAN
+    __asan_poison_memory_region(end, room);
+#else
+    (void)end, (void)room;
+#endif
 }
 
 /* ---- where an address lies */

@@ -11,6 +11,11 @@ extern "C" {
 
 #define CUDART_VERSION 13000
 
+/* kernels/cuda/head_new.c: where ranges of an allocation end, for AddressSanitizer. */
+#define SFC_CUDA_CARVED sfc_cuda_host_carved
+#define SFC_CUDA_ROOM   256
+void sfc_cuda_host_carved(void *end, size_t room);
+
 typedef enum cudaError {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
