@@ -160,6 +160,16 @@ static cudaError_t allocate(void **out, size_t bytes, enum sfc_host_place place)
     return cudaSuccess;
 }
 
+/* The next mapping there has no ranges yet; the heap does that by itself. */
+static void whole_again(const struct allocation *a)
+{
+#ifdef SFC_ASAN
+    __asan_unpoison_memory_region(a->at, a->mapped);
+#else
+    (void)a;
+#endif
+}
+
 static void release(void *at, enum sfc_host_place place, const char *what)
 {
     if (!at)
@@ -171,10 +181,12 @@ static void release(void *at, enum sfc_host_place place, const char *what)
     size_t device_bytes = place == SFC_HOST_DEVICE ? a->bytes : 0;
     memory.used -= device_bytes;
     sfc_host_count(-1, -(int64_t)device_bytes, 0, 0, 0);
-    if (a->mapped)
+    if (a->mapped) {
+        whole_again(a);
         munmap(a->at, a->mapped);
-    else
+    } else {
         free(a->at);
+    }
     *a = memory.list[--memory.count];
 }
 
