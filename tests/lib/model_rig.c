@@ -1,8 +1,13 @@
 #include "tests/lib/model_rig.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Beside normed inputs, of standard deviation 1. */
+#define SIGNS_APART  6.0f
+#define SIGNS_MARGIN 0.1 /* what bf16 rounds of numbers below 16, several times */
 
 static const struct sfc_row conv_rows[] = {
     {.kind = SFC_ROW_CONV, .name = "a", .channels = 8, .kernel = 5, .stride = 2, .pad = 2},
@@ -166,6 +171,56 @@ void rig_init(struct rig *s, const struct sfc_lane_device *device, struct sfc_mo
     }
 }
 
+/* The least distance from 0 of what a PReLU got in the reference's last forward. */
+static double margin(const struct rig *s, const struct sfc_layer *layer, const double *y)
+{
+    const struct sfc_shape out = layer->out;
+    const double *slope = s->exact_params + s->model->params[layer->params.slope].offset;
+    size_t pixels = (size_t)out.height * out.width;
+    double least = INFINITY;
+    for (size_t i = 0; i < s->batch * sfc_shape_floats(out); i++) {
+        least = fmin(least, y[i] > 0 ? y[i] : fabs(y[i] / slope[i / pixels % out.channels]));
+    }
+    return least;
+}
+
+/* Inputs of all PReLUs away from 0, those of one channel above, of the next one below. */
+static void part_signs(struct rig *s)
+{
+    const struct sfc_model *m = s->model;
+    for (size_t i = 0; i < m->layer_count; i++) {
+        const struct sfc_layer *l = &m->layers[i];
+        const struct sfc_param *beta = &m->params[l->params.beta];
+        for (uint64_t c = 0; l->kind == SFC_LAYER_NORM && l->prelu && c < beta->length; c++) {
+            s->params[beta->offset + c] += c % 2 == 0 ? SIGNS_APART : -SIGNS_APART;
+            s->exact_params[beta->offset + c] = (double)s->params[beta->offset + c];
+        }
+    }
+    reference_forward(&s->reference, s->exact_params, s->images, true);
+    for (size_t i = 0; i < m->layer_count; i++) {
+        const struct sfc_layer *l = &m->layers[i];
+        if (l->kind == SFC_LAYER_NORM && l->prelu &&
+            margin(s, l, s->reference.tensors[i + 1]) < SIGNS_MARGIN) {
+            rig_fail("%s: a PReLU's input is %g from 0", l->name,
+                     margin(s, l, s->reference.tensors[i + 1]));
+        }
+    }
+}
+
+/* Slopes of 1: a changed sign changes nothing. */
+static void straighten(struct rig *s)
+{
+    const struct sfc_model *m = s->model;
+    for (size_t i = 0; i < m->layer_count; i++) {
+        const struct sfc_layer *l = &m->layers[i];
+        const struct sfc_param *slope = &m->params[l->params.slope];
+        for (uint64_t c = 0; l->kind == SFC_LAYER_NORM && l->prelu && c < slope->length; c++) {
+            s->params[slope->offset + c] = 1;
+            s->exact_params[slope->offset + c] = 1;
+        }
+    }
+}
+
 void rig_train(struct rig *s)
 {
     struct sfc_error err = {0};
@@ -299,6 +354,57 @@ void rig_check_directions(struct rig *s, double tolerance)
     free(moved);
     if (!(fabs(got - expected) <= tolerance * fabs(expected))) {
         rig_fail("directional derivative %.9g, lane says %.9g", got, expected);
+    }
+}
+
+/* |a - b| / |b|; NaN where something is not finite. */
+static double distance(const float *a, const float *b, size_t count)
+{
+    double difference = 0, square = 0;
+    for (size_t i = 0; i < count; i++) {
+        difference += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+        square += (double)b[i] * (double)b[i];
+    }
+    return sqrt(difference / square);
+}
+
+static double weights_distance(const struct rig *s, const struct rig *exact)
+{
+    double worst = 0;
+    for (size_t i = 0; i < s->model->layer_count; i++) {
+        const struct sfc_layer *l = &s->model->layers[i];
+        const struct sfc_param *p = &s->model->params[l->params.weight];
+        if (l->kind == SFC_LAYER_CONV || l->kind == SFC_LAYER_DENSE ||
+            l->kind == SFC_LAYER_GLOBAL_DEPTHWISE) {
+            double d = distance(s->gradient + p->offset, exact->gradient + p->offset, p->length);
+            worst = fmax(worst, isfinite(d) ? d : INFINITY);
+        }
+    }
+    return worst;
+}
+
+const struct rig_nearness rig_nearness[] = {
+    {"f32", SFC_PRECISION_F32, NULL, 0, 0, 0},
+    {"bf16", SFC_PRECISION_BF16, NULL, 0.03, 0.25, 1},
+    {"bf16, signs apart", SFC_PRECISION_BF16, part_signs, 0.07, 0.05, 1},
+    {"bf16, slopes of 1", SFC_PRECISION_BF16, straighten, 0.02, 0.016, 0.05},
+    {"fp16", SFC_PRECISION_F16, NULL, 0.004, 0.25, 1},
+    {"fp16, signs apart", SFC_PRECISION_F16, part_signs, 0.01, 0.008, 0.1},
+    {"fp16, slopes of 1", SFC_PRECISION_F16, straighten, 0.0025, 0.002, 0.005},
+};
+const size_t rig_nearness_count = sizeof rig_nearness / sizeof rig_nearness[0];
+
+void rig_check_near(const struct rig *s, const struct rig *exact, const struct rig_nearness *want)
+{
+    double features = distance(s->features, exact->features, s->feature_count);
+    double gradient = distance(s->gradient, exact->gradient, s->model->size);
+    double weights = weights_distance(s, exact);
+    printf("  from f32: features %.4f, gradient %.4f, one product's %.4f\n", features, gradient,
+           weights);
+    if (!(features <= want->features) || !(gradient <= want->gradient) ||
+        !(weights <= want->weights)) {
+        rig_fail("too far from f32: %g, %g and %g are allowed", want->features, want->gradient,
+                 want->weights);
     }
 }
 

@@ -49,4 +49,21 @@ void rig_check_gradient(struct rig *s, uint64_t most, double tolerance);
 /* Along the gradient, each segment scaled to length 1: catches a wrong part anywhere. */
 void rig_check_directions(struct rig *s, double tolerance);
 
+/* How near a lane of 16 bits is to one of f32. What 16 bits round may change the sign of a PReLU's
+ * input, and one sign near the end changes a small backbone's gradient by more than a tenth: as the
+ * parameters are, gradients are only about the same. So there are two kinds of parameters more that
+ * let rounding do no such thing, and each asks for what it can. */
+struct rig_nearness {
+    const char *name;
+    enum sfc_precision precision;
+    void (*prepare)(struct rig *s); /* before the lane runs; NULL: parameters as they are */
+    /* Largest distances |a - b| / |b|: of all features, of the gradient, and of the gradient of
+     * one product's weights, which may be a small part of the whole. */
+    double features, gradient, weights;
+};
+extern const struct rig_nearness rig_nearness[];
+extern const size_t rig_nearness_count;
+/* Prints the distances. */
+void rig_check_near(const struct rig *s, const struct rig *exact, const struct rig_nearness *want);
+
 #endif
