@@ -1,8 +1,10 @@
 #include "kernels/backend_impl.h"
 
-#include <math.h>
-#include <stdlib.h>
 #include <string.h>
+
+#include "kernels/plugin.h"
+
+#define MAX_DEVICE 1023u
 
 typedef int (*open_fn)(unsigned threads, struct sfc_backend **out, struct sfc_error *err);
 
@@ -16,8 +18,57 @@ static const struct {
 #ifdef SFC_BACKEND_REFERENCE
     {"reference", sfc_backend_reference_open},
 #endif
+#ifdef SFC_BACKEND_CUDA_LINKED /* as a test on emulated devices has it; else it is a plugin */
+    {"cuda", sfc_backend_cuda_open_linked},
+#endif
     {NULL, NULL},
 };
+
+typedef int (*open_device_fn)(const char *kind, unsigned device, unsigned threads,
+                              struct sfc_backend **out, struct sfc_error *err);
+
+/* Kinds that have devices, "cuda" or "cuda:N". */
+static const struct {
+    const char *kind;
+    open_device_fn open;
+} device_registry[] = {
+    {"cuda", sfc_plugin_open},
+};
+
+/* "KIND" is device 0. */
+static int device_of(const char *name, const char *kind, unsigned *device, struct sfc_error *err)
+{
+    const char *digits = name + strlen(kind);
+    unsigned n = 0;
+    bool right = *digits == 0 || (*digits == ':' && digits[1]);
+    for (digits += *digits == ':'; right && *digits; digits++) {
+        right = *digits >= '0' && *digits <= '9';
+        n = right && n <= MAX_DEVICE ? 10 * n + (unsigned)(*digits - '0') : n;
+    }
+    if (!right || n > MAX_DEVICE)
+        return sfc_fail(err, SFC_EUNSUPPORTED, "backend '%s': give %s or %s:N with N within 0..%u",
+                        name, kind, kind, MAX_DEVICE);
+    *device = n;
+    return SFC_OK;
+}
+
+/* True: the name is of a kind with devices, and *rc what opening it gave. */
+static bool open_device(const char *name, unsigned threads, struct sfc_backend **out, int *rc,
+                        struct sfc_error *err)
+{
+    for (size_t i = 0; i < sizeof device_registry / sizeof *device_registry; i++) {
+        const char *kind = device_registry[i].kind;
+        size_t length = strlen(kind);
+        unsigned device = 0;
+        if (strncmp(name, kind, length) != 0 || (name[length] && name[length] != ':'))
+            continue;
+        *rc = device_of(name, kind, &device, err);
+        if (*rc == SFC_OK)
+            *rc = device_registry[i].open(kind, device, threads, out, err);
+        return true;
+    }
+    return false;
+}
 
 int sfc_backend_open(const char *name, unsigned threads, struct sfc_backend **out,
                      struct sfc_error *err)
@@ -28,9 +79,9 @@ int sfc_backend_open(const char *name, unsigned threads, struct sfc_backend **ou
     for (size_t i = 0; registry[i].name; i++)
         if (!strcmp(registry[i].name, name))
             return registry[i].open(threads, out, err);
-    if (!strncmp(name, "cuda", 4))
-        return sfc_fail(err, SFC_EUNSUPPORTED, "backend '%s': this build has no CUDA backend",
-                        name);
+    int rc = SFC_OK;
+    if (open_device(name, threads, out, &rc, err))
+        return rc;
     return sfc_fail(err, SFC_EUNSUPPORTED, "unknown backend '%s'", name);
 }
 
@@ -49,6 +100,17 @@ int sfc_backend_set_store(struct sfc_backend *backend, const char *dir, struct s
                : SFC_OK;
 }
 
+int sfc_backend_device_memory(const struct sfc_backend *backend, struct sfc_device_memory *out,
+                              struct sfc_error *err)
+{
+    struct sfc_device_memory memory = {0};
+    int rc =
+        backend->ops->device_memory ? backend->ops->device_memory(backend, &memory, err) : SFC_OK;
+    if (rc == SFC_OK)
+        *out = memory;
+    return rc;
+}
+
 const char *sfc_backend_name(const struct sfc_backend *backend)
 {
     return backend->ops->name;
@@ -57,74 +119,4 @@ const char *sfc_backend_name(const struct sfc_backend *backend)
 const char *sfc_backend_numerics(const struct sfc_backend *backend)
 {
     return backend->ops->numerics(backend);
-}
-
-size_t sfc_block_index(const uint64_t *blocks, size_t count, uint64_t block)
-{
-    size_t low = 0, high = count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (blocks[middle] < block)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low < count && blocks[low] == block ? low : count;
-}
-
-int sfc_blocks_check(const char *what, const uint64_t *blocks, size_t count, uint64_t limit,
-                     struct sfc_error *err)
-{
-    if (count < 1)
-        return sfc_fail(err, SFC_EINVAL, "%s: no blocks given", what);
-    for (size_t i = 0; i < count; i++) {
-        if (blocks[i] >= limit)
-            return sfc_fail(err, SFC_EINVAL, "%s: block %llu does not exist, there are %llu", what,
-                            (unsigned long long)blocks[i], (unsigned long long)limit);
-        if (i && blocks[i] <= blocks[i - 1])
-            return sfc_fail(err, SFC_EINVAL, "%s: block ids are not ascending at block %llu", what,
-                            (unsigned long long)blocks[i]);
-    }
-    return SFC_OK;
-}
-
-bool sfc_has_part(enum sfc_optimizer optimizer, bool last_step, enum sfc_block_part part)
-{
-    switch (part) {
-    case SFC_PART_VALUES:
-    case SFC_PART_MOMENTUM:
-        return true;
-    case SFC_PART_LAST_STEP:
-        return last_step;
-    case SFC_PART_SECOND_MOMENT:
-        return optimizer == SFC_OPTIMIZER_ADAMW;
-    }
-    return false;
-}
-
-int sfc_values_check(const char *what, uint64_t block, enum sfc_block_part part, uint64_t offset,
-                     uint64_t count, const float *values, struct sfc_error *err)
-{
-    for (uint64_t i = 0; i < count; i++) {
-        if (!isfinite(values[i]))
-            return sfc_fail(err, SFC_EINVAL, "%s: element %llu written to block %llu is not finite",
-                            what, (unsigned long long)(offset + i), (unsigned long long)block);
-        if (part == SFC_PART_SECOND_MOMENT && values[i] < 0)
-            return sfc_fail(err, SFC_EINVAL,
-                            "%s: second moment %llu written to block %llu is below 0", what,
-                            (unsigned long long)(offset + i), (unsigned long long)block);
-    }
-    return SFC_OK;
-}
-
-int sfc_adamw_check(const char *what, double beta1, double beta2, double epsilon,
-                    struct sfc_error *err)
-{
-    if (!(beta1 >= 0 && beta1 < 1))
-        return sfc_fail(err, SFC_EINVAL, "%s: beta1 %g is not within 0..1", what, beta1);
-    if (!(beta2 >= 0 && beta2 < 1))
-        return sfc_fail(err, SFC_EINVAL, "%s: beta2 %g is not within 0..1", what, beta2);
-    if (!(epsilon >= 1e-30 && epsilon <= 1))
-        return sfc_fail(err, SFC_EINVAL, "%s: epsilon %g is not within 1e-30..1", what, epsilon);
-    return SFC_OK;
 }

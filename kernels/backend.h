@@ -39,10 +39,10 @@
  *   of blocks on shards gives the same bits after the integer sum.
  * - Nothing in W or its moments changes before sfc_head_commit.
  *
- * Threads: objects of one backend are used by one thread at a time, but for sfc_head_check and
- * sfc_head_memory, which another may call meanwhile (a shard plans a run while it computes for the
- * one before); a backend runs its own threads inside. Errors are status codes (proto/base/status.h); out parameters are written on success
- * only. */
+ * Threads: objects of one backend are used by one thread at a time, but for sfc_head_check,
+ * sfc_head_memory and sfc_backend_device_memory, which another may call meanwhile (a shard plans a
+ * run while it computes for the one before); a backend runs its own threads inside. Errors are
+ * status codes (proto/base/status.h); out parameters are written on success only. */
 #ifndef SFC_KERNELS_BACKEND_H
 #define SFC_KERNELS_BACKEND_H
 
@@ -104,6 +104,7 @@ struct sfc_head_config {
 
 #define SFC_MAX_DIM 8192u
 
+/* Where the backend has a device with memory of its own, all of this is there (but for some MB). */
 struct sfc_memory {
     uint64_t state_bytes;   /* W, its moments, per-row words */
     uint64_t step_bytes;    /* samples, kept logits, features, answers of all slots */
@@ -116,9 +117,9 @@ struct sfc_dense;
 
 /* ---- backend */
 
-/* name: "cpu" or "reference" (double precision, slow, for tests) or "cuda[:N]". threads: >= 1,
- * compute threads of the backend; never changes a bit of any result. SFC_EUNSUPPORTED: not built in
- * or no such device, with the cause in err. */
+/* name: "cpu" or "reference" (double precision, slow, for tests) or "cuda[:N]", device 0 unless
+ * said (a plugin: kernels/plugin.h). threads: >= 1, compute threads of the backend; never changes a
+ * bit of any result. SFC_EUNSUPPORTED: not built in or no such device, with the cause in err. */
 int sfc_backend_open(const char *name, unsigned threads, struct sfc_backend **out,
                      struct sfc_error *err);
 void sfc_backend_close(struct sfc_backend *backend); /* NULL is fine */
@@ -129,6 +130,13 @@ void sfc_backend_close(struct sfc_backend *backend); /* NULL is fine */
  * rest is memory. Never changes a bit. SFC_EUNSUPPORTED: this backend has no such store; SFC_EIO:
  * no file can be made there. */
 int sfc_backend_set_store(struct sfc_backend *backend, const char *dir, struct sfc_error *err);
+/* Memory of the device that holds what this backend allocates, now; other programs take of it too.
+ * A total of 0: it is the machine's memory. SFC_EDEVICE. */
+struct sfc_device_memory {
+    uint64_t total_bytes, free_bytes;
+};
+int sfc_backend_device_memory(const struct sfc_backend *backend, struct sfc_device_memory *out,
+                              struct sfc_error *err);
 const char *sfc_backend_name(const struct sfc_backend *backend);
 /* Numerics class: backend, instruction set, library versions, numerics version of this build, e.g.
  * "cpu avx512_core_bf16 onednn-2.6.3 n1". Thread count is not part of it. */

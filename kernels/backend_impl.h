@@ -23,6 +23,14 @@
 #include "kernels/exact_sum.h"
 #include "kernels/extent.h"
 
+struct sfc_head_ceilings {
+    bool native;        /* bf16 operands are multiplied as such, not in f32 arithmetic */
+    double gflops;      /* mean over the three products of a step */
+    double read_gb_s;   /* contiguous reads */
+    double update_gb_s; /* w and m read and written in place, contiguous */
+    double exact_ms;    /* fixed-point additions of one step alone; 0: not measured */
+};
+
 enum sfc_slot_state { SFC_SLOT_EMPTY, SFC_SLOT_LOGITS, SFC_SLOT_GRADIENT };
 
 struct sfc_backend_ops {
@@ -32,6 +40,14 @@ struct sfc_backend_ops {
 
     int (*set_store)(struct sfc_backend *backend, const char *dir,
                      struct sfc_error *err); /* (optional) */
+    /* (optional) where the backend's device has memory of its own */
+    int (*device_memory)(const struct sfc_backend *backend, struct sfc_device_memory *out,
+                         struct sfc_error *err);
+    /* (optional, both) for benchmarks: what the device can do at best, measured in memory of this
+     * size, with as many rows of W in a step */
+    int (*head_ceilings)(struct sfc_backend *backend, const struct sfc_head_config *config,
+                         uint64_t sampled, struct sfc_head_ceilings *out, struct sfc_error *err);
+    uint64_t (*head_ceilings_memory)(const struct sfc_backend *backend);
 
     /* (optional) what this backend can't do of a configuration whose fields are all in bounds */
     int (*head_check)(const struct sfc_backend *backend, const struct sfc_head_config *config,
@@ -132,6 +148,11 @@ struct sfc_dense {
 
 int sfc_backend_cpu_open(unsigned threads, struct sfc_backend **out, struct sfc_error *err);
 int sfc_backend_reference_open(unsigned threads, struct sfc_backend **out, struct sfc_error *err);
+/* kernels/cuda: what its plugin exports (the device by its number); and, where the backend is
+ * linked instead of loaded, device 0. */
+int sfc_backend_cuda_open(unsigned device, unsigned threads, struct sfc_backend **out,
+                          struct sfc_error *err);
+int sfc_backend_cuda_open_linked(unsigned threads, struct sfc_backend **out, struct sfc_error *err);
 
 /* Index of a block id in an ascending list; count when it is not there. */
 size_t sfc_block_index(const uint64_t *blocks, size_t count, uint64_t block);

@@ -7,8 +7,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "kernels/backend_impl.h"
 #include "kernels/bench_head_dump.h"
-#include "kernels/cpu/floor.h"
 #include "kernels/exact_sum.h"
 #include "proto/base/options.h"
 #include "proto/base/process.h"
@@ -41,7 +41,7 @@ struct bench {
     struct sfc_head_gradient_item *gradient;
     double *ms[PHASES]; /* [room], of `timed` steps */
     size_t timed, room;
-    uint64_t peak_rss;
+    uint64_t peak_rss, peak_device;
     struct sfc_bench_dump dump; /* of the first steps; directory NULL: none */
 };
 
@@ -109,18 +109,36 @@ static bool is_cpu(const struct sfc_bench_head_options *o)
     return !strcmp(o->backend, "cpu");
 }
 
-/* Refuses what would be killed for its memory halfway: `need` is all of it, or the least. */
-static int check_memory(const struct sfc_bench_head_options *o, uint64_t need,
-                        struct sfc_error *err)
+static bool has_floor(const struct bench *b)
 {
-    uint64_t available = sfc_memory_available();
+    return b->backend->ops->head_ceilings != NULL;
+}
+
+/* Refuses what would be killed for its memory halfway: `need` is all of it, or the least, of the
+ * machine's memory or of the device's; available 0: not known. */
+static int check_memory(const struct sfc_bench_head_options *o, uint64_t need, uint64_t available,
+                        const char *where, struct sfc_error *err)
+{
     if (!available || need <= available)
         return SFC_OK;
     return sfc_fail(err, SFC_ENOMEM,
-                    "bench: %llu classes of %u numbers in a batch of %u need %.1f MiB of memory, "
+                    "bench: %llu classes of %u numbers in a batch of %u need %.1f MiB of %s, "
                     "available are %.1f MiB; take fewer classes, a smaller dim or sample, or bf16",
                     (unsigned long long)o->classes, o->dim, o->batch, (double)need / (1 << 20),
-                    (double)available / (1 << 20));
+                    where, (double)available / (1 << 20));
+}
+
+/* `lists` bytes of this program and `head` bytes of the backend, each where it will be. */
+static int check_both(const struct bench *b, const struct sfc_bench_head_options *o, uint64_t lists,
+                      uint64_t head, struct sfc_error *err)
+{
+    struct sfc_device_memory device;
+    int rc = sfc_backend_device_memory(b->backend, &device, err);
+    if (!rc && !device.total_bytes)
+        return check_memory(o, lists + head, sfc_memory_available(), "memory", err);
+    if (!rc)
+        rc = check_memory(o, lists, sfc_memory_available(), "memory", err);
+    return rc ? rc : check_memory(o, head, device.free_bytes, "device memory", err);
 }
 
 static uint64_t lists_bytes(const struct bench *b)
@@ -144,8 +162,10 @@ static int check_plan(const struct bench *b, const struct sfc_bench_head_options
     int rc = sfc_head_memory(b->backend, &b->config, b->blocks, count, &memory, err);
     if (rc)
         return rc;
-    uint64_t need = lists_bytes(b) + memory.state_bytes + memory.step_bytes + memory.scratch_bytes;
-    return check_memory(o, need + (is_cpu(o) ? sfc_cpu_floor_memory(o->threads) : 0), err);
+    uint64_t need = memory.state_bytes + memory.step_bytes + memory.scratch_bytes;
+    if (has_floor(b))
+        need += b->backend->ops->head_ceilings_memory(b->backend);
+    return check_both(b, o, lists_bytes(b), need, err);
 }
 
 static int bench_open(struct bench *b, const struct sfc_bench_head_options *o,
@@ -161,7 +181,7 @@ static int bench_open(struct bench *b, const struct sfc_bench_head_options *o,
         rc = sfc_fail(err, SFC_EINVAL,
                       "bench: the exact sums are timed alone with backend cpu only");
     if (!rc)
-        rc = check_memory(o, lists_bytes(b) + least_state_bytes(&b->config), err);
+        rc = check_both(b, o, lists_bytes(b), least_state_bytes(&b->config), err);
     if (rc)
         return rc;
     size_t rows = b->config.batch, count = (size_t)sfc_head_block_count(&b->config);
@@ -353,8 +373,8 @@ static double row_bytes(const struct sfc_head_config *c)
 static int measure_floor(struct bench *b, struct sfc_bench_floor *out,
                          struct sfc_bench_head_result *r, struct sfc_error *err)
 {
-    struct sfc_cpu_floor floor;
-    int rc = sfc_cpu_floor(b->backend, &b->config, b->sampled, &floor, err);
+    struct sfc_head_ceilings floor;
+    int rc = b->backend->ops->head_ceilings(b->backend, &b->config, b->sampled, &floor, err);
     if (rc)
         return rc;
     double rows = (double)b->sampled, dim = b->config.dim, batch = b->config.batch;
@@ -369,7 +389,7 @@ static int measure_floor(struct bench *b, struct sfc_bench_floor *out,
     out->gemm_ms = 6 * rows * dim * batch / floor.gflops * 1e-6;
     out->bytes_ms = read / floor.read_gb_s * 1e-6 + update / floor.update_gb_s * 1e-6;
     out->ms = out->gemm_ms + out->bytes_ms;
-    r->native = floor.bf16;
+    r->native = floor.native;
     r->exact_ms += floor.exact_ms / 2; /* twice: before the steps and after them */
     return SFC_OK;
 }
@@ -418,6 +438,16 @@ static int present_rss(uint64_t *out, struct sfc_error *err)
     return SFC_OK;
 }
 
+/* Everything is allocated before the first step, so the peak is seen between steps. */
+static int look_at_device(struct bench *b, struct sfc_error *err)
+{
+    struct sfc_device_memory device;
+    int rc = sfc_backend_device_memory(b->backend, &device, err);
+    if (!rc && device.total_bytes - device.free_bytes > b->peak_device)
+        b->peak_device = device.total_bytes - device.free_bytes;
+    return rc;
+}
+
 static int collect(struct bench *b, struct sfc_bench_head_result *r, struct sfc_error *err)
 {
     struct sfc_memory memory;
@@ -426,10 +456,13 @@ static int collect(struct bench *b, struct sfc_bench_head_result *r, struct sfc_
                              (size_t)sfc_head_block_count(&b->config), &memory, err);
     if (!rc)
         rc = present_rss(&now, err);
+    if (!rc)
+        rc = look_at_device(b, err);
     if (rc)
         return rc;
     /* The peak up to the first floor saw whole steps; since then only growth can have raised it. */
     r->peak_rss_bytes = now > b->peak_rss ? now : b->peak_rss;
+    r->peak_device_bytes = b->peak_device;
     r->state_bytes = memory.state_bytes;
     r->sampled = b->sampled;
     r->steps = b->timed;
@@ -447,10 +480,12 @@ static int collect(struct bench *b, struct sfc_bench_head_result *r, struct sfc_
 static int measure(struct bench *b, const struct sfc_bench_head_options *o,
                    struct sfc_bench_head_result *r, struct sfc_error *err)
 {
-    bool has_floor = is_cpu(o);
+    bool floor = has_floor(b);
     int rc = warm_up(b, o, err);
     b->peak_rss = peak_rss();
-    if (!rc && has_floor)
+    if (!rc)
+        rc = look_at_device(b, err);
+    if (!rc && floor)
         rc = measure_floor(b, &r->before, r, err);
     for (int i = 0; !rc && i < WARM_UP_AGAIN; i++)
         rc = bench_step(b, false, err);
@@ -458,10 +493,10 @@ static int measure(struct bench *b, const struct sfc_bench_head_options *o,
         rc = o->requests ? serve(b, o->requests, o->answers, err) : timed_steps(b, o->steps, err);
     if (!rc)
         rc = collect(b, r, err);
-    if (!rc && has_floor)
+    if (!rc && floor)
         rc = measure_floor(b, &r->after, r, err);
     r->floor = mean_floor(&r->before, &r->after);
-    r->has_floor = has_floor;
+    r->has_floor = floor;
     r->has_exact = o->exact;
     r->exact_ms = o->exact ? r->exact_ms : 0;
     return rc;

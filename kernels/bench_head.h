@@ -32,22 +32,24 @@ struct sfc_bench_floor {
     double gflops, read_gb_s, update_gb_s;
 };
 
-/* Milliseconds are medians over the steps. has_floor, has_exact: whether these were measured; else
- * they are 0. */
+/* Milliseconds are medians over the steps. has_floor, has_exact: whether these were measured (a
+ * backend that can't measure its ceilings has no floor); else they are 0. */
 struct sfc_bench_head_result {
     double step_ms, best_ms;
     double plan_ms, logits_ms, gradient_ms, commit_ms;
     double init_ms; /* creation with the initial values of W */
     bool has_floor, has_exact;
-    /* cpu: measured just before and just after the steps, and their mean */
+    /* measured just before and just after the steps, and their mean */
     struct sfc_bench_floor before, after, floor;
     double exact_ms; /* all fixed-point additions of one step, mean of before and after the steps */
     uint64_t sampled, state_bytes;
     uint64_t peak_rss_bytes; /* without what measuring the floor takes */
-    uint64_t steps;          /* timed */
+    /* 0: no device memory; else all that was in use of it, by other programs and CUDA too */
+    uint64_t peak_device_bytes;
+    uint64_t steps; /* timed */
     uint32_t block_size;
-    bool native; /* cpu: bf16 operands are multiplied as such, not in f32 arithmetic */
-    char numerics[128];
+    bool native; /* with a floor: bf16 operands are multiplied as such, not in f32 arithmetic */
+    char numerics[256];
 };
 
 int sfc_bench_head(const struct sfc_bench_head_options *options,

@@ -1,17 +1,15 @@
 #include "kernels/bench_head.h"
 
-#include <string.h>
-
 static const char *const number_formats[] = {"f32", "bf16"};
 static const char *const roundings[] = {"stochastic", "nearest"};
 static const char *const momentum_modes[] = {"sampled", "dense"};
 static const char *const optimizers[] = {"sgd", "adamw"};
 
-/* What the products multiply and, by the cpu backend, how. */
+/* What the products multiply and, where that was looked at, how. */
 static const char *products_name(const struct sfc_bench_head_options *o,
                                  const struct sfc_bench_head_result *r)
 {
-    if (o->gemm == SFC_DTYPE_F32 || strcmp(o->backend, "cpu"))
+    if (o->gemm == SFC_DTYPE_F32 || !r->has_floor)
         return number_formats[o->gemm];
     return r->native ? "bf16 (native)" : "bf16 (in f32 arithmetic)";
 }
@@ -66,12 +64,16 @@ void sfc_bench_head_json(FILE *out, const struct sfc_bench_head_options *o,
             "\"rounding\": \"%s\", \"optimizer\": \"%s\", \"momentum_mode\": \"%s\", \"backend\": "
             "\"%s\", "
             "\"threads\": %u, \"numerics\": \"%s\", "
-            "\"peak_rss_bytes\": %llu, \"state_bytes\": %llu}\n",
+            "\"peak_rss_bytes\": %llu, \"state_bytes\": %llu, \"peak_device_bytes\": ",
             (unsigned long long)o->classes, (unsigned long long)r->sampled, o->batch,
             o->micro_batch, o->dim, r->block_size, number_formats[o->dtype],
             number_formats[o->gemm], products_name(o, r), roundings[o->rounding],
             optimizers[o->optimizer], momentum_modes[o->momentum_mode], o->backend, o->threads,
             r->numerics, (unsigned long long)r->peak_rss_bytes, (unsigned long long)r->state_bytes);
+    if (r->peak_device_bytes)
+        fprintf(out, "%llu}\n", (unsigned long long)r->peak_device_bytes);
+    else
+        fprintf(out, "null}\n");
 }
 
 static void floor_table(FILE *out, const struct sfc_bench_head_result *r)
@@ -113,4 +115,7 @@ void sfc_bench_head_table(FILE *out, const struct sfc_bench_head_options *o,
             (double)r->state_bytes * 1e-6, (double)r->state_bytes / (double)o->classes,
             (double)r->peak_rss_bytes * 1e-6,
             r->has_floor ? " (without what measures the floor)" : "", r->init_ms);
+    if (r->peak_device_bytes)
+        fprintf(out, "device    %8.1f MB of its memory in use at most, CUDA's own included\n",
+                (double)r->peak_device_bytes * 1e-6);
 }

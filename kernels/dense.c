@@ -14,52 +14,6 @@
 #define MAX_SQUARED   1e18
 #define MAX_NORMAL    8.0 /* of the initial values: Box-Muller with 24 bits */
 
-uint64_t sfc_dense_block_count(const struct sfc_dense_config *config)
-{
-    return (config->size + config->block_size - 1) / config->block_size;
-}
-
-uint64_t sfc_dense_block_length(const struct sfc_dense_config *config, uint64_t block)
-{
-    uint64_t first = block * config->block_size;
-    if (first >= config->size)
-        return 0;
-    uint64_t rest = config->size - first;
-    return rest < config->block_size ? rest : config->block_size;
-}
-
-static uint64_t smaller(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
-
-static uint64_t larger(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
-
-struct sfc_dense_packing sfc_dense_packing_of(const struct sfc_dense_config *config,
-                                              const uint64_t *blocks, size_t count)
-{
-    struct sfc_dense_packing packing = {0};
-    size_t s = 0;
-    for (size_t i = 0; i < count; i++) {
-        uint64_t first = blocks[i] * config->block_size;
-        uint64_t end = first + sfc_dense_block_length(config, blocks[i]);
-        for (; s < config->segment_count && config->segments[s].offset < end; s++) {
-            const struct sfc_dense_segment *segment = &config->segments[s];
-            uint64_t stop = segment->offset + segment->length;
-            uint64_t from = larger(first, segment->offset), to = smaller(end, stop);
-            if (from < to)
-                *(sfc_dense_is_half(config, segment->role) ? &packing.halves : &packing.floats) +=
-                    to - from;
-            if (stop > end) /* goes on in another block */
-                break;
-        }
-    }
-    return packing;
-}
-
 static int check_segments(const struct sfc_dense_config *c, struct sfc_error *err)
 {
     uint64_t at = 0;

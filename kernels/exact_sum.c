@@ -3,7 +3,8 @@
 #include <math.h>
 #include <string.h>
 
-#define UNIT_BITS               128 /* the lowest bit is 2^-UNIT_BITS */
+#include "kernels/hd/exact.h"
+
 #define MAX_SCALE_WITHOUT_SHIFT 80.0
 
 double sfc_exp_shift(double scale)
@@ -43,7 +44,7 @@ void sfc_sum256_add_double(struct sfc_sum256 *sum, double v)
     int exponent;
     double fraction = frexp(v, &exponent); /* v = fraction * 2^exponent, fraction in [0.5, 1) */
     uint64_t mantissa = (uint64_t)(fraction * 0x1p53);
-    int shift = exponent - 53 + UNIT_BITS; /* v = mantissa * 2^shift units */
+    int shift = exponent - 53 + SFC_HD_UNIT_BITS; /* v = mantissa * 2^shift units */
     struct sfc_sum256 term = {{0}};
     if (shift <= -53) {
         return;
@@ -81,18 +82,12 @@ double sfc_sum256_log(const struct sfc_sum256 *sum, double shift)
         rest |= sum->word[i];
     }
     bits |= rest != 0;
-    return log(ldexp((double)bits, 64 * top - lead - UNIT_BITS)) + shift;
+    return log(ldexp((double)bits, 64 * top - lead - SFC_HD_UNIT_BITS)) + shift;
 }
 
 int64_t sfc_dx_to_fixed(float v)
 {
-    if (isnan(v)) {
-        return 0;
-    }
-    if (fabsf(v) >= 0x1p18f) {
-        return v > 0 ? INT64_C(1) << 62 : -(INT64_C(1) << 62);
-    }
-    return (int64_t)llrint((double)v * 0x1p44);
+    return sfc_hd_dx_to_fixed(v);
 }
 
 float sfc_dx_to_float(int64_t v)

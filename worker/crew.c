@@ -199,6 +199,8 @@ static void lane_loop(struct sfc_crew *crew, struct sfc_step_client *client,
         int rc = sfc_step_client_run(client, ticket, &accepted, &err);
         if (rc) {
             lane_failed(crew, ticket, rc, &err, &b);
+            if (sfc_step_client_broken(client)) /* trying again on this device helps nobody */
+                sfc_crew_stop(crew, SFC_CREW_FATAL, &err);
             continue;
         }
         sfc_backoff_reset(&b);
@@ -231,6 +233,11 @@ static void lane_ready(struct sfc_crew *crew, const struct sfc_step_client *clie
     if (last)
         sfc_info_log("memory plan: %.1f MiB: the program %.1f, lanes and caches %.1f",
                      mib(crew->program_bytes + own), mib(crew->program_bytes), mib(own));
+    if (last && sfc_step_client_lane(client)) {
+        char lane[1024];
+        sfc_lane_describe(sfc_step_client_lane(client), lane, sizeof lane);
+        sfc_info_log("each of %u lanes: %s", crew->lanes, lane);
+    }
 }
 
 static void *lane_main(void *arg)
@@ -380,6 +387,7 @@ int sfc_crew_new(struct sfc_member *member, const struct sfc_crew_options *optio
     crew->program_bytes = sfc_process_memory() + GROWTH_BYTES;
     crew->source.member = member;
     crew->source.set = options->set;
+    crew->source.device = options->device;
     crew->lanes = crew->readers = options->lanes;
     int rc = sfc_source_check(member, !options->set, &crew->model, err);
     crew->source.model = crew->model;

@@ -19,6 +19,7 @@ struct sfc_crew_options {
     uint32_t lanes;
     uint64_t cache_bytes;
     const struct sfc_dataset *set; /* NULL: synthetic */
+    const struct sfc_lane_device *device;
 };
 
 /* Allocates what the run needs and starts the threads. The member stays the caller's, who frees it

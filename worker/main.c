@@ -11,7 +11,7 @@
 #include "worker/trainer.h"
 
 struct worker_options {
-    const char *scheduler, *data, *device, *trace;
+    const char *scheduler, *data, *device, *precision, *trace;
     uint64_t threads, cache;
     bool exit_when_done;
 };
@@ -41,8 +41,16 @@ static const struct sfc_option table[] = {
      .type = SFC_OPTION_STRING,
      .offset = offsetof(struct worker_options, device),
      .fallback = "cpu",
-     .metavar = "cpu",
-     .help = "where the backbone is computed"},
+     .metavar = "cpu|cuda[:N]",
+     .help = "where the backbone is computed; cuda needs the plugin libshardfc-cudnn.so"},
+    {.name = "precision",
+     .type = SFC_OPTION_STRING,
+     .offset = offsetof(struct worker_options, precision),
+     .fallback = "f32",
+     .metavar = "f32|bf16|fp16",
+     .help =
+         "number format of the backbone's products and activations; part of the numerics class, "
+         "so all workers of a run have the same; cpu knows f32 alone"},
     {.name = "cache",
      .type = SFC_OPTION_SIZE,
      .offset = offsetof(struct worker_options, cache),
@@ -85,15 +93,21 @@ static void *wait_for_signal(void *arg)
 
 static int run(const struct worker_options *o, struct sfc_error *err)
 {
+    enum sfc_precision precision;
+    int rc = sfc_precision_parse(o->precision, &precision, err);
+    if (rc)
+        return rc;
     struct sfc_trainer_options options = {.scheduler = o->scheduler,
                                           .data = o->data,
+                                          .device = o->device,
+                                          .precision = precision,
                                           .lanes = (uint32_t)o->threads,
                                           .cache_bytes = o->cache,
                                           .exit_when_done = o->exit_when_done,
                                           .trace = o->trace};
     struct sfc_trainer *trainer;
     pthread_t waiter;
-    int rc = sfc_trainer_new(&options, &trainer, err);
+    rc = sfc_trainer_new(&options, &trainer, err);
     if (rc)
         return rc;
     if (pthread_create(&waiter, NULL, wait_for_signal, trainer)) {
@@ -115,11 +129,6 @@ int main(int argc, char **argv)
     int code = sfc_options_main(&program, argc, argv, &options, &parsed);
     if (code >= 0)
         return sfc_process_end("shardfc-worker", code);
-    if (strcmp(options.device, "cpu")) {
-        fprintf(stderr, "shardfc-worker: --device %s: this build has only cpu\n", options.device);
-        sfc_options_free(parsed);
-        return 2;
-    }
     sigset_t signals;
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);

@@ -10,12 +10,13 @@
 struct sfc_step_client {
     const struct sfc_source *source;
     struct sfc_exchange *exchange;
-    struct sfc_lane *lane;       /* NULL without model */
-    struct sfc_decoder *decoder; /* NULL: synthetic */
-    float *features, *dfeatures; /* [micro_batch, dim] */
-    float *gradient;             /* [dense_size] */
-    uint64_t *digests;           /* [dense blocks] */
-    uint64_t *no_labels;         /* [micro_batch], all SFC_LABEL_NONE */
+    struct sfc_lane *lane;
+    bool broken; /* the lane's device failed */ /* NULL without model */
+    struct sfc_decoder *decoder;                /* NULL: synthetic */
+    float *features, *dfeatures;                /* [micro_batch, dim] */
+    float *gradient;                            /* [dense_size] */
+    uint64_t *digests;                          /* [dense blocks] */
+    uint64_t *no_labels;                        /* [micro_batch], all SFC_LABEL_NONE */
 };
 
 /* ---- rows */
@@ -224,7 +225,7 @@ int sfc_step_client_new(const struct sfc_source *source, struct sfc_step_client 
     if (!rc && source->set)
         rc = sfc_decoder_new(source->set, &client->decoder, err);
     if (!rc && source->model)
-        rc = sfc_lane_new(source->model, c->micro_batch, &client->lane, err);
+        rc = sfc_lane_new(source->device, source->model, c->micro_batch, &client->lane, err);
     if (rc) {
         sfc_step_client_free(client);
         return rc;
@@ -241,6 +242,11 @@ uint64_t sfc_step_client_memory(const struct sfc_step_client *client)
            2 * values * sizeof(int64_t) + 2 * m->dense_size * sizeof(float);
 }
 
+const struct sfc_lane *sfc_step_client_lane(const struct sfc_step_client *client)
+{
+    return client->lane;
+}
+
 /* A dropped micro-batch moves nothing: zero gradient, and the present running statistics. */
 static void dropped_gradient(const struct sfc_step_client *client, const float *params)
 {
@@ -251,6 +257,17 @@ static void dropped_gradient(const struct sfc_step_client *client, const float *
         if (p[i].role == SFC_PARAM_STATISTIC)
             memcpy(client->gradient + p[i].offset, params + p[i].offset,
                    p[i].length * sizeof *client->gradient);
+}
+
+bool sfc_step_client_broken(const struct sfc_step_client *client)
+{
+    return client->broken;
+}
+
+static int lane_said(struct sfc_step_client *client, int rc)
+{
+    client->broken = client->broken || rc == SFC_EDEVICE;
+    return rc;
 }
 
 /* Head exchange, backward and push. params NULL without model. */
@@ -266,7 +283,8 @@ static int exchange(struct sfc_step_client *client, const struct sfc_work *work,
     if (dropped)
         dropped_gradient(client, params);
     else
-        rc = sfc_lane_backward(client->lane, client->dfeatures, client->gradient, err);
+        rc = lane_said(client,
+                       sfc_lane_backward(client->lane, client->dfeatures, client->gradient, err));
     if (rc)
         return rc;
     return sfc_exchange_push_dense(client->exchange, m, work, client->gradient, client->digests,
@@ -282,7 +300,8 @@ static int forward(struct sfc_step_client *client, const struct sfc_slot *batch,
     if (!batch)
         memset(client->features, 0, bytes);
     else if (client->lane)
-        return sfc_lane_forward(client->lane, params, batch->values, client->features, err);
+        return lane_said(
+            client, sfc_lane_forward(client->lane, params, batch->values, client->features, err));
     else
         memcpy(client->features, batch->values, bytes);
     return SFC_OK;

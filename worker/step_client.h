@@ -6,14 +6,16 @@
 
 #include "worker/client.h"
 #include "worker/data/dataset.h"
+#include "worker/model/device.h"
 #include "worker/model/model.h"
 #include "worker/slot_cache.h"
 
 /* Shared by all lanes and reading threads of a worker. */
 struct sfc_source {
     struct sfc_member *member;
-    const struct sfc_dataset *set;  /* NULL: synthetic */
-    const struct sfc_model *model;  /* NULL: backbone "none" */
+    const struct sfc_dataset *set; /* NULL: synthetic */
+    const struct sfc_model *model; /* NULL: backbone "none" */
+    const struct sfc_lane_device *device;
     struct sfc_slot_cache *batches; /* rows of micro-batches */
     struct sfc_slot_cache *params;  /* parameters after a step; NULL without model */
 };
@@ -45,6 +47,10 @@ int sfc_step_client_new(const struct sfc_source *source, struct sfc_step_client 
                         struct sfc_error *err);
 void sfc_step_client_free(struct sfc_step_client *client); /* NULL is fine */
 uint64_t sfc_step_client_memory(const struct sfc_step_client *client);
+/* The lane's own device failed; what a peer's device said does not count. */
+bool sfc_step_client_broken(const struct sfc_step_client *client);
+/* The backbone's lane; NULL without a backbone. */
+const struct sfc_lane *sfc_step_client_lane(const struct sfc_step_client *client);
 /* Batch, parameters, forward, head exchange, backward, push, done. *accepted as in sfc_member_done.
  * On failure the grant is still the caller's to give up. */
 int sfc_step_client_run(struct sfc_step_client *client, const struct sfc_ticket *ticket,

@@ -1,6 +1,5 @@
 #include "worker/trainer.h"
 
-#include <dnnl.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -25,6 +24,7 @@ struct sfc_trainer {
     struct sfc_client *client;
     struct sfc_dataset *set; /* NULL: synthetic */
     FILE *trace;
+    const struct sfc_lane_device *device;
     char name[128], numerics[160];
 
     pthread_mutex_t lock;
@@ -199,7 +199,7 @@ static enum sfc_crew_end work(struct sfc_trainer *t, struct sfc_member *member,
 {
     struct sfc_run_info run;
     struct sfc_crew *crew;
-    struct sfc_crew_options options = {t->options.lanes, t->options.cache_bytes, t->set};
+    struct sfc_crew_options options = {t->options.lanes, t->options.cache_bytes, t->set, t->device};
     sfc_member_info(member, &run);
     sfc_info_log(
         "joined run %s (%llu): %llu classes, dim %u, backbone %s, %u shards, batch %u of %u",
@@ -387,29 +387,12 @@ int sfc_trainer_run(struct sfc_trainer *t, struct sfc_error *err)
 
 static void name_self(struct sfc_trainer *t)
 {
-    static const struct {
-        dnnl_cpu_isa_t isa;
-        const char *name;
-    } isas[] = {{dnnl_cpu_isa_sse41, "sse41"},
-                {dnnl_cpu_isa_avx, "avx"},
-                {dnnl_cpu_isa_avx2, "avx2"},
-                {dnnl_cpu_isa_avx2_vnni, "avx2_vnni"},
-                {dnnl_cpu_isa_avx512_core, "avx512_core"},
-                {dnnl_cpu_isa_avx512_core_vnni, "avx512_core_vnni"},
-                {dnnl_cpu_isa_avx512_core_bf16, "avx512_core_bf16"},
-                {dnnl_cpu_isa_avx512_core_amx, "avx512_core_amx"}};
-    const dnnl_version_t *version = dnnl_version();
-    char host[80] = "";
-    const char *isa = "isa-other";
-    dnnl_cpu_isa_t mine = dnnl_get_effective_cpu_isa();
-    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++)
-        if (isas[i].isa == mine)
-            isa = isas[i].name;
+    char host[80] = "", device[120];
     if (gethostname(host, sizeof host - 1))
         strcpy(host, "localhost");
     snprintf(t->name, sizeof t->name, "%s:%ld", host, (long)getpid());
-    snprintf(t->numerics, sizeof t->numerics, "cpu %s onednn-%d.%d.%d m%d", isa, version->major,
-             version->minor, version->patch, MODEL_NUMERICS);
+    sfc_lane_device_numerics(t->device, device, sizeof device);
+    snprintf(t->numerics, sizeof t->numerics, "%s m%d", device, MODEL_NUMERICS);
 }
 
 static int open_trace(struct sfc_trainer *t, struct sfc_error *err)
@@ -431,6 +414,7 @@ void sfc_trainer_free(struct sfc_trainer *t)
     sfc_dataset_close(t->set);
     if (t->trace && fclose(t->trace))
         sfc_error_log("trace file %s: %s", t->options.trace, strerror(errno));
+    sfc_lane_device_close(t->device);
     free(t->points);
     pthread_cond_destroy(&t->changed);
     pthread_mutex_destroy(&t->lock);
@@ -450,9 +434,12 @@ int sfc_trainer_new(const struct sfc_trainer_options *options, struct sfc_traine
     pthread_cond_init(&t->changed, &attr);
     pthread_condattr_destroy(&attr);
     pthread_mutex_init(&t->lock, NULL);
-    name_self(t);
     t->points = calloc(HISTORY_POINTS, sizeof *t->points);
     int rc = t->points ? SFC_OK : sfc_fail(err, SFC_ENOMEM, "out of memory for the trainer");
+    if (!rc)
+        rc = sfc_lane_device_open(options->device, options->precision, &t->device, err);
+    if (!rc)
+        name_self(t);
     if (!rc && strcmp(options->data, "synthetic"))
         rc = sfc_dataset_open(options->data, &t->set, err);
     if (!rc)

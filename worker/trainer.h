@@ -12,10 +12,13 @@
 #include <stdint.h>
 
 #include "proto/base/status.h"
+#include "worker/model/device.h"
 
 struct sfc_trainer_options {
     const char *scheduler;
-    const char *data; /* a data set's folder, or "synthetic" */
+    const char *data;   /* a data set's folder, or "synthetic" */
+    const char *device; /* as sfc_lane_device_open has it */
+    enum sfc_precision precision;
     uint32_t lanes;
     uint64_t cache_bytes; /* for decoded micro-batches */
     bool exit_when_done;
@@ -24,7 +27,7 @@ struct sfc_trainer_options {
 
 struct sfc_trainer;
 
-/* Opens the data set and the trace file. */
+/* Opens the device, the data set and the trace file. */
 int sfc_trainer_new(const struct sfc_trainer_options *options, struct sfc_trainer **out,
                     struct sfc_error *err);
 void sfc_trainer_free(struct sfc_trainer *trainer); /* NULL is fine */

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/floor.h"
 #include "kernels/cpu/head.h"
 #include "kernels/cpu/pool.h"
 
@@ -43,6 +44,8 @@ static const struct sfc_backend_ops cpu_ops = {
     .close = cpu_close,
     .numerics = cpu_numerics,
     .set_store = cpu_set_store,
+    .head_ceilings = sfc_cpu_floor,
+    .head_ceilings_memory = sfc_cpu_floor_memory,
     .head_memory = sfc_cpu_head_memory,
     .head_new = sfc_cpu_head_new,
     .head_free = sfc_cpu_head_free,

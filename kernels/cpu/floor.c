@@ -158,8 +158,9 @@ static size_t stream_of(unsigned threads)
     return share > MIN_STREAM ? share : MIN_STREAM;
 }
 
-uint64_t sfc_cpu_floor_memory(unsigned threads)
+uint64_t sfc_cpu_floor_memory(const struct sfc_backend *backend)
 {
+    unsigned threads = ((const struct sfc_cpu *)backend)->threads;
     return 2 * (uint64_t)stream_of(threads) * threads * sizeof(float);
 }
 
@@ -180,7 +181,7 @@ static double best_ms(struct floor_call *call, sfc_pool_fn fn, size_t items)
 }
 
 int sfc_cpu_floor(struct sfc_backend *backend, const struct sfc_head_config *config,
-                  uint64_t sampled, struct sfc_cpu_floor *out, struct sfc_error *err)
+                  uint64_t sampled, struct sfc_head_ceilings *out, struct sfc_error *err)
 {
     struct sfc_cpu *cpu = (struct sfc_cpu *)backend;
     struct sfc_cpu_sizes sizes;
@@ -208,7 +209,7 @@ int sfc_cpu_floor(struct sfc_backend *backend, const struct sfc_head_config *con
     if (!rc) {
         double flops = 6.0 * (double)sizes.tile * (double)sizes.pitch * (double)sizes.bp;
         double bytes = (double)call.stream * sizeof(float) * cpu->threads;
-        out->bf16 = call.bf16;
+        out->native = call.bf16;
         out->exact_ms = best_ms(&call, add_exact, (size_t)call.blocks);
         out->gflops =
             flops * (double)call.products / best_ms(&call, multiply, call.products) * 1e-6;

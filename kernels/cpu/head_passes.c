@@ -3,6 +3,7 @@
 
 #include "kernels/cpu/head.h"
 #include "kernels/cpu/pool.h"
+#include "kernels/hd/margin.h"
 
 size_t sfc_cpu_group(const struct sfc_cpu_head *head, size_t rest, size_t *log2)
 {
@@ -53,16 +54,10 @@ struct logits_call {
     size_t n;
 };
 
-/* phi, f and f' of the combined margin at cos (kernels/backend.h). */
-static double margin(const struct sfc_head_config *c, double cosine, double *slope)
+static struct sfc_hd_margin margin_of(const struct sfc_head_config *c)
 {
-    const double pi = 3.14159265358979323846;
-    double theta = acos(cosine), phi = c->margin_m1 * theta + c->margin_m2;
-    double k = floor(phi / pi), sign = fmod(k, 2) == 0 ? 1 : -1;
-    *slope = c->margin_grad == SFC_MARGIN_GRAD_IDENTITY
-                 ? 1
-                 : sign * c->margin_m1 * sin(phi) / fmax(sin(theta), 1e-4);
-    return sign * cos(phi) - 2 * k - c->margin_m3;
+    bool identity = c->margin_grad == SFC_MARGIN_GRAD_IDENTITY;
+    return (struct sfc_hd_margin){c->margin_m1, c->margin_m2, c->margin_m3, identity};
 }
 
 /* Replaces z of this item's targets in tile rows [first, first + n) by their margin logits; exps:
@@ -74,6 +69,7 @@ static void set_targets(const struct logits_call *call, size_t index,
     struct sfc_cpu_head *head = call->head;
     struct sfc_head_logits_item *item = &call->items[index];
     uint32_t m = head->config.micro_batch, row0 = item->micro_batch * m;
+    const struct sfc_hd_margin margin = margin_of(&head->config);
     for (uint32_t t = block->target; t < block->target + block->targets; t++) {
         size_t at = head->target_at[t], row = head->target_row[t];
         if (at < first || at >= first + n || row < row0 || row >= row0 + m)
@@ -81,7 +77,7 @@ static void set_targets(const struct logits_call *call, size_t index,
         size_t c = row - row0, s = block->sample + at;
         double cosine = (double)product[(at - first) * stride + c] * head->inverse_norm[s], slope;
         double logit =
-            head->config.scale * margin(&head->config, fmax(-1, fmin(1, cosine)), &slope);
+            head->config.scale * sfc_hd_margin_at(margin, fmax(-1, fmin(1, cosine)), &slope);
         float z = (float)logit + 0.0f;
         size_t kept = (size_t)item->slot * m + c;
         void *entry = sfc_cpu_kept_at(head, sfc_cpu_slot_z(head, item->slot, s), c);

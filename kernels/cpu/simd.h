@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "kernels/adamw.h"
+#include "kernels/hd/cosine.h"
 #include "kernels/lag.h"
 
 /* How a block store holds the numbers of a row: a record of its tensors side by side, [dim] each,
@@ -62,12 +63,6 @@ struct sfc_update {
     float lr, momentum, weight_decay; /* of SGD */
     struct sfc_adamw adamw;
 };
-
-/* Cosines are kept as integers, 1 = SFC_COSINE_ONE, beside bf16 operands (bf16 itself would make a
- * logit of 45 wrong by 0.13). A target's entry is SFC_COSINE_TARGET: it counts for nothing here,
- * its margin logit is kept elsewhere. */
-#define SFC_COSINE_ONE    32766.0f
-#define SFC_COSINE_TARGET (-32767)
 
 /* The loops over 16-bit formats; like those of struct sfc_simd where nothing else is said. */
 struct sfc_simd_half {

@@ -7,9 +7,6 @@ typedef uint32_t uvec __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t hvec __attribute__((vector_size(32), aligned(2), may_alias));
 typedef int16_t svec __attribute__((vector_size(32), aligned(2), may_alias));
 
-#define MARK_FILTERED (-32768)
-#define MARK_TARGET   SFC_COSINE_TARGET
-
 /* ---- formats */
 
 INLINE hvec load_half(const uint16_t *p, size_t n)
@@ -88,7 +85,7 @@ INLINE uvec mix(struct sfc_rounding_key key, size_t k)
     const uvec lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     uvec h = (lanes + (uint32_t)k) * 0x9e3779b9u + key.add;
     h ^= h >> 16;
-    h = (h ^ key.xor) * 0x85ebca6bu;
+    h = (h ^ key.flip) * 0x85ebca6bu;
     h ^= h >> 13;
     h *= 0xc2b2ae35u;
     return h ^ (h >> 16);
@@ -366,7 +363,7 @@ static void logits(const float *cos, size_t stride, size_t n, size_t width,
             vec v = clamped(load(cos + i * stride + c) * factor);
             ivec whole = (ivec)(v * splat(SFC_COSINE_ONE) + magic) - (ivec)magic;
             ivec marked = v > splat(filter);
-            whole = (whole & ~marked) | (MARK_FILTERED & marked);
+            whole = (whole & ~marked) | (SFC_COSINE_FILTERED & marked);
             *(svec *)(q + i * width + c) = __builtin_convertvector(whole, svec);
         }
     }
@@ -376,8 +373,8 @@ static void logits(const float *cos, size_t stride, size_t n, size_t width,
 INLINE vec unpack(const int16_t *q, float unit, ivec *filtered, ivec *target)
 {
     ivec whole = __builtin_convertvector(*(const svec *)q, ivec);
-    *filtered = whole == MARK_FILTERED;
-    *target = whole == MARK_TARGET;
+    *filtered = whole == SFC_COSINE_FILTERED;
+    *target = whole == SFC_COSINE_TARGET;
     return select_lanes(*filtered, splat(0.0f), __builtin_convertvector(whole, vec) * splat(unit));
 }
 

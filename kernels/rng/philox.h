@@ -9,25 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Separate uses never share a counter: the stream is mixed into the key. */
-enum sfc_stream {
-    SFC_STREAM_SAMPLE = 1,  /* counter (step, block, word in block) */
-    SFC_STREAM_CLASS_INIT,  /* counter (class, column / 4) */
-    SFC_STREAM_DENSE_INIT,  /* counter (0, index / 4) */
-    SFC_STREAM_PERMUTATION, /* counter (epoch, round, half) */
-    SFC_STREAM_AUGMENT,     /* counter (epoch, sample, draw) */
-    SFC_STREAM_SYNTHETIC,   /* counter (what, index, column / 4) */
-    SFC_STREAM_ROUNDING,    /* counter (step, class): kernels/rng/rounding.h */
-};
-
-#define SFC_PHILOX_M0 0xD2511F53u
-#define SFC_PHILOX_M1 0xCD9E8D57u
-#define SFC_PHILOX_W0 0x9E3779B9u
-#define SFC_PHILOX_W1 0xBB67AE85u
-
-struct sfc_philox {
-    uint32_t v[4];
-};
+#include "kernels/hd/philox.h"
 
 /* The bare function: 10 rounds on counter with key. */
 struct sfc_philox sfc_philox4x32_10(const uint32_t counter[4], const uint32_t key[2]);
@@ -35,7 +17,7 @@ struct sfc_philox sfc_philox4x32_10(const uint32_t counter[4], const uint32_t ke
 /* The key of (seed, stream). */
 void sfc_stream_key(uint64_t seed, enum sfc_stream stream, uint32_t key[2]);
 /* Four words for (seed, stream, a, b): counter = (a low, a high, b low, b high), key from seed and
- * stream through one fixed mixing step (documented in philox.c). */
+ * stream through one fixed mixing step (kernels/hd/philox.h). */
 struct sfc_philox sfc_random(uint64_t seed, enum sfc_stream stream, uint64_t a, uint64_t b);
 /* The words of sfc_random(seed, stream, a, b + i) for i < calls, one after the other: [4 * calls].
  * The fast way to many words. */

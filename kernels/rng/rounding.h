@@ -11,9 +11,7 @@
 
 #include <stdint.h>
 
-struct sfc_rounding_key {
-    uint32_t add, xor;
-};
+#include "kernels/hd/rounding.h"
 
 struct sfc_rounding_key sfc_rounding_key(uint64_t seed, uint64_t step, uint64_t class);
 /* The key of AdamW's second moment, which gets the low half of its word. */

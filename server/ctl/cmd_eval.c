@@ -13,7 +13,7 @@
 #include "worker/eval/metrics.h"
 
 struct eval_options {
-    const char *checkpoint, *pairs, *rec;
+    const char *checkpoint, *pairs, *rec, *device, *precision;
     bool json;
     uint64_t threads;
 };
@@ -43,6 +43,18 @@ static const struct sfc_option table[] = {
      .max = 256,
      .fallback = "0",
      .help = "threads; 0: one per processor"},
+    {.name = "device",
+     .type = SFC_OPTION_STRING,
+     .offset = AT(device),
+     .fallback = "cpu",
+     .metavar = "cpu|cuda[:N]",
+     .help = "where the backbone is computed; cuda needs the plugin libshardfc-cudnn.so"},
+    {.name = "precision",
+     .type = SFC_OPTION_STRING,
+     .offset = AT(precision),
+     .fallback = "f32",
+     .metavar = "f32|bf16|fp16",
+     .help = "number format of the backbone's products and activations; cpu knows f32 alone"},
     {.name = "json",
      .type = SFC_OPTION_BOOL,
      .offset = AT(json),
@@ -63,6 +75,7 @@ static const struct sfc_program program = {
 struct backbone {
     struct sfc_checkpoint *checkpoint;
     struct sfc_model *model;
+    const struct sfc_lane_device *device;
     struct sfc_dataset_info images; /* how the backbone reads images */
     float *params;
 };
@@ -99,6 +112,13 @@ static int load_params(struct backbone *b, struct sfc_error *err)
     return code;
 }
 
+static int open_device(const struct eval_options *o, struct backbone *b, struct sfc_error *err)
+{
+    enum sfc_precision precision;
+    int code = sfc_precision_parse(o->precision, &precision, err);
+    return code != SFC_OK ? code : sfc_lane_device_open(o->device, precision, &b->device, err);
+}
+
 static int open_backbone(const char *dir, struct backbone *b, struct sfc_error *err)
 {
     int code = sfc_checkpoint_open(dir, &b->checkpoint, err);
@@ -125,6 +145,7 @@ static void close_backbone(struct backbone *b)
     sfc_model_free(b->model);
     free(b->params);
     sfc_checkpoint_close(b->checkpoint);
+    sfc_lane_device_close(b->device);
 }
 
 /* ---- images */
@@ -173,6 +194,7 @@ static int embed_images(const struct backbone *b, unsigned threads, const struct
     }
     if (code == SFC_OK) {
         struct sfc_embed_job job = {
+            .device = b->device,
             .model = b->model,
             .params = b->params,
             .input = {b->images.width, b->images.height, b->images.channels},
@@ -359,7 +381,10 @@ static int eval(const struct eval_options *o, struct sfc_error *err)
     unsigned threads =
         o->threads > 0 ? (unsigned)o->threads : (processors > 0 ? (unsigned)processors : 1);
     struct backbone b = {0};
-    int code = open_backbone(o->checkpoint, &b, err);
+    int code = open_device(o, &b, err);
+    if (code == SFC_OK) {
+        code = open_backbone(o->checkpoint, &b, err);
+    }
     if (code == SFC_OK) {
         code =
             o->pairs != NULL ? eval_pairs(o, &b, threads, err) : eval_labelled(o, &b, threads, err);

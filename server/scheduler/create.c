@@ -30,10 +30,11 @@ struct create_task {
 /* ---- memory and placement */
 
 /* The kernels that the shards run, as far as this program has them; their memory formulas are what
- * counts here. */
+ * counts here. A device's are close to the CPU's, and opening it would keep some of its memory; its
+ * shard compares its own exact numbers when the run is opened. */
 static int planning_backend(const char *name, struct sfc_backend **out, struct sfc_error *err)
 {
-    if (sfc_backend_open(name, 1, out, NULL) == SFC_OK)
+    if (strncmp(name, "cuda", 4) != 0 && sfc_backend_open(name, 1, out, NULL) == SFC_OK)
         return SFC_OK;
     return sfc_backend_open("cpu", 1, out, err);
 }

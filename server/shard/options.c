@@ -85,13 +85,16 @@ static const struct sfc_option table[] = {
      .max = 32,
      .fallback = "cpu",
      .offset = AT(backend),
-     .help = "cpu, or reference (double precision, slow, for tests)"},
+     .help = "cpu; cuda (a GPU, through the plugin libshardfc-cuda.so) or cuda:N for device N; or "
+             "reference (double precision, slow, for tests)"},
     {.name = "memory",
      .type = SFC_OPTION_SIZE,
      .min = 1 << 20,
      .offset = AT(memory),
-     .help = "most memory that runs may use; a run that needs more is refused before anything is "
-             "allocated (default: 80 % of what is available at start)"},
+     .help =
+         "most memory that runs may use; a run that needs more is refused before anything is "
+         "allocated (default: 80 % of what is available at start). With a GPU it is the device's "
+         "memory (default: what is free there at start)"},
     {.name = "store-dir",
      .type = SFC_OPTION_STRING,
      .metavar = "DIR",

@@ -108,10 +108,27 @@ static uint64_t fixed_bytes(struct sfc_shard_run *run)
            (sfc_pinned_keeps_rates(run) ? (sfc_pinned_of(run)->step + 1) * sizeof(float) : 0);
 }
 
+static int short_of_memory(uint64_t of_run, uint64_t need, uint64_t limit, const char *which,
+                           struct sfc_error *err)
+{
+    return sfc_fail(err, SFC_ENOMEM,
+                    "a checkpoint beside the training needs %.1f MiB; the run has %.1f of the "
+                    "%.1f MiB %s%sthat this shard may use (--memory)",
+                    (double)(need - of_run) / (1 << 20), (double)of_run / (1 << 20),
+                    (double)limit / (1 << 20), which, *which ? " " : "");
+}
+
 int sfc_pinned_plan_memory(struct sfc_shard_run *run, struct sfc_error *err)
 {
     struct sfc_pinned *p = sfc_pinned_of(run);
+    bool device = run->shard->device_limit > 0;
     uint64_t limit = run->shard->memory_limit, taken = run->resident + fixed_bytes(run);
+    if (device && taken > limit)
+        return short_of_memory(run->resident, taken, limit, "of the machine's memory", err);
+    if (device) { /* the blocks of a group go to the device */
+        limit = run->shard->device_limit;
+        taken = run->on_device;
+    }
     uint64_t room = limit > taken ? limit - taken : 0, least = 0, least_dense = 0;
     room = room < GROUP_BYTES ? room : GROUP_BYTES;
     int code = class_room(run, room, &least, err);
@@ -119,11 +136,8 @@ int sfc_pinned_plan_memory(struct sfc_shard_run *run, struct sfc_error *err)
         code = dense_room(run, room, &least_dense, err);
     least = least > least_dense ? least : least_dense;
     if (code == SFC_OK && taken + least > limit)
-        code = sfc_fail(err, SFC_ENOMEM,
-                        "a checkpoint beside the training needs %.1f MiB; the run has %.1f of the "
-                        "%.1f MiB that this shard may use (--memory)",
-                        (double)(taken - run->resident + least) / (1 << 20),
-                        (double)run->resident / (1 << 20), (double)limit / (1 << 20));
+        code = short_of_memory(device ? run->on_device : run->resident, taken + least, limit,
+                               device ? "of the device's memory" : "", err);
     /* one block may be larger than a group should be */
     p->class_room += p->class_room == 0;
     p->dense_room += p->dense_room == 0;

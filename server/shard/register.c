@@ -85,7 +85,7 @@ static void register_now(struct sfc_shard *shard)
     r.address = shard->advertised;
     r.backend = (char *)(uintptr_t)sfc_backend_name(backend);
     r.numerics = (char *)(uintptr_t)sfc_backend_numerics(backend);
-    r.memory_limit = shard->memory_limit;
+    r.memory_limit = shard->device_limit ? shard->device_limit : shard->memory_limit;
     r.disk_limit = shard->disk_limit;
     if (shard->run && shard->run->open) {
         r.run_id = shard->run->id;
@@ -156,7 +156,7 @@ static void fill_run(const struct sfc_shard_run *run, Shardfc__V1__ShardHeartbea
                      Shardfc__V1__ShardDurability *durability, Shardfc__V1__ShardRecovery *recovery)
 {
     r->run_id = run->id;
-    r->memory_bytes = run->resident;
+    r->memory_bytes = run->resident + run->on_device;
     if (run->open) {
         r->step = sfc_step_applied(&run->fsm);
         sfc_durability_report(run, durability);

@@ -247,6 +247,25 @@ static void tell_memory(const struct sfc_shard_run *run, uint64_t disk)
                  "disk %.1f",
                  run->id, mib(program + run->resident), mib(program), mib(run->resident),
                  mib(disk));
+    if (run->on_device)
+        sfc_info_log("run %" PRIu64 ": device memory plan: %.1f MiB of %.1f", run->id,
+                     mib(run->on_device), mib(run->shard->device_limit));
+}
+
+static uint64_t sum_of(const struct sfc_memory *m)
+{
+    return m->state_bytes + m->step_bytes + m->scratch_bytes;
+}
+
+static int check_limit(const struct sfc_shard_run *run, uint64_t need, uint64_t limit,
+                       const char *what, const char *option, struct sfc_error *err)
+{
+    if (need <= limit)
+        return SFC_OK;
+    return sfc_fail(err, SFC_ENOMEM,
+                    "shard %s needs %.1f MiB%s for its blocks of run %" PRIu64
+                    " but may use %.1f MiB; add shards, %s, or make the run smaller",
+                    run->shard->advertised, mib(need), what, run->id, mib(limit), option);
 }
 
 static int check_memory(struct sfc_shard_run *run, struct sfc_error *err)
@@ -259,15 +278,17 @@ static int check_memory(struct sfc_shard_run *run, struct sfc_error *err)
         return code;
     uint64_t disk = run->shard->disk_limit ? m->head.state_bytes : 0;
     bool writes = run->shard->options->durable != SFC_DURABLE_OFF;
-    run->resident = m->total - disk - (writes ? 0 : m->durability);
+    run->on_device = run->shard->device_limit ? sum_of(&m->head) + sum_of(&m->dense) : 0;
+    run->resident = m->total - disk - run->on_device - (writes ? 0 : m->durability);
     tell_memory(run, disk);
-    if (run->resident > run->shard->memory_limit)
-        return sfc_fail(
-            err, SFC_ENOMEM,
-            "shard %s needs %.1f MiB for its blocks of run %" PRIu64
-            " but may use %.1f MiB; add shards, raise --memory, or make the run smaller",
-            run->shard->advertised, mib(run->resident), run->id, mib(run->shard->memory_limit));
-    return SFC_OK;
+    if (!run->on_device)
+        return check_limit(run, run->resident, run->shard->memory_limit, "", "raise --memory", err);
+    code = check_limit(run, run->on_device, run->shard->device_limit, " of device memory",
+                       "raise --memory, which is of the device", err);
+    return code ? code
+                : check_limit(run, run->resident, run->shard->memory_limit,
+                              " of the machine's memory beside the device's", "free some of it",
+                              err);
 }
 
 static int machine_new(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,

@@ -39,9 +39,33 @@ static int take_packing(struct sfc_shard *shard, struct sfc_error *err)
     return SFC_OK;
 }
 
+/* With a backend whose blocks live on a device, --memory is of the device, and all that is free
+ * there without it; the rest of a run then may take the default share of the machine's memory. */
+static int take_device_limit(struct sfc_shard *shard, struct sfc_error *err)
+{
+    struct sfc_device_memory device;
+    int code = sfc_backend_device_memory(sfc_compute_backend(shard->compute), &device, err);
+    if (code != SFC_OK || !device.total_bytes)
+        return code;
+    if (shard->options->memory > device.total_bytes)
+        return sfc_fail(err, SFC_EINVAL,
+                        "--memory: the device has %.1f MiB of memory, %.1f were given; give at "
+                        "most what is free there, or leave --memory out",
+                        (double)device.total_bytes / (1 << 20),
+                        (double)shard->options->memory / (1 << 20));
+    shard->device_limit = shard->options->memory ? shard->options->memory : device.free_bytes;
+    if (!shard->device_limit)
+        return sfc_fail(err, SFC_ENOMEM,
+                        "the device has no free memory: end what uses it (nvidia-smi shows it)");
+    sfc_info_log("class and dense blocks live on the device, up to %.1f MiB of its memory",
+                 (double)shard->device_limit / (1 << 20));
+    return SFC_OK;
+}
+
 static int take_memory_limit(struct sfc_shard *shard, struct sfc_error *err)
 {
-    uint64_t limit = shard->options->memory, available = limit ? 0 : sfc_memory_available();
+    uint64_t limit = shard->device_limit ? 0 : shard->options->memory;
+    uint64_t available = limit ? 0 : sfc_memory_available();
     if (!limit && !available)
         return sfc_fail(err, SFC_EIO, "can't read MemAvailable of /proc/meminfo; give --memory");
     limit = limit ? limit : (uint64_t)((double)available * MEMORY_SHARE);
@@ -146,8 +170,7 @@ int sfc_shard_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
             code = sfc_fail_errno(err, "random numbers");
     if (code != SFC_OK || (code = take_state_dir(shard, err)) != SFC_OK ||
         (code = sfc_shard_compression(options, &shard->compression, err)) != SFC_OK ||
-        (code = take_packing(shard, err)) != SFC_OK ||
-        (code = take_memory_limit(shard, err)) != SFC_OK)
+        (code = take_packing(shard, err)) != SFC_OK)
         return code;
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
     unsigned threads =
@@ -155,8 +178,9 @@ int sfc_shard_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
     code = sfc_compute_start(options->backend, threads, post, rpc, &shard->compute, err);
     if (code != SFC_OK)
         return sfc_prefix(err, "--backend %s", options->backend), code;
-    code = take_store_dir(shard, err);
-    if (code != SFC_OK)
+    if ((code = take_device_limit(shard, err)) != SFC_OK ||
+        (code = take_memory_limit(shard, err)) != SFC_OK ||
+        (code = take_store_dir(shard, err)) != SFC_OK)
         return code;
     if (options->durable == SFC_DURABLE_OFF)
         sfc_warning_log("--durable off: nothing is written down; a run ends with the first shard "

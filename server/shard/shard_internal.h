@@ -78,7 +78,8 @@ struct sfc_shard_run {
     size_t class_count, dense_count;
     uint64_t dense_floats;
     struct sfc_run_memory memory;
-    uint64_t resident;         /* of memory.total: in memory, not on disk */
+    uint64_t resident;         /* of memory.total: in memory, neither on disk nor on a device */
+    uint64_t on_device;        /* of memory.total */
     uint64_t *prefetch_labels; /* [batch] of the job that is running */
     bool prefetching;
     struct sfc_compute_job prefetch_job;
@@ -117,6 +118,7 @@ struct sfc_shard {
     char listening[300];
     char advertised[300];
     uint64_t memory_limit;  /* of runs: without packing_bytes */
+    uint64_t device_limit;  /* of blocks and what is computed with them; 0: these are in memory */
     uint64_t packing_bytes; /* what compressing snapshots takes, or reading compressed ones */
     int compression;        /* level of zstd for snapshots, 0: none */
     uint64_t disk_limit;    /* of class blocks; 0: they live in memory */

@@ -121,7 +121,7 @@ static void *run(void *arg)
     struct sfc_lane *lane = NULL;
     job->rc = SFC_ENOMEM;
     if (images != NULL && dfeatures != NULL && features != NULL && gradient != NULL) {
-        job->rc = sfc_lane_new(job->model, job->batch, &lane, &job->err);
+        job->rc = sfc_lane_new(sfc_lane_device_cpu(), job->model, job->batch, &lane, &job->err);
     }
     if (job->rc == SFC_OK) {
         job->memory = sfc_lane_memory(lane);

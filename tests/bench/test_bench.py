@@ -2,7 +2,7 @@
 """`shardfc bench` tells the truth about what it computes, has the keys that scripts rely on, and refuses wrong usage.
 No time is asserted.
 
-    test_bench.py [head|exact|reference|memory|dump|demand|rpc|kernels|tools|usage ...]     default: all
+    test_bench.py [head|exact|reference|device|gpu_table|memory|dump|demand|rpc|kernels|tools|usage ...]     default: all
 """
 import importlib.util
 import json
@@ -66,6 +66,41 @@ def test_reference():
     known = {k for k in ("floor_ms", "floor", "floor_before", "floor_after", "quiet", "exact_ms") if said[k] is not None}
     check(not known, f"not measured, but told: {known}")
     check("floor" not in bench("head", *SMALL, "--steps", 1, "--backend", "reference"), "a floor that nobody measured")
+
+
+def test_device():
+    """More than the device has (the tests' emulated one) is refused as the device's memory, before anything is allocated."""
+    os.environ["SFC_PLUGIN_DIR"] = str(SHARDFC.parent.parent.resolve() / "tests" / "plugins" / "emulated")
+    try:
+        done = subprocess.run([SHARDFC, "bench", "head", "--backend", "cuda", "--classes", "100000000", "--dim", "512"],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=100)
+        check(done.returncode == 1 and "of device memory, available are" in done.stderr, f"too large: {done.stderr}")
+    finally:
+        del os.environ["SFC_PLUGIN_DIR"]
+
+
+def gpu_lines():
+    """What tests/bench/gpu.sh collects, and a last line that was cut."""
+    rates = {"logits_tflops": 600.0, "gradient_tflops": 700.0, "commit_tflops": 600.0, "mean_tflops": 630.0}
+    ours = {"step_ms": 20.0, "best_ms": 19.0, "phases_ms": {"plan": 1, "logits": 8, "gradient": 6, "commit": 5}, "floor_ms": None,
+            "init_ms": 900, "classes": 10000000, "sampled": 1000000, "batch": 1024, "dim": 512, "dtype": "bf16", "gemm": "bf16",
+            "optimizer": "sgd", "momentum_mode": "dense", "numerics": "cuda sm_90 X n1", "peak_device_bytes": 23500000000}
+    peer = {"kind": "peer", "variant": "v2", "classes": 10000000, "step_ms": 100.0, "best_ms": 90.0, "sample_ms": 20.0,
+            "peak_device_bytes": 70000000000, "largest": True, "refused": [10250000]}
+    kinds = (("ceilings", {"device": "X", "copy_gb_s": 3000.0, "bf16": rates, "f32": rates}), ("ours", ours), ("peer", peer))
+    return "".join(json.dumps({"kind": k, "data": d}) + "\n" for k, d in kinds) + '{"kind": "ours", "data": {"st'
+
+
+def test_gpu_table():
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "gpu.jsonl"
+        for text, words in ((gpu_lines(), ("3000 GB/s", "10.45", "1.91", "23.50", "5.00", "4.00", "10,250,000")), ("", ())):
+            file.write_text(text)
+            done = subprocess.run([sys.executable, str(TOP / "tests" / "bench" / "gpu_table.py"), str(file)], text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=100)
+            check(done.returncode == 0 and "Traceback" not in done.stderr, f"gpu_table.py: {done.stderr}")
+            for word in words:
+                check(word in done.stdout, f"no {word} in {done.stdout}")
 
 
 def test_memory():

@@ -54,6 +54,11 @@ def test_usage():
            "--durable off")
     expect(tool("shardfc-shard", "--scheduler", "127.0.0.1:1", "--listen", "127.0.0.1:0", "--state", "/tmp/x",
                 "--backend", "reference"), 2, "--durable off")
+    for backend, word in (("cuda", "/no/such/folder"), ("cuda:1", "/no/such/folder"), ("cuda:x", "cuda:N"),
+                          ("abacus", "unknown")):
+        expect(tool("shardfc-shard", "--scheduler", "127.0.0.1:1", "--listen", "127.0.0.1:0", "--durable", "off",
+                    "--backend", backend, env=os.environ | {"SFC_PLUGIN_DIR": "/no/such/folder"}), 2,
+               f"--backend {backend}", word)
     expect(tool("shardfc-worker", "--scheduler", "nowhere", "--data", "synthetic"), 2, "nowhere")
     expect(tool("shardfc-scheduler", "--listen", "127.0.0.1:0"), 2, "state")
     expect(tool("shardfc-worker", "--scheduler", "127.0.0.1:1"), 2, "--data")

@@ -10,10 +10,13 @@
 
 #include <cmocka.h>
 
-#include "kernels/cpu/products.h"
 #include "kernels/exact_sum.h"
 #include "kernels/lag.h"
 #include "kernels/rng/philox.h"
+#include "tests/lib/tested_backend.h"
+#ifdef TESTED_IS_CPU
+#include "kernels/cpu/products.h"
+#endif
 
 static void must(int rc, const struct sfc_error *err, const char *what)
 {
@@ -29,6 +32,12 @@ static void *zeroed(size_t count, size_t size)
     return p;
 }
 
+#ifdef TESTED_IS_CPU
+static int open_native(unsigned threads, struct sfc_backend **out, struct sfc_error *err)
+{
+    return sfc_backend_cpu_open_products(threads, SFC_CPU_PRODUCTS_NATIVE, out, err);
+}
+
 bool rig_has_native(void)
 {
     struct sfc_head_config c = rig_config(20, 8, 20, 4, 4);
@@ -37,12 +46,24 @@ bool rig_has_native(void)
     struct sfc_memory memory;
     uint64_t block = 0;
     c.gemm = SFC_DTYPE_BF16;
-    must(sfc_backend_cpu_open_products(1, SFC_CPU_PRODUCTS_NATIVE, &backend, &err), &err, "open");
+    must(open_native(1, &backend, &err), &err, "open");
     int rc = sfc_head_memory(backend, &c, &block, 1, &memory, &err);
     sfc_backend_close(backend);
     assert_true(rc == SFC_OK || rc == SFC_EDEVICE);
     return rc == SFC_OK;
 }
+#else
+static int open_native(unsigned threads, struct sfc_backend **out, struct sfc_error *err)
+{
+    (void)threads, (void)out;
+    return sfc_fail(err, SFC_EUNSUPPORTED, "this test is about " TESTED);
+}
+
+bool rig_has_native(void)
+{
+    return false;
+}
+#endif
 
 struct sfc_head_config rig_config(uint64_t classes, uint32_t dim, uint32_t block_size,
                                   uint32_t batch, uint32_t micro_batch)
@@ -84,8 +105,7 @@ void rig_open_in(struct rig *rig, struct rig_setup setup, const char *store,
     assert_true(setup.heads >= 1 && setup.heads <= RIG_MAX_HEADS && setup.heads <= count);
     must(strcmp(setup.backend, RIG_CPU_NATIVE)
              ? sfc_backend_open(setup.backend, setup.threads, &rig->backend, &err)
-             : sfc_backend_cpu_open_products(setup.threads, SFC_CPU_PRODUCTS_NATIVE, &rig->backend,
-                                             &err),
+             : open_native(setup.threads, &rig->backend, &err),
          &err, "open");
     must(sfc_backend_set_store(rig->backend, store, &err), &err, "store");
     for (size_t h = 0; h < setup.heads; h++) {

@@ -11,10 +11,13 @@
 
 #include <cmocka.h>
 
-#include "kernels/cpu/simd.h"
 #include "kernels/rng/philox.h"
 #include "kernels/rng/rounding.h"
 #include "tests/lib/head_rig.h"
+#include "tests/lib/tested_backend.h"
+#ifdef TESTED_IS_CPU
+#include "kernels/cpu/simd.h"
+#endif
 
 static struct sfc_head_config adamw_config(int format)
 {
@@ -129,7 +132,7 @@ static double worst_row(const struct sfc_head_config *c, const float *a, const d
 static void equals_one_in_double(void **state)
 {
     (void)state;
-    static const char *const backends[] = {"reference", "cpu"};
+    static const char *const backends[] = {"reference", TESTED};
     for (size_t b = 0; b < 2; b++) {
         struct sfc_head_config c = adamw_config(0);
         c.scale = 4;      /* so that rounding is not blown up by the dynamics */
@@ -176,6 +179,7 @@ static void equals_one_in_double(void **state)
     }
 }
 
+#ifdef TESTED_IS_CPU
 /* ---- the loops */
 
 #define LEVELS 3
@@ -347,6 +351,8 @@ static void second_moments_round_stochastically(void **state)
     }
 }
 
+#endif
+
 /* ---- the state can be read and moved */
 
 enum { PARTS = 3 };
@@ -419,7 +425,7 @@ static void reading_and_moving_keep_bits(void **unused)
 {
     (void)unused;
     static const struct rig_setup setups[] = {
-        {"cpu", 1, 1, 4, false}, {"cpu", 2, 3, 1, false}, {"cpu", 3, 5, 2, true}};
+        {TESTED, 1, 1, 4, false}, {TESTED, 2, 3, 1, false}, {TESTED, 3, 5, 2, true}};
     for (int format = 0; format < 4; format++) {
         struct sfc_head_config c = adamw_config(format);
         struct state undisturbed = state_new(&c), other = state_new(&c), start = state_new(&c);
@@ -457,7 +463,7 @@ static void state_is_three_numbers_a_weight(void **unused)
     uint64_t blocks[32];
     for (uint64_t b = 0; b < 32; b++)
         blocks[b] = b;
-    assert_int_equal(sfc_backend_open("cpu", 1, &backend, &err), SFC_OK);
+    assert_int_equal(sfc_backend_open(TESTED, 1, &backend, &err), SFC_OK);
     for (int format = 0; format < 4; format++) {
         struct sfc_head_config c = adamw_config(format);
         struct sfc_memory memory;
@@ -479,14 +485,14 @@ static void wrong_parts_and_values_are_refused(void **unused)
     struct sfc_error err = {0};
     struct rig rig;
     float value = -1e-20f;
-    rig_open(&rig, (struct rig_setup){"cpu", 1, 1, 1, false}, &c);
+    rig_open(&rig, (struct rig_setup){TESTED, 1, 1, 1, false}, &c);
     struct sfc_head *head = rig.head[0];
     assert_int_equal(sfc_head_write(head, 1, SFC_PART_SECOND_MOMENT, 0, 1, &value, &err),
                      SFC_EINVAL);
     assert_int_equal(sfc_head_read(head, 0, SFC_PART_LAST_STEP, 0, 1, &value, &err), SFC_EINVAL);
     rig_close(&rig);
     c.optimizer = SFC_OPTIMIZER_SGD;
-    rig_open(&rig, (struct rig_setup){"cpu", 1, 1, 1, false}, &c);
+    rig_open(&rig, (struct rig_setup){TESTED, 1, 1, 1, false}, &c);
     assert_int_equal(sfc_head_read(rig.head[0], 0, SFC_PART_SECOND_MOMENT, 0, 1, &value, &err),
                      SFC_EINVAL);
     rig_close(&rig);
@@ -494,10 +500,14 @@ static void wrong_parts_and_values_are_refused(void **unused)
 
 int main(void)
 {
+    if (tested_backend_missing())
+        return TESTED_SKIPPED;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(equals_one_in_double),
+#ifdef TESTED_IS_CPU
         cmocka_unit_test(loops_follow_the_equations),
         cmocka_unit_test(second_moments_round_stochastically),
+#endif
         cmocka_unit_test(reading_and_moving_keep_bits),
         cmocka_unit_test(state_is_three_numbers_a_weight),
         cmocka_unit_test(wrong_parts_and_values_are_refused),

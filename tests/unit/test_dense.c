@@ -12,8 +12,9 @@
 
 #include "kernels/backend.h"
 #include "kernels/rng/philox.h"
+#include "tests/lib/tested_backend.h"
 
-static const char *const backends[] = {"reference", "cpu"};
+static const char *const backends[] = {"reference", TESTED};
 #define BACKENDS (sizeof backends / sizeof *backends)
 
 enum { SIZE = 1000, BLOCK = 64, BLOCKS = 16, MICRO = 5, SLOTS = 7, MAX_PARTS = BLOCKS };
@@ -486,14 +487,14 @@ static void test_state_can_be_moved(void **state)
         struct parts one, other;
         struct sums sums;
         static float v[SIZE], w[SIZE];
-        open_parts(&one, "cpu", 1, 2, optimizer);
+        open_parts(&one, TESTED, 1, 2, optimizer);
         open_parts(&other, backends[b / 2], 1, 5, optimizer);
         step(&one, 1, &sums);
         move_state(&one, &other, optimizer);
         pull(&one, v);
         pull(&other, w);
         assert_memory_equal(v, w, sizeof v);
-        if (!strcmp(backends[b / 2], "cpu")) { /* and goes on with the same bits */
+        if (!strcmp(backends[b / 2], TESTED)) { /* and goes on with the same bits */
             step(&one, 2, &sums);
             step(&other, 2, &sums);
             pull(&one, v);
@@ -522,7 +523,7 @@ static void record_steps(enum sfc_optimizer optimizer, float sum[STEPS + 1][SIZE
     struct sums sums;
     uint32_t slots[MICRO];
     float slice[SIZE];
-    open_parts(&p, "cpu", 2, 1, optimizer);
+    open_parts(&p, TESTED, 2, 1, optimizer);
     for (uint64_t t = 0; t <= STEPS; t++) {
         if (t) {
             slots_of(t, slots);
@@ -548,7 +549,7 @@ static void copies_meet(enum sfc_optimizer optimizer)
     struct parts p;
     struct sums sums;
     record_steps(optimizer, sum, state);
-    open_parts(&p, "cpu", 1, 1, optimizer);
+    open_parts(&p, TESTED, 1, 1, optimizer);
     struct sfc_dense *d = p.dense[0];
     for (uint64_t b = 0; b < BLOCKS; b++) {
         uint64_t stamp = b * 5 % (STEPS + 1);
@@ -689,6 +690,9 @@ static void test_bad_calls_are_refused(void **state)
 
 int main(void)
 {
+    if (tested_backend_missing()) {
+        return TESTED_SKIPPED;
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_initial_values),
         cmocka_unit_test(test_steps_follow_the_equations),

@@ -12,6 +12,7 @@
 
 #include "kernels/lag.h"
 #include "tests/lib/head_rig.h"
+#include "tests/lib/tested_backend.h"
 
 static struct sfc_head_config dense_config(void)
 {
@@ -127,7 +128,7 @@ static void equals_a_dense_sgd(void **state)
     uint8_t *in = calloc(c.classes, 1);
     uint64_t labels[16];
     assert_true(p.w && p.m && p.g && w && m && x && seen && in);
-    rig_open(&rig, (struct rig_setup){"cpu", 2, 2, 2, false}, &c);
+    rig_open(&rig, (struct rig_setup){TESTED, 2, 2, 2, false}, &c);
     rig_step_init(&step, &c);
     rig_read(&rig, SFC_PART_VALUES, w);
     for (size_t i = 0; i < size; i++)
@@ -249,7 +250,7 @@ static void assert_same(const struct sfc_head_config *c, const struct state *a,
 static void read_and_move(const struct sfc_head_config *c)
 {
     static const struct rig_setup setups[] = {
-        {"cpu", 1, 1, 4, false}, {"cpu", 2, 3, 1, false}, {"cpu", 3, 5, 2, true}};
+        {TESTED, 1, 1, 4, false}, {TESTED, 2, 3, 1, false}, {TESTED, 3, 5, 2, true}};
     struct state undisturbed = state_new(c), other = state_new(c), start = state_new(c);
     struct rig rig;
     rig_open(&rig, setups[0], c);
@@ -301,7 +302,7 @@ static void history_has_no_gaps(void **unused)
     struct sfc_error err = {0};
     uint64_t labels[16] = {0};
     float value = 3, rates[3] = {0.1f, SFC_RATE_SKIPPED, (float)NAN}, many[1000] = {0};
-    rig_open(&rig, (struct rig_setup){"cpu", 1, 1, 1, false}, &c);
+    rig_open(&rig, (struct rig_setup){TESTED, 1, 1, 1, false}, &c);
     struct sfc_head *head = rig.head[0];
     assert_int_equal(sfc_head_plan(head, 2, labels, NULL, &err), SFC_ESTATE);
     assert_int_equal(sfc_head_skip(head, 2, &err), SFC_ESTATE);
@@ -324,7 +325,7 @@ static void history_has_no_gaps(void **unused)
     assert_int_equal(sfc_head_read(head, 0, SFC_PART_LAST_STEP, 64, 1, &value, &err), SFC_EINVAL);
     rig_close(&rig);
     c.momentum_mode = SFC_MOMENTUM_SAMPLED;
-    rig_open(&rig, (struct rig_setup){"cpu", 1, 1, 1, false}, &c);
+    rig_open(&rig, (struct rig_setup){TESTED, 1, 1, 1, false}, &c);
     head = rig.head[0];
     assert_int_equal(sfc_head_read(head, 0, SFC_PART_LAST_STEP, 0, 1, &value, &err), SFC_EINVAL);
     assert_int_equal(sfc_head_read_rates(head, 0, 0, many, &err), SFC_EINVAL);
@@ -341,7 +342,7 @@ static void costs_four_bytes_a_row(void **unused)
     uint64_t blocks[64];
     for (uint64_t b = 0; b < 64; b++)
         blocks[b] = b;
-    assert_int_equal(sfc_backend_open("cpu", 1, &backend, &err), SFC_OK);
+    assert_int_equal(sfc_backend_open(TESTED, 1, &backend, &err), SFC_OK);
     assert_int_equal(sfc_head_memory(backend, &c, blocks, 64, &sampled, &err), SFC_OK);
     c.momentum_mode = SFC_MOMENTUM_DENSE;
     assert_int_equal(sfc_head_memory(backend, &c, blocks, 64, &dense, &err), SFC_OK);
@@ -353,6 +354,8 @@ static void costs_four_bytes_a_row(void **unused)
 
 int main(void)
 {
+    if (tested_backend_missing())
+        return TESTED_SKIPPED;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(equals_a_dense_sgd),
         cmocka_unit_test(reading_and_moving_keep_bits),

@@ -15,6 +15,7 @@
 #include "kernels/rng/permutation.h"
 #include "kernels/rng/philox.h"
 #include "tests/lib/head_rig.h"
+#include "tests/lib/tested_backend.h"
 
 enum { CLASSES = 150, DIM = 20, SAMPLES = 400, BATCH = 32, MICRO = 8, STEPS = 200 };
 
@@ -215,17 +216,20 @@ static void test_reference(void **state)
     run("reference");
 }
 
-static void test_cpu(void **state)
+static void test_backend(void **state)
 {
     (void)state;
-    run("cpu");
+    run(TESTED);
 }
 
 int main(void)
 {
+    if (tested_backend_missing()) {
+        return TESTED_SKIPPED;
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reference),
-        cmocka_unit_test(test_cpu),
+        cmocka_unit_test(test_backend),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -15,6 +15,7 @@
 
 #include "kernels/rng/philox.h"
 #include "tests/lib/head_rig.h"
+#include "tests/lib/tested_backend.h"
 
 typedef long double real;
 
@@ -351,17 +352,20 @@ static void test_reference(void **state)
     check_all("reference", 1e-6);
 }
 
-static void test_cpu(void **state)
+static void test_backend(void **state)
 {
     (void)state;
-    check_all("cpu", 1e-5);
+    check_all(TESTED, 1e-5);
 }
 
 int main(void)
 {
+    if (tested_backend_missing()) {
+        return TESTED_SKIPPED;
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reference),
-        cmocka_unit_test(test_cpu),
+        cmocka_unit_test(test_backend),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,6 +13,7 @@
 #include "kernels/extent.h"
 #include "kernels/rng/philox.h"
 #include "tests/lib/head_rig.h"
+#include "tests/lib/tested_backend.h"
 
 /* ---- the bounds */
 
@@ -234,7 +235,7 @@ static void outcome_free(struct outcome *out)
  * heads that know nothing, decide alike. */
 static void diverge_alike(const struct sfc_head_config *c)
 {
-    static const struct rig_setup setup = {"cpu", 2, 1, 2, false};
+    static const struct rig_setup setup = {TESTED, 2, 1, 2, false};
     size_t bytes = (size_t)c->classes * c->dim * sizeof(float);
     struct outcome alone, other;
     unsigned applied = 0, skipped = 0;
@@ -247,7 +248,7 @@ static void diverge_alike(const struct sfc_head_config *c)
     }
     assert_true(applied >= 5 && skipped >= 5);
     for (int way = 0; way < 2; way++) {
-        diverge(way ? setup : (struct rig_setup){"cpu", 1, 5, 4, true}, c, way ? 3 : 0, &other);
+        diverge(way ? setup : (struct rig_setup){TESTED, 1, 5, 4, true}, c, way ? 3 : 0, &other);
         assert_memory_equal(alone.applied, other.applied, sizeof alone.applied);
         for (int p = 0; p < PARTS; p++)
             assert_memory_equal(alone.part[p], other.part[p], bytes);
@@ -278,6 +279,8 @@ static void the_reference_skips_too(void **state)
 
 int main(void)
 {
+    if (tested_backend_missing())
+        return TESTED_SKIPPED;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bounds_hold),
         cmocka_unit_test(sane_runs_are_hardly_looked_at),

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "tests/lib/head_rig.h"
+#include "tests/lib/tested_backend.h"
 
 enum {
     STEPS = 24,
@@ -189,7 +190,7 @@ static void run_through(const struct sfc_head_config *c, float *centres, struct 
 {
     struct rig rig;
     struct rig_step step;
-    rig_open(&rig, (struct rig_setup){"cpu", 2, 2, 2, false}, c);
+    rig_open(&rig, (struct rig_setup){TESTED, 2, 2, 2, false}, c);
     rig_step_init(&step, c);
     rig_read(&rig, SFC_PART_VALUES, centres);
     copy_due(&rig, 0, tape);
@@ -216,7 +217,7 @@ static void recover(const struct sfc_head_config *c, struct rig_setup setup, con
 static void copies_of_different_steps_meet(void **unused)
 {
     (void)unused;
-    static const struct rig_setup setups[] = {{"cpu", 1, 1, 4, false}, {"cpu", 3, 3, 1, false}};
+    static const struct rig_setup setups[] = {{TESTED, 1, 1, 4, false}, {TESTED, 3, 3, 1, false}};
     struct tape *tape = calloc(1, sizeof *tape);
     struct end *want = calloc(1, sizeof *want), *got = calloc(1, sizeof *got);
     float *centres = calloc(CLASSES * DIM, sizeof *centres);
@@ -239,7 +240,7 @@ static void copies_of_different_steps_meet(void **unused)
 static void blocks_ahead_are_left_out(void **unused)
 {
     (void)unused;
-    static const char *const backends[] = {"cpu", "reference"};
+    static const char *const backends[] = {TESTED, "reference"};
     for (size_t i = 0; i < 2; i++) {
         struct sfc_head_config c = config_of(0, SAMPLED);
         struct sfc_error err = {0};
@@ -277,7 +278,7 @@ static void dx_is_wanted_of_all_or_none(void **unused)
     uint8_t has[2 * MICRO];
     struct sfc_head_logits_item items[2];
     struct sfc_head_gradient_item gradients[2];
-    rig_open(&rig, (struct rig_setup){"cpu", 1, 1, 1, false}, &c);
+    rig_open(&rig, (struct rig_setup){TESTED, 1, 1, 1, false}, &c);
     for (uint32_t j = 0; j < 2; j++) {
         items[j] = (struct sfc_head_logits_item){
             j, j, record.x, sums[j * MICRO], target + j * MICRO, has + j * MICRO, 0};
@@ -295,6 +296,8 @@ static void dx_is_wanted_of_all_or_none(void **unused)
 
 int main(void)
 {
+    if (tested_backend_missing())
+        return TESTED_SKIPPED;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(copies_of_different_steps_meet),
         cmocka_unit_test(blocks_ahead_are_left_out),

@@ -123,7 +123,7 @@ static void *run(void *arg)
     struct sfc_error err;
     uint64_t first;
     uint32_t rows;
-    int code = sfc_lane_new(job->model, EMBED_BATCH, &e->lane, &err);
+    int code = sfc_lane_new(job->device, job->model, EMBED_BATCH, &e->lane, &err);
     e->images = malloc(EMBED_BATCH * pixels_of(job) * sizeof *e->images);
     e->features = malloc((size_t)EMBED_BATCH * job->dim * sizeof *e->features);
     if (code == SFC_OK && (e->images == NULL || e->features == NULL)) {

@@ -15,6 +15,7 @@ typedef int (*sfc_image_source)(void *ctx, unsigned thread, uint64_t index, floa
                                 struct sfc_error *err);
 
 struct sfc_embed_job {
+    const struct sfc_lane_device *device;
     const struct sfc_model *model;
     const float *params; /* [sfc_model_size] */
     struct sfc_model_input input;

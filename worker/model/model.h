@@ -1,6 +1,7 @@
-/* Backbones: described as tables of layers (worker/model/backbones.c), computed on oneDNN, forward
- * and backward. One lane = one thread that computes one micro-batch at a time; the bits of a
- * micro-batch do not depend on which lane, how many lanes, or what a lane computed before.
+/* Backbones: described as tables of layers (worker/model/backbones.c), computed on a device
+ * (worker/model/device.h), forward and backward. One lane = one thread that computes one
+ * micro-batch at a time; the bits of a micro-batch do not depend on which lane, how many lanes, or
+ * what a lane computed before.
  *
  * The parameter vector of a backbone is all its segments one after another (weights, then nothing
  * hidden: batch-norm running means and variances are segments with role STATISTIC). The gradient
@@ -13,6 +14,7 @@
 #include <stdint.h>
 
 #include "proto/base/status.h"
+#include "worker/model/device.h"
 
 struct sfc_model_input {
     uint32_t width, height, channels;
@@ -42,11 +44,14 @@ const struct sfc_param *sfc_model_params(const struct sfc_model *model, size_t *
 
 /* batch: rows of a micro-batch. Primitives, activations and scratch are allocated here, nothing
  * later but what oneDNN takes for the length of a call (argument lists, 74 KB in its GEMM). Must be
- * created and used on the same thread, whose OpenMP thread count it sets to 1. */
-int sfc_lane_new(const struct sfc_model *model, uint32_t batch, struct sfc_lane **out,
-                 struct sfc_error *err);
-void sfc_lane_free(struct sfc_lane *lane);
+ * created and used on the same thread, whose OpenMP thread count a lane on the CPU sets to 1. */
+int sfc_lane_new(const struct sfc_lane_device *device, const struct sfc_model *model,
+                 uint32_t batch, struct sfc_lane **out, struct sfc_error *err);
+void sfc_lane_free(struct sfc_lane *lane); /* NULL is fine */
+/* Bytes of this machine's memory. */
 uint64_t sfc_lane_memory(const struct sfc_lane *lane);
+/* For people: memory, and on a device what computes which layer. Cut at size. */
+void sfc_lane_describe(const struct sfc_lane *lane, char *out, size_t size);
 
 /* Training forward: images [batch, channels, height, width] -> features [batch, dim], batch norm by
  * the micro-batch's own statistics; keeps what backward needs. params [size] must stay unchanged

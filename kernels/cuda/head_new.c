@@ -1,0 +1,480 @@
+#include "kernels/cuda/head.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/hd/layout.h"
+#include "kernels/rng/sample.h"
+
+#define ALIGNMENT     256
+#define TILE_ROWS     8448 /* about as many positions are in a tile: ten chunks of 832 */
+#define STAGING_BYTES ((size_t)16 << 20)
+#define MAX_POSITIONS ((size_t)INT32_MAX) /* targets are named by a signed position */
+#define MAX_BYTES     0x1p56
+
+/* Tests have room between the ranges, and see who goes beyond one. */
+#ifndef SFC_CUDA_ROOM
+#define SFC_CUDA_ROOM               0
+#define SFC_CUDA_CARVED(end, bytes) ((void)(end))
+#endif
+
+void *sfc_cuda_carve(struct sfc_cuda_carver *carver, size_t count, size_t size)
+{
+    char *at = carver->base ? carver->base + carver->used : NULL;
+    size_t bytes = count * size;
+    size_t room = (ALIGNMENT - bytes % ALIGNMENT) % ALIGNMENT + SFC_CUDA_ROOM;
+    carver->used += bytes + room;
+    if (at)
+        SFC_CUDA_CARVED(at + bytes, room);
+    return at;
+}
+
+static size_t round16(size_t n)
+{
+    return (n + 15) / 16 * 16;
+}
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+static bool is_dense(const struct sfc_head_config *config)
+{
+    return config->momentum_mode == SFC_MOMENTUM_DENSE;
+}
+
+/* ---- sizes */
+
+static size_t quota_of(const struct sfc_head_config *c, uint64_t rows)
+{
+    return sfc_sample_quota((uint32_t)rows, c->sample_ppm, 0);
+}
+
+/* The shapes of the products follow from the configuration alone, never from which blocks are held
+ * (I8): so do chunk and group. */
+static void product_sizes(struct sfc_cuda_head *head)
+{
+    const struct sfc_head_config *c = &head->config;
+    struct sfc_cuda_sizes *s = &head->sizes;
+    uint64_t full = c->classes < c->block_size ? c->classes : c->block_size;
+    s->pitch = round16(c->dim);
+    s->mp = round16(c->micro_batch);
+    s->micro_batches = c->batch / c->micro_batch;
+    s->bp = s->micro_batches * s->mp;
+    s->columns = c->slots * s->mp;
+    s->tensors = c->optimizer == SFC_OPTIMIZER_ADAMW ? 3 : 2;
+    s->record =
+        s->tensors * s->pitch * (head->format == SFC_CUDA_BF16 ? sizeof(uint16_t) : sizeof(float));
+    s->chunk = sfc_hd_chunk(quota_of(c, full));
+    uint64_t chunks = sfc_head_block_count(c) * sfc_hd_chunks(quota_of(c, full), s->chunk);
+    s->group = larger(TILE_ROWS / s->chunk, 1);
+    s->group = chunks < s->group ? (size_t)chunks : s->group;
+}
+
+static void block_sizes(struct sfc_cuda_head *head, const uint64_t *blocks, size_t count)
+{
+    const struct sfc_head_config *c = &head->config;
+    struct sfc_cuda_sizes *s = &head->sizes;
+    struct sfc_hd_bound bound = {0};
+    s->store_rows = s->max_block = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint64_t rows = sfc_head_block_rows(c, blocks[i]);
+        s->store_rows += rows;
+        s->max_block = larger(s->max_block, rows);
+        sfc_hd_bound_add(&bound, rows, quota_of(c, rows), s->chunk);
+    }
+    size_t chunks = sfc_hd_bound_chunks(&bound, c->batch, s->chunk);
+    s->max_chunks = (chunks + s->group - 1) / s->group * s->group;
+    s->positions = s->max_chunks * s->chunk;
+}
+
+static void choose_formats(struct sfc_cuda_head *head)
+{
+    head->half = head->config.gemm == SFC_DTYPE_BF16;
+    head->format = head->config.dtype == SFC_DTYPE_BF16 ? SFC_CUDA_BF16
+                   : head->half                         ? SFC_CUDA_SPLIT
+                                                        : SFC_CUDA_F32;
+}
+
+/* The largest products of sizes, in doubles, so that size_t can't overflow below. */
+static int check_sizes(const struct sfc_cuda_head *head, struct sfc_error *err)
+{
+    const struct sfc_cuda_sizes *s = &head->sizes;
+    double bytes = (double)s->store_rows * (double)s->record +
+                   (double)s->positions * (double)s->columns * 4 +
+                   (double)s->columns * (double)s->pitch * 32 +
+                   (double)s->group * (double)s->chunk * (double)larger(s->bp, s->pitch) * 32;
+    if (bytes > MAX_BYTES)
+        return sfc_fail(err, SFC_ELIMIT, "head: %.3g bytes are more than any device has", bytes);
+    if (s->positions > MAX_POSITIONS || s->store_rows >= SFC_CUDA_PADDING)
+        return sfc_fail(err, SFC_ELIMIT,
+                        "head: %zu classes with %zu places in a sample are more than one device "
+                        "numbers; spread them over more shards",
+                        s->store_rows, s->positions);
+    return SFC_OK;
+}
+
+static size_t operand_bytes(const struct sfc_cuda_head *head)
+{
+    return head->half ? sizeof(uint16_t) : sizeof(float);
+}
+
+static size_t strips(const struct sfc_cuda_head *head)
+{
+    return (head->sizes.chunk + SFC_CUDA_STRIP - 1) / SFC_CUDA_STRIP;
+}
+
+/* ---- the products */
+
+static struct sfc_cuda_gemm_shape shape_of(const struct sfc_cuda_head *head,
+                                           enum sfc_cuda_product product)
+{
+    const struct sfc_cuda_sizes *s = &head->sizes;
+    size_t positions = s->group * s->chunk;
+    struct sfc_cuda_gemm_shape shape = {
+        .product = product, .bf16 = head->half, .rows = positions, .batch = 1};
+    switch (product) {
+    case SFC_CUDA_LOGITS:
+        shape.columns = s->bp;
+        shape.depth = shape.lda = shape.ldb = s->pitch;
+        break;
+    case SFC_CUDA_GRADIENT:
+        shape.rows = s->bp;
+        shape.columns = shape.ldb = s->pitch;
+        shape.depth = s->chunk;
+        shape.lda = s->columns;
+        shape.batch = s->group;
+        break;
+    case SFC_CUDA_COMMIT:
+    case SFC_CUDA_PRODUCTS:
+        shape.columns = shape.ldb = s->pitch;
+        shape.depth = s->bp;
+        shape.lda = s->columns;
+        break;
+    }
+    return shape;
+}
+
+size_t sfc_cuda_head_shapes(const struct sfc_head_config *config,
+                            struct sfc_cuda_gemm_shape *shapes)
+{
+    struct sfc_cuda_head head = {.config = *config};
+    choose_formats(&head);
+    product_sizes(&head);
+    for (int i = 0; i < SFC_CUDA_PRODUCTS; i++)
+        shapes[i] = shape_of(&head, (enum sfc_cuda_product)i);
+    return head.sizes.mp;
+}
+
+static int choose_products(struct sfc_cuda_head *head, struct sfc_error *err)
+{
+    int rc = SFC_OK;
+    for (int i = 0; !rc && i < SFC_CUDA_PRODUCTS; i++) {
+        struct sfc_cuda_gemm_shape shape = shape_of(head, (enum sfc_cuda_product)i);
+        rc = sfc_cuda_gemm_init(&head->gemm[i], head->cuda, &shape, head->sizes.mp, err);
+    }
+    return rc;
+}
+
+static size_t workspace_bytes(const struct sfc_cuda_head *head)
+{
+    size_t most = 0;
+    for (int i = 0; i < SFC_CUDA_PRODUCTS; i++)
+        most = larger(most, head->gemm[i].workspace_bytes);
+    return most;
+}
+
+/* ---- the layout of the memory */
+
+static void lay_out_state(struct sfc_cuda_head *head, struct sfc_cuda_carver *c)
+{
+    head->records = sfc_cuda_carve(c, head->sizes.store_rows, head->sizes.record);
+    head->last = is_dense(&head->config)
+                     ? sfc_cuda_carve(c, head->sizes.store_rows, sizeof *head->last)
+                     : NULL;
+    head->block_store = sfc_cuda_carve(c, head->block_count, sizeof *head->block_store);
+    head->block_class = sfc_cuda_carve(c, head->block_count, sizeof *head->block_class);
+    head->block_rows = sfc_cuda_carve(c, head->block_count, sizeof *head->block_rows);
+}
+
+static void lay_out_step(struct sfc_cuda_head *head, struct sfc_cuda_carver *c)
+{
+    const struct sfc_head_config *config = &head->config;
+    const struct sfc_cuda_sizes *s = &head->sizes;
+    head->rows = sfc_cuda_carve(c, s->positions, sizeof *head->rows);
+    head->add = sfc_cuda_carve(c, s->positions, sizeof *head->add);
+    head->chunk_block = sfc_cuda_carve(c, s->max_chunks, sizeof *head->chunk_block);
+    head->target = sfc_cuda_carve(c, config->batch, sizeof *head->target);
+    head->lag = is_dense(config) ? sfc_cuda_carve(c, config->steps + 1, sizeof *head->lag) : NULL;
+    head->z = sfc_cuda_carve(c, s->positions * s->columns, operand_bytes(head));
+    head->x = sfc_cuda_carve(c, s->columns * s->pitch, operand_bytes(head));
+    head->batch_x = sfc_cuda_carve(c, s->bp * s->pitch, operand_bytes(head));
+    head->target_z = sfc_cuda_carve(c, s->columns, sizeof *head->target_z);
+    head->slope = sfc_cuda_carve(c, s->columns, sizeof *head->slope);
+    head->target_product = sfc_cuda_carve(c, s->columns, sizeof *head->target_product);
+    head->target_p = sfc_cuda_carve(c, s->columns, sizeof *head->target_p);
+    head->zero = sfc_cuda_carve(c, s->columns, sizeof *head->zero);
+    head->not_finite = sfc_cuda_carve(c, config->slots, sizeof *head->not_finite);
+    head->slot_table = sfc_cuda_carve(c, config->slots, sizeof *head->slot_table);
+    head->inverse_norm = sfc_cuda_carve(c, s->positions, sizeof *head->inverse_norm);
+    head->block_inverse = sfc_cuda_carve(c, head->block_count, sizeof *head->block_inverse);
+    head->bad_block = sfc_cuda_carve(c, 1, sizeof *head->bad_block);
+    head->exps = sfc_cuda_carve(c, s->max_chunks * strips(head) * s->columns, sizeof *head->exps);
+    head->limbs = sfc_cuda_carve(c, s->columns * SFC_CUDA_LIMBS, sizeof *head->limbs);
+    head->features = sfc_cuda_carve(c, (size_t)config->slots * config->micro_batch * config->dim,
+                                    sizeof *head->features);
+    head->high = sfc_cuda_carve(c, s->columns, sizeof *head->high);
+    head->low = sfc_cuda_carve(c, s->columns, sizeof *head->low);
+    head->column_target = sfc_cuda_carve(c, s->columns, sizeof *head->column_target);
+}
+
+static void lay_out_lanes(struct sfc_cuda_head *head, struct sfc_cuda_carver *c)
+{
+    const struct sfc_cuda_sizes *s = &head->sizes;
+    size_t positions = s->group * s->chunk, workspace = workspace_bytes(head);
+    size_t product = larger(positions * larger(s->bp, s->pitch), s->group * s->bp * s->pitch);
+    for (int i = 0; i < SFC_CUDA_LANES; i++) {
+        struct sfc_cuda_lane *lane = &head->lanes[i];
+        lane->tile = sfc_cuda_carve(c, positions * s->pitch, operand_bytes(head));
+        lane->product = sfc_cuda_carve(c, product, sizeof *lane->product);
+        lane->operand = sfc_cuda_carve(c, positions * s->bp, operand_bytes(head));
+        lane->workspace = sfc_cuda_carve(c, workspace, 1);
+        lane->dx = sfc_cuda_carve(c, s->columns * s->pitch, sizeof *lane->dx);
+    }
+}
+
+/* Fills sizes, products and memory of a head whose base members are not there yet. */
+static int measure(struct sfc_cuda_head *head, const uint64_t *blocks, size_t count,
+                   struct sfc_error *err)
+{
+    struct sfc_cuda_carver state = {0}, step = {0}, scratch = {0};
+    head->block_count = count;
+    choose_formats(head);
+    product_sizes(head);
+    block_sizes(head, blocks, count);
+    int rc = check_sizes(head, err);
+    if (!rc)
+        rc = choose_products(head, err);
+    if (rc)
+        return rc;
+    lay_out_state(head, &state);
+    lay_out_step(head, &step);
+    lay_out_lanes(head, &scratch);
+    head->host_bytes = sfc_cuda_plan_lay_out(head, &step);
+    head->host_bytes += sfc_cuda_state_lay_out(head, &scratch);
+    head->staging_bytes = STAGING_BYTES;
+    head->host_bytes += head->staging_bytes;
+    head->memory = (struct sfc_memory){state.used, step.used, scratch.used};
+    return SFC_OK;
+}
+
+int sfc_cuda_head_check(const struct sfc_backend *backend, const struct sfc_head_config *config,
+                        struct sfc_error *err)
+{
+    const struct sfc_cuda *cuda = (const struct sfc_cuda *)backend;
+    if (config->gemm == SFC_DTYPE_BF16 && !cuda->has_bf16)
+        return sfc_fail(err, SFC_EUNSUPPORTED,
+                        "%s multiplies no bf16 (compute capability %d.%d, it begins with 8.0): "
+                        "create the run with --gemm f32",
+                        cuda->label, cuda->capability / 10, cuda->capability % 10);
+    return SFC_OK;
+}
+
+int sfc_cuda_head_memory(const struct sfc_backend *backend, const struct sfc_head_config *config,
+                         const uint64_t *blocks, size_t count, struct sfc_memory *out,
+                         struct sfc_error *err)
+{
+    struct sfc_cuda_head *head = calloc(1, sizeof *head);
+    if (!head)
+        return sfc_fail(err, SFC_ENOMEM, "head: out of memory");
+    head->config = *config;
+    head->cuda = (struct sfc_cuda *)backend;
+    int rc = measure(head, blocks, count, err);
+    if (!rc)
+        *out = head->memory;
+    free(head);
+    return rc;
+}
+
+/* ---- life */
+
+static int take(struct sfc_cuda_head *head, const char *what, size_t bytes, void **out,
+                struct sfc_error *err)
+{
+    size_t unused = 0;
+    cudaError_t status = cudaMalloc(out, bytes);
+    if (status != cudaErrorMemoryAllocation)
+        return sfc_cuda_check(head->cuda, status, "cudaMalloc", err);
+    cudaGetLastError(); /* it is remembered otherwise */
+    sfc_cuda_free_bytes(head->cuda, &unused, NULL);
+    return sfc_fail(err, SFC_ENOMEM,
+                    "head: no memory for %.1f MiB of %s on %s, %.1f MiB are free; spread the "
+                    "classes over more shards, or take --dtype bf16",
+                    (double)bytes / 0x1p20, what, head->cuda->label, (double)unused / 0x1p20);
+}
+
+static int allocate(struct sfc_cuda_head *head, struct sfc_error *err)
+{
+    struct sfc_cuda_carver state = {0}, step = {0}, scratch = {0};
+    int rc = take(head, "class centres", head->memory.state_bytes, &head->allocated[0], err);
+    if (!rc)
+        rc = take(head, "a step", head->memory.step_bytes, &head->allocated[1], err);
+    if (!rc)
+        rc = take(head, "scratch", head->memory.scratch_bytes, &head->allocated[2], err);
+    if (!rc)
+        rc = sfc_cuda_check(head->cuda, cudaMallocHost(&head->staging, head->staging_bytes),
+                            "cudaMallocHost", err);
+    if (rc)
+        return rc;
+    state.base = head->allocated[0];
+    step.base = head->allocated[1];
+    scratch.base = head->allocated[2];
+    lay_out_state(head, &state);
+    lay_out_step(head, &step);
+    lay_out_lanes(head, &scratch);
+    sfc_cuda_plan_lay_out(head, &step);
+    sfc_cuda_state_lay_out(head, &scratch);
+    return SFC_OK;
+}
+
+/* Arrays of the host; with base NULL only counted. */
+static void lay_out_host(struct sfc_cuda_head *head, struct sfc_cuda_carver *c)
+{
+    size_t slots = head->config.slots, columns = head->sizes.columns;
+    struct sfc_cuda_answer *a = &head->answer;
+    head->in_call = sfc_cuda_carve(c, slots, sizeof *head->in_call);
+    head->table = sfc_cuda_carve(c, slots, sizeof *head->table);
+    head->flags = sfc_cuda_carve(c, slots, sizeof *head->flags);
+    head->slot_zero = sfc_cuda_carve(c, columns, sizeof *head->slot_zero);
+    a->limbs = sfc_cuda_carve(c, columns * SFC_CUDA_LIMBS, sizeof *a->limbs);
+    a->target_z = sfc_cuda_carve(c, columns, sizeof *a->target_z);
+    a->high = sfc_cuda_carve(c, columns, sizeof *a->high);
+    a->low = sfc_cuda_carve(c, columns, sizeof *a->low);
+    a->target = sfc_cuda_carve(c, columns, sizeof *a->target);
+}
+
+static int allocate_host(struct sfc_cuda_head *head, struct sfc_error *err)
+{
+    struct sfc_cuda_carver carver = {0};
+    lay_out_host(head, &carver);
+    head->host = calloc(1, carver.used);
+    if (!head->host)
+        return sfc_fail(err, SFC_ENOMEM, "head: out of memory for %zu slots of %zu columns",
+                        (size_t)head->config.slots, head->sizes.mp);
+    carver = (struct sfc_cuda_carver){.base = head->host};
+    lay_out_host(head, &carver);
+    return SFC_OK;
+}
+
+static int make_blocks(struct sfc_cuda_head *head, const uint64_t *blocks, struct sfc_error *err)
+{
+    size_t store = 0;
+    head->blocks = calloc(head->block_count, sizeof *head->blocks);
+    if (!head->blocks)
+        return sfc_fail(err, SFC_ENOMEM, "head: out of memory for %zu blocks", head->block_count);
+    for (size_t i = 0; i < head->block_count; i++) {
+        uint32_t rows = (uint32_t)sfc_head_block_rows(&head->config, blocks[i]);
+        head->blocks[i] = (struct sfc_cuda_block){.id = blocks[i], .rows = rows, .store = store};
+        store += rows;
+    }
+    return SFC_OK;
+}
+
+static int make_events(struct sfc_cuda_head *head, struct sfc_error *err)
+{
+    int rc =
+        sfc_cuda_check(head->cuda, cudaEventCreateWithFlags(&head->ready, cudaEventDisableTiming),
+                       "cudaEventCreate", err);
+    for (int i = 0; !rc && i < SFC_CUDA_LANES; i++)
+        rc = sfc_cuda_check(head->cuda,
+                            cudaEventCreateWithFlags(&head->lanes[i].done, cudaEventDisableTiming),
+                            "cudaEventCreate", err);
+    return rc;
+}
+
+/* The largest 1 / (exps added) that the sums need: without a correction z is at most the scale, and
+ * exp(z - shift) fits a float; the correction adds up to ln 1e6. */
+static void set_exponents(struct sfc_cuda_head *head)
+{
+    const struct sfc_head_config *c = &head->config;
+    head->exp_factor = c->correction == SFC_CORRECTION_LOGQ ? 0x1p20 : 1;
+    head->exp_base = -sfc_exp_shift(c->scale) - log(head->exp_factor);
+}
+
+int sfc_cuda_head_new(struct sfc_backend *backend, const struct sfc_head_config *config,
+                      const uint64_t *blocks, size_t count, struct sfc_head **out,
+                      struct sfc_error *err)
+{
+    struct sfc_cuda *cuda = (struct sfc_cuda *)backend;
+    struct sfc_cuda_head *head = calloc(1, sizeof *head);
+    if (!head)
+        return sfc_fail(err, SFC_ENOMEM, "head: out of memory");
+    head->cuda = cuda;
+    head->config = *config;
+    set_exponents(head);
+    int rc = sfc_cuda_enter(cuda, err);
+    if (!rc)
+        rc = measure(head, blocks, count, err);
+    if (!rc)
+        rc = make_blocks(head, blocks, err);
+    if (!rc)
+        rc = make_events(head, err);
+    if (!rc)
+        rc = allocate_host(head, err);
+    if (!rc)
+        rc = allocate(head, err);
+    if (!rc)
+        rc = sfc_cuda_plan_init(head, err);
+    if (!rc)
+        rc = sfc_cuda_state_init(head, err);
+    if (!rc)
+        rc = sfc_cuda_check(cuda, cudaStreamSynchronize(cuda->stream),
+                            "the initial values of the class centres", err);
+    if (rc) {
+        sfc_cuda_head_free(&head->base);
+        return rc;
+    }
+    *out = &head->base;
+    return SFC_OK;
+}
+
+void sfc_cuda_head_free(struct sfc_head *base)
+{
+    struct sfc_cuda_head *head = (struct sfc_cuda_head *)base;
+    sfc_cuda_enter(head->cuda, NULL);
+    sfc_cuda_plan_free(head);
+    sfc_cuda_state_free(head);
+    for (size_t i = 0; i < sizeof head->allocated / sizeof *head->allocated; i++)
+        cudaFree(head->allocated[i]); /* waits for what is under way; NULL is fine */
+    cudaFreeHost(head->staging);
+    for (int i = 0; i < SFC_CUDA_LANES; i++)
+        if (head->lanes[i].done)
+            cudaEventDestroy(head->lanes[i].done);
+    if (head->ready)
+        cudaEventDestroy(head->ready);
+    free(head->blocks);
+    free(head->host);
+    free(head);
+}
+
+struct sfc_cuda_store sfc_cuda_store_of(const struct sfc_cuda_head *head)
+{
+    return (struct sfc_cuda_store){
+        .format = head->format,
+        .records = head->records,
+        .record = head->sizes.record,
+        .pitch = (uint32_t)head->sizes.pitch,
+        .dim = head->config.dim,
+        .last = head->last,
+        .lag = head->lag,
+        .now = (uint32_t)head->base.step,
+        .nearest = head->config.rounding == SFC_ROUNDING_NEAREST,
+        .seed = head->config.seed,
+        .block_store = head->block_store,
+        .block_class = head->block_class,
+        .chunk_block = head->chunk_block,
+        .chunk = (uint32_t)head->sizes.chunk,
+    };
+}

@@ -1,0 +1,409 @@
+/* The blocks' state: first values, copies to and from the host, how large the numbers are. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/head.h"
+#include "kernels/cuda/state.h"
+#include "kernels/lag.h"
+
+_Static_assert(sizeof(struct sfc_lag) == sizeof(struct sfc_cuda_lag), "one table for both");
+
+/* Of f32 on its way between host and device: long enough to keep the bus busy, short enough that
+ * the host's copy and the bus overlap in a call for 4 MiB, a snapshot's. */
+#define PIECE_BYTES ((size_t)1 << 20)
+#define ALIGNMENT   256
+
+/* A piece in flight: converted on the device, copied, and taken by the host, while the other one is
+ * in another of these stages. */
+struct piece {
+    float *device;
+    cudaEvent_t done; /* the host may use the staging memory */
+};
+
+struct sfc_cuda_state {
+    struct piece pieces[SFC_CUDA_LANES];
+    size_t piece_bytes;    /* of one device buffer */
+    cudaEvent_t before;    /* what the stream did before the lanes begin */
+    uint32_t *maxima;      /* device: [blocks, 3] */
+    uint32_t *host;        /* [blocks, 3] */
+    struct sfc_lag *lag;   /* mode dense: [steps + 1]; else NULL */
+    struct sfc_error kept; /* of a call that can't report it */
+};
+
+static size_t smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+static size_t round_up(size_t n)
+{
+    return (n + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+static bool is_dense(const struct sfc_cuda_head *head)
+{
+    return head->config.momentum_mode == SFC_MOMENTUM_DENSE;
+}
+
+static size_t lag_bytes(const struct sfc_cuda_head *head)
+{
+    return is_dense(head) ? (size_t)(head->config.steps + 1) * sizeof(struct sfc_lag) : 0;
+}
+
+/* ---- life */
+
+size_t sfc_cuda_state_lay_out(struct sfc_cuda_head *head, struct sfc_cuda_carver *scratch)
+{
+    size_t largest = head->sizes.max_block * head->config.dim * sizeof(float);
+    struct sfc_cuda_state layout = {.piece_bytes = smaller(PIECE_BYTES, round_up(largest))};
+    for (size_t i = 0; i < SFC_CUDA_LANES; i++)
+        layout.pieces[i].device = sfc_cuda_carve(scratch, layout.piece_bytes, 1);
+    layout.maxima = sfc_cuda_carve(scratch, 3 * head->block_count, sizeof *layout.maxima);
+    if (scratch->base) {
+        head->state = calloc(1, sizeof *head->state); /* NULL: found by init */
+        if (head->state)
+            *head->state = layout;
+    }
+    return sizeof *head->state + 3 * head->block_count * sizeof *layout.host + lag_bytes(head);
+}
+
+static int make_events(struct sfc_cuda_head *head, struct sfc_error *err)
+{
+    struct sfc_cuda_state *s = head->state;
+    int rc =
+        sfc_cuda_check(head->cuda, cudaEventCreateWithFlags(&s->before, cudaEventDisableTiming),
+                       "cudaEventCreateWithFlags for copies of blocks", err);
+    for (size_t i = 0; !rc && i < SFC_CUDA_LANES; i++)
+        rc = sfc_cuda_check(head->cuda,
+                            cudaEventCreateWithFlags(&s->pieces[i].done, cudaEventDisableTiming),
+                            "cudaEventCreateWithFlags for copies of blocks", err);
+    return rc;
+}
+
+/* From the host's pageable memory: it has been read when this returns. */
+static int upload(struct sfc_cuda_head *head, void *to, const void *from, size_t bytes,
+                  const char *what, struct sfc_error *err)
+{
+    cudaStream_t stream = head->cuda->stream;
+    int rc = sfc_cuda_check(
+        head->cuda, cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream), what, err);
+    return rc ? rc : sfc_cuda_check(head->cuda, cudaStreamSynchronize(stream), what, err);
+}
+
+static int upload_tables(struct sfc_cuda_head *head, struct sfc_error *err)
+{
+    const char *what = "cudaMemcpyAsync of the block tables";
+    size_t n = head->block_count;
+    uint32_t *rows = head->state->host;
+    uint64_t *wide = (void *)head->state->host; /* 8 of the 12 bytes that a block has there */
+    for (size_t i = 0; i < n; i++)
+        rows[i] = head->blocks[i].rows;
+    int rc = upload(head, head->block_rows, rows, n * sizeof *rows, what, err);
+    for (size_t i = 0; i < n; i++)
+        wide[i] = head->blocks[i].store;
+    if (!rc)
+        rc = upload(head, head->block_store, wide, n * sizeof *wide, what, err);
+    for (size_t i = 0; i < n; i++)
+        wide[i] = head->blocks[i].id * head->config.block_size;
+    return rc ? rc : upload(head, head->block_class, wide, n * sizeof *wide, what, err);
+}
+
+static struct sfc_cuda_rows rows_of(const struct sfc_cuda_head *head)
+{
+    return (struct sfc_cuda_rows){head->sizes.store_rows, (uint32_t)head->block_count};
+}
+
+static int first_values(struct sfc_cuda_head *head, struct sfc_error *err)
+{
+    const char *what = "first values of the class centres";
+    struct sfc_cuda_store store = sfc_cuda_store_of(head);
+    cudaStream_t stream = head->cuda->stream;
+    int rc = sfc_cuda_check(
+        head->cuda, sfc_cuda_run_init(&store, rows_of(head), (float)head->config.init_std, stream),
+        what, err);
+    return rc ? rc : sfc_cuda_check(head->cuda, cudaStreamSynchronize(stream), what, err);
+}
+
+int sfc_cuda_state_init(struct sfc_cuda_head *head, struct sfc_error *err)
+{
+    struct sfc_cuda_state *s = head->state;
+    if (s) {
+        s->host = calloc(3 * head->block_count, sizeof *s->host);
+        s->lag = is_dense(head) ? calloc(head->config.steps + 1, sizeof *s->lag) : NULL;
+    }
+    if (!s || !s->host || (is_dense(head) && !s->lag))
+        return sfc_fail(err, SFC_ENOMEM, "head: out of memory for the tables of %zu blocks",
+                        head->block_count);
+    int rc = make_events(head, err);
+    if (!rc)
+        rc = upload_tables(head, err);
+    return rc ? rc : first_values(head, err);
+}
+
+void sfc_cuda_state_free(struct sfc_cuda_head *head)
+{
+    struct sfc_cuda_state *s = head->state;
+    if (!s)
+        return;
+    for (size_t i = 0; i < SFC_CUDA_LANES; i++)
+        if (s->pieces[i].done)
+            cudaEventDestroy(s->pieces[i].done);
+    if (s->before)
+        cudaEventDestroy(s->before);
+    free(s->host);
+    free(s->lag);
+    free(s);
+    head->state = NULL;
+}
+
+/* ---- reading and writing the store */
+
+/* A range of a part of one block in pieces that follow each other; piece i goes through lane and
+ * buffers i % SFC_CUDA_LANES. */
+struct copy {
+    struct sfc_cuda_head *head;
+    struct sfc_cuda_store store;
+    uint32_t tensor;
+    size_t first_row, width; /* of the block; numbers of a row */
+    uint64_t offset, count;
+    size_t length; /* numbers of a piece */
+    uint64_t pieces;
+    const char *what;
+};
+
+static struct copy copy_of(struct sfc_cuda_head *head, size_t index, enum sfc_block_part part,
+                           uint64_t offset, uint64_t count, const char *what)
+{
+    bool last = part == SFC_PART_LAST_STEP;
+    size_t bytes = smaller(head->state->piece_bytes, head->staging_bytes / SFC_CUDA_LANES);
+    size_t length = bytes / ALIGNMENT * ALIGNMENT / sizeof(float);
+    return (struct copy){
+        .head = head,
+        .store = sfc_cuda_store_of(head),
+        .tensor = last                        ? SFC_CUDA_LAST
+                  : part == SFC_PART_VALUES   ? 0
+                  : part == SFC_PART_MOMENTUM ? 1
+                                              : 2,
+        .first_row = head->blocks[index].store,
+        .width = last ? 1 : head->config.dim,
+        .offset = offset,
+        .count = count,
+        .length = length,
+        .pieces = (count + length - 1) / length,
+        .what = what,
+    };
+}
+
+static size_t piece_length(const struct copy *c, uint64_t i)
+{
+    uint64_t rest = c->count - i * c->length;
+    return rest < c->length ? (size_t)rest : c->length;
+}
+
+static struct sfc_cuda_run run_of(const struct copy *c, uint64_t i)
+{
+    uint64_t at = c->offset + i * c->length;
+    return (struct sfc_cuda_run){
+        .tensor = c->tensor,
+        .row = c->first_row + at / c->width,
+        .column = (uint32_t)(at % c->width),
+        .count = (uint32_t)piece_length(c, i),
+    };
+}
+
+static float *staging_of(const struct copy *c, uint64_t i)
+{
+    return (float *)c->head->staging + i % SFC_CUDA_LANES * c->length;
+}
+
+static struct piece *piece_of(const struct copy *c, uint64_t i)
+{
+    return &c->head->state->pieces[i % SFC_CUDA_LANES];
+}
+
+static cudaStream_t lane_of(const struct copy *c, uint64_t i)
+{
+    return c->head->cuda->lane[i % SFC_CUDA_LANES];
+}
+
+/* Reports what a call could not report that has no status. */
+static int report_kept(struct sfc_cuda_head *head, struct sfc_error *err)
+{
+    struct sfc_error kept = head->state->kept;
+    head->state->kept = (struct sfc_error){0};
+    return kept.code ? sfc_fail(err, kept.code, "%s", kept.text) : SFC_OK;
+}
+
+/* The lanes go on where the stream is. */
+static int copy_begin(const struct copy *c, struct sfc_error *err)
+{
+    const struct sfc_cuda *cuda = c->head->cuda;
+    int rc = sfc_cuda_enter(cuda, err);
+    if (!rc)
+        rc = report_kept(c->head, err);
+    if (!rc)
+        rc = sfc_cuda_check(cuda, cudaEventRecord(c->head->state->before, cuda->stream), c->what,
+                            err);
+    for (size_t i = 0; !rc && i < SFC_CUDA_LANES; i++)
+        rc = sfc_cuda_check(cuda, cudaStreamWaitEvent(cuda->lane[i], c->head->state->before, 0),
+                            c->what, err);
+    return rc;
+}
+
+static int wait_for(const struct copy *c, uint64_t i, struct sfc_error *err)
+{
+    return sfc_cuda_check(c->head->cuda, cudaEventSynchronize(piece_of(c, i)->done), c->what, err);
+}
+
+static int start_read(const struct copy *c, uint64_t i, struct sfc_error *err)
+{
+    struct piece *p = piece_of(c, i);
+    cudaStream_t lane = lane_of(c, i);
+    size_t bytes = piece_length(c, i) * sizeof(float);
+    cudaError_t status = sfc_cuda_run_read(&c->store, run_of(c, i), p->device, lane);
+    if (status == cudaSuccess)
+        status = cudaMemcpyAsync(staging_of(c, i), p->device, bytes, cudaMemcpyDeviceToHost, lane);
+    if (status == cudaSuccess)
+        status = cudaEventRecord(p->done, lane);
+    return sfc_cuda_check(c->head->cuda, status, c->what, err);
+}
+
+static int start_write(const struct copy *c, uint64_t i, struct sfc_error *err)
+{
+    struct piece *p = piece_of(c, i);
+    cudaStream_t lane = lane_of(c, i);
+    size_t bytes = piece_length(c, i) * sizeof(float);
+    cudaError_t status =
+        cudaMemcpyAsync(p->device, staging_of(c, i), bytes, cudaMemcpyHostToDevice, lane);
+    if (status == cudaSuccess)
+        status = sfc_cuda_run_write(&c->store, run_of(c, i), p->device, lane);
+    if (status == cudaSuccess)
+        status = cudaEventRecord(p->done, lane);
+    return sfc_cuda_check(c->head->cuda, status, c->what, err);
+}
+
+/* After a failure the pieces may still be on their way: nobody uses their memory before they have
+ * arrived or are lost. */
+static int copy_end(const struct copy *c, int rc)
+{
+    for (size_t i = 0; rc && i < SFC_CUDA_LANES; i++)
+        cudaStreamSynchronize(c->head->cuda->lane[i]);
+    if (rc)
+        cudaGetLastError(); /* it is remembered otherwise */
+    return rc;
+}
+
+int sfc_cuda_head_read(struct sfc_head *base, size_t index, enum sfc_block_part part,
+                       uint64_t offset, uint64_t count, float *out, struct sfc_error *err)
+{
+    const struct copy c = copy_of((struct sfc_cuda_head *)base, index, part, offset, count,
+                                  "reading class centres from the device");
+    int rc = copy_begin(&c, err);
+    for (uint64_t i = 0; !rc && i < c.pieces + SFC_CUDA_LANES; i++) {
+        uint64_t ready = i - SFC_CUDA_LANES; /* in the buffers that piece i gets */
+        if (i >= SFC_CUDA_LANES && ready < c.pieces) {
+            rc = wait_for(&c, ready, err);
+            if (!rc)
+                memcpy(out + ready * c.length, staging_of(&c, ready),
+                       piece_length(&c, ready) * sizeof *out);
+        }
+        if (!rc && i < c.pieces)
+            rc = start_read(&c, i, err);
+    }
+    return copy_end(&c, rc);
+}
+
+int sfc_cuda_head_write(struct sfc_head *base, size_t index, enum sfc_block_part part,
+                        uint64_t offset, uint64_t count, const float *values, struct sfc_error *err)
+{
+    const struct copy c = copy_of((struct sfc_cuda_head *)base, index, part, offset, count,
+                                  "writing class centres to the device");
+    int rc = copy_begin(&c, err);
+    for (uint64_t i = 0; !rc && i < c.pieces + SFC_CUDA_LANES; i++) {
+        uint64_t before = i - SFC_CUDA_LANES; /* had the buffers that piece i gets */
+        if (i >= SFC_CUDA_LANES && before < c.pieces)
+            rc = wait_for(&c, before, err);
+        if (!rc && i < c.pieces) {
+            memcpy(staging_of(&c, i), values + i * c.length, piece_length(&c, i) * sizeof *values);
+            rc = start_write(&c, i, err);
+        }
+    }
+    return copy_end(&c, rc);
+}
+
+/* ---- how large the numbers are */
+
+/* n words from the device to state->host. */
+static int fetch(struct sfc_cuda_head *head, const uint32_t *from, size_t n, struct sfc_error *err)
+{
+    const char *what = "copying the blocks' largest numbers from the device";
+    cudaStream_t stream = head->cuda->stream;
+    int rc = sfc_cuda_check(
+        head->cuda,
+        cudaMemcpyAsync(head->state->host, from, n * sizeof *from, cudaMemcpyDeviceToHost, stream),
+        what, err);
+    return rc ? rc : sfc_cuda_check(head->cuda, cudaStreamSynchronize(stream), what, err);
+}
+
+static double number(uint32_t bits)
+{
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+void sfc_cuda_head_inverse_norms(const struct sfc_head *base, double *out)
+{
+    struct sfc_cuda_head *head = (struct sfc_cuda_head *)(uintptr_t)base;
+    struct sfc_error *kept = &head->state->kept;
+    int rc = sfc_cuda_enter(head->cuda, kept);
+    if (!rc)
+        rc = fetch(head, head->block_inverse, head->block_count, kept);
+    for (size_t i = 0; i < head->block_count; i++)
+        out[i] = rc ? INFINITY : number(head->state->host[i]);
+}
+
+/* The plan's table begins at the oldest of the sampled rows; all its entries stay what they are. */
+static int upload_lag(struct sfc_cuda_head *head, struct sfc_error *err)
+{
+    struct sfc_lag *lag = head->state->lag;
+    uint64_t done = head->base.step - 1;
+    sfc_lag_table(head->base.rates, head->config.momentum, head->config.weight_decay, 0, done, lag);
+    return upload(head, head->lag, lag, (done + 1) * sizeof *lag,
+                  "cudaMemcpyAsync of the missed steps", err);
+}
+
+static int measure(struct sfc_cuda_head *head, struct sfc_error *err)
+{
+    int rc = sfc_cuda_enter(head->cuda, err);
+    if (!rc && is_dense(head))
+        rc = upload_lag(head, err);
+    if (rc)
+        return rc;
+    struct sfc_cuda_store store = sfc_cuda_store_of(head);
+    rc = sfc_cuda_check(head->cuda,
+                        sfc_cuda_run_extents(&store, rows_of(head), (float)head->config.epsilon,
+                                             head->state->maxima, head->cuda->stream),
+                        "looking for the largest numbers", err);
+    return rc ? rc : fetch(head, head->state->maxima, 3 * head->block_count, err);
+}
+
+/* A magnitude that is not a number fits nowhere. */
+static double magnitude(uint32_t bits)
+{
+    double v = number(bits);
+    return isnan(v) ? INFINITY : v;
+}
+
+void sfc_cuda_head_extents(struct sfc_head *base, struct sfc_extent *out)
+{
+    struct sfc_cuda_head *head = (struct sfc_cuda_head *)base;
+    int rc = measure(head, &head->state->kept);
+    for (size_t i = 0; i < head->block_count; i++) {
+        const uint32_t *bits = head->state->host + 3 * i;
+        out[i] =
+            rc ? (struct sfc_extent){INFINITY, INFINITY, INFINITY}
+               : (struct sfc_extent){magnitude(bits[0]), magnitude(bits[1]), magnitude(bits[2])};
+    }
+}
