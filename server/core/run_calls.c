@@ -294,7 +294,8 @@ static void on_control(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     case SFC_EV_PAUSE:
         run->paused = run->paused || ok;
         break;
-    case SFC_EV_RESUME:
+    case SFC_EV_RESUME: /* of a finished run too: a pause would outlast a rewind */
+        ok = ok || (run->finished && run->paused && !sfc_run_ended(run));
         if (ok)
             resume(run);
         break;

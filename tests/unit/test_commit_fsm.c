@@ -763,6 +763,27 @@ static uint64_t rewind_to(struct fixture *f, uint64_t t)
     return step(f, (struct sfc_run_event){.type = SFC_EV_REWIND, .step = t, .oldest = 1});
 }
 
+/* The pause came while the last Commit was on its way. */
+static void test_a_paused_run_that_finished_resumes(void **state)
+{
+    struct fixture *f = *state;
+    f->config.schedule.steps = 1;
+    begin(f, NULL);
+    start(f);
+    commit(f, 1, true);
+    step(f, (struct sfc_run_event){.type = SFC_EV_PAUSE});
+    answer_all(f, SFC_DUTY_COMMIT);
+    assert_int_equal(f->run.state, SFC_RUN_FINISHED);
+    step(f, (struct sfc_run_event){.type = SFC_EV_RESUME});
+    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_OK);
+    assert_int_equal(f->run.state, SFC_RUN_FINISHED);
+    step(f, (struct sfc_run_event){.type = SFC_EV_REWIND, .step = 0});
+    answer_all(f, SFC_DUTY_CHECK);
+    answer_all(f, SFC_DUTY_OPEN);
+    step(f, (struct sfc_run_event){.type = SFC_EV_REWOUND, .step = 0});
+    assert_int_equal(f->run.state, SFC_RUN_RUNNING);
+}
+
 /* Three steps are committed; for a rewind to step 1 all shards are asked. Returns its token. */
 static uint64_t asked(struct fixture *f)
 {
@@ -1165,6 +1186,7 @@ int main(void)
         TEST(test_a_failed_run_stays_failed),
         TEST(test_restart_finds_shards_without_the_run),
         TEST(test_rewind),
+        TEST(test_a_paused_run_that_finished_resumes),
         TEST(test_a_shard_that_can_not_go_back),
         TEST(test_lost_while_asked),
         TEST(test_refused_rewind),
