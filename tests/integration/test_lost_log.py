@@ -296,7 +296,7 @@ def test_owner():
     """The owner of dense blocks takes a lost step from another shard when its dense blocks are past it."""
     with Cluster() as c:
         start(c, "--recovery-target", "50ms", "--log-limit", "1G")
-        images(c, 200)
+        images(c, 600)
         k, step, at = None, None, 15
         while step is None:
             c.wait_step(at)
@@ -308,7 +308,7 @@ def test_owner():
             victim = c.shards[k]
             again = c.restart_shard(victim)
             c.shards.insert(k, c.shards.pop())
-            at += 5
+            at += 30 # rounds of snapshots between two deaths
         c.wait_state("finished", 120)
         back(c)
         check(re.search(rf"step {step} is not in this shard's log .* taking it from shard", again.stderr()),
@@ -316,7 +316,7 @@ def test_owner():
         got = result(c)
     with Cluster() as c:
         start(c)
-        images(c, 200)
+        images(c, 600)
         c.wait_state("finished", 120)
         expected = result(c)
     check(got == expected, f"state {got[0]}, undisturbed {expected[0]}")
