@@ -26,8 +26,7 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/kernels.h"
-
-#define SFC_CUDA_LIMBS 8 /* kernels/hd/exact.h */
+#include "kernels/hd/exact.h"
 
 struct sfc_cuda_sizes {
     size_t pitch, mp, bp; /* dim, micro_batch, batch in columns of slots: micro_batches * mp */
@@ -63,7 +62,7 @@ struct sfc_cuda_lane {
 
 /* A call's arrays on the host, [columns]. */
 struct sfc_cuda_answer {
-    uint64_t *limbs; /* [columns, SFC_CUDA_LIMBS] */
+    uint64_t *limbs; /* [columns, SFC_HD_LIMBS] */
     float *target_z, *high, *low;
     int32_t *target;
 };
@@ -153,11 +152,18 @@ void *sfc_cuda_carve(struct sfc_cuda_carver *carver, size_t count, size_t size);
  * the host's; called once to count and once to take. Return the bytes of host memory. */
 size_t sfc_cuda_plan_lay_out(struct sfc_cuda_head *head, struct sfc_cuda_carver *step);
 size_t sfc_cuda_state_lay_out(struct sfc_cuda_head *head, struct sfc_cuda_carver *scratch);
-/* Host memory of both, after the device memory was taken; block tables go to the device here. */
+/* Host memory of both, after the device memory was taken. State: block tables and W from the seed
+ * go to the device. */
 int sfc_cuda_plan_init(struct sfc_cuda_head *head, struct sfc_error *err);
 void sfc_cuda_plan_free(struct sfc_cuda_head *head); /* also of a head that was never initialised */
-int sfc_cuda_state_init(struct sfc_cuda_head *head, struct sfc_error *err); /* W from the seed */
+int sfc_cuda_state_init(struct sfc_cuda_head *head, struct sfc_error *err);
 void sfc_cuda_state_free(struct sfc_cuda_head *head);
+
+/* Strips of a chunk: what one block of threads adds exponentials of. */
+static inline uint32_t sfc_cuda_strips(const struct sfc_cuda_head *head)
+{
+    return (uint32_t)((head->sizes.chunk + SFC_CUDA_STRIP - 1) / SFC_CUDA_STRIP);
+}
 
 /* The store as kernels see it; step: the one in work. */
 struct sfc_cuda_store sfc_cuda_store_of(const struct sfc_cuda_head *head);

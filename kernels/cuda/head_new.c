@@ -121,11 +121,6 @@ static size_t operand_bytes(const struct sfc_cuda_head *head)
     return head->half ? sizeof(uint16_t) : sizeof(float);
 }
 
-static size_t strips(const struct sfc_cuda_head *head)
-{
-    return (head->sizes.chunk + SFC_CUDA_STRIP - 1) / SFC_CUDA_STRIP;
-}
-
 /* ---- the products */
 
 static struct sfc_cuda_gemm_shape shape_of(const struct sfc_cuda_head *head,
@@ -221,8 +216,9 @@ static void lay_out_step(struct sfc_cuda_head *head, struct sfc_cuda_carver *c)
     head->inverse_norm = sfc_cuda_carve(c, s->positions, sizeof *head->inverse_norm);
     head->block_inverse = sfc_cuda_carve(c, head->block_count, sizeof *head->block_inverse);
     head->bad_block = sfc_cuda_carve(c, 1, sizeof *head->bad_block);
-    head->exps = sfc_cuda_carve(c, s->max_chunks * strips(head) * s->columns, sizeof *head->exps);
-    head->limbs = sfc_cuda_carve(c, s->columns * SFC_CUDA_LIMBS, sizeof *head->limbs);
+    head->exps =
+        sfc_cuda_carve(c, s->max_chunks * sfc_cuda_strips(head) * s->columns, sizeof *head->exps);
+    head->limbs = sfc_cuda_carve(c, s->columns * SFC_HD_LIMBS, sizeof *head->limbs);
     head->features = sfc_cuda_carve(c, (size_t)config->slots * config->micro_batch * config->dim,
                                     sizeof *head->features);
     head->high = sfc_cuda_carve(c, s->columns, sizeof *head->high);
@@ -348,7 +344,7 @@ static void lay_out_host(struct sfc_cuda_head *head, struct sfc_cuda_carver *c)
     head->table = sfc_cuda_carve(c, slots, sizeof *head->table);
     head->flags = sfc_cuda_carve(c, slots, sizeof *head->flags);
     head->slot_zero = sfc_cuda_carve(c, columns, sizeof *head->slot_zero);
-    a->limbs = sfc_cuda_carve(c, columns * SFC_CUDA_LIMBS, sizeof *a->limbs);
+    a->limbs = sfc_cuda_carve(c, columns * SFC_HD_LIMBS, sizeof *a->limbs);
     a->target_z = sfc_cuda_carve(c, columns, sizeof *a->target_z);
     a->high = sfc_cuda_carve(c, columns, sizeof *a->high);
     a->low = sfc_cuda_carve(c, columns, sizeof *a->low);
@@ -394,8 +390,8 @@ static int make_events(struct sfc_cuda_head *head, struct sfc_error *err)
     return rc;
 }
 
-/* The largest 1 / (exps added) that the sums need: without a correction z is at most the scale, and
- * exp(z - shift) fits a float; the correction adds up to ln 1e6. */
+/* Without a correction z is at most the scale, and exp(z - shift) fits a float; the correction adds
+ * up to ln 1e6. */
 static void set_exponents(struct sfc_cuda_head *head)
 {
     const struct sfc_head_config *c = &head->config;

@@ -3,7 +3,6 @@
 
 #include "kernels/cuda/head.h"
 #include "kernels/cuda/range.h"
-#include "kernels/hd/exact.h"
 
 #define LOG2_E 1.44269504088896340736
 
@@ -63,11 +62,6 @@ static int over_tiles(struct sfc_cuda_head *head, tile_fn fn, const void *call,
 static size_t tile_positions(const struct sfc_cuda_head *head)
 {
     return head->sizes.group * head->sizes.chunk;
-}
-
-static uint32_t strips(const struct sfc_cuda_head *head)
-{
-    return (uint32_t)((head->sizes.chunk + SFC_CUDA_STRIP - 1) / SFC_CUDA_STRIP);
 }
 
 static void *operand_at(const struct sfc_cuda_head *head, void *array, size_t index)
@@ -190,14 +184,14 @@ static int logits_run(const struct tile *t, const struct run *run, struct sfc_er
         .columns = columns,
         .half = head->half,
         .chunk = (uint32_t)s->chunk,
-        .strips = strips(head),
+        .strips = sfc_cuda_strips(head),
         .first = t->first,
         .product = t->lane->product,
         .inverse_norm = head->inverse_norm + t->first,
         .add = head->add + t->first,
         .column_target = head->column_target,
         .z = z_at(head, t->first, 0),
-        .exps = head->exps + t->index * s->group * strips(head) * s->columns,
+        .exps = head->exps + t->index * s->group * sfc_cuda_strips(head) * s->columns,
         .target_product = head->target_product,
     };
     return sfc_cuda_check(head->cuda, sfc_cuda_logits_tile(&l, t->chunks, t->stream),
@@ -280,12 +274,12 @@ static int add_exps(struct sfc_cuda_head *head, struct sfc_error *err)
 {
     struct run run;
     uint32_t at = 0;
-    int rc = clear(head, head->limbs, 0, head->sizes.columns * SFC_CUDA_LIMBS * sizeof *head->limbs,
-                   err);
+    int rc =
+        clear(head, head->limbs, 0, head->sizes.columns * SFC_HD_LIMBS * sizeof *head->limbs, err);
     while (!rc && head->chunks && next_run(head, &at, &run)) { /* every block may be left out */
         struct sfc_cuda_columns columns = columns_of(head, &run);
         rc = sfc_cuda_check(head->cuda,
-                            sfc_cuda_add_exps(head->exps, head->chunks, strips(head),
+                            sfc_cuda_add_exps(head->exps, head->chunks, sfc_cuda_strips(head),
                                               head->exp_factor, &columns, head->limbs,
                                               main_stream(head)),
                             "the sums of exponentials", err);
@@ -316,7 +310,7 @@ static void answer(struct sfc_cuda_head *head, struct sfc_head_logits_item *item
 {
     item->zero_features = 0;
     for (uint32_t r = 0; r < head->config.micro_batch; r++) {
-        sfc_hd_carry(limbs + (size_t)r * SFC_CUDA_LIMBS, item->exp_sum + 4 * (size_t)r);
+        sfc_hd_carry(limbs + (size_t)r * SFC_HD_LIMBS, item->exp_sum + 4 * (size_t)r);
         item->has_target[r] = target[r] >= 0;
         item->target_logit[r] = target[r] >= 0 ? target_z[r] : 0;
         item->zero_features += zero[r];
@@ -328,8 +322,8 @@ static int fetch_answers(struct sfc_cuda_head *head, struct sfc_head_logits_item
 {
     size_t columns = head->sizes.columns, mp = head->sizes.mp;
     struct sfc_cuda_answer *a = &head->answer;
-    int rc = fetch(head, a->limbs, head->limbs, columns, SFC_CUDA_LIMBS * sizeof *a->limbs,
-                   SFC_CUDA_LIMBS * sizeof *a->limbs, "the sums of exponentials", err);
+    int rc = fetch(head, a->limbs, head->limbs, columns, SFC_HD_LIMBS * sizeof *a->limbs,
+                   SFC_HD_LIMBS * sizeof *a->limbs, "the sums of exponentials", err);
     if (!rc)
         rc = fetch(head, a->target_z, head->target_z, columns, sizeof *a->target_z,
                    sizeof *a->target_z, "the logits of the targets", err);
@@ -340,7 +334,7 @@ static int fetch_answers(struct sfc_cuda_head *head, struct sfc_head_logits_item
         rc = fetch(head, head->slot_zero, head->zero, columns, 1, 1, "the zero features", err);
     for (size_t i = 0; !rc && i < n; i++) {
         size_t at = items[i].slot * mp;
-        answer(head, &items[i], a->limbs + at * SFC_CUDA_LIMBS, a->target_z + at, a->target + at,
+        answer(head, &items[i], a->limbs + at * SFC_HD_LIMBS, a->target_z + at, a->target + at,
                head->slot_zero + at);
     }
     return rc;
@@ -389,7 +383,7 @@ static int softmax_run(const struct tile *t, const struct run *run, struct sfc_e
         .columns = columns_of(head, run),
         .half = head->half,
         .chunk = (uint32_t)head->sizes.chunk,
-        .strips = strips(head),
+        .strips = sfc_cuda_strips(head),
         .mp = (uint32_t)head->sizes.mp,
         .first = t->first,
         .scale = (float)c->scale,
