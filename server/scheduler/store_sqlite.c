@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "server/scheduler/state_store.h"
+#include "server/scheduler/store_impl.h"
 
 enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 7, EVENTS_KEPT = 10000 };
 
@@ -67,16 +67,22 @@ static const char UPGRADE_6[] =
     "PRAGMA user_version=7;"
     "COMMIT;";
 
-struct sfc_store {
+struct sqlite_store {
+    struct sfc_store base;
     sqlite3 *db;
     bool inside; /* a transaction of several statements */
     int lock;
     char path[4096];
 };
 
+static struct sqlite_store *sqlite_of(struct sfc_store *base)
+{
+    return (struct sqlite_store *)base; /* its first member */
+}
+
 /* ---- helpers */
 
-static int db_fail(const struct sfc_store *store, struct sfc_error *err, const char *what)
+static int db_fail(const struct sqlite_store *store, struct sfc_error *err, const char *what)
 {
     int code = SFC_EIO;
     switch (sqlite3_errcode(store->db) & 0xff) {
@@ -100,7 +106,7 @@ static int db_fail(const struct sfc_store *store, struct sfc_error *err, const c
     return sfc_fail(err, code, "%s: %s: %s", what, store->path, sqlite3_errmsg(store->db));
 }
 
-static int db_exec(const struct sfc_store *store, const char *sql, const char *what,
+static int db_exec(const struct sqlite_store *store, const char *sql, const char *what,
                    struct sfc_error *err)
 {
     if (sqlite3_exec(store->db, sql, NULL, NULL, NULL) == SQLITE_OK)
@@ -110,14 +116,15 @@ static int db_exec(const struct sfc_store *store, const char *sql, const char *w
 
 /* A transaction that failed may still be open, because its rollback failed too: what comes next
  * must not become part of it. */
-static int leave_transaction(const struct sfc_store *store, const char *what, struct sfc_error *err)
+static int leave_transaction(const struct sqlite_store *store, const char *what,
+                             struct sfc_error *err)
 {
     bool open = !store->inside && !sqlite3_get_autocommit(store->db);
     return open ? db_exec(store, "ROLLBACK", what, err) : SFC_OK;
 }
 
 /* Statements that begin with BEGIN and end with COMMIT: all of them, or none. */
-static int db_transaction(const struct sfc_store *store, const char *sql, const char *what,
+static int db_transaction(const struct sqlite_store *store, const char *sql, const char *what,
                           struct sfc_error *err)
 {
     int code = leave_transaction(store, what, err);
@@ -127,7 +134,7 @@ static int db_transaction(const struct sfc_store *store, const char *sql, const 
     return code;
 }
 
-static int db_prepare(const struct sfc_store *store, const char *sql, sqlite3_stmt **out,
+static int db_prepare(const struct sqlite_store *store, const char *sql, sqlite3_stmt **out,
                       const char *what, struct sfc_error *err)
 {
     int code = leave_transaction(store, what, err);
@@ -137,7 +144,7 @@ static int db_prepare(const struct sfc_store *store, const char *sql, sqlite3_st
 }
 
 /* One statement that must end without a row. Takes the statement. */
-static int db_finish(const struct sfc_store *store, sqlite3_stmt *s, const char *what,
+static int db_finish(const struct sqlite_store *store, sqlite3_stmt *s, const char *what,
                      struct sfc_error *err)
 {
     int rc = sqlite3_step(s);
@@ -148,7 +155,7 @@ static int db_finish(const struct sfc_store *store, sqlite3_stmt *s, const char 
 
 /* One row of one number. A statement that also writes commits only when it is gone through to its
  * end. */
-static int db_integer(const struct sfc_store *store, const char *sql, int64_t *out,
+static int db_integer(const struct sqlite_store *store, const char *sql, int64_t *out,
                       const char *what, struct sfc_error *err)
 {
     sqlite3_stmt *s = NULL;
@@ -197,7 +204,7 @@ static double column_bits(sqlite3_stmt *s, int column)
 
 /* A column of text or bytes that needs memory and gets none reads as NULL, which this tells from a
  * value that is empty. */
-static int check_columns(const struct sfc_store *store, const char *what, struct sfc_error *err)
+static int check_columns(const struct sqlite_store *store, const char *what, struct sfc_error *err)
 {
     return (sqlite3_errcode(store->db) & 0xff) == SQLITE_NOMEM ? db_fail(store, err, what) : SFC_OK;
 }
@@ -225,7 +232,7 @@ static int column_copy(sqlite3_stmt *s, int column, uint8_t **out, size_t *size,
 
 /* ---- open and close */
 
-static int take_lock(struct sfc_store *store, const char *where, struct sfc_error *err)
+static int take_lock(struct sqlite_store *store, const char *where, struct sfc_error *err)
 {
     char path[4096];
     if ((size_t)snprintf(path, sizeof path, "%s/lock", where) >= sizeof path)
@@ -241,7 +248,7 @@ static int take_lock(struct sfc_store *store, const char *where, struct sfc_erro
 }
 
 /* SQLite answers a journal mode that it can't have with the one that it keeps. */
-static int check_durable(struct sfc_store *store, struct sfc_error *err)
+static int check_durable(struct sqlite_store *store, struct sfc_error *err)
 {
     sqlite3_stmt *s = NULL;
     int64_t synchronous = 0;
@@ -291,7 +298,7 @@ static int sync_names(const char *where, struct sfc_error *err)
     return code;
 }
 
-static int check_schema(struct sfc_store *store, struct sfc_error *err)
+static int check_schema(struct sqlite_store *store, struct sfc_error *err)
 {
     int64_t application = 0, version = 0, tables = 0;
     int code = db_integer(store, "PRAGMA application_id", &application, "open state", err);
@@ -325,7 +332,7 @@ static int check_schema(struct sfc_store *store, struct sfc_error *err)
 }
 
 /* "ok", or the first thing that is wrong. */
-static int quick_check(struct sfc_store *store, char *out, size_t size, struct sfc_error *err)
+static int quick_check(struct sqlite_store *store, char *out, size_t size, struct sfc_error *err)
 {
     sqlite3_stmt *s = NULL;
     int code = db_prepare(store, "PRAGMA quick_check(1)", &s, "check state", err);
@@ -343,7 +350,7 @@ static int quick_check(struct sfc_store *store, char *out, size_t size, struct s
 
 /* The check reports a page that it could not read like one that is damaged; what can be read a
  * moment later is neither. */
-static int check_pages(struct sfc_store *store, struct sfc_error *err)
+static int check_pages(struct sqlite_store *store, struct sfc_error *err)
 {
     char text[300];
     int code = quick_check(store, text, sizeof text, err);
@@ -357,49 +364,9 @@ static int check_pages(struct sfc_store *store, struct sfc_error *err)
     return code;
 }
 
-int sfc_store_open(const char *where, struct sfc_store **out, struct sfc_error *err)
+static void sqlite_close(struct sfc_store *base)
 {
-    if (strncmp(where, "etcd://", 7) == 0)
-        return sfc_fail(err, SFC_EUNSUPPORTED,
-                        "--state %s: etcd is not supported yet; give a folder", where);
-    struct sfc_store *store = calloc(1, sizeof *store);
-    if (!store)
-        return sfc_fail(err, SFC_ENOMEM, "open state");
-    store->lock = -1;
-    int code = SFC_OK;
-    if (mkdir(where, 0700) != 0 && errno != EEXIST) {
-        code = sfc_fail_errno(err, "make folder %s", where);
-        goto fail;
-    }
-    if ((code = take_lock(store, where, err)) != SFC_OK)
-        goto fail;
-    if ((size_t)snprintf(store->path, sizeof store->path, "%s/scheduler.db", where) >=
-        sizeof store->path) {
-        code = sfc_fail(err, SFC_EINVAL, "--state: the path is too long");
-        goto fail;
-    }
-    int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_FULLMUTEX;
-    if (sqlite3_open_v2(store->path, &store->db, flags, NULL) != SQLITE_OK) {
-        code = store->db ? db_fail(store, err, "open state")
-                         : sfc_fail(err, SFC_ENOMEM, "open %s", store->path);
-        goto fail;
-    }
-    sqlite3_extended_result_codes(store->db, 0);
-    if ((code = check_durable(store, err)) != SFC_OK ||
-        (code = check_schema(store, err)) != SFC_OK || (code = check_pages(store, err)) != SFC_OK ||
-        (code = sync_names(where, err)) != SFC_OK)
-        goto fail;
-    *out = store;
-    return SFC_OK;
-fail:
-    sfc_store_close(store);
-    return code;
-}
-
-void sfc_store_close(struct sfc_store *store)
-{
-    if (!store)
-        return;
+    struct sqlite_store *store = sqlite_of(base);
     if (store->db)
         sqlite3_close(store->db);
     if (store->lock >= 0)
@@ -409,8 +376,9 @@ void sfc_store_close(struct sfc_store *store)
 
 /* ---- records */
 
-int sfc_store_next_incarnation(struct sfc_store *store, uint64_t *out, struct sfc_error *err)
+static int sqlite_next_incarnation(struct sfc_store *base, uint64_t *out, struct sfc_error *err)
 {
+    struct sqlite_store *store = sqlite_of(base);
     int64_t value = 0;
     int code = db_integer(
         store, "UPDATE meta SET value = value + 1 WHERE key = 'incarnation' RETURNING value",
@@ -420,9 +388,10 @@ int sfc_store_next_incarnation(struct sfc_store *store, uint64_t *out, struct sf
     return code;
 }
 
-int sfc_store_add_run(struct sfc_store *store, const struct sfc_store_run *run, uint64_t *run_id,
-                      struct sfc_error *err)
+static int sqlite_add_run(struct sfc_store *base, const struct sfc_store_run *run, uint64_t *run_id,
+                          struct sfc_error *err)
 {
+    struct sqlite_store *store = sqlite_of(base);
     sqlite3_stmt *s = NULL;
     int code =
         db_prepare(store,
@@ -448,9 +417,10 @@ int sfc_store_add_run(struct sfc_store *store, const struct sfc_store_run *run, 
     return code;
 }
 
-int sfc_store_set_run_state(struct sfc_store *store, uint64_t run_id, const char *state,
-                            const char *reason, struct sfc_error *err)
+static int sqlite_set_run_state(struct sfc_store *base, uint64_t run_id, const char *state,
+                                const char *reason, struct sfc_error *err)
 {
+    struct sqlite_store *store = sqlite_of(base);
     sqlite3_stmt *s = NULL;
     int code = db_prepare(store, "UPDATE runs SET state = ?, reason = ? WHERE run_id = ?", &s,
                           "set run state", err);
@@ -465,9 +435,10 @@ int sfc_store_set_run_state(struct sfc_store *store, uint64_t run_id, const char
     return code;
 }
 
-int sfc_store_set_run_numerics(struct sfc_store *store, uint64_t run_id, const char *numerics,
-                               struct sfc_error *err)
+static int sqlite_set_run_numerics(struct sfc_store *base, uint64_t run_id, const char *numerics,
+                                   struct sfc_error *err)
 {
+    struct sqlite_store *store = sqlite_of(base);
     sqlite3_stmt *s = NULL;
     int code = db_prepare(store, "UPDATE runs SET numerics = ? WHERE run_id = ?", &s,
                           "set the run's numerics", err);
@@ -478,8 +449,9 @@ int sfc_store_set_run_numerics(struct sfc_store *store, uint64_t run_id, const c
     return db_finish(store, s, "set the run's numerics", err);
 }
 
-int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struct sfc_error *err)
+static int sqlite_last_run(struct sfc_store *base, struct sfc_store_run *out, struct sfc_error *err)
 {
+    struct sqlite_store *store = sqlite_of(base);
     sqlite3_stmt *s = NULL;
     int code = db_prepare(
         store,
@@ -519,13 +491,6 @@ int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struc
     return code;
 }
 
-void sfc_store_run_close(struct sfc_store_run *run)
-{
-    free(run->config);
-    free(run->map);
-    memset(run, 0, sizeof *run);
-}
-
 /* ---- commits */
 
 #define COMMIT_COLUMNS                                                                             \
@@ -557,7 +522,7 @@ static void read_commit(sqlite3_stmt *s, struct sfc_store_commit *out)
 }
 
 /* SFC_OK: a record exists and says the same. SFC_ENOTFOUND: no record. */
-static int compare_commit(struct sfc_store *store, const struct sfc_store_commit *c,
+static int compare_commit(struct sqlite_store *store, const struct sfc_store_commit *c,
                           struct sfc_error *err)
 {
     sqlite3_stmt *s = NULL;
@@ -590,8 +555,8 @@ static int compare_commit(struct sfc_store *store, const struct sfc_store_commit
     return code;
 }
 
-int sfc_store_put_commit(struct sfc_store *store, const struct sfc_store_commit *c,
-                         struct sfc_error *err)
+static int put_commit(struct sqlite_store *store, const struct sfc_store_commit *c,
+                      struct sfc_error *err)
 {
     int code = compare_commit(store, c, err);
     if (code != SFC_ENOTFOUND)
@@ -625,9 +590,11 @@ int sfc_store_put_commit(struct sfc_store *store, const struct sfc_store_commit 
     return db_finish(store, s, "write commit record", err);
 }
 
-int sfc_store_history(struct sfc_store *store, uint64_t run_id, uint64_t after_step, size_t limit,
-                      struct sfc_store_commit *out, size_t *count, struct sfc_error *err)
+static int sqlite_history(struct sfc_store *base, uint64_t run_id, uint64_t after_step,
+                          size_t limit, struct sfc_store_commit *out, size_t *count,
+                          struct sfc_error *err)
 {
+    struct sqlite_store *store = sqlite_of(base);
     sqlite3_stmt *s = NULL;
     int code = db_prepare(store,
                           "SELECT " COMMIT_COLUMNS " FROM commits WHERE run_id = ? AND step > ?"
@@ -652,9 +619,10 @@ int sfc_store_history(struct sfc_store *store, uint64_t run_id, uint64_t after_s
     return code;
 }
 
-int sfc_store_last_commit(struct sfc_store *store, uint64_t run_id, struct sfc_store_commit *out,
-                          struct sfc_error *err)
+static int sqlite_last_commit(struct sfc_store *base, uint64_t run_id, struct sfc_store_commit *out,
+                              struct sfc_error *err)
 {
+    struct sqlite_store *store = sqlite_of(base);
     sqlite3_stmt *s = NULL;
     int code = db_prepare(store,
                           "SELECT " COMMIT_COLUMNS " FROM commits WHERE run_id = ?"
@@ -678,23 +646,7 @@ int sfc_store_last_commit(struct sfc_store *store, uint64_t run_id, struct sfc_s
     return code;
 }
 
-int sfc_store_commit_of(struct sfc_store *store, uint64_t run_id, uint64_t step,
-                        struct sfc_store_commit *out, struct sfc_error *err)
-{
-    struct sfc_store_commit c;
-    size_t count = 0;
-    if (step == 0)
-        return sfc_fail(err, SFC_ENOTFOUND, "step 0 has no commit record");
-    int code = sfc_store_history(store, run_id, step - 1, 1, &c, &count, err);
-    if (code == SFC_OK && (count == 0 || c.step != step))
-        code = sfc_fail(err, SFC_ENOTFOUND, "run %llu has no commit record of step %llu",
-                        (unsigned long long)run_id, (unsigned long long)step);
-    if (code == SFC_OK)
-        *out = c;
-    return code;
-}
-
-static int delete_after(struct sfc_store *store, const char *sql, uint64_t run_id, uint64_t step,
+static int delete_after(struct sqlite_store *store, const char *sql, uint64_t run_id, uint64_t step,
                         struct sfc_error *err)
 {
     sqlite3_stmt *s = NULL;
@@ -706,7 +658,7 @@ static int delete_after(struct sfc_store *store, const char *sql, uint64_t run_i
     return db_finish(store, s, "rewind the run", err);
 }
 
-static int begin_transaction(struct sfc_store *store, const char *what, struct sfc_error *err)
+static int begin_transaction(struct sqlite_store *store, const char *what, struct sfc_error *err)
 {
     int code = leave_transaction(store, what, err);
     if (code == SFC_OK)
@@ -716,7 +668,7 @@ static int begin_transaction(struct sfc_store *store, const char *what, struct s
 }
 
 /* All of it, or after an error nothing. */
-static int end_transaction(struct sfc_store *store, int code, const char *what,
+static int end_transaction(struct sqlite_store *store, int code, const char *what,
                            struct sfc_error *err)
 {
     if (code == SFC_OK)
@@ -727,7 +679,7 @@ static int end_transaction(struct sfc_store *store, int code, const char *what,
     return code;
 }
 
-static int put_return(struct sfc_store *store, uint64_t run_id, const struct sfc_return *r,
+static int put_return(struct sqlite_store *store, uint64_t run_id, const struct sfc_return *r,
                       struct sfc_error *err)
 {
     sqlite3_stmt *s = NULL;
@@ -745,8 +697,8 @@ static int put_return(struct sfc_store *store, uint64_t run_id, const struct sfc
 }
 
 /* In a transaction. */
-static int put_lineage(struct sfc_store *store, uint64_t run_id, const struct sfc_lineage *lineage,
-                       struct sfc_error *err)
+static int put_lineage(struct sqlite_store *store, uint64_t run_id,
+                       const struct sfc_lineage *lineage, struct sfc_error *err)
 {
     sqlite3_stmt *s = NULL;
     int code = db_prepare(store, "DELETE FROM returns WHERE run_id = ?", &s, "note a return", err);
@@ -759,9 +711,10 @@ static int put_lineage(struct sfc_store *store, uint64_t run_id, const struct sf
     return code;
 }
 
-int sfc_store_lineage(struct sfc_store *store, uint64_t run_id, struct sfc_lineage *out,
-                      struct sfc_error *err)
+static int sqlite_lineage(struct sfc_store *base, uint64_t run_id, struct sfc_lineage *out,
+                          struct sfc_error *err)
 {
+    struct sqlite_store *store = sqlite_of(base);
     sqlite3_stmt *s = NULL;
     struct sfc_lineage x = {0};
     struct sfc_error why = {0};
@@ -790,21 +743,24 @@ int sfc_store_lineage(struct sfc_store *store, uint64_t run_id, struct sfc_linea
     return code;
 }
 
-int sfc_store_put_commits(struct sfc_store *store, const struct sfc_store_commit *commits,
-                          size_t count, const struct sfc_lineage *lineage, struct sfc_error *err)
+static int sqlite_put_commits(struct sfc_store *base, const struct sfc_store_commit *commits,
+                              size_t count, const struct sfc_lineage *lineage,
+                              struct sfc_error *err)
 {
+    struct sqlite_store *store = sqlite_of(base);
     int code = begin_transaction(store, "write commit records", err);
     for (size_t i = 0; i < count && code == SFC_OK; i++)
-        code = sfc_store_put_commit(store, &commits[i], err);
+        code = put_commit(store, &commits[i], err);
     if (code == SFC_OK && lineage && count > 0)
         code = put_lineage(store, commits[0].run_id, lineage, err);
     return end_transaction(store, code, "write commit records", err);
 }
 
-int sfc_store_rewind(struct sfc_store *store, uint64_t run_id, uint64_t step,
-                     const struct sfc_store_commit *commits, size_t count,
-                     const struct sfc_lineage *lineage, struct sfc_error *err)
+static int sqlite_rewind(struct sfc_store *base, uint64_t run_id, uint64_t step,
+                         const struct sfc_store_commit *commits, size_t count,
+                         const struct sfc_lineage *lineage, struct sfc_error *err)
 {
+    struct sqlite_store *store = sqlite_of(base);
     int code = begin_transaction(store, "rewind the run", err);
     if (code == SFC_OK)
         code = delete_after(store, "DELETE FROM commits WHERE run_id = ? AND step > ?", run_id,
@@ -814,7 +770,7 @@ int sfc_store_rewind(struct sfc_store *store, uint64_t run_id, uint64_t step,
                             err);
     for (size_t i = 0; i < count && code == SFC_OK; i++)
         if (commits[i].step <= step)
-            code = sfc_store_put_commit(store, &commits[i], err);
+            code = put_commit(store, &commits[i], err);
     if (code == SFC_OK && lineage)
         code = put_lineage(store, run_id, lineage, err);
     return end_transaction(store, code, "rewind the run", err);
@@ -822,9 +778,10 @@ int sfc_store_rewind(struct sfc_store *store, uint64_t run_id, uint64_t step,
 
 /* ---- dropped micro-batches */
 
-int sfc_store_put_drop(struct sfc_store *store, uint64_t run_id, const struct sfc_store_drop *drop,
-                       struct sfc_error *err)
+static int sqlite_put_drop(struct sfc_store *base, uint64_t run_id,
+                           const struct sfc_store_drop *drop, struct sfc_error *err)
 {
+    struct sqlite_store *store = sqlite_of(base);
     sqlite3_stmt *s = NULL;
     int code = db_prepare(store,
                           "INSERT OR IGNORE INTO drops(run_id, step, micro_batch)"
@@ -838,9 +795,10 @@ int sfc_store_put_drop(struct sfc_store *store, uint64_t run_id, const struct sf
     return db_finish(store, s, "write drop", err);
 }
 
-int sfc_store_drops(struct sfc_store *store, uint64_t run_id, uint64_t after_step, size_t limit,
-                    struct sfc_store_drop *out, size_t *count, struct sfc_error *err)
+static int sqlite_drops(struct sfc_store *base, uint64_t run_id, uint64_t after_step, size_t limit,
+                        struct sfc_store_drop *out, size_t *count, struct sfc_error *err)
 {
+    struct sqlite_store *store = sqlite_of(base);
     sqlite3_stmt *s = NULL;
     int code = db_prepare(store,
                           "SELECT step, micro_batch FROM drops WHERE run_id = ? AND step > ?"
@@ -865,9 +823,10 @@ int sfc_store_drops(struct sfc_store *store, uint64_t run_id, uint64_t after_ste
 
 /* ---- shards and events */
 
-int sfc_store_put_shard(struct sfc_store *store, uint64_t shard, const char *address,
-                        struct sfc_error *err)
+static int sqlite_put_shard(struct sfc_store *base, uint64_t shard, const char *address,
+                            struct sfc_error *err)
 {
+    struct sqlite_store *store = sqlite_of(base);
     sqlite3_stmt *s = NULL;
     int code = db_prepare(store, "INSERT OR IGNORE INTO shards(shard, address) VALUES(?,?)", &s,
                           "register shard", err);
@@ -878,8 +837,9 @@ int sfc_store_put_shard(struct sfc_store *store, uint64_t shard, const char *add
     return db_finish(store, s, "register shard", err);
 }
 
-int sfc_store_drop_shard(struct sfc_store *store, uint64_t shard, struct sfc_error *err)
+static int sqlite_drop_shard(struct sfc_store *base, uint64_t shard, struct sfc_error *err)
 {
+    struct sqlite_store *store = sqlite_of(base);
     sqlite3_stmt *s = NULL;
     int code = db_prepare(store, "DELETE FROM shards WHERE shard = ?", &s, "forget shard", err);
     if (code != SFC_OK)
@@ -888,9 +848,10 @@ int sfc_store_drop_shard(struct sfc_store *store, uint64_t shard, struct sfc_err
     return db_finish(store, s, "forget shard", err);
 }
 
-int sfc_store_shards(struct sfc_store *store, struct sfc_store_shard *out, size_t limit,
-                     size_t *count, struct sfc_error *err)
+static int sqlite_shards(struct sfc_store *base, struct sfc_store_shard *out, size_t limit,
+                         size_t *count, struct sfc_error *err)
 {
+    struct sqlite_store *store = sqlite_of(base);
     sqlite3_stmt *s = NULL;
     int code = db_prepare(store, "SELECT shard, address FROM shards ORDER BY shard", &s,
                           "read shards", err);
@@ -912,9 +873,10 @@ int sfc_store_shards(struct sfc_store *store, struct sfc_store_shard *out, size_
     return code;
 }
 
-int sfc_store_put_event(struct sfc_store *store, int64_t time_ms, uint64_t run_id, const char *text,
-                        struct sfc_error *err)
+static int sqlite_put_event(struct sfc_store *base, int64_t time_ms, uint64_t run_id,
+                            const char *text, struct sfc_error *err)
 {
+    struct sqlite_store *store = sqlite_of(base);
     sqlite3_stmt *s = NULL;
     int code = db_prepare(store, "INSERT INTO events(time_ms, run_id, text) VALUES(?,?,?)", &s,
                           "log event", err);
@@ -933,4 +895,63 @@ int sfc_store_put_event(struct sfc_store *store, int64_t time_ms, uint64_t run_i
         return code;
     sqlite3_bind_int64(s, 1, last - EVENTS_KEPT);
     return db_finish(store, s, "trim events", err);
+}
+
+/* ---- the table */
+
+static const struct sfc_store_ops sqlite_ops = {
+    .close = sqlite_close,
+    .next_incarnation = sqlite_next_incarnation,
+    .add_run = sqlite_add_run,
+    .set_run_state = sqlite_set_run_state,
+    .set_run_numerics = sqlite_set_run_numerics,
+    .last_run = sqlite_last_run,
+    .put_commits = sqlite_put_commits,
+    .last_commit = sqlite_last_commit,
+    .rewind = sqlite_rewind,
+    .lineage = sqlite_lineage,
+    .history = sqlite_history,
+    .put_drop = sqlite_put_drop,
+    .drops = sqlite_drops,
+    .put_shard = sqlite_put_shard,
+    .drop_shard = sqlite_drop_shard,
+    .shards = sqlite_shards,
+    .put_event = sqlite_put_event,
+};
+
+int sfc_store_open_sqlite(const char *where, struct sfc_store **out, struct sfc_error *err)
+{
+    struct sqlite_store *store = calloc(1, sizeof *store);
+    if (!store)
+        return sfc_fail(err, SFC_ENOMEM, "open state");
+    store->base.ops = &sqlite_ops;
+    store->lock = -1;
+    int code = SFC_OK;
+    if (mkdir(where, 0700) != 0 && errno != EEXIST) {
+        code = sfc_fail_errno(err, "make folder %s", where);
+        goto fail;
+    }
+    if ((code = take_lock(store, where, err)) != SFC_OK)
+        goto fail;
+    if ((size_t)snprintf(store->path, sizeof store->path, "%s/scheduler.db", where) >=
+        sizeof store->path) {
+        code = sfc_fail(err, SFC_EINVAL, "--state: the path is too long");
+        goto fail;
+    }
+    int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_FULLMUTEX;
+    if (sqlite3_open_v2(store->path, &store->db, flags, NULL) != SQLITE_OK) {
+        code = store->db ? db_fail(store, err, "open state")
+                         : sfc_fail(err, SFC_ENOMEM, "open %s", store->path);
+        goto fail;
+    }
+    sqlite3_extended_result_codes(store->db, 0);
+    if ((code = check_durable(store, err)) != SFC_OK ||
+        (code = check_schema(store, err)) != SFC_OK || (code = check_pages(store, err)) != SFC_OK ||
+        (code = sync_names(where, err)) != SFC_OK)
+        goto fail;
+    *out = &store->base;
+    return SFC_OK;
+fail:
+    sqlite_close(&store->base);
+    return code;
 }
