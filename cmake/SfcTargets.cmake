@@ -62,6 +62,28 @@ function(sfc_test name)
   set_tests_properties(${name} PROPERTIES ENVIRONMENT "${SFC_TSAN_ENVIRONMENT}")
 endfunction()
 
+# sfc_planted_test(NAME BUG SOURCES ... FROM ... LINK ... LABELS ... ARGS ...): a test of libraries that have known bug
+# number BUG. Of the libraries' files FROM those that mention it are compiled anew with SFC_PLANT_BUG=BUG and come
+# before the libraries' own; all the others are the libraries' as they are.
+function(sfc_planted_test name bug)
+  cmake_parse_arguments(A "" "" "SOURCES;FROM;LINK;LABELS;ARGS" ${ARGN})
+  set(planted)
+  foreach(source ${A_FROM})
+    file(READ ${source} text)
+    if(text MATCHES "SFC_PLANT_BUG [!=]= ")
+      set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${source})
+    endif()
+    if(text MATCHES "SFC_PLANT_BUG [!=]= ${bug}[^0-9]")
+      list(APPEND planted ${source})
+    endif()
+  endforeach()
+  if(NOT planted)
+    message(FATAL_ERROR "${name}: no file mentions SFC_PLANT_BUG == ${bug}")
+  endif()
+  sfc_test(${name} SOURCES ${A_SOURCES} ${planted} LINK ${A_LINK} LABELS ${A_LABELS} ARGS ${A_ARGS})
+  target_compile_definitions(${name} PRIVATE SFC_PLANT_BUG=${bug})
+endfunction()
+
 # sfc_fuzz(NAME CORPUS ... LINK ... [RUNS number] [MALLOC_MB most]): tests/fuzz/NAME.c as a libFuzzer
 # program (needs clang), run so many times, or else for SFC_FUZZ_SECONDS, over the committed corpus (read
 # only) and over what earlier runs found. MALLOC_MB: no single allocation is larger.
