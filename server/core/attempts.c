@@ -75,29 +75,55 @@ static bool has_newer(const struct sfc_attempts *a, const struct sfc_slot *slot)
     return false;
 }
 
-/* The slot to evict for a new attempt of j: an older one of j first, else the oldest that has a
- * newer one beside it. UINT32_MAX: none that is idle; *busy: one with a running job. */
-static uint32_t victim(const struct sfc_attempts *a, uint32_t j, struct sfc_attempt attempt,
-                       bool *busy)
+/* An older attempt of the same micro-batch: it is void, or its newer one takes its place. *busy:
+ * there is one, with a running job. */
+static uint32_t own_victim(const struct sfc_attempts *a, uint32_t j, struct sfc_attempt attempt,
+                           bool *busy)
 {
     uint32_t best = UINT32_MAX;
-    bool best_own = false;
     for (uint32_t i = 0; i < a->slot_count; i++) {
         const struct sfc_slot *s = &a->slots[i];
-        bool own = s->j == j && sfc_attempt_compare(s->attempt, attempt) < 0;
-        if (!s->dead && !own && !has_newer(a, s))
+        if (s->dead || s->j != j || sfc_attempt_compare(s->attempt, attempt) >= 0)
+            continue;
+        if (sfc_slot_running(s))
+            *busy = true;
+        else if (best == UINT32_MAX || sfc_attempt_compare(s->attempt, a->slots[best].attempt) < 0)
+            best = i;
+    }
+    return best;
+}
+
+/* Of attempts that have a newer one beside them, rather one that is not complete (a complete one
+ * may be the one that counts), then the oldest. UINT32_MAX: none that is idle; *busy: one with a
+ * running job. */
+static uint32_t other_victim(const struct sfc_attempts *a, bool *busy)
+{
+    uint32_t best = UINT32_MAX;
+    bool best_complete = false;
+    for (uint32_t i = 0; i < a->slot_count; i++) {
+        const struct sfc_slot *s = &a->slots[i];
+        if (!s->dead && !has_newer(a, s))
             continue;
         if (sfc_slot_running(s)) {
             *busy = true;
             continue;
         }
-        if (best == UINT32_MAX || (own && !best_own) ||
-            (own == best_own && sfc_attempt_compare(s->attempt, a->slots[best].attempt) < 0)) {
+        bool complete = sfc_slot_complete(s, a->dense_blocks);
+        if (best == UINT32_MAX || complete < best_complete ||
+            (complete == best_complete &&
+             sfc_attempt_compare(s->attempt, a->slots[best].attempt) < 0)) {
             best = i;
-            best_own = own;
+            best_complete = complete;
         }
     }
     return best;
+}
+
+static uint32_t victim(const struct sfc_attempts *a, uint32_t j, struct sfc_attempt attempt,
+                       bool *busy)
+{
+    uint32_t own = own_victim(a, j, attempt, busy);
+    return own != UINT32_MAX || *busy ? own : other_victim(a, busy);
 }
 
 uint32_t sfc_attempts_take(struct sfc_attempts *a, uint32_t j, struct sfc_attempt attempt,

@@ -4,8 +4,10 @@
  * another gradient: the same, after logits       digest is a conflict; a failed job makes it NONE
  * again dense:    the same, any time
  *
- * Slots are J + 2 side by side. When they run out, the oldest idle attempt of a micro-batch that
- * also has a newer one is evicted (a newer attempt of the same j first). */
+ * Slots are J + 2 side by side. When they run out, an older attempt of the same micro-batch is
+ * evicted (when its job is done); where there is none, one of another that also has a newer one:
+ * one that is not complete rather than one that is, then the oldest. Two attempts at a micro-batch
+ * may count at a time (tickets.h), as long as no more were granted than there are slots. */
 #ifndef SFC_CORE_ATTEMPTS_H
 #define SFC_CORE_ATTEMPTS_H
 

@@ -42,6 +42,7 @@ static void on_ticket(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     const struct sfc_waiting w = {.kind = e->data ? SFC_WAITING_DATA : SFC_WAITING_GRANT,
                                   .token = e->token,
                                   .worker = e->worker,
+                                  .place = sfc_tickets_worker(&run->tickets, e->worker),
                                   .since_ms = e->now_ms};
     sfc_run_wait(run, &w, actions);
 }
@@ -56,8 +57,8 @@ static void on_announce(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     }
     if (!session_ok(run, e, actions))
         return;
-    int rc = sfc_tickets_announce(&run->tickets, e->worker, e->step, e->j, e->labels, e->count,
-                                  &complete, &run->error);
+    int rc = sfc_tickets_announce(&run->tickets, e->worker, e->now_ms, e->step, e->j, e->labels,
+                                  e->count, &complete, &run->error);
     sfc_run_reply(actions, e->token, rc, rc == SFC_OK ? "" : run->error.text);
 }
 
@@ -76,13 +77,13 @@ static void reply_done(struct sfc_run_actions *actions, uint64_t token, bool acc
     a->accepted = accepted;
 }
 
-/* Done for the open step from the holder of the grant (or the session). */
+/* Done for the open step from a holder of a grant (or the session): the first one counts. */
 static bool take_done(struct sfc_run_fsm *run, const struct sfc_run_event *e)
 {
     if (run->commit.phase != SFC_PHASE_COMPUTE)
         return false;
     if (!run->config.session)
-        return sfc_tickets_done(&run->tickets, e->j, e->done->attempt);
+        return sfc_tickets_done(&run->tickets, e->now_ms, e->j, e->done->attempt);
     return sfc_attempt_compare(e->done->attempt, run->session_attempt) == 0;
 }
 

@@ -463,6 +463,16 @@ const struct sfc_done *sfc_run_done(const struct sfc_run_fsm *run, uint32_t j)
     return &run->commit.done[j];
 }
 
+uint64_t sfc_run_second_grants(const struct sfc_run_fsm *run)
+{
+    return run->tickets.second_grants;
+}
+
+uint64_t sfc_run_second_data(const struct sfc_run_fsm *run)
+{
+    return run->tickets.second_data;
+}
+
 uint32_t sfc_run_held(const struct sfc_run_fsm *run, uint64_t worker)
 {
     return sfc_tickets_held(&run->tickets, worker);

@@ -237,6 +237,7 @@ struct sfc_waiting {
     enum sfc_waiting_kind kind;
     uint64_t token;
     uint64_t worker;
+    uint32_t place;   /* of the worker: tickets.h */
     uint64_t hold_id; /* DROP: its number; WATCH: the step */
     uint64_t since_ms;
 };
@@ -338,6 +339,9 @@ const uint64_t *sfc_run_labels(struct sfc_run_fsm *run, uint64_t step);
 const struct sfc_done *sfc_run_done(const struct sfc_run_fsm *run, uint32_t j);
 /* Shards are on their way to an earlier step, from rounds up to *last. */
 bool sfc_run_returns(const struct sfc_run_fsm *run, uint64_t *step, struct sfc_attempt *last);
+/* Micro-batches and data tickets that were given to a second worker, since the machine was made. */
+uint64_t sfc_run_second_grants(const struct sfc_run_fsm *run);
+uint64_t sfc_run_second_data(const struct sfc_run_fsm *run);
 /* Grants that a worker holds now. */
 uint32_t sfc_run_held(const struct sfc_run_fsm *run, uint64_t worker);
 /* The shard has been told to recover and has not answered yet. */

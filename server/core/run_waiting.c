@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "server/core/run_internal.h"
+#include "server/core/ticket_policy.h"
 
 void sfc_run_wait(struct sfc_run_fsm *run, const struct sfc_waiting *waiting,
                   struct sfc_run_actions *actions)
@@ -204,23 +205,39 @@ static bool may_work(const struct sfc_run_fsm *run)
            !run->blocked && !run->restoring && !sfc_run_rewinds(run) && !run->config.session;
 }
 
-static bool serve_ticket(struct sfc_run_fsm *run, const struct sfc_waiting *w, uint64_t now_ms,
-                         struct sfc_run_actions *actions)
+static void survey_tickets(struct sfc_run_fsm *run, uint64_t now_ms,
+                           struct sfc_ticket_survey *survey)
+{
+    bool computing = run->commit.phase == SFC_PHASE_COMPUTE;
+#if SFC_PLANT_BUG == 4
+    computing = computing || run->commit.phase == SFC_PHASE_PREPARE;
+#endif
+    bool looked = false;
+    for (uint32_t i = 0; i < run->waiting_count; i++) {
+        if (!is_ticket(&run->waiting[i]))
+            continue;
+        if (!looked)
+            sfc_ticket_survey(&run->tickets, now_ms, computing, survey);
+        looked = true;
+        sfc_ticket_survey_call(&run->tickets, survey, run->waiting[i].place,
+                               run->waiting[i].kind == SFC_WAITING_DATA);
+    }
+}
+
+static bool serve_ticket(struct sfc_run_fsm *run, const struct sfc_waiting *w,
+                         struct sfc_ticket_survey *survey, struct sfc_run_actions *actions)
 {
     bool data = w->kind == SFC_WAITING_DATA, given = false;
     uint64_t step = 0;
     uint32_t j = 0;
     struct sfc_attempt attempt = {0};
-    bool grants = run->commit.phase == SFC_PHASE_COMPUTE;
-#if SFC_PLANT_BUG == 4
-    grants = grants || run->commit.phase == SFC_PHASE_PREPARE;
-#endif
     if (may_work(run) && data)
-        given = sfc_tickets_give_data(&run->tickets, w->worker, now_ms, &step, &j);
-    else if (may_work(run) && grants)
-        given = sfc_tickets_give_grant(&run->tickets, w->worker, now_ms, &step, &j, &attempt);
+        given = sfc_ticket_policy_data(&run->tickets, survey, w->worker, w->place, &step, &j);
+    else if (may_work(run))
+        given = sfc_ticket_policy_grant(&run->tickets, survey, w->worker, w->place, &step, &j,
+                                        &attempt);
     bool ended = run->failed || run->stopped;
-    if (!given && !ended && !over(w, now_ms, run->config.ticket_wait_ms))
+    if (!given && !ended && !over(w, survey->now_ms, run->config.ticket_wait_ms))
         return false;
     struct sfc_run_action *a = no_ticket(actions, w->token, data);
     if (!given)
@@ -302,12 +319,14 @@ static bool serve_rewind(const struct sfc_run_fsm *run, const struct sfc_waiting
 
 void sfc_run_serve(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_actions *actions)
 {
+    struct sfc_ticket_survey survey = {.now_ms = now_ms};
     expire_holds(run, now_ms);
+    survey_tickets(run, now_ms, &survey);
     for (uint32_t i = 0; i < run->waiting_count;) {
         const struct sfc_waiting *w = &run->waiting[i];
         bool answered;
         if (is_ticket(w))
-            answered = serve_ticket(run, w, now_ms, actions);
+            answered = serve_ticket(run, w, &survey, actions);
         else if (w->kind == SFC_WAITING_HOLD)
             answered = serve_hold(run, w, now_ms, actions);
         else if (w->kind == SFC_WAITING_WATCH)

@@ -16,7 +16,8 @@ int sfc_tickets_init(struct sfc_tickets *t, const struct sfc_tickets_config *con
         .config = *config, .open_step = open_step, .last = {.incarnation = incarnation}};
     uint32_t window = config->lead_steps + 1;
     n.steps = calloc(window, sizeof(*n.steps));
-    bool ok = n.steps != NULL;
+    n.workers = calloc(SFC_TICKET_WORKERS, sizeof(*n.workers));
+    bool ok = n.steps && n.workers;
     for (uint32_t i = 0; ok && i < window; i++) {
         struct sfc_ticket_step *s = &n.steps[(open_step + i) % window];
         s->step = open_step + i;
@@ -39,6 +40,7 @@ void sfc_tickets_free(struct sfc_tickets *t)
         free(t->steps[i].labels);
     }
     free(t->steps);
+    free(t->workers);
     memset(t, 0, sizeof(*t));
 }
 
@@ -68,6 +70,7 @@ bool sfc_tickets_give_data(struct sfc_tickets *t, uint64_t worker, uint64_t now_
             m->data = SFC_TICKET_OUT;
             m->data_worker = worker;
             m->data_since_ms = now_ms;
+            m->data_again = false;
             *step = s->step;
             *j = k;
             return true;
@@ -75,6 +78,73 @@ bool sfc_tickets_give_data(struct sfc_tickets *t, uint64_t worker, uint64_t now_
     }
     return false;
 }
+
+void sfc_tickets_data_again(struct sfc_tickets *t, uint64_t worker, uint64_t now_ms, uint64_t step,
+                            uint32_t j)
+{
+    struct sfc_micro_batch *m = &sfc_tickets_step(t, step)->micro_batches[j];
+    m->data_worker = worker;
+    m->data_since_ms = now_ms;
+    m->data_again = true;
+    t->second_data++;
+}
+
+/* ---- workers */
+
+uint32_t sfc_tickets_worker(struct sfc_tickets *t, uint64_t worker)
+{
+    uint32_t place = SFC_TICKET_STRANGER;
+    for (uint32_t i = 0; i < t->worker_count; i++) {
+        if (t->workers[i].id == worker)
+            return i;
+        if (t->workers[i].id == 0 && place == SFC_TICKET_STRANGER)
+            place = i;
+    }
+    if (place == SFC_TICKET_STRANGER && t->worker_count < SFC_TICKET_WORKERS)
+        place = t->worker_count++;
+    if (place != SFC_TICKET_STRANGER)
+        t->workers[place] = (struct sfc_ticket_worker){.id = worker};
+    return place;
+}
+
+static void note_grant(struct sfc_tickets *t, const struct sfc_grant *g, uint64_t now_ms)
+{
+    double ms = now_ms > g->since_ms ? (double)(now_ms - g->since_ms) : 0;
+    sfc_pace_note(&t->grant_pace, ms);
+    if (g->place != SFC_TICKET_STRANGER)
+        sfc_pace_note(&t->workers[g->place].pace, ms);
+}
+
+/* Another was done before this holder, who began earlier: one guesses that it is half done. */
+static void note_straggler(struct sfc_tickets *t, const struct sfc_grant *g, uint64_t now_ms)
+{
+    double ms = now_ms > g->since_ms ? 2 * (double)(now_ms - g->since_ms) : 0;
+    if (g->place != SFC_TICKET_STRANGER && ms > t->workers[g->place].pace.mean_ms)
+        sfc_pace_note(&t->workers[g->place].pace, ms);
+}
+
+static void forget_worker(struct sfc_tickets *t, uint64_t worker)
+{
+    for (uint32_t i = 0; i < t->worker_count; i++)
+        if (t->workers[i].id == worker)
+            t->workers[i] = (struct sfc_ticket_worker){0};
+    while (t->worker_count > 0 && t->workers[t->worker_count - 1].id == 0)
+        t->worker_count--;
+}
+
+/* Who was slow once is not left out for ever. */
+static void count_step(struct sfc_tickets *t)
+{
+    for (uint32_t i = 0; i < t->worker_count; i++) {
+        struct sfc_ticket_worker *w = &t->workers[i];
+        if (++w->steps < SFC_TICKET_TRIAL)
+            continue;
+        w->pace = (struct sfc_pace){0};
+        w->steps = 0;
+    }
+}
+
+/* ---- grants */
 
 /* 3: announced by this worker; 2: by nobody who is alive; 1: by another; 0: not free. */
 static int preference(const struct sfc_micro_batch *m, uint64_t worker)
@@ -84,6 +154,35 @@ static int preference(const struct sfc_micro_batch *m, uint64_t worker)
     if (m->data_worker == worker)
         return 3;
     return m->data_worker == 0 ? 2 : 1;
+}
+
+/* Shards may have let go of attempts that have a newer one beside them. */
+static void only_newest_counts(struct sfc_tickets *t)
+{
+    struct sfc_ticket_step *s = sfc_tickets_step(t, t->open_step);
+    for (uint32_t k = 0; k < t->config.micro_batches; k++) {
+        struct sfc_micro_batch *m = &s->micro_batches[k];
+        if (m->grant != SFC_TICKET_OUT || m->out_count < 2)
+            continue;
+        m->out[0] = m->out[1];
+        m->out_count = 1;
+    }
+}
+
+static struct sfc_attempt grant(struct sfc_tickets *t, struct sfc_micro_batch *m, uint64_t worker,
+                                uint64_t now_ms)
+{
+    uint32_t place = sfc_tickets_worker(t, worker);
+    if (place != SFC_TICKET_STRANGER)
+        t->workers[place].steps = 0;
+    t->last.counter++;
+    t->given++;
+    m->out_count = m->grant == SFC_TICKET_OUT ? m->out_count : 0;
+    m->grant = SFC_TICKET_OUT;
+    m->out[m->out_count++] = (struct sfc_grant){worker, place, now_ms, t->last};
+    if (t->given > t->config.micro_batches + SFC_SPARE_ATTEMPTS)
+        only_newest_counts(t);
+    return t->last;
 }
 
 bool sfc_tickets_give_grant(struct sfc_tickets *t, uint64_t worker, uint64_t now_ms,
@@ -109,16 +208,19 @@ bool sfc_tickets_give_grant(struct sfc_tickets *t, uint64_t worker, uint64_t now
     }
     if (best == 0)
         return false;
-    struct sfc_micro_batch *m = &s->micro_batches[chosen];
-    t->last.counter++;
-    m->grant = SFC_TICKET_OUT;
-    m->grant_worker = worker;
-    m->grant_since_ms = now_ms;
-    m->attempt = t->last;
     *granted_step = step;
     *j = chosen;
-    *attempt = t->last;
+    *attempt = grant(t, &s->micro_batches[chosen], worker, now_ms);
     return true;
+}
+
+struct sfc_attempt sfc_tickets_grant_again(struct sfc_tickets *t, uint64_t worker, uint64_t now_ms,
+                                           uint32_t j)
+{
+    struct sfc_micro_batch *m = &sfc_tickets_step(t, t->open_step)->micro_batches[j];
+    m->again = true;
+    t->second_grants++;
+    return grant(t, m, worker, now_ms);
 }
 
 static int check_labels(const struct sfc_tickets *t, uint64_t step, uint32_t j,
@@ -138,8 +240,8 @@ static int check_labels(const struct sfc_tickets *t, uint64_t step, uint32_t j,
     return SFC_OK;
 }
 
-int sfc_tickets_announce(struct sfc_tickets *t, uint64_t worker, uint64_t step, uint32_t j,
-                         const uint64_t *labels, uint32_t count, bool *complete,
+int sfc_tickets_announce(struct sfc_tickets *t, uint64_t worker, uint64_t now_ms, uint64_t step,
+                         uint32_t j, const uint64_t *labels, uint32_t count, bool *complete,
                          struct sfc_error *err)
 {
     int rc = check_labels(t, step, j, labels, count, err);
@@ -166,6 +268,8 @@ int sfc_tickets_announce(struct sfc_tickets *t, uint64_t worker, uint64_t step, 
         return SFC_OK;
     }
     memcpy(mine, labels, count * sizeof(*labels));
+    if (m->data == SFC_TICKET_OUT && m->data_worker == worker && now_ms >= m->data_since_ms)
+        sfc_pace_note(&t->data_pace, (double)(now_ms - m->data_since_ms));
     m->data = SFC_TICKET_DONE;
     m->data_worker = worker;
     s->announced++;
@@ -173,35 +277,52 @@ int sfc_tickets_announce(struct sfc_tickets *t, uint64_t worker, uint64_t step, 
     return SFC_OK;
 }
 
+/* *which: the grant. */
 static struct sfc_micro_batch *granted(struct sfc_tickets *t, uint64_t step, uint32_t j,
-                                       struct sfc_attempt attempt)
+                                       struct sfc_attempt attempt, uint32_t *which)
 {
     struct sfc_ticket_step *s = sfc_tickets_step(t, step);
-    if (!s || j >= t->config.micro_batches)
+    if (!s || j >= t->config.micro_batches || s->micro_batches[j].grant != SFC_TICKET_OUT)
         return NULL;
     struct sfc_micro_batch *m = &s->micro_batches[j];
-    if (m->grant != SFC_TICKET_OUT || sfc_attempt_compare(m->attempt, attempt) != 0)
-        return NULL;
-    return m;
+    for (*which = 0; *which < m->out_count; ++*which)
+        if (sfc_attempt_compare(m->out[*which].attempt, attempt) == 0)
+            return m;
+    return NULL;
 }
 
-bool sfc_tickets_done(struct sfc_tickets *t, uint32_t j, struct sfc_attempt attempt)
+bool sfc_tickets_done(struct sfc_tickets *t, uint64_t now_ms, uint32_t j,
+                      struct sfc_attempt attempt)
 {
-    struct sfc_micro_batch *m = granted(t, t->open_step, j, attempt);
+    uint32_t which;
+    struct sfc_micro_batch *m = granted(t, t->open_step, j, attempt, &which);
     if (!m)
         return false;
+    note_grant(t, &m->out[which], now_ms);
+    if (which == 1)
+        note_straggler(t, &m->out[0], now_ms);
     m->grant = SFC_TICKET_DONE;
+    m->out_count = 0;
     sfc_tickets_step(t, t->open_step)->done++;
     return true;
+}
+
+static void take_back(struct sfc_micro_batch *m, uint32_t which)
+{
+    if (which == 0)
+        m->out[0] = m->out[1];
+    if (--m->out_count == 0)
+        m->grant = SFC_TICKET_FREE;
 }
 
 bool sfc_tickets_return_grant(struct sfc_tickets *t, uint64_t step, uint32_t j,
                               struct sfc_attempt attempt, bool counts)
 {
-    struct sfc_micro_batch *m = granted(t, step, j, attempt);
+    uint32_t which;
+    struct sfc_micro_batch *m = granted(t, step, j, attempt, &which);
     if (!m)
         return false;
-    m->grant = SFC_TICKET_FREE;
+    take_back(m, which);
     return counts && ++m->failures == SFC_ATTEMPT_LIMIT;
 }
 
@@ -236,10 +357,12 @@ void sfc_tickets_worker_died(struct sfc_tickets *t, uint64_t worker)
                 m->data = SFC_TICKET_FREE;
             if (m->data_worker == worker)
                 m->data_worker = 0;
-            if (m->grant == SFC_TICKET_OUT && m->grant_worker == worker)
-                m->grant = SFC_TICKET_FREE;
+            for (uint32_t g = m->out_count; m->grant == SFC_TICKET_OUT && g-- > 0;)
+                if (m->out[g].worker == worker)
+                    take_back(m, g);
         }
     }
+    forget_worker(t, worker);
 }
 
 static bool late(uint64_t now_ms, uint64_t since_ms, uint64_t timeout_ms)
@@ -256,9 +379,9 @@ void sfc_tickets_tick(struct sfc_tickets *t, uint64_t now_ms)
             if (m->data == SFC_TICKET_OUT &&
                 late(now_ms, m->data_since_ms, t->config.data_timeout_ms))
                 m->data = SFC_TICKET_FREE;
-            if (m->grant == SFC_TICKET_OUT &&
-                late(now_ms, m->grant_since_ms, t->config.grant_timeout_ms))
-                m->grant = SFC_TICKET_FREE;
+            for (uint32_t g = m->out_count; m->grant == SFC_TICKET_OUT && g-- > 0;)
+                if (late(now_ms, m->out[g].since_ms, t->config.grant_timeout_ms))
+                    take_back(m, g);
         }
     }
 }
@@ -284,10 +407,14 @@ void sfc_tickets_drop(struct sfc_tickets *t, uint64_t step, uint32_t j)
 struct sfc_attempt sfc_tickets_new_round(struct sfc_tickets *t)
 {
     struct sfc_ticket_step *s = sfc_tickets_step(t, t->open_step);
-    for (uint32_t k = 0; s && k < t->config.micro_batches; k++)
+    for (uint32_t k = 0; s && k < t->config.micro_batches; k++) {
         s->micro_batches[k].grant = SFC_TICKET_FREE;
+        s->micro_batches[k].out_count = 0;
+        s->micro_batches[k].again = false;
+    }
     if (s)
         s->done = 0;
+    t->given = 0;
     t->last.counter++;
     return t->last;
 }
@@ -315,12 +442,15 @@ void sfc_tickets_reset(struct sfc_tickets *t, uint64_t open_step)
     for (uint32_t i = 0; i <= t->config.lead_steps; i++)
         clear_step(t, open_step + i);
     t->open_step = open_step;
+    t->given = 0;
 }
 
 void sfc_tickets_advance(struct sfc_tickets *t)
 {
     clear_step(t, t->open_step + t->config.lead_steps + 1);
     t->open_step++;
+    t->given = 0;
+    count_step(t);
 }
 
 uint32_t sfc_tickets_held(const struct sfc_tickets *t, uint64_t worker)
@@ -328,7 +458,7 @@ uint32_t sfc_tickets_held(const struct sfc_tickets *t, uint64_t worker)
     const struct sfc_ticket_step *s = &t->steps[t->open_step % (t->config.lead_steps + 1)];
     uint32_t n = 0;
     for (uint32_t k = 0; k < t->config.micro_batches; k++)
-        n += s->micro_batches[k].grant == SFC_TICKET_OUT &&
-             s->micro_batches[k].grant_worker == worker;
+        for (uint32_t g = 0; g < s->micro_batches[k].out_count; g++)
+            n += s->micro_batches[k].out[g].worker == worker;
     return n;
 }

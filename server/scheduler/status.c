@@ -75,6 +75,10 @@ static void fill_counters(struct sfc_scheduler *s, struct status *st)
         add_total(&st->totals, "log_steps_from_other_shards", s->fetched_steps);
     if (s->gave_up)
         add_total(&st->totals, "gave_up", s->gave_up);
+    if (s->run && sfc_run_second_grants(&s->run->fsm))
+        add_total(&st->totals, "second_grants", sfc_run_second_grants(&s->run->fsm));
+    if (s->run && sfc_run_second_data(&s->run->fsm))
+        add_total(&st->totals, "second_data_tickets", sfc_run_second_data(&s->run->fsm));
     for (size_t i = 0; i < SFC_CORE_MAX_SHARDS; i++)
         if (s->shards[i].id)
             add_set(&st->totals, &s->shards[i].counters, "shard");

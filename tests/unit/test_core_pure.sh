@@ -13,7 +13,7 @@ nm -P "$core" | awk 'NF >= 2 && $2 == "U" { print $1 }' | sort -u >"$work/undefi
 nm -P "$core" "$@" | awk 'NF >= 2 && $2 ~ /^[TDRBVW]$/ { print $1 }' | sort -u >"$work/defined"
 printf '%s\n' calloc free memcpy memset memmove memcmp strcmp strlen strnlen snprintf vsnprintf \
     __snprintf_chk __vsnprintf_chk __memcpy_chk __memset_chk __assert_fail __stack_chk_fail \
-    qsort pow sqrt fmax _GLOBAL_OFFSET_TABLE_ |
+    qsort pow sqrt fmin fmax fabs floor _GLOBAL_OFFSET_TABLE_ |
     sort -u >"$work/allowed"
 # What sanitizers and coverage add.
 grep -v -E '^__(asan|ubsan|tsan|sanitizer|gcov|llvm)_|^__tsan|^__asan' "$work/undefined" >"$work/wanted"

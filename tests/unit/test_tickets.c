@@ -33,7 +33,8 @@ static const uint64_t labels[2] = {5, SFC_CORE_LABEL_NONE};
 static void announce(struct sfc_tickets *t, uint64_t worker, uint64_t step, uint32_t j)
 {
     bool complete;
-    assert_int_equal(sfc_tickets_announce(t, worker, step, j, labels, 2, &complete, NULL), SFC_OK);
+    assert_int_equal(sfc_tickets_announce(t, worker, 0, step, j, labels, 2, &complete, NULL),
+                     SFC_OK);
 }
 
 static bool grant(struct sfc_tickets *t, uint64_t worker, uint32_t *j, struct sfc_attempt *a)
@@ -69,16 +70,16 @@ static void test_announce(void **state)
     const uint64_t bad[2] = {5, 100}, other[2] = {6, 7};
     bool complete;
     struct sfc_error err;
-    assert_int_equal(sfc_tickets_announce(t, 1, 1, 0, bad, 2, &complete, NULL), SFC_EINVAL);
-    assert_int_equal(sfc_tickets_announce(t, 1, 1, 2, labels, 2, &complete, NULL), SFC_EINVAL);
-    assert_int_equal(sfc_tickets_announce(t, 1, 1, 0, labels, 1, &complete, NULL), SFC_EINVAL);
-    assert_int_equal(sfc_tickets_announce(t, 1, 3, 0, labels, 2, &complete, NULL), SFC_ESTATE);
+    assert_int_equal(sfc_tickets_announce(t, 1, 0, 1, 0, bad, 2, &complete, NULL), SFC_EINVAL);
+    assert_int_equal(sfc_tickets_announce(t, 1, 0, 1, 2, labels, 2, &complete, NULL), SFC_EINVAL);
+    assert_int_equal(sfc_tickets_announce(t, 1, 0, 1, 0, labels, 1, &complete, NULL), SFC_EINVAL);
+    assert_int_equal(sfc_tickets_announce(t, 1, 0, 3, 0, labels, 2, &complete, NULL), SFC_ESTATE);
     announce(t, 1, 1, 0);
     announce(t, 2, 1, 0); /* again: a fact stays a fact */
     assert_false(sfc_tickets_complete(t, 1));
-    assert_int_equal(sfc_tickets_announce(t, 2, 1, 0, other, 2, &complete, &err), SFC_ECONFLICT);
+    assert_int_equal(sfc_tickets_announce(t, 2, 0, 1, 0, other, 2, &complete, &err), SFC_ECONFLICT);
     assert_non_null(strstr(err.text, "row 0: label 6, but 5"));
-    assert_int_equal(sfc_tickets_announce(t, 1, 1, 1, labels, 2, &complete, NULL), SFC_OK);
+    assert_int_equal(sfc_tickets_announce(t, 1, 0, 1, 1, labels, 2, &complete, NULL), SFC_OK);
     assert_true(complete);
 }
 
@@ -98,11 +99,11 @@ static void test_grants(void **state)
     assert_false(grant(t, 3, &j, &a)); /* at most one grant of (t, j) is out */
     assert_int_equal(sfc_tickets_held(t, 2), 2);
     sfc_tickets_worker_died(t, 2);
-    assert_false(sfc_tickets_done(t, 0, b)); /* its attempt doesn't count any more */
+    assert_false(sfc_tickets_done(t, 0, 0, b)); /* its attempt doesn't count any more */
     assert_true(grant(t, 3, &j, &a));
     assert_int_equal(j, 1); /* its announcer died: no cache to respect */
-    assert_true(sfc_tickets_done(t, j, a));
-    assert_false(sfc_tickets_done(t, j, a));
+    assert_true(sfc_tickets_done(t, 0, j, a));
+    assert_false(sfc_tickets_done(t, 0, j, a));
 }
 
 static void test_three_failures(void **state)
@@ -138,7 +139,7 @@ static void test_round_and_advance(void **state)
     assert_true(grant(t, 1, &j, &a));
     round = sfc_tickets_new_round(t);
     assert_true(sfc_attempt_compare(a, round) < 0);
-    assert_false(sfc_tickets_done(t, j, a));
+    assert_false(sfc_tickets_done(t, 0, j, a));
     assert_true(grant(t, 1, &j, &a));
     assert_true(sfc_attempt_compare(a, round) > 0);
     sfc_tickets_advance(t);
@@ -161,7 +162,7 @@ static void test_grant_timeout(void **state)
     sfc_tickets_tick(t, 1001);
     assert_int_equal(sfc_tickets_held(t, 1), 0);
     assert_true(grant(t, 2, &j, &b));
-    assert_false(sfc_tickets_done(t, 0, a));
+    assert_false(sfc_tickets_done(t, 0, 0, a));
 }
 
 int main(void)
