@@ -61,5 +61,6 @@
 #define SFC_LIMIT_LANES    4096u   /* of one worker */
 #define SFC_LIMIT_COUNTERS 64u     /* in one heartbeat; more are ignored */
 #define SFC_LIMIT_HISTORY  100000u /* points in one reply */
+#define SFC_LIMIT_EVENTS   10000u  /* events in one reply */
 
 #endif

@@ -18,6 +18,7 @@
 int sfc_cmd_create(int argc, char **argv);
 int sfc_cmd_status(int argc, char **argv);
 int sfc_cmd_watch(int argc, char **argv);
+int sfc_cmd_events(int argc, char **argv);
 int sfc_cmd_pause(int argc, char **argv);
 int sfc_cmd_resume(int argc, char **argv);
 int sfc_cmd_stop(int argc, char **argv);

@@ -13,6 +13,7 @@ static const struct command {
     {"create", sfc_cmd_create, "start a run on the cluster"},
     {"status", sfc_cmd_status, "run, step, loss, rate, shards and workers"},
     {"watch", sfc_cmd_watch, "follow the cluster; --until-done: until the run ends"},
+    {"events", sfc_cmd_events, "what happened, when, because of whom"},
     {"pause", sfc_cmd_pause, "stop giving out work after the present step"},
     {"resume", sfc_cmd_resume, "go on after a pause or a block"},
     {"stop", sfc_cmd_stop, "end the run and free its blocks"},

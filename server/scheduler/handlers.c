@@ -295,6 +295,22 @@ static int control_event(int action, enum sfc_run_event_type *out, struct sfc_er
     return SFC_OK;
 }
 
+/* What a person asked for; what became of it is an event of its own. */
+static void note_control(struct sfc_scheduler *s, struct sfc_rpc_call *call,
+                         const Shardfc__V1__ControlRequest *r)
+{
+    const ProtobufCEnumValue *v = protobuf_c_enum_descriptor_get_value(
+        &shardfc__v1__control_request__action__descriptor, (int)r->action);
+    const char *name = s->run->config->name;
+    if (r->action == SHARDFC__V1__CONTROL_REQUEST__ACTION__DROP)
+        sfc_sched_event_by(s, call, "asks run %s to DROP micro-batch %u of step %" PRIu64, name,
+                           r->micro_batch, r->step);
+    else if (r->action == SHARDFC__V1__CONTROL_REQUEST__ACTION__REWIND)
+        sfc_sched_event_by(s, call, "asks run %s to REWIND to step %" PRIu64, name, r->step);
+    else
+        sfc_sched_event_by(s, call, "asks run %s to %s", name, v ? v->name : "?");
+}
+
 static void on_control(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_scheduler *s = ctx;
@@ -311,10 +327,12 @@ static void on_control(struct sfc_rpc_call *call, void *ctx)
         code = check_micro_batch(s, r->micro_batch, &err);
     if (code == SFC_OK && event.type == SFC_EV_REWIND)
         event.oldest = sfc_sched_run_oldest(s->run);
-    if (code == SFC_OK)
+    if (code == SFC_OK) {
+        note_control(s, call, r);
         give(s, call, SFC_PARKED_CONTROL, 0, &event);
-    else
+    } else {
         sfc_sched_refuse(s, call, &err);
+    }
     sfc_message_free(r);
 }
 
@@ -323,6 +341,7 @@ static void on_control(struct sfc_rpc_call *call, void *ctx)
 const struct sfc_rpc_method sfc_scheduler_methods[] = {
     {PATH("Status"), sfc_sched_on_status, SFC_LIMIT_SMALL, 256},
     {PATH("History"), sfc_sched_on_history, SFC_LIMIT_SMALL, 64},
+    {PATH("Events"), sfc_sched_on_events, SFC_LIMIT_SMALL, 64},
     {PATH("CreateRun"), sfc_sched_on_create_run, SFC_LIMIT_CONTROL, 16},
     {PATH("Control"), on_control, SFC_LIMIT_SMALL, 64},
     {PATH("Hold"), on_hold, SFC_LIMIT_SMALL, 64},

@@ -85,15 +85,13 @@ enum { EVENTS_WAITING = 64 }; /* more are only logged: peers cause events, commi
 struct event_task {
     struct sfc_store_task task;
     struct sfc_scheduler *scheduler;
-    int64_t time_ms;
-    uint64_t run_id;
-    char text[512];
+    struct sfc_store_event event;
 };
 
 static void event_work(struct sfc_store_task *task, struct sfc_store *store)
 {
     struct event_task *t = (struct event_task *)task;
-    task->code = sfc_store_put_event(store, t->time_ms, t->run_id, t->text, &task->error);
+    task->code = sfc_store_put_event(store, &t->event, &task->error);
 }
 
 static void event_done(struct sfc_store_task *task)
@@ -104,14 +102,8 @@ static void event_done(struct sfc_store_task *task)
     free(task);
 }
 
-void sfc_sched_event(struct sfc_scheduler *s, const char *format, ...)
+static void store_event(struct sfc_scheduler *s, const char *who, const char *text)
 {
-    char text[sizeof((struct event_task *)0)->text];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    sfc_info_log("%s", text);
     struct event_task *t = s->events_waiting < EVENTS_WAITING ? calloc(1, sizeof *t) : NULL;
     if (!t) {
         s->events_lost++;
@@ -119,14 +111,37 @@ void sfc_sched_event(struct sfc_scheduler *s, const char *format, ...)
     }
     s->events_waiting++;
     t->scheduler = s;
-    memcpy(t->text, text, sizeof text);
+    snprintf(t->event.who, sizeof t->event.who, "%s", who);
+    snprintf(t->event.text, sizeof t->event.text, "%s", text);
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
-    t->time_ms = (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-    t->run_id = s->run ? s->run->id : 0;
+    t->event.time_ms = (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+    t->event.run_id = s->run ? s->run->id : 0;
     t->task.work = event_work;
     t->task.done = event_done;
     sfc_store_queue_submit(&s->queue, &t->task);
+}
+
+void sfc_sched_event(struct sfc_scheduler *s, const char *format, ...)
+{
+    char text[sizeof((struct sfc_store_event *)0)->text];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    sfc_info_log("%s", text);
+    store_event(s, "scheduler", text);
+}
+
+void sfc_sched_event_by(struct sfc_scheduler *s, struct sfc_rpc_call *call, const char *format, ...)
+{
+    char text[sizeof((struct sfc_store_event *)0)->text];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    sfc_info_log("%s: %s", sfc_rpc_call_peer(call), text);
+    store_event(s, sfc_rpc_call_peer(call), text);
 }
 
 /* ---- start and stop */

@@ -178,6 +178,9 @@ struct sfc_parked *sfc_sched_park(struct sfc_scheduler *s, struct sfc_rpc_call *
 void sfc_sched_unpark(struct sfc_parked *parked); /* after its call was ended; frees it */
 void sfc_sched_event(struct sfc_scheduler *s, const char *format, ...)
     __attribute__((format(printf, 2, 3))); /* log and store */
+/* The same of what the peer of this call asked for. */
+void sfc_sched_event_by(struct sfc_scheduler *s, struct sfc_rpc_call *call, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 
 /* ---- members.c */
 void sfc_sched_on_register_shard(struct sfc_rpc_call *call, void *ctx);
@@ -230,6 +233,9 @@ void sfc_sched_create_shard_gone(struct sfc_scheduler *s, uint64_t shard, const 
 /* ---- handlers.c */
 extern const struct sfc_rpc_method sfc_scheduler_methods[];
 extern const size_t sfc_scheduler_method_count;
+
+/* ---- events.c */
+void sfc_sched_on_events(struct sfc_rpc_call *call, void *ctx);
 
 /* ---- status.c */
 void sfc_sched_on_status(struct sfc_rpc_call *call, void *ctx);

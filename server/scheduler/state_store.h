@@ -25,6 +25,7 @@ struct sfc_store_run {
     bool load;           /* blocks come from outside before it starts */
     uint64_t rewind_window;
     uint32_t durable_every;
+    bool elastic; /* shards that want to become part of it do so by themselves */
     uint64_t map_version;
     char state[16]; /* see sfc_store_set_run_state */
     char reason[512];
@@ -68,6 +69,15 @@ struct sfc_store_drop {
 struct sfc_store_shard {
     uint64_t shard;
     char address[256];
+};
+
+/* What happened, when, because of whom. */
+struct sfc_store_event {
+    uint64_t id;     /* ascending; chosen by the store */
+    int64_t time_ms; /* since 1970 */
+    uint64_t run_id; /* 0: of no run */
+    char who[64];    /* who caused it: "scheduler", or the address of who asked for it */
+    char text[512];  /* what, and why */
 };
 
 /* where: a folder, made with mode 0700 if it does not exist. SFC_EUNSUPPORTED: etcd://. SFC_ESTATE:
@@ -134,8 +144,19 @@ int sfc_store_drop_shard(struct sfc_store *store, uint64_t shard, struct sfc_err
 int sfc_store_shards(struct sfc_store *store, struct sfc_store_shard *out, size_t limit,
                      size_t *count, struct sfc_error *err);
 
-/* Appends a line to the log of events (kept: the newest 10,000). time_ms: since 1970. */
-int sfc_store_put_event(struct sfc_store *store, int64_t time_ms, uint64_t run_id, const char *text,
+/* Which shards the run is to have: a packed ScaleRequest, or nothing (size 0). Takes the place of
+ * the one before. */
+int sfc_store_put_goal(struct sfc_store *store, uint64_t run_id, const uint8_t *goal, size_t size,
+                       struct sfc_error *err);
+/* *out: to be freed; NULL and *size 0 without a goal. */
+int sfc_store_goal(struct sfc_store *store, uint64_t run_id, uint8_t **out, size_t *size,
+                   struct sfc_error *err);
+
+/* Appends to the log of events (kept: the newest 10,000). Its id is ignored. */
+int sfc_store_put_event(struct sfc_store *store, const struct sfc_store_event *event,
                         struct sfc_error *err);
+/* Events with id > after, ascending: the first `limit` of them, or with `newest` the last. */
+int sfc_store_events(struct sfc_store *store, uint64_t after, bool newest, size_t limit,
+                     struct sfc_store_event *out, size_t *count, struct sfc_error *err);
 
 #endif

@@ -110,7 +110,7 @@ int sfc_store_history(struct sfc_store *store, uint64_t run_id, uint64_t after_s
     return store->ops->history(store, run_id, after_step, limit, out, count, err);
 }
 
-/* ---- dropped micro-batches, shards, events */
+/* ---- dropped micro-batches, shards, goals, events */
 
 int sfc_store_put_drop(struct sfc_store *store, uint64_t run_id, const struct sfc_store_drop *drop,
                        struct sfc_error *err)
@@ -141,8 +141,26 @@ int sfc_store_shards(struct sfc_store *store, struct sfc_store_shard *out, size_
     return store->ops->shards(store, out, limit, count, err);
 }
 
-int sfc_store_put_event(struct sfc_store *store, int64_t time_ms, uint64_t run_id, const char *text,
+int sfc_store_put_goal(struct sfc_store *store, uint64_t run_id, const uint8_t *goal, size_t size,
+                       struct sfc_error *err)
+{
+    return store->ops->put_goal(store, run_id, goal, size, err);
+}
+
+int sfc_store_goal(struct sfc_store *store, uint64_t run_id, uint8_t **out, size_t *size,
+                   struct sfc_error *err)
+{
+    return store->ops->goal(store, run_id, out, size, err);
+}
+
+int sfc_store_put_event(struct sfc_store *store, const struct sfc_store_event *event,
                         struct sfc_error *err)
 {
-    return store->ops->put_event(store, time_ms, run_id, text, err);
+    return store->ops->put_event(store, event, err);
+}
+
+int sfc_store_events(struct sfc_store *store, uint64_t after, bool newest, size_t limit,
+                     struct sfc_store_event *out, size_t *count, struct sfc_error *err)
+{
+    return store->ops->events(store, after, newest, limit, out, count, err);
 }

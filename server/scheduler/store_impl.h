@@ -36,8 +36,14 @@ struct sfc_store_ops {
     int (*drop_shard)(struct sfc_store *store, uint64_t shard, struct sfc_error *err);
     int (*shards)(struct sfc_store *store, struct sfc_store_shard *out, size_t limit, size_t *count,
                   struct sfc_error *err);
-    int (*put_event)(struct sfc_store *store, int64_t time_ms, uint64_t run_id, const char *text,
+    int (*put_goal)(struct sfc_store *store, uint64_t run_id, const uint8_t *goal, size_t size,
+                    struct sfc_error *err);
+    int (*goal)(struct sfc_store *store, uint64_t run_id, uint8_t **out, size_t *size,
+                struct sfc_error *err);
+    int (*put_event)(struct sfc_store *store, const struct sfc_store_event *event,
                      struct sfc_error *err);
+    int (*events)(struct sfc_store *store, uint64_t after, bool newest, size_t limit,
+                  struct sfc_store_event *out, size_t *count, struct sfc_error *err);
 };
 
 /* Every kind of store begins with this. */

@@ -12,7 +12,7 @@
 
 #include "server/scheduler/store_impl.h"
 
-enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 7, EVENTS_KEPT = 10000 };
+enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 8, EVENTS_KEPT = 10000 };
 
 static const char SCHEMA[] =
     "BEGIN IMMEDIATE;"
@@ -23,7 +23,7 @@ static const char SCHEMA[] =
     "NULL,"
     " config BLOB NOT NULL, map BLOB NOT NULL, numerics TEXT NOT NULL DEFAULT '',"
     " rewind_window INTEGER NOT NULL DEFAULT 0, durable_every INTEGER NOT NULL DEFAULT 1,"
-    " nonce INTEGER NOT NULL DEFAULT 0);"
+    " nonce INTEGER NOT NULL DEFAULT 0, elastic INTEGER NOT NULL DEFAULT 0);"
     "CREATE TABLE commits(run_id INTEGER NOT NULL, step INTEGER NOT NULL, clip_scale REAL NOT NULL,"
     " applied INTEGER NOT NULL, loss BLOB NOT NULL, lr REAL NOT NULL, images_per_s REAL NOT NULL,"
     " classes INTEGER NOT NULL, map_version INTEGER NOT NULL, position INTEGER NOT NULL,"
@@ -39,9 +39,10 @@ static const char SCHEMA[] =
     " PRIMARY KEY(run_id, step)) WITHOUT ROWID;"
     "CREATE TABLE shards(shard INTEGER PRIMARY KEY, address TEXT UNIQUE NOT NULL);"
     "CREATE TABLE events(id INTEGER PRIMARY KEY AUTOINCREMENT, time_ms INTEGER NOT NULL,"
-    " run_id INTEGER NOT NULL, text TEXT NOT NULL);"
+    " run_id INTEGER NOT NULL, text TEXT NOT NULL, who TEXT NOT NULL DEFAULT '');"
+    "CREATE TABLE goals(run_id INTEGER PRIMARY KEY, goal BLOB NOT NULL);"
     "PRAGMA application_id=1397113683;"
-    "PRAGMA user_version=7;"
+    "PRAGMA user_version=8;"
     "COMMIT;";
 
 /* Version 4 had no word on how a run is kept. */
@@ -65,6 +66,15 @@ static const char UPGRADE_6[] =
     " last_incarnation INTEGER NOT NULL, last_counter INTEGER NOT NULL,"
     " PRIMARY KEY(run_id, step)) WITHOUT ROWID;"
     "PRAGMA user_version=7;"
+    "COMMIT;";
+
+/* Version 7 knew nothing of shards that come and go, nor who caused an event. */
+static const char UPGRADE_7[] =
+    "BEGIN IMMEDIATE;"
+    "ALTER TABLE runs ADD COLUMN elastic INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE events ADD COLUMN who TEXT NOT NULL DEFAULT '';"
+    "CREATE TABLE goals(run_id INTEGER PRIMARY KEY, goal BLOB NOT NULL);"
+    "PRAGMA user_version=8;"
     "COMMIT;";
 
 struct sqlite_store {
@@ -323,6 +333,9 @@ static int check_schema(struct sqlite_store *store, struct sfc_error *err)
     if (code == SFC_OK && version == 6 &&
         (code = db_transaction(store, UPGRADE_6, "upgrade state", err)) == SFC_OK)
         version = 7;
+    if (code == SFC_OK && version == 7 &&
+        (code = db_transaction(store, UPGRADE_7, "upgrade state", err)) == SFC_OK)
+        version = 8;
     if (code == SFC_OK && version != SCHEMA_VERSION)
         return sfc_fail(
             err, SFC_ECORRUPT,
@@ -396,7 +409,8 @@ static int sqlite_add_run(struct sfc_store *base, const struct sfc_store_run *ru
     int code =
         db_prepare(store,
                    "INSERT INTO runs(start_step, load, map_version, state, reason, config, map,"
-                   " rewind_window, durable_every, nonce) VALUES(?,?,?,?,?,?,?,?,?,?)",
+                   " rewind_window, durable_every, nonce, elastic)"
+                   " VALUES(?,?,?,?,?,?,?,?,?,?,?)",
                    &s, "add run", err);
     if (code != SFC_OK)
         return code;
@@ -411,6 +425,7 @@ static int sqlite_add_run(struct sfc_store *base, const struct sfc_store_run *ru
     bind_u64(s, 8, run->rewind_window);
     bind_u64(s, 9, run->durable_every ? run->durable_every : 1);
     bind_u64(s, 10, run->nonce);
+    sqlite3_bind_int(s, 11, run->elastic);
     code = db_finish(store, s, "add run", err);
     if (code == SFC_OK)
         *run_id = (uint64_t)sqlite3_last_insert_rowid(store->db);
@@ -456,7 +471,7 @@ static int sqlite_last_run(struct sfc_store *base, struct sfc_store_run *out, st
     int code = db_prepare(
         store,
         "SELECT run_id, start_step, load, map_version, state, reason, config, map, numerics,"
-        " rewind_window, durable_every, nonce"
+        " rewind_window, durable_every, nonce, elastic"
         " FROM runs ORDER BY run_id DESC LIMIT 1",
         &s, "read run", err);
     if (code != SFC_OK)
@@ -474,6 +489,7 @@ static int sqlite_last_run(struct sfc_store *base, struct sfc_store_run *out, st
         run.rewind_window = column_u64(s, 9);
         run.durable_every = (uint32_t)column_u64(s, 10);
         run.nonce = column_u64(s, 11);
+        run.elastic = sqlite3_column_int(s, 12) != 0;
         code = column_copy(s, 6, &run.config, &run.config_size, err);
         if (code == SFC_OK)
             code = column_copy(s, 7, &run.map, &run.map_size, err);
@@ -821,7 +837,7 @@ static int sqlite_drops(struct sfc_store *base, uint64_t run_id, uint64_t after_
     return code;
 }
 
-/* ---- shards and events */
+/* ---- shards, goals and events */
 
 static int sqlite_put_shard(struct sfc_store *base, uint64_t shard, const char *address,
                             struct sfc_error *err)
@@ -873,18 +889,94 @@ static int sqlite_shards(struct sfc_store *base, struct sfc_store_shard *out, si
     return code;
 }
 
-static int sqlite_put_event(struct sfc_store *base, int64_t time_ms, uint64_t run_id,
-                            const char *text, struct sfc_error *err)
+static int sqlite_put_goal(struct sfc_store *base, uint64_t run_id, const uint8_t *goal,
+                           size_t size, struct sfc_error *err)
 {
     struct sqlite_store *store = sqlite_of(base);
     sqlite3_stmt *s = NULL;
-    int code = db_prepare(store, "INSERT INTO events(time_ms, run_id, text) VALUES(?,?,?)", &s,
-                          "log event", err);
+    int code = db_prepare(store, "INSERT OR REPLACE INTO goals(run_id, goal) VALUES(?,?)", &s,
+                          "write goal", err);
     if (code != SFC_OK)
         return code;
-    sqlite3_bind_int64(s, 1, time_ms);
-    bind_u64(s, 2, run_id);
-    sqlite3_bind_text(s, 3, text, -1, SQLITE_STATIC);
+    bind_u64(s, 1, run_id);
+    sqlite3_bind_blob64(s, 2, size ? (const void *)goal : "", size, SQLITE_STATIC);
+    return db_finish(store, s, "write goal", err);
+}
+
+static int sqlite_goal(struct sfc_store *base, uint64_t run_id, uint8_t **out, size_t *size,
+                       struct sfc_error *err)
+{
+    struct sqlite_store *store = sqlite_of(base);
+    sqlite3_stmt *s = NULL;
+    uint8_t *goal = NULL;
+    size_t n = 0;
+    int code = db_prepare(store, "SELECT goal FROM goals WHERE run_id = ?", &s, "read goal", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, run_id);
+    int rc = sqlite3_step(s);
+    if (rc == SQLITE_ROW && sqlite3_column_bytes(s, 0) > 0)
+        code = column_copy(s, 0, &goal, &n, err);
+    else if (rc == SQLITE_ROW)
+        code = check_columns(store, "read goal", err);
+    else if (rc != SQLITE_DONE)
+        code = db_fail(store, err, "read goal");
+    sqlite3_finalize(s);
+    if (code == SFC_OK) {
+        *out = goal;
+        *size = n;
+    }
+    return code;
+}
+
+static int sqlite_events(struct sfc_store *base, uint64_t after, bool newest, size_t limit,
+                         struct sfc_store_event *out, size_t *count, struct sfc_error *err)
+{
+    struct sqlite_store *store = sqlite_of(base);
+    sqlite3_stmt *s = NULL;
+    int code =
+        db_prepare(store,
+                   newest ? "SELECT * FROM (SELECT id, time_ms, run_id, who, text FROM events"
+                            " WHERE id > ? ORDER BY id DESC LIMIT ?) ORDER BY id"
+                          : "SELECT id, time_ms, run_id, who, text FROM events"
+                            " WHERE id > ? ORDER BY id LIMIT ?",
+                   &s, "read events", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, after);
+    bind_u64(s, 2, limit);
+    size_t n = 0;
+    int rc = SQLITE_DONE;
+    while (code == SFC_OK && n < limit && (rc = sqlite3_step(s)) == SQLITE_ROW) {
+        out[n] = (struct sfc_store_event){.id = column_u64(s, 0),
+                                          .time_ms = sqlite3_column_int64(s, 1),
+                                          .run_id = column_u64(s, 2)};
+        column_text(s, 3, out[n].who, sizeof out[n].who);
+        column_text(s, 4, out[n].text, sizeof out[n].text);
+        code = check_columns(store, "read events", err);
+        n++;
+    }
+    if (code == SFC_OK && n < limit && rc != SQLITE_DONE)
+        code = db_fail(store, err, "read events");
+    sqlite3_finalize(s);
+    if (code == SFC_OK)
+        *count = n;
+    return code;
+}
+
+static int sqlite_put_event(struct sfc_store *base, const struct sfc_store_event *event,
+                            struct sfc_error *err)
+{
+    struct sqlite_store *store = sqlite_of(base);
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store, "INSERT INTO events(time_ms, run_id, text, who) VALUES(?,?,?,?)",
+                          &s, "log event", err);
+    if (code != SFC_OK)
+        return code;
+    sqlite3_bind_int64(s, 1, event->time_ms);
+    bind_u64(s, 2, event->run_id);
+    sqlite3_bind_text(s, 3, event->text, -1, SQLITE_STATIC);
+    sqlite3_bind_text(s, 4, event->who, -1, SQLITE_STATIC);
     if ((code = db_finish(store, s, "log event", err)) != SFC_OK)
         return code;
     int64_t last = sqlite3_last_insert_rowid(store->db);
@@ -916,7 +1008,10 @@ static const struct sfc_store_ops sqlite_ops = {
     .put_shard = sqlite_put_shard,
     .drop_shard = sqlite_drop_shard,
     .shards = sqlite_shards,
+    .put_goal = sqlite_put_goal,
+    .goal = sqlite_goal,
     .put_event = sqlite_put_event,
+    .events = sqlite_events,
 };
 
 int sfc_store_open_sqlite(const char *where, struct sfc_store **out, struct sfc_error *err)

@@ -215,7 +215,9 @@ static void write_store(struct sfc_store *store)
     }
     TRY(sfc_store_put_drop(store, 1, &drop, &err));
     TRY(sfc_store_set_run_state(store, 1, "paused", "why", &err));
-    TRY(sfc_store_put_event(store, 1, 1, "text", &err));
+    const struct sfc_store_event event = {.time_ms = 1, .run_id = 1, .who = "who", .text = "text"};
+    TRY(sfc_store_put_event(store, &event, &err));
+    TRY(sfc_store_put_goal(store, 1, blob, sizeof blob, &err));
     sfc_lineage_add(&lineage, STEPS - 1, (struct sfc_attempt){1, 7});
     TRY(sfc_store_rewind(store, 1, STEPS - 1, NULL, 0, &lineage, &err)); /* takes the drop too */
     TRY(sfc_store_put_drop(store, 1, &drop, &err));
@@ -232,7 +234,9 @@ static void read_store(struct sfc_store *store)
     struct sfc_store_drop drops[2];
     struct sfc_store_shard shards[2];
     struct sfc_lineage lineage;
-    size_t count = 0;
+    struct sfc_store_event events[2];
+    uint8_t *goal = NULL;
+    size_t count = 0, size = 0;
     TRY(sfc_store_last_run(store, &run, &err));
     must(strcmp(run.state, "paused") == 0 && strcmp(run.reason, "why") == 0 &&
              strcmp(run.numerics, "class") == 0 && run.config_size == 600 && run.map[599] == 7,
@@ -250,6 +254,12 @@ static void read_store(struct sfc_store *store)
          "another lineage", NULL);
     TRY(sfc_store_shards(store, shards, 2, &count, &err));
     must(count == 1 && strcmp(shards[0].address, "a:1") == 0, "other shards", NULL);
+    TRY(sfc_store_goal(store, 1, &goal, &size, &err));
+    must(size == 600 && goal[599] == 7, "another goal", NULL);
+    free(goal);
+    TRY(sfc_store_events(store, 0, true, 2, events, &count, &err));
+    must(count == 1 && strcmp(events[0].who, "who") == 0 && strcmp(events[0].text, "text") == 0,
+         "other events", NULL);
 }
 
 static void case_store(void)

@@ -189,7 +189,9 @@ static int do_operation(struct scheduler *s, enum op op, struct sfc_error *err)
     const struct world *w = &s->world;
     const struct sfc_store_drop drop = {.step = 1000 + w->drops, .micro_batch = (uint32_t)w->run};
     char text[64];
+    struct sfc_store_event event = {.who = "test"};
     snprintf(text, sizeof text, "%" PRIu64, i);
+    snprintf(event.text, sizeof event.text, "%s", text);
     switch (op) {
     case ADD_RUN: {
         struct sfc_store_run run = {.start_step = w->run, .state = "loading"};
@@ -226,7 +228,9 @@ static int do_operation(struct scheduler *s, enum op op, struct sfc_error *err)
     case DROP_SHARD:
         return sfc_store_drop_shard(s->store, shard, err);
     case EVENT:
-        return sfc_store_put_event(s->store, (int64_t)i, w->run, text, err);
+        event.time_ms = (int64_t)i;
+        event.run_id = w->run;
+        return sfc_store_put_event(s->store, &event, err);
     case REWIND: {
         struct sfc_lineage lineage = w->lineage;
         note_return(&lineage, back_to(w), i);

@@ -284,7 +284,10 @@ static void test_upgrade(void **state)
                                   "ALTER TABLE runs DROP COLUMN rewind_window;"
                                   "ALTER TABLE runs DROP COLUMN durable_every;"
                                   "ALTER TABLE runs DROP COLUMN nonce;"
+                                  "ALTER TABLE runs DROP COLUMN elastic;"
+                                  "ALTER TABLE events DROP COLUMN who;"
                                   "DROP TABLE returns;"
+                                  "DROP TABLE goals;"
                                   "PRAGMA user_version=4",
                                   NULL, NULL, NULL),
                      SQLITE_OK);
@@ -297,17 +300,78 @@ static void test_upgrade(void **state)
     assert_int_equal(got.nonce, 0);
     run.rewind_window = 12;
     run.nonce = UINT64_MAX;
+    run.elastic = true;
     assert_int_equal(sfc_store_add_run(store, &run, &id, NULL), SFC_OK);
     sfc_store_close(store);
     store = must_open(p);
     assert_int_equal(sfc_store_last_run(store, &got, NULL), SFC_OK);
     assert_int_equal(got.rewind_window, 12);
     assert_true(got.nonce == UINT64_MAX);
+    assert_true(got.elastic);
     sfc_store_run_close(&got);
     sfc_store_close(store);
 }
 
-static void test_shards_and_events(void **state)
+static void test_goals(void **state)
+{
+    struct sfc_store *store = must_open(*state);
+    uint8_t *goal = NULL;
+    size_t size = 9;
+    assert_int_equal(sfc_store_goal(store, 1, &goal, &size, NULL), SFC_OK);
+    assert_null(goal);
+    assert_int_equal(size, 0);
+    assert_int_equal(sfc_store_put_goal(store, 1, (const uint8_t *)"four", 4, NULL), SFC_OK);
+    assert_int_equal(sfc_store_put_goal(store, 2, (const uint8_t *)"other", 5, NULL), SFC_OK);
+    assert_int_equal(sfc_store_put_goal(store, 1, (const uint8_t *)"five!", 5, NULL), SFC_OK);
+    sfc_store_close(store);
+    store = must_open(*state);
+    assert_int_equal(sfc_store_goal(store, 1, &goal, &size, NULL), SFC_OK);
+    assert_int_equal(size, 5);
+    assert_memory_equal(goal, "five!", 5);
+    free(goal);
+    goal = NULL;
+    assert_int_equal(sfc_store_put_goal(store, 1, NULL, 0, NULL), SFC_OK);
+    assert_int_equal(sfc_store_goal(store, 1, &goal, &size, NULL), SFC_OK);
+    assert_null(goal);
+    assert_int_equal(size, 0);
+    sfc_store_close(store);
+}
+
+/* Those that are kept, in order, from either end. */
+static void test_events(void **state)
+{
+    enum { PUT = 250 };
+    struct sfc_store *store = must_open(*state);
+    struct sfc_store_event *got = calloc(320, sizeof *got);
+    struct sfc_store_event event = {.run_id = 3, .who = "127.0.0.1:9"};
+    size_t count = 9;
+    assert_non_null(got);
+    assert_int_equal(sfc_store_events(store, 0, true, 10, got, &count, NULL), SFC_OK);
+    assert_int_equal(count, 0);
+    for (int i = 1; i <= PUT; i++) {
+        event.time_ms = 1000 + i;
+        snprintf(event.text, sizeof event.text, "event %d", i);
+        assert_int_equal(sfc_store_put_event(store, &event, NULL), SFC_OK);
+    }
+    sfc_store_close(store);
+    store = must_open(*state);
+    assert_int_equal(sfc_store_events(store, 0, true, 10, got, &count, NULL), SFC_OK);
+    assert_int_equal(count, 10);
+    assert_string_equal(got[0].text, "event 241");
+    assert_string_equal(got[9].text, "event 250");
+    assert_string_equal(got[9].who, "127.0.0.1:9");
+    assert_true(got[9].time_ms == 1250 && got[9].run_id == 3);
+    assert_int_equal(sfc_store_events(store, got[4].id, false, 3, got + 10, &count, NULL), SFC_OK);
+    assert_int_equal(count, 3);
+    assert_string_equal(got[10].text, "event 246");
+    assert_int_equal(sfc_store_events(store, got[8].id, true, 300, got + 10, &count, NULL), SFC_OK);
+    assert_int_equal(count, 1);
+    assert_true(got[10].id == got[9].id);
+    free(got);
+    sfc_store_close(store);
+}
+
+static void test_shards(void **state)
 {
     struct sfc_store *store = must_open(*state);
     struct sfc_store_shard shards[4];
@@ -329,7 +393,6 @@ static void test_shards_and_events(void **state)
     assert_int_equal(sfc_store_shards(store, shards, 4, &n, NULL), SFC_OK);
     assert_int_equal(n, 2);
     assert_int_equal(shards[1].shard, 3);
-    assert_int_equal(sfc_store_put_event(store, 1, 0, "x", NULL), SFC_OK);
     sfc_store_close(store);
 }
 
@@ -414,7 +477,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_rewind, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lineage, setup, teardown),
         cmocka_unit_test_setup_teardown(test_upgrade, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_shards_and_events, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_shards, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_goals, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_events, setup, teardown),
         cmocka_unit_test_setup_teardown(test_foreign_files, setup, teardown),
         cmocka_unit_test_setup_teardown(test_damaged_page, setup, teardown),
         cmocka_unit_test(test_etcd_refused),
