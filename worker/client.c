@@ -48,25 +48,23 @@ void sfc_client_free(struct sfc_client *client)
 
 /* ---- calls of a member */
 
-int sfc_member_start(struct sfc_member *member, size_t k, const struct sfc_ask *ask,
-                     struct sfc_rpc_future **out, struct sfc_error *err)
+int sfc_member_start(struct sfc_member *member, const struct sfc_route *route, size_t k,
+                     const struct sfc_ask *ask, struct sfc_rpc_future **out, struct sfc_error *err)
 {
     pthread_rwlock_rdlock(&member->lock);
-    int rc;
-    if (member->cancelled)
-        rc = sfc_fail(err, SFC_ECANCELED, "%s: this membership has ended", ask->method);
-    else
-        rc =
-            sfc_ask_start(k < member->shards ? member->shard[k] : member->scheduler, ask, out, err);
+    int rc =
+        member->cancelled
+            ? sfc_fail(err, SFC_ECANCELED, "%s: this membership has ended", ask->method)
+            : sfc_ask_start(route ? route->links[k]->client : member->scheduler, ask, out, err);
     pthread_rwlock_unlock(&member->lock);
     return rc;
 }
 
-int sfc_member_ask(struct sfc_member *member, size_t k, const struct sfc_ask *ask,
-                   struct sfc_answer *out, struct sfc_error *err)
+int sfc_member_ask(struct sfc_member *member, const struct sfc_ask *ask, struct sfc_answer *out,
+                   struct sfc_error *err)
 {
     struct sfc_rpc_future *future;
-    int rc = sfc_member_start(member, k, ask, &future, err);
+    int rc = sfc_member_start(member, NULL, 0, ask, &future, err);
     return rc ? rc : sfc_ask_finish(future, ask, out, err);
 }
 
@@ -79,7 +77,7 @@ static int ask_scheduler(struct sfc_member *member, const char *method, const vo
                           .deadline_ms = LONG_POLL_MS,
                           .retries = retries,
                           .reply_type = reply};
-    return sfc_member_ask(member, member->shards, &ask, out, err);
+    return sfc_member_ask(member, &ask, out, err);
 }
 
 void sfc_member_cancel(struct sfc_member *member)
@@ -87,8 +85,10 @@ void sfc_member_cancel(struct sfc_member *member)
     pthread_rwlock_wrlock(&member->lock);
     if (!member->cancelled) {
         member->cancelled = true;
-        for (size_t k = 0; k < member->shards; k++)
-            sfc_rpc_runner_disconnect(member->client->runner, member->shard[k]);
+        for (struct sfc_link *l = member->links; l; l = l->next) {
+            sfc_rpc_runner_disconnect(member->client->runner, l->client);
+            l->client = NULL;
+        }
         sfc_rpc_runner_disconnect(member->client->runner, member->scheduler);
     }
     pthread_rwlock_unlock(&member->lock);
@@ -99,11 +99,10 @@ void sfc_member_free(struct sfc_member *member)
     if (!member)
         return;
     sfc_member_cancel(member);
-    for (size_t k = 0; member->dense && k < member->shards; k++)
-        free(member->dense[k].blocks);
-    free(member->dense);
-    free(member->shard);
+    sfc_route_release(member, member->route);
     sfc_answer_free(&member->answer);
+    pthread_mutex_destroy(&member->route_lock);
+    pthread_mutex_destroy(&member->follow_lock);
     pthread_rwlock_destroy(&member->lock);
     free(member);
 }
@@ -132,7 +131,7 @@ static int check_config(const Shardfc__V1__RunConfig *c, struct sfc_error *err)
     return SFC_OK;
 }
 
-static int count_dense(const Shardfc__V1__RunConfig *c, uint64_t *out, struct sfc_error *err)
+static int count_dense(const Shardfc__V1__RunConfig *c, struct sfc_member *m, struct sfc_error *err)
 {
     uint64_t total = 0;
     for (size_t i = 0; i < c->n_segments; i++) {
@@ -145,24 +144,8 @@ static int count_dense(const Shardfc__V1__RunConfig *c, uint64_t *out, struct sf
     }
     if (total && !c->dense_block_size)
         return sfc_fail(err, SFC_ECORRUPT, "run configuration: dense block size 0");
-    *out = total;
-    return SFC_OK;
-}
-
-static int check_map(const struct sfc_member *m, struct sfc_error *err)
-{
-    const Shardfc__V1__BlockMap *map = m->map;
-    uint64_t dense_blocks =
-        m->dense_size ? (m->dense_size - 1) / m->config->dense_block_size + 1 : 0;
-    if (map->n_shards < 1 || map->n_shards > 65536)
-        return sfc_fail(err, SFC_ECORRUPT, "block map of %zu shards", map->n_shards);
-    if (map->n_dense_owner != dense_blocks)
-        return sfc_fail(err, SFC_ECORRUPT, "block map has %zu dense blocks, the backbone %llu",
-                        map->n_dense_owner, (unsigned long long)dense_blocks);
-    for (size_t b = 0; b < map->n_dense_owner; b++)
-        if (map->dense_owner[b] >= map->n_shards)
-            return sfc_fail(err, SFC_ECORRUPT, "block map: dense block %zu is on shard %u of %zu",
-                            b, map->dense_owner[b], map->n_shards);
+    m->dense_size = total;
+    m->dense_blocks = total ? (total - 1) / c->dense_block_size + 1 : 0;
     return SFC_OK;
 }
 
@@ -171,44 +154,6 @@ void sfc_dense_block_span(const struct sfc_member *m, uint32_t block, size_t *fi
     size_t size = m->config->dense_block_size;
     *first = (size_t)block * size;
     *count = *first + size <= m->dense_size ? size : (size_t)m->dense_size - *first;
-}
-
-static int share_out_dense(struct sfc_member *m, struct sfc_error *err)
-{
-    m->dense = calloc(m->shards, sizeof *m->dense);
-    if (!m->dense)
-        return sfc_fail(err, SFC_ENOMEM, "out of memory for the block map");
-    for (size_t b = 0; b < m->map->n_dense_owner; b++)
-        m->dense[m->map->dense_owner[b]].count++;
-    for (size_t k = 0; k < m->shards; k++) {
-        m->dense[k].blocks = calloc(m->dense[k].count + 1, sizeof *m->dense[k].blocks);
-        if (!m->dense[k].blocks)
-            return sfc_fail(err, SFC_ENOMEM, "out of memory for the block map");
-        m->dense[k].count = 0;
-    }
-    for (uint32_t b = 0; b < m->map->n_dense_owner; b++) {
-        struct sfc_dense_share *share = &m->dense[m->map->dense_owner[b]];
-        size_t first, count;
-        sfc_dense_block_span(m, b, &first, &count);
-        share->blocks[share->count++] = b;
-        share->floats += count;
-    }
-    return SFC_OK;
-}
-
-static int connect_member(struct sfc_member *m, struct sfc_error *err)
-{
-    m->shard = calloc(m->map->n_shards, sizeof(*m->shard));
-    if (!m->shard)
-        return sfc_fail(err, SFC_ENOMEM, "out of memory for the block map");
-    m->shards = m->map->n_shards;
-    for (size_t k = 0; k < m->shards; k++) {
-        int rc = sfc_rpc_runner_connect(m->client->runner, m->map->shards[k]->address, &m->shard[k],
-                                        err);
-        if (rc)
-            return sfc_prefix(err, "shard %zu", k);
-    }
-    return sfc_rpc_runner_connect(m->client->runner, m->client->address, &m->scheduler, err);
 }
 
 /* Takes the answer, whatever happens. */
@@ -222,23 +167,22 @@ static int new_member(struct sfc_client *client, struct sfc_answer answer,
         return sfc_fail(err, SFC_ENOMEM, "out of memory for the run");
     }
     pthread_rwlock_init(&m->lock, NULL);
+    pthread_mutex_init(&m->follow_lock, NULL);
+    pthread_mutex_init(&m->route_lock, NULL);
     m->client = client;
     m->answer = answer;
     m->config = config;
-    m->map = map;
     int rc = config && map
                  ? SFC_OK
                  : sfc_fail(err, SFC_ECORRUPT, "the scheduler sent no configuration or no map");
     if (!rc)
         rc = check_config(config, err);
     if (!rc)
-        rc = count_dense(config, &m->dense_size, err);
+        rc = count_dense(config, m, err);
     if (!rc)
-        rc = check_map(m, err);
+        rc = sfc_rpc_runner_connect(client->runner, client->address, &m->scheduler, err);
     if (!rc)
-        rc = connect_member(m, err);
-    if (!rc)
-        rc = share_out_dense(m, err);
+        rc = sfc_route_change(m, (struct sfc_answer){0}, map, err);
     if (rc) {
         sfc_member_free(m);
         return rc;
@@ -330,9 +274,10 @@ const Shardfc__V1__RunConfig *sfc_member_config(const struct sfc_member *member)
     return member->config;
 }
 
-void sfc_member_info(const struct sfc_member *m, struct sfc_run_info *out)
+void sfc_member_info(struct sfc_member *m, struct sfc_run_info *out)
 {
     const Shardfc__V1__RunConfig *c = m->config;
+    struct sfc_route *route = sfc_route_take(m);
     *out = (struct sfc_run_info){.run_id = m->run_id,
                                  .seed = c->seed,
                                  .classes = c->classes,
@@ -342,12 +287,43 @@ void sfc_member_info(const struct sfc_member *m, struct sfc_run_info *out)
                                  .dim = c->dim,
                                  .global_batch = c->global_batch,
                                  .micro_batch = c->micro_batch,
-                                 .shards = (uint32_t)m->shards,
-                                 .map_version = m->map->version,
+                                 .shards = (uint32_t)sfc_route_shards(route),
+                                 .map_version = route->map->version,
                                  .dense_size = m->dense_size,
                                  .scale = c->scale,
                                  .name = c->name,
                                  .backbone = c->backbone};
+    sfc_route_release(m, route);
+}
+
+/* ---- the block map changes */
+
+/* The map that the scheduler has now becomes the present one. */
+static int get_map(struct sfc_member *m, struct sfc_error *err)
+{
+    Shardfc__V1__GetMapRequest request = SHARDFC__V1__GET_MAP_REQUEST__INIT;
+    request.worker = m->worker;
+    request.session = m->session;
+    request.run_id = m->run_id;
+    struct sfc_answer answer = {0};
+    int rc = ask_scheduler(m, SCHEDULER "GetMap", &request, &shardfc__v1__get_map_reply__descriptor,
+                           3, &answer, err);
+    if (rc)
+        return rc;
+    const Shardfc__V1__BlockMap *map = ((const Shardfc__V1__GetMapReply *)answer.message)->map;
+    if (map && map->version == sfc_route_version(m)) {
+        sfc_answer_free(&answer);
+        return SFC_OK;
+    }
+    return sfc_route_change(m, answer, map, err);
+}
+
+int sfc_member_follow_map(struct sfc_member *m, uint64_t version, struct sfc_error *err)
+{
+    pthread_mutex_lock(&m->follow_lock);
+    int rc = version && version == sfc_route_version(m) ? SFC_OK : get_map(m, err);
+    pthread_mutex_unlock(&m->follow_lock);
+    return rc;
 }
 
 int sfc_member_leave(struct sfc_member *member, struct sfc_error *err)
@@ -394,10 +370,6 @@ static int read_ticket(const struct sfc_member *m, const Shardfc__V1__TicketRepl
                                      : SFC_TICKET_NONE;
     if (ticket->state != SFC_TICKET_GRANTED)
         return SFC_OK;
-    if (kind == SFC_TICKET_COMPUTE && reply->map_version != m->map->version) {
-        ticket->state = SFC_TICKET_REJOIN; /* the new map comes with the next join */
-        return SFC_OK;
-    }
     if (!reply->step || reply->micro_batch >= c->global_batch / c->micro_batch ||
         reply->n_samples != c->micro_batch || (kind == SFC_TICKET_COMPUTE && !reply->attempt))
         return sfc_fail(err, SFC_ECORRUPT, "ticket for step %llu, micro-batch %u with %zu samples",
@@ -418,6 +390,19 @@ static int read_ticket(const struct sfc_member *m, const Shardfc__V1__TicketRepl
     return SFC_OK;
 }
 
+/* A grant goes with a version of the block map. Without that it is no use to us. */
+static int follow_grant(struct sfc_member *m, const struct sfc_ticket *ticket, uint64_t version,
+                        struct sfc_error *err)
+{
+    int rc = sfc_member_follow_map(m, version, err);
+    if (!rc)
+        return SFC_OK;
+    const struct sfc_work work = {ticket->step, ticket->micro_batch, ticket->attempt};
+    struct sfc_error unseen = {0};
+    sfc_member_give_up(m, &work, rc, err ? err->text : "no block map", &unseen);
+    return rc;
+}
+
 int sfc_member_ticket(struct sfc_member *member, enum sfc_ticket_kind kind,
                       struct sfc_ticket *ticket, struct sfc_error *err)
 {
@@ -431,8 +416,12 @@ int sfc_member_ticket(struct sfc_member *member, enum sfc_ticket_kind kind,
                            &shardfc__v1__ticket_reply__descriptor, 0, &answer, err);
     if (rc)
         return rc;
-    rc = read_ticket(member, (const void *)answer.message, kind, ticket, err);
+    const Shardfc__V1__TicketReply *reply = (const void *)answer.message;
+    uint64_t version = reply->map_version;
+    rc = read_ticket(member, reply, kind, ticket, err);
     sfc_answer_free(&answer);
+    if (!rc && kind == SFC_TICKET_COMPUTE && ticket->state == SFC_TICKET_GRANTED)
+        rc = follow_grant(member, ticket, version, err);
     return rc;
 }
 

@@ -413,15 +413,18 @@ void sfc_crew_committed(struct sfc_crew *crew, uint64_t step)
 /* Answers of shards on their way to a lane: as gRPC has them and, rounded up, as the lane reads
  * them. What the quick shards answered waits for the slowest; an only shard answers one lane after
  * another. */
-static uint64_t lane_messages(const struct sfc_member *m)
+static uint64_t lane_messages(struct sfc_member *m)
 {
+    struct sfc_route *route = sfc_route_take(m);
+    uint64_t shards = sfc_route_shards(route);
+    sfc_route_release(m, route);
     uint64_t dx = (uint64_t)m->config->micro_batch * m->config->dim * sizeof(int64_t);
-    return m->shards * dx * 2 / (m->shards == 1 ? 2 : 1);
+    return shards * dx * 2 / (shards == 1 ? 2 : 1);
 }
 
 uint64_t sfc_crew_memory(struct sfc_crew *crew)
 {
-    const struct sfc_member *m = crew->source.member;
+    struct sfc_member *m = crew->source.member;
     uint32_t rows = sfc_member_config(m)->micro_batch;
     pthread_mutex_lock(&crew->lock);
     uint64_t bytes = crew->lane_bytes;

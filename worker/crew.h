@@ -7,7 +7,7 @@
 /* Why a crew stopped working. */
 enum sfc_crew_end {
     SFC_CREW_WORKING,
-    SFC_CREW_REJOIN,   /* the scheduler restarted, forgot us, or the block map changed */
+    SFC_CREW_REJOIN,   /* the scheduler restarted or forgot us */
     SFC_CREW_RUN_OVER, /* finished, failed or replaced */
     SFC_CREW_STOPPED,  /* the program was told to stop */
     SFC_CREW_FATAL,    /* this worker can't compute the run */

@@ -157,17 +157,28 @@ static bool is_over(const char *state)
            !strcmp(state, "stopped");
 }
 
-static void read_pulse(struct sfc_crew *crew, const struct sfc_run_info *run,
-                       const struct sfc_pulse *pulse)
+/* Connects to new shards before the first grant needs them. Whatever goes wrong shows there. */
+static void follow_map(struct sfc_member *member, uint64_t version)
 {
+    struct sfc_error err = {0};
+    if (sfc_member_follow_map(member, version, &err))
+        sfc_debug_log("%s", err.text);
+}
+
+static void read_pulse(struct sfc_crew *crew, struct sfc_member *member,
+                       const struct sfc_run_info *run, const struct sfc_pulse *pulse)
+{
+    bool goes_on = false;
     if (!pulse->known)
         sfc_crew_stop(crew, SFC_CREW_REJOIN, NULL);
     else if (pulse->run_id != run->run_id || is_over(pulse->state))
         sfc_crew_stop(crew, SFC_CREW_RUN_OVER, NULL);
-    else if (pulse->map_version != run->map_version)
-        sfc_crew_stop(crew, SFC_CREW_REJOIN, NULL);
     else
-        sfc_crew_committed(crew, pulse->step);
+        goes_on = true;
+    if (!goes_on)
+        return;
+    follow_map(member, pulse->map_version);
+    sfc_crew_committed(crew, pulse->step);
 }
 
 static void watch(struct sfc_trainer *t, struct sfc_member *member, const struct sfc_run_info *run,
@@ -184,7 +195,7 @@ static void watch(struct sfc_trainer *t, struct sfc_member *member, const struct
             sfc_crew_stop(crew, SFC_CREW_REJOIN, &err);
             break;
         }
-        read_pulse(crew, run, &pulse);
+        read_pulse(crew, member, run, &pulse);
         if (pulse.run_id == run->run_id && pulse.step < t->history_step)
             t->history_step = pulse.step; /* rewound: what comes again is written again */
         report(t, run, pulse.state, false);

@@ -243,6 +243,31 @@ static void on_open_session(struct sfc_rpc_call *call, void *ctx)
     sfc_message_free(r);
 }
 
+/* To whoever takes part in the run: which shard has which blocks now. */
+static void on_get_map(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_scheduler *s = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__GetMapRequest *r =
+        sfc_sched_unpack(s, call, &shardfc__v1__get_map_request__descriptor);
+    if (!r)
+        return;
+    int code = check_run(s, r->run_id, false, &err);
+    if (code == SFC_OK)
+        code = check_caller(s, r->worker, r->session, &err);
+    if (code == SFC_OK && r->session && r->session != s->run->fsm.session)
+        code = sfc_fail(&err, SFC_ESTALE, "session: %" PRIx64 " is not the present one, open one",
+                        r->session);
+    if (code == SFC_OK) {
+        Shardfc__V1__GetMapReply m = SHARDFC__V1__GET_MAP_REPLY__INIT;
+        m.map = s->run->map;
+        sfc_call_reply(call, &m);
+    } else {
+        sfc_sched_refuse(s, call, &err);
+    }
+    sfc_message_free(r);
+}
+
 static void on_hold(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_scheduler *s = ctx;
@@ -349,6 +374,7 @@ const struct sfc_rpc_method sfc_scheduler_methods[] = {
     {PATH("RegisterShard"), sfc_sched_on_register_shard, SFC_LIMIT_SMALL, 512},
     {PATH("ShardHeartbeat"), sfc_sched_on_shard_heartbeat, SFC_LIMIT_SMALL, 512},
     {PATH("Join"), sfc_sched_on_join, SFC_LIMIT_SMALL, 2048},
+    {PATH("GetMap"), on_get_map, SFC_LIMIT_SMALL, 2048},
     {PATH("Heartbeat"), sfc_sched_on_heartbeat, SFC_LIMIT_SMALL, 2048},
     {PATH("Leave"), sfc_sched_on_leave, SFC_LIMIT_SMALL, 2048},
     {PATH("Ticket"), on_ticket, SFC_LIMIT_SMALL, 4096},

@@ -320,6 +320,12 @@ def scheduler_calls(c, run, limit):
     refused("labels of a stranger", lambda: stub.Announce(pb.AnnounceRequest(
         worker=12345, run_id=run, step=1, labels=[0] * 8), timeout=limit), "worker")
     check(not stub.Heartbeat(pb.HeartbeatRequest(worker=12345), timeout=limit).known, "a stranger is known")
+    refused("a stranger's GetMap", lambda: stub.GetMap(pb.GetMapRequest(worker=12345, run_id=run), timeout=limit),
+            "worker")
+    refused("GetMap of a session that is none", lambda: stub.GetMap(pb.GetMapRequest(
+        session=12345, run_id=run), timeout=limit), "session")
+    refused("GetMap of another run", lambda: stub.GetMap(pb.GetMapRequest(worker=1, run_id=77), timeout=limit),
+            "run_id")
     history = stub.History(pb.HistoryRequest(run_id=987654, limit=2**32 - 1), timeout=limit)
     check(not history.points, "history of a run that never was")
 

@@ -50,8 +50,21 @@ class Session:
         self.scheduler = cluster.stub
         self.reply = self.scheduler.OpenSession(pb.OpenSessionRequest(protocol=1, name="numpy"), timeout=30)
         self.config = self.reply.config
-        self.shards = [cluster.shard_stub(s.address) for s in self.reply.map.shards]
+        self.cluster = cluster
+        self.take_map(self.reply.map)
         self.step = self.reply.next_step
+
+    def take_map(self, block_map):
+        """A place of the map whose shard has left the run has no address."""
+        self.map_version = block_map.version
+        self.shards = [self.cluster.shard_stub(s.address) for s in block_map.shards if s.address]
+
+    def has_new_map(self):
+        """Shards refuse calls (ABORTED) when blocks have moved since: the same again with the new map is right."""
+        old = self.map_version
+        self.take_map(self.scheduler.GetMap(pb.GetMapRequest(
+            session=self.reply.session, run_id=self.reply.run_id), timeout=30).map)
+        return self.map_version != old
 
     def announce(self, labels):
         """labels of the global batch; shards draw their samples when they have them all."""
@@ -64,7 +77,7 @@ class Session:
     def key(self, j, payload, **more):
         """What Logits and Gradient have in common."""
         return dict(run_id=self.reply.run_id, step=self.step, micro_batch=j, attempt=self.reply.attempt,
-                    map_version=self.reply.map.version, payload_digest=xxh3_64(payload), payload=payload,
+                    map_version=self.map_version, payload_digest=xxh3_64(payload), payload=payload,
                     **more)
 
     def logits_request(self, j, features):
@@ -73,6 +86,14 @@ class Session:
 
     def exchange(self, j, features, labels):
         """One micro-batch: raw features [m, dim] -> (sum of losses, gradient of the *unit* features)."""
+        while True:
+            try:
+                return self.exchange_once(j, features, labels)
+            except grpc.RpcError as e:
+                if e.code() != grpc.StatusCode.ABORTED or not self.has_new_map():
+                    raise
+
+    def exchange_once(self, j, features, labels):
         features = np.ascontiguousarray(features, dtype="<f4")
         request = self.logits_request(j, features)
         calls = [shard.Logits.future(request, timeout=60) for shard in self.shards]

@@ -19,7 +19,8 @@
 #include "worker/client.h"
 #include "worker/head_exchange.h"
 
-#define SHARDS      2
+#define SHARDS      3 /* the map has the first two; the third comes later */
+#define FIRST       2
 #define ROWS        4u
 #define DIM         3u
 #define VALUES      (ROWS * DIM)
@@ -40,6 +41,7 @@ enum fault {
     STALE,
     WRONG_STEP,
     SILENT,
+    OLD_MAP, /* Logits by a version of the map that is over are refused, as shards do */
 };
 
 struct peer {
@@ -59,6 +61,8 @@ static struct world {
     struct sfc_member *member;
     struct sfc_attempt_id attempt;
     struct sfc_exchange *exchange;
+    bool moved;    /* to version 4: peer 0 has left, peer 2 has come and has everything of it */
+    unsigned maps; /* GetMap calls */
 } world;
 
 static const uint64_t labels[ROWS] = {0, 1, 1, SFC_CLIENT_NO_LABEL};
@@ -75,19 +79,69 @@ static void send_reply(struct sfc_rpc_call *call, const ProtobufCMessage *messag
                   tensor);
 }
 
+struct map_message {
+    Shardfc__V1__BlockMap map;
+    Shardfc__V1__ShardAddress addresses[SHARDS], *shards[SHARDS];
+    char text[SHARDS][32];
+    uint32_t class_owner[1], dense_owner[3];
+};
+
+static Shardfc__V1__BlockMap *make_map(struct map_message *m)
+{
+    *m = (struct map_message){.class_owner = {0}, .dense_owner = {1, 0, 1}};
+    shardfc__v1__block_map__init(&m->map);
+    for (int k = 0; k < SHARDS; k++) {
+        shardfc__v1__shard_address__init(&m->addresses[k]);
+        snprintf(m->text[k], sizeof m->text[k], "127.0.0.1:%d", world.peers[k].port);
+        m->addresses[k].shard = 70 + (uint64_t)k;
+        m->addresses[k].address = m->text[k];
+        m->shards[k] = &m->addresses[k];
+    }
+    m->map.version = 3;
+    m->map.n_shards = FIRST;
+    if (world.moved) {
+        m->map.version = 4;
+        m->map.n_shards = SHARDS;
+        m->addresses[0].shard = 0;
+        m->addresses[0].address[0] = '\0';
+        m->class_owner[0] = 2;
+        m->dense_owner[1] = 2;
+    }
+    m->map.shards = m->shards;
+    m->map.n_class_owner = 1;
+    m->map.class_owner = m->class_owner;
+    m->map.n_dense_owner = 3;
+    m->map.dense_owner = m->dense_owner;
+    return &m->map;
+}
+
+static void on_get_map(struct sfc_rpc_call *call, void *ctx)
+{
+    (void)ctx;
+    struct map_message map;
+    struct sfc_bytes head = sfc_rpc_call_head(call);
+    Shardfc__V1__GetMapRequest *request =
+        shardfc__v1__get_map_request__unpack(NULL, head.size, head.data);
+    world.maps++;
+    Shardfc__V1__GetMapReply reply = SHARDFC__V1__GET_MAP_REPLY__INIT;
+    reply.map = make_map(&map);
+    if (request && request->session == 5 && request->run_id == 1 && request->worker == 0)
+        send_reply(call, &reply.base, NULL, 0);
+    else
+        sfc_rpc_fail(call, SFC_EINVAL, "unexpected GetMap");
+    shardfc__v1__get_map_request__free_unpacked(request, NULL);
+}
+
 static void on_open_session(struct sfc_rpc_call *call, void *ctx)
 {
     (void)ctx;
     Shardfc__V1__RunConfig config = SHARDFC__V1__RUN_CONFIG__INIT;
     Shardfc__V1__DataSet data = SHARDFC__V1__DATA_SET__INIT;
     Shardfc__V1__DenseSegment segment = SHARDFC__V1__DENSE_SEGMENT__INIT, *segments[] = {&segment};
-    Shardfc__V1__ShardAddress addresses[SHARDS], *shards[SHARDS];
-    Shardfc__V1__BlockMap map = SHARDFC__V1__BLOCK_MAP__INIT;
+    struct map_message map;
     Shardfc__V1__Attempt attempt = SHARDFC__V1__ATTEMPT__INIT;
     Shardfc__V1__OpenSessionReply reply = SHARDFC__V1__OPEN_SESSION_REPLY__INIT;
     uint64_t shape[2] = {5, 2};
-    uint32_t class_owner[1] = {0}, dense_owner[3] = {1, 0, 1};
-    char text[SHARDS][32];
     data.kind = SHARDFC__V1__DATA_SET__KIND__SESSION;
     segment.n_shape = 2;
     segment.shape = shape;
@@ -99,20 +153,6 @@ static void on_open_session(struct sfc_rpc_call *call, void *ctx)
     config.n_segments = 1;
     config.segments = segments;
     config.dense_block_size = DENSE_BLOCK;
-    for (int k = 0; k < SHARDS; k++) {
-        shardfc__v1__shard_address__init(&addresses[k]);
-        snprintf(text[k], sizeof text[k], "127.0.0.1:%d", world.peers[k].port);
-        addresses[k].shard = 70 + (uint64_t)k;
-        addresses[k].address = text[k];
-        shards[k] = &addresses[k];
-    }
-    map.version = 3;
-    map.n_shards = SHARDS;
-    map.shards = shards;
-    map.n_class_owner = 1;
-    map.class_owner = class_owner;
-    map.n_dense_owner = 3;
-    map.dense_owner = dense_owner;
     attempt.incarnation = 2;
     attempt.counter = 9;
     reply.session = 5;
@@ -120,8 +160,23 @@ static void on_open_session(struct sfc_rpc_call *call, void *ctx)
     reply.next_step = 6;
     reply.attempt = &attempt;
     reply.config = &config;
-    reply.map = &map;
+    reply.map = make_map(&map);
     send_reply(call, &reply.base, NULL, 0);
+}
+
+/* Where the run has moved on, a call by the old map is refused. */
+static bool map_ok(struct sfc_rpc_call *call, const struct peer *peer, uint64_t version)
+{
+    bool ok = version == (world.moved ? 4 : 3);
+    if (!ok && peer->fault == OLD_MAP)
+        sfc_rpc_fail(call, SFC_ESTALE, "map version 3, but 4 is the present one");
+    return ok || peer->fault != OLD_MAP;
+}
+
+/* In the place of peer 0, peer 2 says what peer 0 would. */
+static uint32_t role(const struct peer *peer)
+{
+    return peer->index == 2 ? 0 : peer->index;
 }
 
 /* Shard k says exp-sum 2^k for every row, and owns the targets of class k with logit 0.25 + k. */
@@ -141,12 +196,19 @@ static void on_logits(struct sfc_rpc_call *call, void *ctx)
         peer->held = call;
         return;
     }
+    struct sfc_bytes head = sfc_rpc_call_head(call);
+    Shardfc__V1__LogitsRequest *request =
+        shardfc__v1__logits_request__unpack(NULL, head.size, head.data);
+    bool ok = request && map_ok(call, peer, request->map_version);
+    shardfc__v1__logits_request__free_unpacked(request, NULL);
+    if (!ok)
+        return;
     struct sfc_sum256 *sums = calloc(ROWS, sizeof *sums);
     for (uint32_t r = 0; r < ROWS; r++) {
         if (peer->fault != ZERO_SUM)
-            sfc_sum256_add_double(&sums[r], 1 << peer->index);
-        has[r] = labels[r] == peer->index;
-        target[r] = has[r] ? 0.25f + (float)peer->index : 0;
+            sfc_sum256_add_double(&sums[r], 1 << role(peer));
+        has[r] = labels[r] == role(peer);
+        target[r] = has[r] ? 0.25f + (float)role(peer) : 0;
     }
     if (peer->fault == NO_TARGET)
         has[0] = 0;
@@ -180,7 +242,7 @@ static void on_gradient(struct sfc_rpc_call *call, void *ctx)
     const uint64_t shape[2] = {ROWS, DIM};
     int64_t *dx = malloc(VALUES * sizeof *dx);
     for (uint32_t i = 0; i < VALUES; i++)
-        dx[i] = dx_of(peer->index, i);
+        dx[i] = dx_of(role(peer), i);
     reply.payload_type = sfc_tensor_type(&type, SHARDFC__V1__DTYPE__DTYPE_I64, shape, 2);
     send_reply(call, &reply.base, dx, VALUES * sizeof *dx);
 }
@@ -191,7 +253,7 @@ static void on_push(struct sfc_rpc_call *call, void *ctx)
     struct sfc_bytes head = sfc_rpc_call_head(call), tensor = sfc_rpc_call_tensor(call);
     Shardfc__V1__PushDenseRequest *request =
         shardfc__v1__push_dense_request__unpack(NULL, head.size, head.data);
-    bool good = request && request->step == 6 && request->map_version == 3 &&
+    bool good = request && request->step == 6 && request->map_version == (world.moved ? 4 : 3) &&
                 request->attempt->counter == 9 && tensor.size <= sizeof peer->pushed &&
                 request->payload_digest == sfc_digest64(tensor.data, tensor.size);
     if (good) {
@@ -220,6 +282,7 @@ static void on_pull(struct sfc_rpc_call *call, void *ctx)
 
 static const struct sfc_rpc_method methods[] = {
     {"/shardfc.v1.Scheduler/OpenSession", on_open_session, 1 << 16, 16},
+    {"/shardfc.v1.Scheduler/GetMap", on_get_map, 1 << 16, 16},
     {"/shardfc.v1.Shard/Logits", on_logits, 1 << 16, 16},
     {"/shardfc.v1.Shard/Gradient", on_gradient, 1 << 16, 16},
     {"/shardfc.v1.Shard/PushDense", on_push, 1 << 16, 16},
@@ -315,8 +378,7 @@ static void test_session(void **state)
     (void)state;
     struct sfc_run_info info;
     sfc_member_info(world.member, &info);
-    assert_true(info.run_id == 1 && info.next_step == 6 && info.shards == SHARDS &&
-                info.dim == DIM);
+    assert_true(info.run_id == 1 && info.next_step == 6 && info.shards == FIRST && info.dim == DIM);
     assert_true(info.dense_size == DENSE && info.map_version == 3);
     assert_true(world.attempt.incarnation == 2 && world.attempt.counter == 9);
     assert_int_equal(sfc_member_dense_blocks(world.member), 3);
@@ -456,14 +518,82 @@ static void test_cancel(void **state)
     assert_int_equal(run(df, &result, &err), SFC_ECANCELED);
 }
 
+static void to_the_new_map(void *ctx)
+{
+    (void)ctx;
+    world.moved = true;
+}
+
+/* Shards refuse what was sent by the old map; the session asks for the new one and goes on there,
+ * its attempt and the answer being the same. */
+static void test_follows_the_map(void **state)
+{
+    (void)state;
+    float before[VALUES], after[VALUES], gradient[DENSE], params[DENSE] = {0};
+    struct sfc_exchange_result first, second;
+    struct sfc_run_info info;
+    struct sfc_error err = {0};
+    struct sfc_work w = work();
+    uint64_t digests[3];
+    for (uint32_t k = 0; k < SHARDS; k++)
+        world.peers[k].fault = OLD_MAP;
+    assert_int_equal(run(before, &first, &err), SFC_OK);
+    assert_int_equal(sfc_member_follow_map(world.member, 3, &err), SFC_OK);
+    assert_int_equal(world.maps, 0); /* it has that */
+    struct sfc_route *old = sfc_route_take(world.member);
+    on_loop(to_the_new_map, NULL);
+    assert_int_equal(run(after, &second, &err), SFC_OK);
+    assert_memory_equal(after, before, sizeof after);
+    assert_memory_equal(first.head_digest, second.head_digest, sizeof first.head_digest);
+    assert_int_equal(world.maps, 1);
+    sfc_member_info(world.member, &info);
+    assert_true(info.map_version == 4 && info.shards == 2);
+    assert_true(old->map->version == 3 && old->links[0]->client); /* whoever uses it still may */
+    sfc_route_release(world.member, old);
+    for (uint32_t i = 0; i < DENSE; i++)
+        gradient[i] = (float)i;
+    assert_int_equal(
+        sfc_exchange_push_dense(world.exchange, world.member, &w, gradient, digests, &err), SFC_OK);
+    assert_int_equal(world.peers[0].pushed_count, 0);
+    assert_int_equal(world.peers[2].pushed_count, 4);
+    assert_int_equal(sfc_member_pull_dense(world.member, 5, &w.attempt, params, &err), SFC_OK);
+    assert_memory_equal(params, gradient, sizeof params);
+    assert_int_equal(sfc_member_follow_map(world.member, 0, &err), SFC_OK); /* nothing new */
+    assert_int_equal(world.maps, 2);
+}
+
+/* A map that can't be right changes nothing. */
+static void test_refuses_a_bad_map(void **state)
+{
+    (void)state;
+    struct sfc_error err = {0};
+    struct map_message m;
+    make_map(&m)->version = 9;
+    m.dense_owner[2] = FIRST;
+    assert_int_equal(sfc_route_change(world.member, (struct sfc_answer){0}, &m.map, &err),
+                     SFC_ECORRUPT);
+    assert_non_null(strstr(err.text, "dense block 2 is on shard 2 of 2"));
+    m.dense_owner[2] = 0;
+    m.addresses[0].address = (char *)(uintptr_t) "";
+    assert_int_equal(sfc_route_change(world.member, (struct sfc_answer){0}, &m.map, &err),
+                     SFC_ECORRUPT);
+    assert_non_null(strstr(err.text, "a shard that left"));
+    m.map.n_dense_owner = 2;
+    assert_int_equal(sfc_route_change(world.member, (struct sfc_answer){0}, &m.map, &err),
+                     SFC_ECORRUPT);
+    assert_int_equal(sfc_route_change(world.member, (struct sfc_answer){0}, NULL, &err),
+                     SFC_ECORRUPT);
+    assert_int_equal(sfc_route_version(world.member), 3);
+}
+
 #define TEST(fn) cmocka_unit_test_setup_teardown(fn, set_up, tear_down)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_session),  TEST(test_exchange),     TEST(test_refuses_bad_answers),
-        TEST(test_zero_sum), TEST(test_bad_features), TEST(test_dense),
-        TEST(test_cancel),
+        TEST(test_session),  TEST(test_exchange),        TEST(test_refuses_bad_answers),
+        TEST(test_zero_sum), TEST(test_bad_features),    TEST(test_dense),
+        TEST(test_cancel),   TEST(test_follows_the_map), TEST(test_refuses_a_bad_map),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,11 +11,12 @@
  * Threads: every function except the _free ones may be called from many threads at once with the
  * same client and member; a struct sfc_exchange belongs to one thread at a time. All calls block.
  *
- * Errors: int status as in proto/base/status.h. SFC_ESTALE: the run, step, attempt or block map is
- * no longer the current one (join again). SFC_EUNAVAILABLE, SFC_ETIMEOUT: a peer does not answer,
- * after the retries that the protocol allows. SFC_ECANCELED: sfc_member_cancel was called.
- * SFC_ECORRUPT: a peer's answer breaks the protocol; the message says which shard and how. Out
- * parameters are written on success only. */
+ * Errors: int status as in proto/base/status.h. SFC_ESTALE: the run, step or attempt is no
+ * longer the current one (a worker asks for another ticket; where the scheduler says so, joins
+ * again). SFC_EUNAVAILABLE, SFC_ETIMEOUT: a peer does not answer, after the retries that the
+ * protocol allows. SFC_ECANCELED: sfc_member_cancel was called. SFC_ECORRUPT: a peer's answer
+ * breaks the protocol; the message says which shard and how. Out parameters are written on success
+ * only. */
 #ifndef SHARDFC_H
 #define SHARDFC_H
 
@@ -50,9 +51,9 @@ struct sfc_run_info {
     uint32_t dim;
     uint32_t global_batch;
     uint32_t micro_batch;
-    uint32_t shards;
-    uint64_t map_version;
-    uint64_t dense_size; /* floats of the backbone's parameter vector; 0 = backbone "none" */
+    uint32_t shards;      /* of the block map that the member has now, */
+    uint64_t map_version; /* and its version: it changes when shards come, go, or move blocks */
+    uint64_t dense_size;  /* floats of the backbone's parameter vector; 0 = backbone "none" */
     double scale;
     const char *name; /* valid as long as the member */
     const char *backbone;
@@ -89,7 +90,12 @@ int sfc_client_join(struct sfc_client *client, const struct sfc_join *join, stru
 int sfc_client_open_session(struct sfc_client *client, const char *name, uint64_t run_id,
                             struct sfc_member **out, struct sfc_attempt_id *attempt,
                             struct sfc_error *err);
-void sfc_member_info(const struct sfc_member *member, struct sfc_run_info *out);
+void sfc_member_info(struct sfc_member *member, struct sfc_run_info *out);
+/* The block map changes while a run goes on. A member takes the new one by itself: with a grant
+ * that goes with it, and in a session when shards refuse an exchange because of it. Whoever hears
+ * of a new version earlier (sfc_pulse) may connect to new shards before that. Nothing is done when
+ * the member has this version; 0: asks in any case. */
+int sfc_member_follow_map(struct sfc_member *member, uint64_t version, struct sfc_error *err);
 /* Calls that wait end with SFC_ECANCELED, as do later ones. */
 void sfc_member_cancel(struct sfc_member *member);
 /* After every other call on it returned. NULL is fine. */
@@ -144,8 +150,7 @@ struct sfc_exchange_result {
     uint32_t zero_features; /* rows whose norm is below 1e-12 */
     uint8_t head_digest[16];
 };
-int sfc_exchange_new(const struct sfc_member *member, struct sfc_exchange **out,
-                     struct sfc_error *err);
+int sfc_exchange_new(struct sfc_member *member, struct sfc_exchange **out, struct sfc_error *err);
 void sfc_exchange_free(struct sfc_exchange *exchange); /* NULL is fine */
 /* features [micro_batch, dim], raw, finite; labels as announced. dfeatures [micro_batch, dim]: the
  * gradient of the loss (mean over the global batch) with respect to the raw features. */
