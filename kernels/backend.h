@@ -150,16 +150,43 @@ int sfc_head_check(const struct sfc_backend *backend, const struct sfc_head_conf
                    struct sfc_error *err);
 uint64_t sfc_head_block_count(const struct sfc_head_config *config);
 uint64_t sfc_head_block_rows(const struct sfc_head_config *config, uint64_t block);
-/* What a head with these blocks will use, before anything is allocated (I7). */
+/* What a head with these blocks (or none) will use, before anything is allocated (I7). A head to
+ * which they are added takes at most that more. */
 int sfc_head_memory(const struct sfc_backend *backend, const struct sfc_head_config *config,
                     const uint64_t *blocks, size_t count, struct sfc_memory *out,
                     struct sfc_error *err);
 /* Allocates everything that the head will ever use and initialises the blocks (W from the seed,
- * momentum 0). blocks: ascending block ids. */
+ * momentum 0). blocks: ascending block ids; count 0: a head that holds nothing for now, and answers
+ * zero sums. */
 int sfc_head_new(struct sfc_backend *backend, const struct sfc_head_config *config,
                  const uint64_t *blocks, size_t count, struct sfc_head **out,
                  struct sfc_error *err);
+/* The same, but nothing is drawn: the state is zeros, for whoever writes all of it. */
+int sfc_head_new_blank(struct sfc_backend *backend, const struct sfc_head_config *config,
+                       const uint64_t *blocks, size_t count, struct sfc_head **out,
+                       struct sfc_error *err);
 void sfc_head_free(struct sfc_head *head); /* NULL is fine */
+/* What the head takes now, with all that was added and given back since. */
+void sfc_head_used(const struct sfc_head *head, struct sfc_memory *out);
+
+/* Blocks that come and go between two steps; what a step gives has the bits of a head that never
+ * held others. All of these end the plan.
+ *
+ * Takes the blocks of `other`, with their state and block steps: so blocks are made and written
+ * beside a head that goes on with its steps, and are its own in no time (no state is copied). On
+ * success `other` is no more; on failure both are as they were. SFC_EINVAL: another backend or
+ * configuration, or a block that head holds already. Mode dense: head's history goes on;
+ * SFC_ESTATE: other's is longer. */
+int sfc_head_attach(struct sfc_head *head, struct sfc_head *other, struct sfc_error *err);
+/* sfc_head_new (or _new_blank) of these blocks, and attach. On failure head is as it was. */
+int sfc_head_add(struct sfc_head *head, const uint64_t *blocks, size_t count, bool blank,
+                 struct sfc_error *err);
+/* Lets go of blocks. "cpu" gives their memory back to the system (with a store folder, the file's
+ * space, where the file system can punch holes; else when all blocks that were made together have
+ * gone). "cuda" frees it when all blocks that were made together have gone. SFC_ENOTFOUND: one is
+ * not held here; nothing changed then. */
+int sfc_head_remove(struct sfc_head *head, const uint64_t *blocks, size_t count,
+                    struct sfc_error *err);
 
 /* Raw state of a block as f32, exact for every dtype (written values are rounded to it) (elements
  * row-major [rows, dim]; LAST_STEP: [rows]); offset and count in elements of the part.
@@ -170,6 +197,25 @@ int sfc_head_read(struct sfc_head *head, uint64_t block, enum sfc_block_part par
                   uint64_t count, float *out, struct sfc_error *err);
 int sfc_head_write(struct sfc_head *head, uint64_t block, enum sfc_block_part part, uint64_t offset,
                    uint64_t count, const float *values, struct sfc_error *err);
+
+/* The same of whole rows of a block, in any order: [count, dim], LAST_STEP [count]. SFC_EINVAL: a
+ * row outside the block. */
+int sfc_head_read_rows(struct sfc_head *head, uint64_t block, enum sfc_block_part part,
+                       const uint32_t *rows, size_t count, float *out, struct sfc_error *err);
+int sfc_head_write_rows(struct sfc_head *head, uint64_t block, enum sfc_block_part part,
+                        const uint32_t *rows, size_t count, const float *values,
+                        struct sfc_error *err);
+
+/* Follows which rows of a block change, from now on (on: also if it was followed already; off: no
+ * more). 4 bytes per row of such blocks. SFC_ENOTFOUND, SFC_ENOMEM. */
+int sfc_head_track(struct sfc_head *head, uint64_t block, bool on, struct sfc_error *err);
+/* Rows that commits of steps above `since` changed while the block was followed: ascending, at most
+ * the block's; *count says how many. With a copy that was made when tracking began and the present
+ * state of these rows somebody has the block as it is. Steps must go up meanwhile. SFC_ESTATE: the
+ * block isn't followed, or not any more: writing it and sfc_head_set_block_step end it, and a
+ * device that can't say what it changed. */
+int sfc_head_changed(struct sfc_head *head, uint64_t block, uint64_t since, uint32_t *rows,
+                     uint32_t *count, struct sfc_error *err);
 
 /* Mode dense: the history of the run, rates[s - 1] = learning rate of step s or negative (skipped).
  * It belongs to the state like the blocks: what reads them must read it, what writes them must
@@ -280,7 +326,21 @@ int sfc_dense_memory(const struct sfc_backend *backend, const struct sfc_dense_c
 int sfc_dense_new(struct sfc_backend *backend, const struct sfc_dense_config *config,
                   const uint64_t *blocks, size_t count, struct sfc_dense **out,
                   struct sfc_error *err);
+/* The same, but the state is zeros. */
+int sfc_dense_new_blank(struct sfc_backend *backend, const struct sfc_dense_config *config,
+                        const uint64_t *blocks, size_t count, struct sfc_dense **out,
+                        struct sfc_error *err);
 void sfc_dense_free(struct sfc_dense *dense);
+void sfc_dense_used(const struct sfc_dense *dense, struct sfc_memory *out);
+/* Blocks that come and go between two steps, as for heads; vectors have the floats of all blocks of
+ * the object in ascending order. What was pushed and prepared is forgotten. SFC_ENOMEM as well; on
+ * failure both are as they were. Memory is freed when all blocks that were made together have gone.
+ */
+int sfc_dense_attach(struct sfc_dense *dense, struct sfc_dense *other, struct sfc_error *err);
+int sfc_dense_add(struct sfc_dense *dense, const uint64_t *blocks, size_t count, bool blank,
+                  struct sfc_error *err);
+int sfc_dense_remove(struct sfc_dense *dense, const uint64_t *blocks, size_t count,
+                     struct sfc_error *err);
 int sfc_dense_read(struct sfc_dense *dense, uint64_t block, enum sfc_block_part part,
                    uint64_t offset, uint64_t count, float *out, struct sfc_error *err);
 int sfc_dense_write(struct sfc_dense *dense, uint64_t block, enum sfc_block_part part,

@@ -20,8 +20,6 @@ size_t sfc_block_index(const uint64_t *blocks, size_t count, uint64_t block)
 int sfc_blocks_check(const char *what, const uint64_t *blocks, size_t count, uint64_t limit,
                      struct sfc_error *err)
 {
-    if (count < 1)
-        return sfc_fail(err, SFC_EINVAL, "%s: no blocks given", what);
     for (size_t i = 0; i < count; i++) {
         if (blocks[i] >= limit)
             return sfc_fail(err, SFC_EINVAL, "%s: block %llu does not exist, there are %llu", what,

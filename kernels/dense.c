@@ -1,208 +1,134 @@
-/* Dense blocks: argument checks and slot protocol for every backend. */
-#include "kernels/backend_impl.h"
-
+/* Dense blocks: argument checks and slot protocol for every backend, and the vectors of several
+ * parts. */
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
-#define MAX_SIZE  ((uint64_t)1 << 40)
-#define MAX_BLOCK (1u << 30)
-#define MAX_SLOTS 65536u
-/* Weights, gradients and moments of sane runs are far below, f32 goes to 3.4e38. AdamW squares
- * gradients. */
-#define MAX_MAGNITUDE 1e36
-#define MAX_SQUARED   1e18
-#define MAX_NORMAL    8.0 /* of the initial values: Box-Muller with 24 bits */
+#include "kernels/dense_internal.h"
 
-static int check_segments(const struct sfc_dense_config *c, struct sfc_error *err)
+static const struct sfc_backend_ops *ops_of(const struct sfc_dense *dense)
 {
-    uint64_t at = 0;
-    for (size_t i = 0; i < c->segment_count; i++) {
-        const struct sfc_dense_segment *s = &c->segments[i];
-        if (s->offset != at || s->length < 1 || s->length > c->size - at)
-            return sfc_fail(err, SFC_EINVAL, "dense: segment %zu does not continue at %llu of %llu",
-                            i, (unsigned long long)at, (unsigned long long)c->size);
-        if ((unsigned)s->role > SFC_DENSE_STATISTIC)
-            return sfc_fail(err, SFC_EINVAL, "dense: segment %zu has unknown role %d", i,
-                            (int)s->role);
-        if (!isfinite(s->init_mean) || !isfinite(s->init_std) || s->init_std < 0)
-            return sfc_fail(err, SFC_EINVAL, "dense: segment %zu has no valid initial values", i);
-        at += s->length;
-    }
-    if (at != c->size)
-        return sfc_fail(err, SFC_EINVAL, "dense: segments end at %llu of %llu",
-                        (unsigned long long)at, (unsigned long long)c->size);
-    return SFC_OK;
+    return dense->backend->ops;
 }
 
-static int check_config(const struct sfc_dense_config *c, const uint64_t *blocks, size_t count,
-                        struct sfc_error *err)
+static int find(const struct sfc_dense *dense, uint64_t block, const struct sfc_dense_place **out,
+                struct sfc_error *err)
 {
-    if (c->size < 1 || c->size > MAX_SIZE)
-        return sfc_fail(err, SFC_EINVAL, "dense: size %llu is outside 1..%llu",
-                        (unsigned long long)c->size, (unsigned long long)MAX_SIZE);
-    if (c->block_size < 1 || c->block_size > MAX_BLOCK)
-        return sfc_fail(err, SFC_EINVAL, "dense: block_size %u is outside 1..%u", c->block_size,
-                        MAX_BLOCK);
-    if (c->micro_batches < 1 || c->slots < c->micro_batches || c->slots > MAX_SLOTS)
-        return sfc_fail(err, SFC_EINVAL, "dense: slots %u is outside %u..%u", c->slots,
-                        c->micro_batches < 1 ? 1 : c->micro_batches, MAX_SLOTS);
-    if (!(c->momentum >= 0 && c->momentum <= 0.9999))
-        return sfc_fail(err, SFC_EINVAL, "dense: momentum %g is outside 0..0.9999", c->momentum);
-    if (!(c->weight_decay >= 0 && c->weight_decay <= 1))
-        return sfc_fail(err, SFC_EINVAL, "dense: weight_decay %g is outside 0..1", c->weight_decay);
-    if (!(c->statistic_momentum >= 0 && c->statistic_momentum <= 1))
-        return sfc_fail(err, SFC_EINVAL, "dense: statistic_momentum %g is outside 0..1",
-                        c->statistic_momentum);
-    int rc = check_segments(c, err);
-    if (!rc && (unsigned)c->optimizer > SFC_OPTIMIZER_ADAMW)
-        rc = sfc_fail(err, SFC_EINVAL, "dense: unknown optimizer %d", (int)c->optimizer);
-    if (!rc && (unsigned)c->sum_dtype > SFC_DTYPE_BF16)
-        rc = sfc_fail(err, SFC_EINVAL, "dense: unknown format %d of sums", (int)c->sum_dtype);
-    if (!rc && c->optimizer == SFC_OPTIMIZER_ADAMW)
-        rc = sfc_adamw_check("dense", c->beta1, c->beta2, c->epsilon, err);
-    return rc ? rc : sfc_blocks_check("dense", blocks, count, sfc_dense_block_count(c), err);
-}
-
-int sfc_dense_memory(const struct sfc_backend *backend, const struct sfc_dense_config *config,
-                     const uint64_t *blocks, size_t count, struct sfc_memory *out,
-                     struct sfc_error *err)
-{
-    struct sfc_memory memory = {0};
-    int rc = check_config(config, blocks, count, err);
-    if (!rc)
-        rc = backend->ops->dense_memory(backend, config, blocks, count, &memory, err);
-    if (rc)
-        return rc;
-    memory.step_bytes += sfc_extents_bytes(count) + count * 2 * sizeof(uint64_t) +
-                         config->slots * sizeof(bool) +
-                         config->segment_count * sizeof(struct sfc_dense_segment);
-    *out = memory;
-    return SFC_OK;
-}
-
-static struct sfc_extent_rule extent_rule(const struct sfc_dense_config *c)
-{
-    return (struct sfc_extent_rule){
-        .optimizer = c->optimizer,
-        .momentum = c->momentum,
-        .beta1 = c->beta1,
-        .beta2 = c->beta2,
-        .epsilon = c->epsilon,
-        .weight_decay = c->weight_decay,
-        .slack = 1 + 0x1p-22,
-        .limit = MAX_MAGNITUDE,
-        .gradient = c->optimizer == SFC_OPTIMIZER_ADAMW ? MAX_SQUARED : MAX_MAGNITUDE,
-    };
-}
-
-static double initial_extent(const struct sfc_dense_config *c)
-{
-    double w = 0;
-    for (size_t i = 0; i < c->segment_count; i++)
-        w = fmax(w, fabs(c->segments[i].init_mean) + MAX_NORMAL * c->segments[i].init_std);
-    return w;
-}
-
-static int base_init(struct sfc_dense *dense, struct sfc_backend *backend,
-                     const struct sfc_dense_config *config, const uint64_t *blocks, size_t count,
-                     struct sfc_error *err)
-{
-    size_t segment_bytes = config->segment_count * sizeof(struct sfc_dense_segment);
-    struct sfc_dense_segment *segments = malloc(segment_bytes);
-    dense->backend = backend;
-    dense->config = *config;
-    dense->config.segments = segments;
-    dense->block_count = count;
-    dense->blocks = malloc(count * sizeof *blocks);
-    dense->block_step = calloc(count, sizeof *dense->block_step);
-    dense->pushed = calloc(config->slots, sizeof *dense->pushed);
-    if (!segments || !dense->blocks || !dense->block_step || !dense->pushed)
-        return sfc_fail(err, SFC_ENOMEM, "dense: out of memory for %zu blocks", count);
-    memcpy(segments, config->segments, segment_bytes);
-    memcpy(dense->blocks, blocks, count * sizeof *blocks);
-    for (size_t i = 0; i < count; i++)
-        dense->length += sfc_dense_block_length(config, blocks[i]);
-    dense->packing = sfc_dense_packing_of(config, blocks, count);
-    struct sfc_extent_rule rule = extent_rule(config);
-    return sfc_extents_init(&dense->extents, &rule, count, initial_extent(config), err);
-}
-
-int sfc_dense_new(struct sfc_backend *backend, const struct sfc_dense_config *config,
-                  const uint64_t *blocks, size_t count, struct sfc_dense **out,
-                  struct sfc_error *err)
-{
-    struct sfc_dense *dense = NULL;
-    int rc = check_config(config, blocks, count, err);
-    if (!rc)
-        rc = backend->ops->dense_new(backend, config, blocks, count, &dense, err);
-    if (rc)
-        return rc;
-    rc = base_init(dense, backend, config, blocks, count, err);
-    if (rc) {
-        sfc_dense_free(dense);
-        return rc;
-    }
-    *out = dense;
-    return SFC_OK;
-}
-
-void sfc_dense_free(struct sfc_dense *dense)
-{
-    if (!dense)
-        return;
-    free((void *)dense->config.segments);
-    free(dense->blocks);
-    free(dense->block_step);
-    free(dense->pushed);
-    sfc_extents_free(&dense->extents);
-    dense->backend->ops->dense_free(dense);
-}
-
-static int find_range(const struct sfc_dense *dense, uint64_t block, enum sfc_block_part part,
-                      uint64_t offset, uint64_t count, size_t *index, struct sfc_error *err)
-{
-    size_t at = sfc_block_index(dense->blocks, dense->block_count, block);
-    if (at == dense->block_count)
+    const struct sfc_dense_place *place = sfc_dense_find(dense, block);
+    if (!place)
         return sfc_fail(err, SFC_ENOTFOUND, "dense: block %llu is not held here",
                         (unsigned long long)block);
-    if (!sfc_has_part(dense->config.optimizer, false, part))
+    *out = place;
+    return SFC_OK;
+}
+
+static int find_range(const struct sfc_dense *dense, uint64_t block, enum sfc_block_part what,
+                      uint64_t offset, uint64_t count, const struct sfc_dense_place **out,
+                      struct sfc_error *err)
+{
+    const struct sfc_dense_place *place = NULL;
+    int rc = find(dense, block, &place, err);
+    if (rc)
+        return rc;
+    if (!sfc_has_part(dense->config.optimizer, false, what))
         return sfc_fail(err, SFC_EINVAL, "dense: block %llu has no part %d",
-                        (unsigned long long)block, (int)part);
-    uint64_t size = sfc_dense_block_length(&dense->config, block);
+                        (unsigned long long)block, (int)what);
+    uint64_t size = place->length.vector;
     if (offset > size || count > size - offset)
         return sfc_fail(err, SFC_EINVAL,
                         "dense: floats %llu + %llu are outside block %llu of %llu floats",
                         (unsigned long long)offset, (unsigned long long)count,
                         (unsigned long long)block, (unsigned long long)size);
-    *index = at;
+    *out = place;
     return SFC_OK;
 }
 
-int sfc_dense_read(struct sfc_dense *dense, uint64_t block, enum sfc_block_part part,
+int sfc_dense_read(struct sfc_dense *dense, uint64_t block, enum sfc_block_part what,
                    uint64_t offset, uint64_t count, float *out, struct sfc_error *err)
 {
-    size_t index = 0;
-    int rc = find_range(dense, block, part, offset, count, &index, err);
-    return rc ? rc : dense->backend->ops->dense_read(dense, index, part, offset, count, out, err);
+    const struct sfc_dense_place *p = NULL;
+    int rc = find_range(dense, block, what, offset, count, &p, err);
+    return rc ? rc : ops_of(dense)->dense_read(p->part, p->index, what, offset, count, out, err);
 }
 
-int sfc_dense_write(struct sfc_dense *dense, uint64_t block, enum sfc_block_part part,
+int sfc_dense_write(struct sfc_dense *dense, uint64_t block, enum sfc_block_part what,
                     uint64_t offset, uint64_t count, const float *values, struct sfc_error *err)
 {
-    size_t index = 0;
-    int rc = find_range(dense, block, part, offset, count, &index, err);
+    const struct sfc_dense_place *p = NULL;
+    int rc = find_range(dense, block, what, offset, count, &p, err);
     if (!rc)
-        rc = sfc_values_check("dense", block, part, offset, count, values, err);
-    if (!rc)
-        sfc_extents_forget(&dense->extents, index);
-    return rc ? rc
-              : dense->backend->ops->dense_write(dense, index, part, offset, count, values, err);
+        rc = sfc_values_check("dense", block, what, offset, count, values, err);
+    if (rc)
+        return rc;
+    sfc_extents_forget(&p->part->extents, p->index);
+    return ops_of(dense)->dense_write(p->part, p->index, what, offset, count, values, err);
 }
 
 uint64_t sfc_dense_length(const struct sfc_dense *dense)
 {
     return dense->length;
+}
+
+/* ---- vectors of several parts, block by block */
+
+/* The part's floats of a vector of all blocks. */
+static void gather(const struct sfc_dense *dense, const struct sfc_dense_part *part,
+                   const float *whole, float *out)
+{
+    for (size_t i = 0; i < dense->count; i++) {
+        const struct sfc_dense_place *p = &dense->places[i];
+        if (p->part == part)
+            memcpy(out + p->in_part.vector, whole + p->whole.vector,
+                   p->length.vector * sizeof *out);
+    }
+}
+
+static void scatter(const struct sfc_dense *dense, const struct sfc_dense_part *part,
+                    const float *in, float *whole)
+{
+    for (size_t i = 0; i < dense->count; i++) {
+        const struct sfc_dense_place *p = &dense->places[i];
+        if (p->part == part)
+            memcpy(whole + p->whole.vector, in + p->in_part.vector, p->length.vector * sizeof *in);
+    }
+}
+
+/* Packed sums: where the halves and the floats of a block are. */
+static char *halves_at(const void *packed, uint64_t at)
+{
+    return (char *)packed + at * sizeof(uint16_t);
+}
+
+static char *floats_at(const struct sfc_dense_packing *packing, const void *packed, uint64_t at)
+{
+    return (char *)packed + sfc_dense_packed_floats(packing) + at * sizeof(float);
+}
+
+/* to_part: from the sums of all blocks to those of the part, else back. */
+static void copy_sums(const struct sfc_dense *dense, const struct sfc_dense_part *part,
+                      const void *whole, void *of_part, bool to_part)
+{
+    for (size_t i = 0; i < dense->count; i++) {
+        const struct sfc_dense_place *p = &dense->places[i];
+        if (p->part != part)
+            continue;
+        char *a = halves_at(whole, p->whole.halves), *b = halves_at(of_part, p->in_part.halves);
+        memcpy(to_part ? b : a, to_part ? a : b, p->length.halves * sizeof(uint16_t));
+        a = floats_at(&dense->packing, whole, p->whole.floats);
+        b = floats_at(&part->packing, of_part, p->in_part.floats);
+        memcpy(to_part ? b : a, to_part ? a : b, p->length.floats * sizeof(float));
+    }
+}
+
+static int push_parts(struct sfc_dense *dense, uint32_t slot, const float *slice,
+                      struct sfc_error *err)
+{
+    int rc = SFC_OK;
+    for (struct sfc_dense_part *p = dense->parts; !rc && p; p = p->next) {
+        if (!dense->direct)
+            gather(dense, p, slice, dense->scratch);
+        rc = ops_of(dense)->dense_push(p, slot, dense->direct ? slice : dense->scratch, err);
+    }
+    return rc;
 }
 
 int sfc_dense_push(struct sfc_dense *dense, uint32_t slot, const float *slice,
@@ -211,7 +137,7 @@ int sfc_dense_push(struct sfc_dense *dense, uint32_t slot, const float *slice,
     if (slot >= dense->config.slots)
         return sfc_fail(err, SFC_EINVAL, "dense: slot %u is not below %u", slot,
                         dense->config.slots);
-    int rc = dense->backend->ops->dense_push(dense, slot, slice, err);
+    int rc = push_parts(dense, slot, slice, err);
     if (!rc)
         dense->pushed[slot] = true;
     return rc;
@@ -219,22 +145,56 @@ int sfc_dense_push(struct sfc_dense *dense, uint32_t slot, const float *slice,
 
 int sfc_dense_pull(struct sfc_dense *dense, float *out, struct sfc_error *err)
 {
-    return dense->backend->ops->dense_pull(dense, out, err);
+    int rc = SFC_OK;
+    for (struct sfc_dense_part *p = dense->parts; !rc && p; p = p->next) {
+        rc = ops_of(dense)->dense_pull(p, dense->direct ? out : dense->scratch, err);
+        if (!rc && !dense->direct)
+            scatter(dense, p, dense->scratch, out);
+    }
+    return rc;
+}
+
+/* ---- sums */
+
+static bool gone(const struct sfc_dense_part *part, size_t index)
+{
+    return part->block_step[index] == SFC_BLOCK_GONE;
 }
 
 /* A block whose update doesn't fit is not finite. */
-static void check_extents(struct sfc_dense *dense, uint64_t step, double lr,
+static void check_extents(struct sfc_dense_part *part, uint64_t step, double lr,
                           struct sfc_dense_sum *sums)
 {
-    struct sfc_extents *e = &dense->extents;
+    struct sfc_extents *e = &part->extents;
     for (size_t i = 0; i < e->count; i++)
-        e->gradient[i] = sqrt(sums[i].sum_of_squares);
+        e->gradient[i] = gone(part, i) ? 0 : sqrt(sums[i].sum_of_squares);
     if (sfc_extents_fit(e, lr, step))
         return;
-    dense->backend->ops->dense_extents(dense, e->now);
+    part->backend->ops->dense_extents(part, e->now);
+    for (size_t i = 0; i < e->count; i++)
+        if (gone(part, i))
+            e->now[i] = (struct sfc_extent){0};
     sfc_extents_fit(e, lr, step);
     for (size_t i = 0; i < e->count; i++)
         sums[i].finite = sums[i].finite && sfc_extents_fits(e, i);
+}
+
+static int prepare_parts(struct sfc_dense *dense, uint64_t step, double lr, const uint32_t *slots,
+                         struct sfc_dense_sum *out, struct sfc_error *err)
+{
+    for (struct sfc_dense_part *p = dense->parts; p; p = p->next) {
+        struct sfc_dense_sum *sums = dense->direct ? out : dense->scratch;
+        int rc = ops_of(dense)->dense_prepare(p, slots, sums, err);
+        if (rc)
+            return rc;
+        p->step = step;
+        p->loaded = false;
+        check_extents(p, step, lr, sums);
+        for (size_t i = 0; !dense->direct && i < dense->count; i++)
+            if (dense->places[i].part == p)
+                out[i] = sums[dense->places[i].index];
+    }
+    return SFC_OK;
 }
 
 int sfc_dense_prepare(struct sfc_dense *dense, uint64_t step, double lr, const uint32_t *slots,
@@ -254,20 +214,24 @@ int sfc_dense_prepare(struct sfc_dense *dense, uint64_t step, double lr, const u
             if (slots[k] == slots[j])
                 return sfc_fail(err, SFC_EINVAL, "dense: slot %u is named twice", slots[j]);
     }
-    int rc = dense->backend->ops->dense_prepare(dense, slots, out, err);
-    if (!rc)
-        check_extents(dense, step, lr, out);
+    int rc = prepare_parts(dense, step, lr, slots, out, err);
     dense->prepared = rc == SFC_OK;
-    dense->step = step;
-    dense->loaded = false;
     return rc;
 }
 
 int sfc_dense_sums(struct sfc_dense *dense, void *out, struct sfc_error *err)
 {
+    int rc = SFC_OK;
     if (!dense->prepared)
         return sfc_fail(err, SFC_ESTATE, "dense: sums without a prepare");
-    return dense->backend->ops->dense_sums(dense, out, err);
+    if (!dense->direct)
+        memset(out, 0, sfc_dense_packed_floats(&dense->packing));
+    for (struct sfc_dense_part *p = dense->parts; !rc && p; p = p->next) {
+        rc = ops_of(dense)->dense_sums(p, dense->direct ? out : dense->scratch, err);
+        if (!rc && !dense->direct)
+            copy_sums(dense, p, out, dense->scratch, false);
+    }
+    return rc;
 }
 
 /* Number of the first packed sum that is not finite; as many as there are: none. */
@@ -284,6 +248,20 @@ static uint64_t first_broken(const struct sfc_dense_packing *packing, const void
     return packing->halves + packing->floats;
 }
 
+static int load_parts(struct sfc_dense *dense, uint64_t step, const void *sums,
+                      struct sfc_error *err)
+{
+    int rc = SFC_OK;
+    for (struct sfc_dense_part *p = dense->parts; !rc && p; p = p->next) {
+        if (!dense->direct)
+            copy_sums(dense, p, sums, dense->scratch, true);
+        rc = ops_of(dense)->dense_load(p, dense->direct ? sums : dense->scratch, err);
+        p->step = step;
+        p->loaded = true;
+    }
+    return rc;
+}
+
 int sfc_dense_load(struct sfc_dense *dense, uint64_t step, const void *sums, struct sfc_error *err)
 {
     dense->prepared = false;
@@ -291,21 +269,39 @@ int sfc_dense_load(struct sfc_dense *dense, uint64_t step, const void *sums, str
     if (broken < dense->length)
         return sfc_fail(err, SFC_EINVAL, "dense: loaded sum %llu of step %llu is not finite",
                         (unsigned long long)broken, (unsigned long long)step);
-    int rc = dense->backend->ops->dense_load(dense, sums, err);
+    int rc = load_parts(dense, step, sums, err);
     dense->prepared = rc == SFC_OK;
-    dense->step = step;
-    dense->loaded = true;
     return rc;
 }
 
 int sfc_dense_set_block_step(struct sfc_dense *dense, uint64_t block, uint64_t step,
                              struct sfc_error *err)
 {
-    size_t index = sfc_block_index(dense->blocks, dense->block_count, block);
-    if (index == dense->block_count)
-        return sfc_fail(err, SFC_ENOTFOUND, "dense: block %llu is not held here",
-                        (unsigned long long)block);
-    dense->block_step[index] = step;
+    const struct sfc_dense_place *p = NULL;
+    int rc = find(dense, block, &p, err);
+    if (!rc && step == SFC_BLOCK_GONE)
+        rc = sfc_fail(err, SFC_EINVAL, "dense: block %llu can't be of step %llu",
+                      (unsigned long long)block, (unsigned long long)step);
+    if (rc)
+        return rc;
+    p->part->block_step[p->index] = step;
+    return SFC_OK;
+}
+
+static int commit_parts(struct sfc_dense *dense, double clip_scale, double lr,
+                        struct sfc_error *err)
+{
+    for (struct sfc_dense_part *p = dense->parts; p; p = p->next) {
+        int rc = ops_of(dense)->dense_commit(p, clip_scale, lr, err);
+        if (rc && p == dense->parts)
+            return rc;
+        if (rc && err)
+            err->code = SFC_EDEVICE; /* whatever it was: other parts are updated */
+        if (rc)
+            return SFC_EDEVICE;
+        p->extents.asked = p->extents.asked && !p->loaded && clip_scale <= 1;
+        sfc_extents_commit(&p->extents);
+    }
     return SFC_OK;
 }
 
@@ -316,11 +312,9 @@ int sfc_dense_commit(struct sfc_dense *dense, double clip_scale, double lr, stru
     if (!isfinite((float)lr) || lr < 0 || !isfinite(clip_scale) || clip_scale < 0)
         return sfc_fail(err, SFC_EINVAL, "dense: clip scale %g and learning rate %g must be >= 0",
                         clip_scale, lr);
-    int rc = dense->backend->ops->dense_commit(dense, clip_scale, lr, err);
+    int rc = commit_parts(dense, clip_scale, lr, err);
     if (rc)
         return rc;
-    dense->extents.asked = dense->extents.asked && !dense->loaded && clip_scale <= 1;
-    sfc_extents_commit(&dense->extents);
     dense->prepared = false;
     memset(dense->pushed, 0, dense->config.slots * sizeof *dense->pushed);
     return SFC_OK;

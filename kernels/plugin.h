@@ -7,7 +7,7 @@
 
 /* Changes whenever the structures of kernels/backend.h or backend_impl.h do. Their sizes and the
  * version of ShardFC are compared as well. */
-#define SFC_PLUGIN_ABI 1u
+#define SFC_PLUGIN_ABI 2u
 
 struct sfc_backend_plugin { /* begins as struct sfc_plugin_mark */
     uint32_t abi;           /* SFC_PLUGIN_ABI of the build */
@@ -17,8 +17,8 @@ struct sfc_backend_plugin { /* begins as struct sfc_plugin_mark */
 };
 
 #define SFC_PLUGIN_LAYOUT                                                                          \
-    ((uint32_t)(sizeof(struct sfc_backend_ops) + 3 * sizeof(struct sfc_head) +                     \
-                5 * sizeof(struct sfc_dense) + 7 * sizeof(struct sfc_head_config) +                \
+    ((uint32_t)(sizeof(struct sfc_backend_ops) + 3 * sizeof(struct sfc_head_part) +                \
+                5 * sizeof(struct sfc_dense_part) + 7 * sizeof(struct sfc_head_config) +           \
                 11 * sizeof(struct sfc_dense_config) + 13 * sizeof(struct sfc_head_logits_item) +  \
                 17 * sizeof(struct sfc_error)))
 

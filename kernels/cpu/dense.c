@@ -23,7 +23,7 @@ struct piece {
 };
 
 struct cpu_dense {
-    struct sfc_dense base;
+    struct sfc_dense_part base;
     uint64_t length;     /* floats of all blocks */
     uint64_t *block_at;  /* [blocks + 1] first float of a block in the local vectors */
     size_t *first_piece; /* [blocks + 1] */
@@ -144,7 +144,7 @@ static void free_vectors(struct cpu_dense *d)
 }
 
 int sfc_cpu_dense_new(struct sfc_backend *backend, const struct sfc_dense_config *config,
-                      const uint64_t *blocks, size_t count, struct sfc_dense **out,
+                      const uint64_t *blocks, size_t count, bool blank, struct sfc_dense_part **out,
                       struct sfc_error *err)
 {
     (void)backend;
@@ -175,12 +175,13 @@ int sfc_cpu_dense_new(struct sfc_backend *backend, const struct sfc_dense_config
     for (size_t i = 0; i < count; i++) {
         d->block_at[i + 1] = d->block_at[i] + sfc_dense_block_length(config, blocks[i]);
     }
-    init_values(d, config, blocks, count);
+    if (!blank)
+        init_values(d, config, blocks, count);
     *out = &d->base;
     return SFC_OK;
 }
 
-void sfc_cpu_dense_free(struct sfc_dense *dense)
+void sfc_cpu_dense_free(struct sfc_dense_part *dense)
 {
     free_vectors((struct cpu_dense *)dense);
 }
@@ -193,7 +194,7 @@ static float *part_of(struct cpu_dense *d, size_t index, enum sfc_block_part par
            d->block_at[index];
 }
 
-int sfc_cpu_dense_read(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
+int sfc_cpu_dense_read(struct sfc_dense_part *dense, size_t index, enum sfc_block_part part,
                        uint64_t offset, uint64_t count, float *out, struct sfc_error *err)
 {
     (void)err;
@@ -201,7 +202,7 @@ int sfc_cpu_dense_read(struct sfc_dense *dense, size_t index, enum sfc_block_par
     return SFC_OK;
 }
 
-int sfc_cpu_dense_write(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
+int sfc_cpu_dense_write(struct sfc_dense_part *dense, size_t index, enum sfc_block_part part,
                         uint64_t offset, uint64_t count, const float *values, struct sfc_error *err)
 {
     (void)err;
@@ -210,7 +211,7 @@ int sfc_cpu_dense_write(struct sfc_dense *dense, size_t index, enum sfc_block_pa
     return SFC_OK;
 }
 
-int sfc_cpu_dense_push(struct sfc_dense *dense, uint32_t slot, const float *slice,
+int sfc_cpu_dense_push(struct sfc_dense_part *dense, uint32_t slot, const float *slice,
                        struct sfc_error *err)
 {
     (void)err;
@@ -219,7 +220,7 @@ int sfc_cpu_dense_push(struct sfc_dense *dense, uint32_t slot, const float *slic
     return SFC_OK;
 }
 
-int sfc_cpu_dense_pull(struct sfc_dense *dense, float *out, struct sfc_error *err)
+int sfc_cpu_dense_pull(struct sfc_dense_part *dense, float *out, struct sfc_error *err)
 {
     (void)err;
     struct cpu_dense *d = (struct cpu_dense *)dense;
@@ -301,6 +302,9 @@ static void prepare_block(void *arg, size_t index, unsigned worker)
     struct cpu_dense *d = call->dense;
     struct sfc_dense_sum sum = {d->base.blocks[index], 0, true};
     (void)worker;
+    call->out[index] = sum;
+    if (d->base.block_step[index] == SFC_BLOCK_GONE)
+        return;
     for (size_t p = d->first_piece[index]; p < d->first_piece[index + 1]; p++) {
         const struct piece *piece = &d->pieces[p];
         add_slices(d, call->slots, piece);
@@ -315,8 +319,8 @@ static void prepare_block(void *arg, size_t index, unsigned worker)
     call->out[index] = sum;
 }
 
-int sfc_cpu_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct sfc_dense_sum *out,
-                          struct sfc_error *err)
+int sfc_cpu_dense_prepare(struct sfc_dense_part *dense, const uint32_t *slots,
+                          struct sfc_dense_sum *out, struct sfc_error *err)
 {
     (void)err;
     struct prepare_call call = {(struct cpu_dense *)dense, slots, out};
@@ -372,7 +376,7 @@ static void pack_block(void *arg, size_t index, unsigned worker)
     }
 }
 
-int sfc_cpu_dense_sums(struct sfc_dense *dense, void *out, struct sfc_error *err)
+int sfc_cpu_dense_sums(struct sfc_dense_part *dense, void *out, struct sfc_error *err)
 {
     (void)err;
     struct pack_call call = {.dense = (struct cpu_dense *)dense, .out = out};
@@ -384,7 +388,7 @@ int sfc_cpu_dense_sums(struct sfc_dense *dense, void *out, struct sfc_error *err
     return SFC_OK;
 }
 
-int sfc_cpu_dense_load(struct sfc_dense *dense, const void *sums, struct sfc_error *err)
+int sfc_cpu_dense_load(struct sfc_dense_part *dense, const void *sums, struct sfc_error *err)
 {
     (void)err;
     struct pack_call call = {.dense = (struct cpu_dense *)dense, .in = sums};
@@ -393,7 +397,7 @@ int sfc_cpu_dense_load(struct sfc_dense *dense, const void *sums, struct sfc_err
     return SFC_OK;
 }
 
-void sfc_cpu_dense_extents(struct sfc_dense *dense, struct sfc_extent *out)
+void sfc_cpu_dense_extents(struct sfc_dense_part *dense, struct sfc_extent *out)
 {
     const struct cpu_dense *d = (const struct cpu_dense *)dense;
     for (size_t i = 0; i < dense->block_count; i++) {
@@ -486,7 +490,7 @@ static void commit_block(void *arg, size_t index, unsigned worker)
     }
 }
 
-int sfc_cpu_dense_commit(struct sfc_dense *dense, double clip_scale, double lr,
+int sfc_cpu_dense_commit(struct sfc_dense_part *dense, double clip_scale, double lr,
                          struct sfc_error *err)
 {
     (void)err;

@@ -1,4 +1,5 @@
-/* Class blocks of the CPU backend (private). Files: head_new.c (sizes, memory, life), head_plan.c
+/* Class blocks of the CPU backend (private). Files: head_new.c (sizes, memory, life), head_slab.c
+ * (memory of blocks that come and go), head_store.c (reading and writing it), head_plan.c
  * (samples), head_passes.c (logits and gradient), head_commit.c (update), head_extent.c (overflow).
  *
  * A block's sample is worked on in tiles of `tile` rows, the same number for every block and step,
@@ -29,6 +30,7 @@
 
 #define SFC_CPU_MAX_GROUPS 5   /* products of 1, 2, 4, 8, 16 micro-batches */
 #define SFC_CPU_MAX_WIDTH  512 /* columns of a joint product */
+#define SFC_CPU_MAX_BYTES  0x1p56
 
 struct sfc_cpu_sizes {
     size_t pitch, mp, bp, tile;
@@ -36,17 +38,34 @@ struct sfc_cpu_sizes {
     size_t micro_batches;
     size_t groups;        /* sizes of products: 1 << 0 .. 1 << (groups - 1) */
     size_t call_rows;     /* rows of x in one call or one batch, padded */
-    size_t store_rows;    /* rows of W of all blocks */
-    size_t sample_rows;   /* bound of the sampled rows of one plan */
-    size_t max_block;     /* rows of the largest block */
+    size_t full_block;    /* rows of a block that isn't the last */
     size_t scratch_bytes; /* of one worker, without oneDNN's */
+};
+
+/* Blocks that were made together, and their memory. */
+struct sfc_cpu_slab {
+    struct sfc_cpu_slab *next;
+    size_t blocks;      /* that are still held */
+    size_t store_rows;  /* rows of W of all blocks */
+    size_t sample_rows; /* bound of the sampled rows of one plan */
+    uint64_t state_bytes, step_bytes;
+    struct sfc_cpu_mapping state, step;
+    char *records;       /* [store_rows] of the store's format (kernels/cpu/simd.h) */
+    uint32_t *last;      /* mode dense: [store_rows] the step that the record is of; else NULL */
+    uint32_t *rows;      /* [sample_rows] of the plan */
+    float *inverse_norm; /* [sample_rows] of W, written by pass 1 */
+    float *add;          /* [sample_rows] added to z before exp: correction - shift */
+    void *z;             /* [slots, sample_rows, mp] kept numbers */
+    size_t sampled;      /* of the plan, while it is made */
 };
 
 struct sfc_cpu_block {
     uint64_t id;
     uint32_t rows;
+    bool kept;                    /* while blocks are rearranged */
+    struct sfc_cpu_slab *slab;    /* where it lies: */
     size_t store;                 /* first row in records and last */
-    size_t sample;                /* first entry in rows, inverse_norm, add and the slots */
+    size_t sample;                /* first entry in rows, inverse_norm, add and z */
     uint32_t count;               /* sampled rows of the present plan */
     uint32_t oldest, newest;      /* mode dense: of the last steps of the sampled rows */
     uint32_t target, targets;     /* range in target_row, target_at */
@@ -76,7 +95,7 @@ struct sfc_cpu_label {
 };
 
 struct sfc_cpu_head {
-    struct sfc_head base;
+    struct sfc_head_part base;
     struct sfc_cpu *cpu;
     const struct sfc_simd *simd;
     struct sfc_head_config config;
@@ -90,20 +109,15 @@ struct sfc_cpu_head {
     struct sfc_cpu_block *blocks;
     size_t block_count;
     struct sfc_cpu_worker *workers;
-    struct sfc_cpu_mapping state, step;
-    char *records;       /* [store_rows] of the store's format (kernels/cpu/simd.h) */
-    uint32_t *last;      /* mode dense: [store_rows] the step that the record is of; else NULL */
-    struct sfc_lag *lag; /* mode dense: [steps + 1] from after that step to the plan's */
+    struct sfc_cpu_slab *slabs;
+    struct sfc_cpu_mapping step;
+    struct sfc_lag *lag; /* mode dense: [steps + 1] from after a row's step to the plan's */
     /* the plan */
-    uint32_t *rows;      /* [sample_rows] */
-    float *inverse_norm; /* [sample_rows] of W, written by pass 1 */
-    float *add;          /* [sample_rows] added to z before exp: correction - shift */
-    double exp_factor;   /* the sums of exponentials are times this */
+    double exp_factor; /* the sums of exponentials are times this */
     uint64_t sampled;
     struct sfc_cpu_label *labels;                /* [batch] sorted */
     uint32_t *target_row, *target_at, *positive; /* [batch] */
     /* the slots */
-    void *z;             /* [slots, sample_rows, mp] kept numbers */
     void *x;             /* [slots, micro_batch, pitch] unit features, operands */
     float *target_z;     /* [slots, micro_batch] logits of the targets held here */
     float *slope;        /* [slots, micro_batch] f' of the target */
@@ -127,10 +141,11 @@ static inline void *sfc_cpu_kept_at(const struct sfc_cpu_head *head, void *array
     return (char *)array + index * head->kept_bytes;
 }
 
-static inline void *sfc_cpu_slot_z(const struct sfc_cpu_head *head, uint32_t slot, size_t row)
+static inline void *sfc_cpu_slot_z(const struct sfc_cpu_head *head, const struct sfc_cpu_slab *slab,
+                                   uint32_t slot, size_t row)
 {
-    return sfc_cpu_kept_at(head, head->z,
-                           ((size_t)slot * head->sizes.sample_rows + row) * head->sizes.mp);
+    return sfc_cpu_kept_at(head, slab->z,
+                           ((size_t)slot * slab->sample_rows + row) * head->sizes.mp);
 }
 
 static inline void *sfc_cpu_slot_x(const struct sfc_cpu_head *head, uint32_t slot)
@@ -138,9 +153,32 @@ static inline void *sfc_cpu_slot_x(const struct sfc_cpu_head *head, uint32_t slo
     return sfc_cpu_at(head, head->x, (size_t)slot * head->config.micro_batch * head->sizes.pitch);
 }
 
-/* The block's part of the store; worker: whose scratch an update may use. */
+static inline size_t sfc_cpu_record_bytes(const struct sfc_cpu_head *head)
+{
+    return head->sizes.tensors * sfc_tensor_bytes(head->format, head->config.dim);
+}
+
+/* A slab for these blocks (at least one) of a head whose sizes and formats are known: what it
+ * takes, and making it. SFC_ELIMIT: more than any machine has. */
+int sfc_cpu_slab_measure(const struct sfc_cpu_head *head, const uint64_t *blocks, size_t count,
+                         struct sfc_cpu_slab *out, struct sfc_error *err);
+int sfc_cpu_slab_new(const struct sfc_cpu_head *head, const uint64_t *blocks, size_t count,
+                     struct sfc_cpu_slab **out, struct sfc_error *err);
+void sfc_cpu_slab_free(struct sfc_cpu_slab *slab); /* NULL is fine */
+
+/* The block's part of the store; worker: whose scratch an update may use, NULL: there is none. */
 struct sfc_store sfc_cpu_store(const struct sfc_cpu_head *head, const struct sfc_cpu_block *block,
                                const struct sfc_cpu_worker *worker);
+
+/* What a head with these slabs (a list) and so many blocks takes. */
+struct sfc_memory sfc_cpu_head_counted(const struct sfc_cpu_head *head,
+                                       const struct sfc_cpu_slab *slabs, size_t blocks);
+/* Numbers [k, k + n) of one tensor of a row. */
+void sfc_cpu_get_numbers(const struct sfc_cpu_head *head, const struct sfc_store *store,
+                         enum sfc_block_part part, size_t row, size_t k, size_t n, float *out);
+void sfc_cpu_put_numbers(const struct sfc_cpu_head *head, const struct sfc_store *store,
+                         enum sfc_block_part part, size_t row, size_t k, size_t n,
+                         const float *values);
 
 /* The shapes of the products; they depend on the configuration alone, never on which blocks are
  * held (I8). */
@@ -162,26 +200,34 @@ int sfc_cpu_head_memory(const struct sfc_backend *backend, const struct sfc_head
                         const uint64_t *blocks, size_t count, struct sfc_memory *out,
                         struct sfc_error *err);
 int sfc_cpu_head_new(struct sfc_backend *backend, const struct sfc_head_config *config,
-                     const uint64_t *blocks, size_t count, struct sfc_head **out,
+                     const uint64_t *blocks, size_t count, bool blank, struct sfc_head_part **out,
                      struct sfc_error *err);
-void sfc_cpu_head_free(struct sfc_head *head);
-int sfc_cpu_head_read(struct sfc_head *head, size_t index, enum sfc_block_part part,
+int sfc_cpu_head_rearrange(struct sfc_head_part *part, struct sfc_head_part *other,
+                           const struct sfc_head_place *places, size_t count,
+                           struct sfc_error *err);
+void sfc_cpu_head_free(struct sfc_head_part *head);
+int sfc_cpu_head_read(struct sfc_head_part *head, size_t index, enum sfc_block_part part,
                       uint64_t offset, uint64_t count, float *out, struct sfc_error *err);
-int sfc_cpu_head_write(struct sfc_head *head, size_t index, enum sfc_block_part part,
+int sfc_cpu_head_write(struct sfc_head_part *head, size_t index, enum sfc_block_part part,
                        uint64_t offset, uint64_t count, const float *values, struct sfc_error *err);
-int sfc_cpu_head_plan(struct sfc_head *head, uint64_t step, const uint64_t *labels,
+int sfc_cpu_head_read_rows(struct sfc_head_part *head, size_t index, enum sfc_block_part part,
+                           const uint32_t *rows, size_t count, float *out, struct sfc_error *err);
+int sfc_cpu_head_write_rows(struct sfc_head_part *head, size_t index, enum sfc_block_part part,
+                            const uint32_t *rows, size_t count, const float *values,
+                            struct sfc_error *err);
+int sfc_cpu_head_plan(struct sfc_head_part *head, uint64_t step, const uint64_t *labels,
                       uint64_t *sampled, struct sfc_error *err);
-void sfc_cpu_head_prefetch(struct sfc_head *head, uint64_t step, const uint64_t *labels);
-void sfc_cpu_head_sample(const struct sfc_head *head, size_t index, const uint32_t **rows,
+void sfc_cpu_head_prefetch(struct sfc_head_part *head, uint64_t step, const uint64_t *labels);
+void sfc_cpu_head_sample(const struct sfc_head_part *head, size_t index, const uint32_t **rows,
                          uint32_t *count);
-int sfc_cpu_head_logits(struct sfc_head *head, struct sfc_head_logits_item *items, size_t n,
+int sfc_cpu_head_logits(struct sfc_head_part *head, struct sfc_head_logits_item *items, size_t n,
+                        bool add, struct sfc_error *err);
+int sfc_cpu_head_gradient(struct sfc_head_part *head, struct sfc_head_gradient_item *items,
+                          size_t n, bool add, struct sfc_error *err);
+int sfc_cpu_head_commit(struct sfc_head_part *head, const uint32_t *slots, double lr,
                         struct sfc_error *err);
-int sfc_cpu_head_gradient(struct sfc_head *head, struct sfc_head_gradient_item *items, size_t n,
-                          struct sfc_error *err);
-int sfc_cpu_head_commit(struct sfc_head *head, const uint32_t *slots, double lr,
-                        struct sfc_error *err);
-bool sfc_cpu_head_finite(const struct sfc_head *head, const uint32_t *slots);
-void sfc_cpu_head_inverse_norms(const struct sfc_head *head, double *out);
-void sfc_cpu_head_extents(struct sfc_head *head, struct sfc_extent *out);
+bool sfc_cpu_head_finite(const struct sfc_head_part *head, const uint32_t *slots);
+void sfc_cpu_head_inverse_norms(const struct sfc_head_part *head, double *out);
+void sfc_cpu_head_extents(struct sfc_head_part *head, struct sfc_extent *out);
 
 #endif

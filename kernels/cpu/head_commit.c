@@ -10,7 +10,8 @@ struct commit_call {
 };
 
 /* p of n sampled rows over the whole batch, columns in order of the micro-batches: [tile, bp]. */
-static void assemble(const struct commit_call *call, size_t at, size_t n, char *out)
+static void assemble(const struct commit_call *call, const struct sfc_cpu_slab *slab, size_t at,
+                     size_t n, char *out)
 {
     const struct sfc_cpu_head *head = call->head;
     const struct sfc_cpu_sizes *s = &head->sizes;
@@ -18,7 +19,7 @@ static void assemble(const struct commit_call *call, size_t at, size_t n, char *
     size_t row = s->bp * head->operand_bytes, batch = head->config.batch * head->operand_bytes;
     for (size_t i = 0; i < n; i++, out += row) {
         for (size_t j = 0; j < s->micro_batches; j++) {
-            const void *p = sfc_cpu_slot_z(head, call->slots[j], at + i);
+            const void *p = sfc_cpu_slot_z(head, slab, call->slots[j], at + i);
             if (head->operand == SFC_OPERAND_WIDE)
                 head->simd->half->unpack(p, NULL, columns, SFC_STORE_BF16,
                                          (float *)(void *)(out + j * m));
@@ -52,16 +53,16 @@ static void commit_block(void *arg, size_t index, unsigned worker_index)
     for (size_t first = 0; first < block->count && !worker->error.code; first += s->tile) {
         size_t at = block->sample + first;
         size_t n = block->count - first < s->tile ? block->count - first : s->tile;
-        assemble(call, at, n, worker->product);
+        assemble(call, block->slab, at, n, worker->product);
         if (sfc_gemm_run(&worker->commit, worker->stream, worker->product, head->call_x,
                          worker->result, worker->gemm, &worker->error))
             return;
-        update_of(head)(&store, head->rows + at, n, head->config.dim, s->pitch, worker->result,
-                        head->inverse_norm + at, &call->update);
+        update_of(head)(&store, block->slab->rows + at, n, head->config.dim, s->pitch,
+                        worker->result, block->slab->inverse_norm + at, &call->update);
     }
 }
 
-int sfc_cpu_head_commit(struct sfc_head *base, const uint32_t *slots, double lr,
+int sfc_cpu_head_commit(struct sfc_head_part *base, const uint32_t *slots, double lr,
                         struct sfc_error *err)
 {
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;

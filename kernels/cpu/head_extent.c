@@ -3,12 +3,12 @@
 #include "kernels/cpu/head.h"
 #include "kernels/cpu/pool.h"
 
-void sfc_cpu_head_inverse_norms(const struct sfc_head *base, double *out)
+void sfc_cpu_head_inverse_norms(const struct sfc_head_part *base, double *out)
 {
     const struct sfc_cpu_head *head = (const struct sfc_cpu_head *)base;
     for (size_t i = 0; i < head->block_count; i++) {
         const struct sfc_cpu_block *block = &head->blocks[i];
-        out[i] = sfc_extent_largest(head->inverse_norm + block->sample, block->count);
+        out[i] = sfc_extent_largest(block->slab->inverse_norm + block->sample, block->count);
     }
 }
 
@@ -43,7 +43,7 @@ static void extent_block(void *arg, size_t index, unsigned worker_index)
     call->out[index] = extent;
 }
 
-void sfc_cpu_head_extents(struct sfc_head *base, struct sfc_extent *out)
+void sfc_cpu_head_extents(struct sfc_head_part *base, struct sfc_extent *out)
 {
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
     struct extent_call call = {head, out};

@@ -1,6 +1,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cpu/carver.h"
 #include "kernels/cpu/head.h"
 #include "kernels/cpu/pool.h"
 #include "kernels/rng/philox.h"
@@ -8,7 +9,6 @@
 
 /* A tile, its product, the unit features and dw share the cache of a core, 1 or 2 MiB. */
 #define TILE_BYTES ((size_t)512 << 10)
-#define MAX_BYTES  0x1p56
 
 static size_t round16(size_t n)
 {
@@ -33,23 +33,11 @@ static bool is_dense(const struct sfc_head_config *config)
 
 /* ---- sizes and the layout of the memory */
 
-/* Hands out 64-byte aligned ranges of a mapping; with base NULL it only measures. */
-struct carver {
-    char *base;
-    size_t used;
-};
-
-static void *carve(struct carver *c, size_t count, size_t size)
-{
-    char *at = c->base ? c->base + c->used : NULL;
-    c->used += (count * size + 63) / 64 * 64;
-    return at;
-}
-
 void sfc_cpu_product_sizes(const struct sfc_head_config *c, struct sfc_cpu_sizes *s)
 {
     uint32_t full = c->classes < c->block_size ? (uint32_t)c->classes : c->block_size;
     size_t quota = sfc_sample_quota(full, c->sample_ppm, 0);
+    s->full_block = full;
     s->pitch = round16(c->dim);
     size_t most = larger(TILE_BYTES / (s->pitch * sizeof(float)), 16);
     size_t tiles = (quota + most - 1) / most;
@@ -65,46 +53,22 @@ void sfc_cpu_product_sizes(const struct sfc_head_config *c, struct sfc_cpu_sizes
     s->call_rows = larger(c->slots * s->mp, s->bp);
 }
 
-static void block_sizes(const struct sfc_head_config *c, const uint64_t *blocks, size_t count,
-                        struct sfc_cpu_sizes *s)
-{
-    size_t quota = 0;
-    s->store_rows = s->max_block = 0;
-    for (size_t i = 0; i < count; i++) {
-        uint32_t rows = (uint32_t)sfc_head_block_rows(c, blocks[i]);
-        s->store_rows += rows;
-        s->max_block = larger(s->max_block, rows);
-        quota += sfc_sample_quota(rows, c->sample_ppm, 0);
-    }
-    /* A block exceeds its quota only by positives, and there are at most `batch` of those. */
-    size_t bound = quota + c->batch;
-    s->sample_rows = bound < s->store_rows ? bound : s->store_rows;
-}
-
 static void lay_out_worker(const struct sfc_cpu_head *head, struct sfc_cpu_worker *worker,
-                           struct carver *carver)
+                           struct sfc_cpu_carver *carver)
 {
     const struct sfc_head_config *c = &head->config;
     const struct sfc_cpu_sizes *s = &head->sizes;
     size_t columns = s->mp << (s->groups - 1);
-    worker->tile = carve(carver, s->tile * s->pitch, head->operand_bytes);
-    worker->row = carve(carver, 2 * s->pitch, sizeof(float));
-    worker->product = carve(carver, s->tile * larger(columns, s->bp), sizeof(float));
-    worker->result = carve(carver, larger(s->tile, s->call_rows) * s->pitch, sizeof(float));
-    worker->exps = carve(carver, s->call_rows, sizeof(double));
-    worker->sums = carve(carver, s->call_rows, sizeof(struct sfc_sum256));
-    worker->dx = carve(carver, (size_t)c->slots * c->micro_batch * c->dim, sizeof(int64_t));
-    worker->sample = carve(carver, sfc_sample_scratch((uint32_t)s->max_block), 1);
-    worker->ahead =
-        carve(carver, sfc_sample_quota((uint32_t)s->max_block, c->sample_ppm, 0), sizeof(uint32_t));
-}
-
-static void lay_out_state(struct sfc_cpu_head *head, struct carver *carver)
-{
-    size_t rows = head->sizes.store_rows;
-    size_t record = head->sizes.tensors * sfc_tensor_bytes(head->format, head->config.dim);
-    head->records = carve(carver, rows, record);
-    head->last = is_dense(&head->config) ? carve(carver, rows, sizeof *head->last) : NULL;
+    worker->tile = sfc_cpu_carve(carver, s->tile * s->pitch, head->operand_bytes);
+    worker->row = sfc_cpu_carve(carver, 2 * s->pitch, sizeof(float));
+    worker->product = sfc_cpu_carve(carver, s->tile * larger(columns, s->bp), sizeof(float));
+    worker->result = sfc_cpu_carve(carver, larger(s->tile, s->call_rows) * s->pitch, sizeof(float));
+    worker->exps = sfc_cpu_carve(carver, s->call_rows, sizeof(double));
+    worker->sums = sfc_cpu_carve(carver, s->call_rows, sizeof(struct sfc_sum256));
+    worker->dx = sfc_cpu_carve(carver, (size_t)c->slots * c->micro_batch * c->dim, sizeof(int64_t));
+    worker->sample = sfc_cpu_carve(carver, sfc_sample_scratch((uint32_t)s->full_block), 1);
+    worker->ahead = sfc_cpu_carve(
+        carver, sfc_sample_quota((uint32_t)s->full_block, c->sample_ppm, 0), sizeof(uint32_t));
 }
 
 /* The formats that follow from the configuration and the CPU. */
@@ -121,42 +85,36 @@ static void choose_formats(struct sfc_cpu_head *head, const struct sfc_cpu *cpu)
                                                         : SFC_STORE_F32;
 }
 
-static void lay_out_step(struct sfc_cpu_head *head, struct carver *carver)
+static void lay_out_step(struct sfc_cpu_head *head, struct sfc_cpu_carver *carver)
 {
     const struct sfc_head_config *c = &head->config;
     const struct sfc_cpu_sizes *s = &head->sizes;
-    head->rows = carve(carver, s->sample_rows, sizeof(uint32_t));
-    head->inverse_norm = carve(carver, s->sample_rows, sizeof(float));
-    head->add = carve(carver, s->sample_rows, sizeof(float));
-    head->labels = carve(carver, c->batch, sizeof *head->labels);
-    head->target_row = carve(carver, c->batch, sizeof(uint32_t));
-    head->target_at = carve(carver, c->batch, sizeof(uint32_t));
-    head->positive = carve(carver, c->batch, sizeof(uint32_t));
-    head->z = carve(carver, (size_t)c->slots * s->sample_rows * s->mp, head->kept_bytes);
-    head->x = carve(carver, (size_t)c->slots * c->micro_batch * s->pitch, head->operand_bytes);
-    head->target_z = carve(carver, (size_t)c->slots * c->micro_batch, sizeof(float));
-    head->slope = carve(carver, (size_t)c->slots * c->micro_batch, sizeof(float));
-    head->zero = carve(carver, (size_t)c->slots * c->micro_batch, sizeof(bool));
-    head->finite = carve(carver, c->slots, sizeof *head->finite);
-    head->call_x = carve(carver, s->call_rows * s->pitch, head->operand_bytes);
-    head->unit = carve(carver, s->pitch, sizeof(float));
-    head->high = carve(carver, s->call_rows, sizeof(float));
-    head->low = carve(carver, s->call_rows, sizeof(float));
+    head->labels = sfc_cpu_carve(carver, c->batch, sizeof *head->labels);
+    head->target_row = sfc_cpu_carve(carver, c->batch, sizeof(uint32_t));
+    head->target_at = sfc_cpu_carve(carver, c->batch, sizeof(uint32_t));
+    head->positive = sfc_cpu_carve(carver, c->batch, sizeof(uint32_t));
+    head->x =
+        sfc_cpu_carve(carver, (size_t)c->slots * c->micro_batch * s->pitch, head->operand_bytes);
+    head->target_z = sfc_cpu_carve(carver, (size_t)c->slots * c->micro_batch, sizeof(float));
+    head->slope = sfc_cpu_carve(carver, (size_t)c->slots * c->micro_batch, sizeof(float));
+    head->zero = sfc_cpu_carve(carver, (size_t)c->slots * c->micro_batch, sizeof(bool));
+    head->finite = sfc_cpu_carve(carver, c->slots, sizeof *head->finite);
+    head->call_x = sfc_cpu_carve(carver, s->call_rows * s->pitch, head->operand_bytes);
+    head->unit = sfc_cpu_carve(carver, s->pitch, sizeof(float));
+    head->high = sfc_cpu_carve(carver, s->call_rows, sizeof(float));
+    head->low = sfc_cpu_carve(carver, s->call_rows, sizeof(float));
     if (is_dense(c))
-        head->lag = carve(carver, c->steps + 1, sizeof *head->lag);
+        head->lag = sfc_cpu_carve(carver, c->steps + 1, sizeof *head->lag);
 }
 
 /* The largest products of sizes, in doubles, so that size_t can't overflow below. */
-static int check_size(const struct sfc_head_config *c, const struct sfc_cpu_sizes *s,
-                      struct sfc_error *err)
+static int check_size(const struct sfc_cpu_sizes *s, struct sfc_error *err)
 {
-    double rows = (double)s->store_rows * c->dim * 12;
-    double kept = (double)c->slots * (double)s->sample_rows * (double)s->mp * 4;
     double batch = (double)s->call_rows * (double)s->pitch * 16;
     double tile = (double)s->tile * (double)larger(s->pitch, s->bp) * 16;
-    if (rows + kept + batch + tile > MAX_BYTES)
+    if (batch + tile > SFC_CPU_MAX_BYTES)
         return sfc_fail(err, SFC_ELIMIT, "head: %.3g bytes are more than any machine has",
-                        rows + kept + batch + tile);
+                        batch + tile);
     return SFC_OK;
 }
 
@@ -229,17 +187,15 @@ static void measure_scratch(void *arg, size_t item, unsigned worker)
     }
 }
 
-/* Fills sizes and memory of a head whose config is set. */
-static int measure(struct sfc_cpu_head *head, const struct sfc_cpu *cpu, const uint64_t *blocks,
-                   size_t count, struct sfc_error *err)
+/* Fills sizes, formats and memory of a head whose config is set, without its blocks'. */
+static int measure(struct sfc_cpu_head *head, const struct sfc_cpu *cpu, struct sfc_error *err)
 {
     struct sfc_cpu_sizes *s = &head->sizes;
     struct sfc_cpu_worker worker = {0};
-    struct carver carver = {0};
+    struct sfc_cpu_carver carver = {0};
     choose_formats(head, cpu);
     sfc_cpu_product_sizes(&head->config, s);
-    block_sizes(&head->config, blocks, count, s);
-    int rc = check_size(&head->config, s, err);
+    int rc = check_size(s, err);
     if (rc)
         return rc;
     struct scratch_call call = {.cpu = cpu, .head = head};
@@ -247,18 +203,26 @@ static int measure(struct sfc_cpu_head *head, const struct sfc_cpu *cpu, const u
     if (call.error.code)
         return sfc_fail(err, call.error.code, "%s", call.error.text);
     lay_out_worker(head, &worker, &carver);
-    carve(&carver, call.bytes, 1);
+    sfc_cpu_carve(&carver, call.bytes, 1);
     s->scratch_bytes = sfc_cpu_mapped_bytes(carver.used);
-    carver = (struct carver){0};
-    lay_out_state(head, &carver);
-    head->memory.state_bytes = sfc_cpu_mapped_bytes(carver.used);
-    carver = (struct carver){0};
+    carver = (struct sfc_cpu_carver){0};
     lay_out_step(head, &carver);
-    head->memory.step_bytes =
-        sfc_cpu_mapped_bytes(carver.used) + count * sizeof(struct sfc_cpu_block);
+    head->memory.step_bytes = sfc_cpu_mapped_bytes(carver.used);
     head->memory.scratch_bytes =
         cpu->threads * (s->scratch_bytes + sizeof(struct sfc_cpu_worker)) + sizeof *head;
     return SFC_OK;
+}
+
+struct sfc_memory sfc_cpu_head_counted(const struct sfc_cpu_head *head,
+                                       const struct sfc_cpu_slab *slabs, size_t blocks)
+{
+    struct sfc_memory memory = head->memory;
+    memory.step_bytes += blocks * sizeof(struct sfc_cpu_block);
+    for (const struct sfc_cpu_slab *s = slabs; s; s = s->next) {
+        memory.state_bytes += s->state_bytes;
+        memory.step_bytes += s->step_bytes;
+    }
+    return memory;
 }
 
 int sfc_cpu_head_memory(const struct sfc_backend *backend, const struct sfc_head_config *config,
@@ -269,9 +233,12 @@ int sfc_cpu_head_memory(const struct sfc_backend *backend, const struct sfc_head
     if (!head)
         return sfc_fail(err, SFC_ENOMEM, "head: out of memory");
     head->config = *config;
-    int rc = measure(head, (const struct sfc_cpu *)backend, blocks, count, err);
+    struct sfc_cpu_slab slab = {0};
+    int rc = measure(head, (const struct sfc_cpu *)backend, err);
     if (!rc)
-        *out = head->memory;
+        rc = sfc_cpu_slab_measure(head, blocks, count, &slab, err);
+    if (!rc)
+        *out = sfc_cpu_head_counted(head, &slab, count);
     free(head);
     return rc;
 }
@@ -301,9 +268,9 @@ static void worker_init(void *arg, size_t item, unsigned index)
     if (sfc_cpu_map(&worker->arena, head->sizes.scratch_bytes, "scratch", &worker->error))
         return;
     memset(worker->arena.data, 0, head->sizes.scratch_bytes);
-    struct carver carver = {worker->arena.data, 0};
+    struct sfc_cpu_carver carver = {worker->arena.data, 0};
     lay_out_worker(head, worker, &carver);
-    worker->gemm = carve(&carver, 0, 1);
+    worker->gemm = sfc_cpu_carve(&carver, 0, 1);
     if (dnnl_stream_create(&worker->stream, head->cpu->engine, dnnl_stream_default_flags))
         sfc_fail(&worker->error, SFC_EDEVICE, "oneDNN can't make a stream");
     else
@@ -322,46 +289,7 @@ static void worker_close(struct sfc_cpu_worker *worker)
     sfc_cpu_unmap(&worker->arena);
 }
 
-/* Numbers [k, k + n) of one tensor of a row: where they are. */
-struct numbers {
-    float *floats;        /* or NULL: then */
-    uint16_t *high, *low; /* low: SPLIT weights, else NULL */
-};
-
-static struct numbers numbers_at(const struct sfc_store *store, enum sfc_block_part part,
-                                 size_t row, size_t k, size_t dim)
-{
-    size_t tensor = part == SFC_PART_VALUES ? 0 : part == SFC_PART_MOMENTUM ? 1 : 2;
-    void *at = sfc_store_at(store, row, tensor, dim);
-    uint16_t *high = (uint16_t *)at + k;
-    if (store->format == SFC_STORE_BF16)
-        return (struct numbers){NULL, high, NULL};
-    if (store->format == SFC_STORE_SPLIT && tensor == 0)
-        return (struct numbers){NULL, high, high + dim};
-    return (struct numbers){(float *)at + k, NULL, NULL};
-}
-
-static void get_numbers(const struct sfc_cpu_head *head, const struct sfc_store *store,
-                        enum sfc_block_part part, size_t row, size_t k, size_t n, float *out)
-{
-    struct numbers at = numbers_at(store, part, row, k, head->config.dim);
-    if (at.floats)
-        memcpy(out, at.floats, n * sizeof *out);
-    else
-        head->simd->half->unpack(at.high, at.low, n, store->format, out);
-}
-
-static void put_numbers(const struct sfc_cpu_head *head, const struct sfc_store *store,
-                        enum sfc_block_part part, size_t row, size_t k, size_t n,
-                        const float *values)
-{
-    struct numbers at = numbers_at(store, part, row, k, head->config.dim);
-    if (at.floats)
-        memcpy(at.floats, values, n * sizeof *values);
-    else
-        head->simd->half->pack(values, n, store->format, at.high, at.low);
-}
-
+/* A row of W from the seed, moments and last step 0. */
 static void init_block(void *arg, size_t item, unsigned worker)
 {
     struct sfc_cpu_head *head = arg;
@@ -375,50 +303,55 @@ static void init_block(void *arg, size_t item, unsigned worker)
                            block->id * head->config.block_size + i, 0, dim, row);
         for (size_t k = 0; k < dim; k++)
             row[k] *= std;
-        put_numbers(head, &store, SFC_PART_VALUES, i, 0, dim, row);
+        sfc_cpu_put_numbers(head, &store, SFC_PART_VALUES, i, 0, dim, row);
         memset(sfc_store_at(&store, i, 1, dim), 0, moments); /* touched now, not in a step */
     }
     if (store.last)
         memset(store.last, 0, block->rows * sizeof *store.last);
 }
 
-static int allocate(struct sfc_cpu_head *head, const uint64_t *blocks, size_t count,
-                    struct sfc_error *err)
+static int make_blocks(struct sfc_cpu_head *head, const uint64_t *blocks, size_t count,
+                       struct sfc_error *err)
 {
     size_t store = 0;
-    struct carver carver = {0};
     head->blocks = calloc(count, sizeof *head->blocks);
-    head->workers = calloc(head->cpu->threads, sizeof *head->workers);
-    if (!head->blocks || !head->workers)
+    if (!head->blocks)
         return sfc_fail(err, SFC_ENOMEM, "head: out of memory for %zu blocks", count);
+    int rc = sfc_cpu_slab_new(head, blocks, count, &head->slabs, err);
+    if (rc)
+        return rc;
     head->block_count = count;
     for (size_t i = 0; i < count; i++) {
         head->blocks[i].id = blocks[i];
         head->blocks[i].rows = (uint32_t)sfc_head_block_rows(&head->config, blocks[i]);
+        head->blocks[i].slab = head->slabs;
         head->blocks[i].store = store;
         store += head->blocks[i].rows;
     }
-    int rc =
-        head->cpu->store_dir
-            ? sfc_cpu_map_file(&head->state, head->memory.state_bytes, head->cpu->store_dir, err)
-            : sfc_cpu_map(&head->state, head->memory.state_bytes, "class centres", err);
-    if (rc)
-        return rc;
-    carver.base = head->state.data;
-    lay_out_state(head, &carver);
-    carver = (struct carver){0};
-    lay_out_step(head, &carver);
-    rc = sfc_cpu_map(&head->step, carver.used, "kept logits", err);
-    if (rc)
-        return rc;
-    carver = (struct carver){head->step.data, 0};
-    lay_out_step(head, &carver);
-    memset(head->step.data, 0, carver.used);
     return SFC_OK;
 }
 
+/* What computes: workers and the memory of the slots. */
+static int make_workers(struct sfc_cpu_head *head, struct sfc_error *err)
+{
+    struct sfc_cpu_carver carver = {0};
+    lay_out_step(head, &carver);
+    int rc = sfc_cpu_map(&head->step, carver.used, "a step", err);
+    if (rc)
+        return rc;
+    carver = (struct sfc_cpu_carver){head->step.data, 0};
+    lay_out_step(head, &carver);
+    memset(head->step.data, 0, carver.used);
+    head->workers = calloc(head->cpu->threads, sizeof *head->workers);
+    if (!head->workers)
+        return sfc_fail(err, SFC_ENOMEM, "head: out of memory for %u threads", head->cpu->threads);
+    sfc_cpu_pool_each(head->cpu->pool, worker_init, head);
+    rc = sfc_cpu_head_error(head, err);
+    return rc ? rc : sfc_cpu_head_probe(head, err);
+}
+
 int sfc_cpu_head_new(struct sfc_backend *backend, const struct sfc_head_config *config,
-                     const uint64_t *blocks, size_t count, struct sfc_head **out,
+                     const uint64_t *blocks, size_t count, bool blank, struct sfc_head_part **out,
                      struct sfc_error *err)
 {
     struct sfc_cpu_head *head = calloc(1, sizeof *head);
@@ -430,105 +363,32 @@ int sfc_cpu_head_new(struct sfc_backend *backend, const struct sfc_head_config *
     /* Without a correction z is at most the scale, and exp(z - shift) fits a float; the correction
      * adds up to ln 1e6. */
     head->exp_factor = config->correction == SFC_CORRECTION_LOGQ ? 0x1p20 : 1;
-    int rc = measure(head, head->cpu, blocks, count, err);
+    int rc = measure(head, head->cpu, err);
     if (!rc)
-        rc = allocate(head, blocks, count, err);
-    if (!rc) {
-        sfc_cpu_pool_each(head->cpu->pool, worker_init, head);
-        rc = sfc_cpu_head_error(head, err);
-    }
+        rc = make_blocks(head, blocks, count, err);
     if (!rc)
-        rc = sfc_cpu_head_probe(head, err);
+        rc = make_workers(head, err);
     if (rc) {
         sfc_cpu_head_free(&head->base);
         return rc;
     }
-    sfc_cpu_pool_run(head->cpu->pool, init_block, head, count);
+    if (!blank)
+        sfc_cpu_pool_run(head->cpu->pool, init_block, head, count);
     *out = &head->base;
     return SFC_OK;
 }
 
-void sfc_cpu_head_free(struct sfc_head *base)
+void sfc_cpu_head_free(struct sfc_head_part *base)
 {
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
     for (unsigned i = 0; head->workers && i < head->cpu->threads; i++)
         worker_close(&head->workers[i]);
-    sfc_cpu_unmap(&head->state);
+    for (struct sfc_cpu_slab *s = head->slabs, *next; s; s = next) {
+        next = s->next;
+        sfc_cpu_slab_free(s);
+    }
     sfc_cpu_unmap(&head->step);
     free(head->workers);
     free(head->blocks);
     free(head);
-}
-
-/* ---- reading and writing the store */
-
-struct sfc_store sfc_cpu_store(const struct sfc_cpu_head *head, const struct sfc_cpu_block *block,
-                               const struct sfc_cpu_worker *worker)
-{
-    size_t record = head->sizes.tensors * sfc_tensor_bytes(head->format, head->config.dim);
-    return (struct sfc_store){
-        .format = head->format,
-        .records = head->records + block->store * record,
-        .tensors = head->sizes.tensors,
-        .last = head->last ? head->last + block->store : NULL,
-        .lag = head->lag,
-        .now = (uint32_t)head->base.step,
-        .nearest = head->config.rounding == SFC_ROUNDING_NEAREST,
-        .seed = head->config.seed,
-        .first_class = block->id * head->config.block_size,
-        .scratch = worker->row,
-    };
-}
-
-static void read_last(const uint32_t *last, uint64_t count, float *out)
-{
-    for (uint64_t i = 0; i < count; i++)
-        out[i] = (float)last[i];
-}
-
-static void write_last(uint32_t *last, uint64_t count, const float *values)
-{
-    for (uint64_t i = 0; i < count; i++)
-        last[i] = (uint32_t)values[i];
-}
-
-/* Numbers from offset on that lie in one row. */
-static size_t piece(uint64_t offset, uint64_t count, size_t dim)
-{
-    size_t rest = dim - offset % dim;
-    return count < rest ? (size_t)count : rest;
-}
-
-int sfc_cpu_head_read(struct sfc_head *base, size_t index, enum sfc_block_part part,
-                      uint64_t offset, uint64_t count, float *out, struct sfc_error *err)
-{
-    struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
-    const struct sfc_store s = sfc_cpu_store(head, &head->blocks[index], &head->workers[0]);
-    (void)err;
-    if (part == SFC_PART_LAST_STEP) {
-        read_last(s.last + offset, count, out);
-        return SFC_OK;
-    }
-    for (size_t dim = head->config.dim, n; count; offset += n, out += n, count -= n) {
-        n = piece(offset, count, dim);
-        get_numbers(head, &s, part, offset / dim, offset % dim, n, out);
-    }
-    return SFC_OK;
-}
-
-int sfc_cpu_head_write(struct sfc_head *base, size_t index, enum sfc_block_part part,
-                       uint64_t offset, uint64_t count, const float *values, struct sfc_error *err)
-{
-    struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
-    const struct sfc_store s = sfc_cpu_store(head, &head->blocks[index], &head->workers[0]);
-    (void)err;
-    if (part == SFC_PART_LAST_STEP) {
-        write_last(s.last + offset, count, values);
-        return SFC_OK;
-    }
-    for (size_t dim = head->config.dim, n; count; offset += n, values += n, count -= n) {
-        n = piece(offset, count, dim);
-        put_numbers(head, &s, part, offset / dim, offset % dim, n, values);
-    }
-    return SFC_OK;
 }

@@ -31,12 +31,13 @@ void sfc_cpu_gather(struct sfc_cpu_head *head, struct sfc_cpu_worker *worker,
 {
     size_t pitch = head->sizes.pitch, at = block->sample + first;
     const struct sfc_store store = sfc_cpu_store(head, block, worker);
+    const uint32_t *rows = block->slab->rows + at;
+    float *inverse_norm = block->slab->inverse_norm + at;
     if (head->format == SFC_STORE_F32)
-        head->simd->gather(&store, head->rows + at, n, head->config.dim, pitch, worker->tile,
-                           head->inverse_norm + at);
+        head->simd->gather(&store, rows, n, head->config.dim, pitch, worker->tile, inverse_norm);
     else
-        head->simd->half->gather(&store, head->operand, head->rows + at, n, head->config.dim, pitch,
-                                 worker->tile, head->inverse_norm + at);
+        head->simd->half->gather(&store, head->operand, rows, n, head->config.dim, pitch,
+                                 worker->tile, inverse_norm);
     memset(sfc_cpu_at(head, worker->tile, n * pitch), 0,
            (head->sizes.tile - n) * pitch * head->operand_bytes);
 }
@@ -52,6 +53,7 @@ struct logits_call {
     struct sfc_cpu_head *head;
     struct sfc_head_logits_item *items;
     size_t n;
+    bool add;
 };
 
 static struct sfc_hd_margin margin_of(const struct sfc_head_config *c)
@@ -75,16 +77,17 @@ static void set_targets(const struct logits_call *call, size_t index,
         if (at < first || at >= first + n || row < row0 || row >= row0 + m)
             continue;
         size_t c = row - row0, s = block->sample + at;
-        double cosine = (double)product[(at - first) * stride + c] * head->inverse_norm[s], slope;
+        double cosine = (double)product[(at - first) * stride + c] * block->slab->inverse_norm[s],
+               slope;
         double logit =
             head->config.scale * sfc_hd_margin_at(margin, fmax(-1, fmin(1, cosine)), &slope);
         float z = (float)logit + 0.0f;
         size_t kept = (size_t)item->slot * m + c;
-        void *entry = sfc_cpu_kept_at(head, sfc_cpu_slot_z(head, item->slot, s), c);
+        void *entry = sfc_cpu_kept_at(head, sfc_cpu_slot_z(head, block->slab, item->slot, s), c);
         head->target_z[kept] = z;
         if (head->half) {
             *(int16_t *)entry = SFC_COSINE_TARGET;
-            exps[c] += exp((double)z + (double)head->add[s]);
+            exps[c] += exp((double)z + (double)block->slab->add[s]);
         } else {
             *(float *)entry = z;
         }
@@ -103,9 +106,9 @@ static void logits_item(const struct logits_call *call, size_t index, struct sfc
     const struct sfc_head_config *c = &head->config;
     size_t mp = head->sizes.mp, at = block->sample + first;
     float filter = c->has_filter ? (float)c->filter : 2.0f, scale = (float)c->scale;
-    const float *inverse_norm = head->inverse_norm + at, *add = head->add + at;
+    const float *inverse_norm = block->slab->inverse_norm + at, *add = block->slab->add + at;
     double *exps = worker->exps + index * mp;
-    void *z = sfc_cpu_slot_z(head, call->items[index].slot, at);
+    void *z = sfc_cpu_slot_z(head, block->slab, call->items[index].slot, at);
     if (head->half)
         head->simd->half->logits(product, stride, n, mp, inverse_norm, filter, z);
     else
@@ -210,16 +213,34 @@ static void load_features(struct logits_call *call)
                                     sfc_cpu_at(head, x, r * s->pitch));
             item->zero_features += zero[r];
         }
+        if (call->add)
+            continue;
         memset(item->target_logit, 0, m * sizeof *item->target_logit);
         memset(item->has_target, 0, m * sizeof *item->has_target);
     }
 }
 
-int sfc_cpu_head_logits(struct sfc_head *base, struct sfc_head_logits_item *items, size_t n,
-                        struct sfc_error *err)
+static void collect_sums(const struct sfc_cpu_head *head, const struct sfc_head_logits_item *items,
+                         size_t n, bool add)
+{
+    struct sfc_sum256 *sums = head->workers[0].sums, before;
+    for (size_t i = 0; i < n; i++)
+        for (uint32_t r = 0; r < head->config.micro_batch; r++) {
+            struct sfc_sum256 *sum = &sums[i * head->sizes.mp + r];
+            uint64_t *out = items[i].exp_sum + 4 * (size_t)r;
+            if (add) {
+                memcpy(before.word, out, sizeof before);
+                sfc_sum256_add(sum, &before);
+            }
+            memcpy(out, sum->word, sizeof before);
+        }
+}
+
+int sfc_cpu_head_logits(struct sfc_head_part *base, struct sfc_head_logits_item *items, size_t n,
+                        bool add, struct sfc_error *err)
 {
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
-    struct logits_call call = {head, items, n};
+    struct logits_call call = {head, items, n, add};
     size_t mp = head->sizes.mp, columns = n * mp;
     load_features(&call);
     pack_features(&call);
@@ -232,10 +253,7 @@ int sfc_cpu_head_logits(struct sfc_head *base, struct sfc_head_logits_item *item
     for (unsigned i = 1; i < head->cpu->threads; i++)
         for (size_t c = 0; c < columns; c++)
             sfc_sum256_add(&head->workers[0].sums[c], &head->workers[i].sums[c]);
-    for (size_t i = 0; i < n; i++)
-        for (uint32_t r = 0; r < head->config.micro_batch; r++)
-            memcpy(items[i].exp_sum + 4 * (size_t)r, head->workers[0].sums[i * mp + r].word,
-                   sizeof(struct sfc_sum256));
+    collect_sums(head, items, n, add);
     return SFC_OK;
 }
 
@@ -245,6 +263,7 @@ struct gradient_call {
     struct sfc_cpu_head *head;
     struct sfc_head_gradient_item *items;
     size_t n;
+    bool add;
 };
 
 /* p - 1 and the slope of the margin at this item's targets. */
@@ -259,7 +278,7 @@ static void adjust_targets(const struct gradient_call *call, size_t index,
         if (at < first || at >= first + n || row < row0 || row >= row0 + m)
             continue;
         size_t c = row - row0, kept = (size_t)slot * m + c, s = block->sample + at;
-        void *entry = sfc_cpu_kept_at(head, sfc_cpu_slot_z(head, slot, s), c);
+        void *entry = sfc_cpu_kept_at(head, sfc_cpu_slot_z(head, block->slab, slot, s), c);
         if (!head->half) {
             float *p = entry;
             *p = (*p - 1.0f) * head->slope[kept];
@@ -267,7 +286,7 @@ static void adjust_targets(const struct gradient_call *call, size_t index,
         }
         double lse = (double)head->high[index * head->sizes.mp + c] +
                      (double)head->low[index * head->sizes.mp + c];
-        float p = (float)exp((double)head->target_z[kept] + (double)head->add[s] - lse);
+        float p = (float)exp((double)head->target_z[kept] + (double)block->slab->add[s] - lse);
         p = (p - 1.0f) * head->slope[kept];
         head->simd->half->pack(&p, 1, SFC_STORE_BF16, entry, NULL);
     }
@@ -282,10 +301,10 @@ static void softmax_tile(const struct gradient_call *call, size_t index,
     const struct sfc_head_config *c = &head->config;
     size_t mp = head->sizes.mp, at = block->sample + first;
     uint32_t slot = call->items[index].slot;
-    void *p = sfc_cpu_slot_z(head, slot, at);
-    const float *add = head->add + at, *high = head->high + index * mp,
+    void *p = sfc_cpu_slot_z(head, block->slab, slot, at);
+    const float *add = block->slab->add + at, *high = head->high + index * mp,
                 *low = head->low + index * mp;
-    const float *inverse_norm = head->inverse_norm + at;
+    const float *inverse_norm = block->slab->inverse_norm + at;
     float factor = (float)(c->scale / c->batch);
     bool finite = head->half ? head->simd->half->softmax(p, n, mp, (float)c->scale, add, high, low)
                              : head->simd->softmax(p, n, mp, add, high, low);
@@ -364,8 +383,9 @@ static void collect_dx(void *arg, size_t index, unsigned worker)
     size_t length = (size_t)head->config.micro_batch * head->config.dim;
     int64_t *out = call->items[index].dx;
     (void)worker;
-    memcpy(out, head->workers[0].dx + index * length, length * sizeof *out);
-    for (unsigned i = 1; i < head->cpu->threads; i++) {
+    if (!call->add)
+        memcpy(out, head->workers[0].dx + index * length, length * sizeof *out);
+    for (unsigned i = call->add ? 0 : 1; i < head->cpu->threads; i++) {
         const int64_t *part = head->workers[i].dx + index * length;
         for (size_t k = 0; k < length; k++)
             out[k] += part[k];
@@ -396,11 +416,11 @@ static void load_lse(const struct gradient_call *call)
     }
 }
 
-int sfc_cpu_head_gradient(struct sfc_head *base, struct sfc_head_gradient_item *items, size_t n,
-                          struct sfc_error *err)
+int sfc_cpu_head_gradient(struct sfc_head_part *base, struct sfc_head_gradient_item *items,
+                          size_t n, bool add, struct sfc_error *err)
 {
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
-    struct gradient_call call = {head, items, n};
+    struct gradient_call call = {head, items, n, add};
     load_lse(&call);
     for (size_t i = 0; i < n; i++)
         atomic_store_explicit(&head->finite[items[i].slot], true, memory_order_relaxed);
@@ -413,7 +433,7 @@ int sfc_cpu_head_gradient(struct sfc_head *base, struct sfc_head_gradient_item *
     return rc;
 }
 
-bool sfc_cpu_head_finite(const struct sfc_head *base, const uint32_t *slots)
+bool sfc_cpu_head_finite(const struct sfc_head_part *base, const uint32_t *slots)
 {
     const struct sfc_cpu_head *head = (const struct sfc_cpu_head *)base;
     for (size_t j = 0; j < head->sizes.micro_batches; j++)

@@ -37,28 +37,31 @@ static void block_labels(struct sfc_cpu_head *head, struct sfc_cpu_block *block,
     *at = i;
 }
 
-/* Room for the sample of each block, in block order; none for a block that is ahead of the step. */
+/* Room for the sample of each block in its slab, in block order; none for a block that is ahead of
+ * the step. */
 static void place_samples(struct sfc_cpu_head *head)
 {
-    size_t at = 0;
+    head->sampled = 0;
+    for (struct sfc_cpu_slab *slab = head->slabs; slab; slab = slab->next)
+        slab->sampled = 0;
     for (size_t i = 0; i < head->block_count; i++) {
         struct sfc_cpu_block *block = &head->blocks[i];
-        block->sample = at;
+        block->sample = block->slab->sampled;
         block->count =
             sfc_head_left_out(&head->base, i, head->base.step)
                 ? 0
                 : sfc_sample_quota(block->rows, head->config.sample_ppm, block->positives);
-        at += block->count;
+        block->slab->sampled += block->count;
+        head->sampled += block->count;
     }
-    head->sampled = at;
 }
 
 /* What is added to z before the exponential: minus the shift, and for drawn negatives
  * -log(probability of being drawn) with the logq correction. */
 static void block_add(struct sfc_cpu_head *head, const struct sfc_cpu_block *block)
 {
-    float *add = head->add + block->sample;
-    const uint32_t *rows = head->rows + block->sample;
+    float *add = block->slab->add + block->sample;
+    const uint32_t *rows = block->slab->rows + block->sample;
     const uint32_t *positive = head->positive + block->positive;
     double base = -sfc_exp_shift(head->config.scale) - log(head->exp_factor), drawn = 0;
     uint32_t negatives = block->count - block->positives;
@@ -72,9 +75,10 @@ static void block_add(struct sfc_cpu_head *head, const struct sfc_cpu_block *blo
 }
 
 /* How far back the sampled rows of the block reach. */
-static void block_ages(const struct sfc_cpu_head *head, struct sfc_cpu_block *block)
+static void block_ages(struct sfc_cpu_block *block)
 {
-    const uint32_t *rows = head->rows + block->sample, *last = head->last + block->store;
+    const uint32_t *rows = block->slab->rows + block->sample,
+                   *last = block->slab->last + block->store;
     for (uint32_t i = 0; i < block->count; i++) {
         uint32_t step = last[rows[i]];
         block->oldest = step < block->oldest ? step : block->oldest;
@@ -116,12 +120,13 @@ static uint32_t find_row(const uint32_t *rows, uint32_t count, uint32_t row)
 static void read_rows_ahead(const struct sfc_cpu_head *head, const struct sfc_cpu_block *block,
                             const uint32_t *rows, uint32_t count)
 {
-    size_t record = head->sizes.tensors * sfc_tensor_bytes(head->format, head->config.dim);
-    const char *records = (const char *)head->records + block->store * record;
-    for (uint32_t i = 0, n; i < count && head->state.file; i += n) {
+    const struct sfc_cpu_mapping *state = &block->slab->state;
+    size_t record = sfc_cpu_record_bytes(head);
+    const char *records = block->slab->records + block->store * record;
+    for (uint32_t i = 0, n; i < count && state->file; i += n) {
         for (n = 1; i + n < count && rows[i + n] - rows[i + n - 1] <= NEAR_ROWS; n++) {
         }
-        sfc_cpu_read_ahead(&head->state, records + rows[i] * record,
+        sfc_cpu_read_ahead(state, records + rows[i] * record,
                            (rows[i + n - 1] - rows[i] + 1) * record);
     }
 }
@@ -130,7 +135,7 @@ static void sample_block(void *arg, size_t item, unsigned worker)
 {
     struct sfc_cpu_head *head = arg;
     struct sfc_cpu_block *block = &head->blocks[item];
-    uint32_t *rows = head->rows + block->sample;
+    uint32_t *rows = block->slab->rows + block->sample;
     block->oldest = UINT32_MAX;
     block->newest = 0;
     if (!block->count)
@@ -140,8 +145,8 @@ static void sample_block(void *arg, size_t item, unsigned worker)
                      rows, head->workers[worker].sample);
     read_rows_ahead(head, block, rows, block->count);
     block_add(head, block);
-    if (head->last)
-        block_ages(head, block);
+    if (head->lag)
+        block_ages(block);
     for (uint32_t t = block->target; t < block->target + block->targets; t++) {
         uint64_t first = block->id * head->config.block_size;
         head->target_at[t] =
@@ -149,7 +154,7 @@ static void sample_block(void *arg, size_t item, unsigned worker)
     }
 }
 
-int sfc_cpu_head_plan(struct sfc_head *base, uint64_t step, const uint64_t *labels,
+int sfc_cpu_head_plan(struct sfc_head_part *base, uint64_t step, const uint64_t *labels,
                       uint64_t *sampled, struct sfc_error *err)
 {
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
@@ -163,15 +168,16 @@ int sfc_cpu_head_plan(struct sfc_head *base, uint64_t step, const uint64_t *labe
     place_samples(head);
     sfc_cpu_pool_run(head->cpu->pool, sample_block, head, head->block_count);
     *sampled = head->sampled;
-    return head->last ? fill_lag(head, err) : SFC_OK;
+    return head->lag ? fill_lag(head, err) : SFC_OK;
 }
 
-void sfc_cpu_head_sample(const struct sfc_head *base, size_t index, const uint32_t **rows,
+void sfc_cpu_head_sample(const struct sfc_head_part *base, size_t index, const uint32_t **rows,
                          uint32_t *count)
 {
     const struct sfc_cpu_head *head = (const struct sfc_cpu_head *)base;
-    *rows = head->rows + head->blocks[index].sample;
-    *count = head->blocks[index].count;
+    const struct sfc_cpu_block *block = &head->blocks[index];
+    *rows = block->slab->rows + block->sample;
+    *count = block->count;
 }
 
 /* ---- a later step, only for where its rows are */
@@ -194,11 +200,14 @@ static void prefetch_block(void *arg, size_t item, unsigned worker)
     read_rows_ahead(head, block, rows, count);
 }
 
-void sfc_cpu_head_prefetch(struct sfc_head *base, uint64_t step, const uint64_t *labels)
+void sfc_cpu_head_prefetch(struct sfc_head_part *base, uint64_t step, const uint64_t *labels)
 {
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
     struct prefetch call = {head, step};
-    if (!head->state.file)
+    bool files = false;
+    for (const struct sfc_cpu_slab *slab = head->slabs; slab; slab = slab->next)
+        files = files || slab->state.file;
+    if (!files)
         return;
     sfc_cpu_pool_run(head->cpu->pool, prefetch_block, &call, head->block_count);
     for (uint32_t i = 0; i < head->config.batch; i++) {

@@ -117,6 +117,16 @@ void sfc_cpu_unmap(struct sfc_cpu_mapping *mapping)
         munmap(mapping->base, mapping->size);
 }
 
+size_t sfc_cpu_give_back(const struct sfc_cpu_mapping *mapping, void *from, size_t bytes)
+{
+    uintptr_t first = ((uintptr_t)from + PAGE - 1) / PAGE * PAGE;
+    uintptr_t end = ((uintptr_t)from + bytes) / PAGE * PAGE;
+    if (end <= first ||
+        madvise((void *)first, end - first, mapping->file ? MADV_REMOVE : MADV_DONTNEED))
+        return 0; /* a file system may know no holes */
+    return end - first;
+}
+
 void sfc_cpu_read_ahead(const struct sfc_cpu_mapping *mapping, const void *from, size_t bytes)
 {
     if (!mapping->file || !bytes)

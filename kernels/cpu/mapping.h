@@ -29,6 +29,10 @@ int sfc_cpu_map_file(struct sfc_cpu_mapping *mapping, size_t bytes, const char *
 int sfc_cpu_try_dir(const char *dir, struct sfc_error *err);
 void sfc_cpu_unmap(struct sfc_cpu_mapping *mapping); /* zeroed is fine */
 
+/* These bytes are not needed any more: the whole pages among them go back to the system (and the
+ * file's to its file system) and read as zeros from now on. Returns how many bytes went. */
+size_t sfc_cpu_give_back(const struct sfc_cpu_mapping *mapping, void *from, size_t bytes);
+
 /* Asks for the bytes of a file to be read soon; for memory it does nothing. Never waits for a disk.
  */
 void sfc_cpu_read_ahead(const struct sfc_cpu_mapping *mapping, const void *from, size_t bytes);

@@ -6,7 +6,7 @@
 
 #include "kernels/adamw.h"
 
-static struct sfc_cuda_dense *dense_of(struct sfc_dense *dense)
+static struct sfc_cuda_dense *dense_of(struct sfc_dense_part *dense)
 {
     return (struct sfc_cuda_dense *)dense;
 }
@@ -113,7 +113,7 @@ static float *part_of(const struct sfc_cuda_dense *d, size_t index, enum sfc_blo
            d->block_at[index];
 }
 
-int sfc_cuda_dense_read(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
+int sfc_cuda_dense_read(struct sfc_dense_part *dense, size_t index, enum sfc_block_part part,
                         uint64_t offset, uint64_t count, float *out, struct sfc_error *err)
 {
     struct sfc_cuda_dense *d = dense_of(dense);
@@ -122,7 +122,7 @@ int sfc_cuda_dense_read(struct sfc_dense *dense, size_t index, enum sfc_block_pa
     return rc ? rc : leave(d, copy_out(&c, out), "reading a backbone block from the device", err);
 }
 
-int sfc_cuda_dense_write(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
+int sfc_cuda_dense_write(struct sfc_dense_part *dense, size_t index, enum sfc_block_part part,
                          uint64_t offset, uint64_t count, const float *values,
                          struct sfc_error *err)
 {
@@ -132,7 +132,7 @@ int sfc_cuda_dense_write(struct sfc_dense *dense, size_t index, enum sfc_block_p
     return rc ? rc : leave(d, copy_in(&c, values), "writing a backbone block to the device", err);
 }
 
-int sfc_cuda_dense_push(struct sfc_dense *dense, uint32_t slot, const float *slice,
+int sfc_cuda_dense_push(struct sfc_dense_part *dense, uint32_t slot, const float *slice,
                         struct sfc_error *err)
 {
     struct sfc_cuda_dense *d = dense_of(dense);
@@ -141,7 +141,7 @@ int sfc_cuda_dense_push(struct sfc_dense *dense, uint32_t slot, const float *sli
     return rc ? rc : leave(d, copy_in(&c, slice), "copying a slice to the device", err);
 }
 
-int sfc_cuda_dense_pull(struct sfc_dense *dense, float *out, struct sfc_error *err)
+int sfc_cuda_dense_pull(struct sfc_dense_part *dense, float *out, struct sfc_error *err)
 {
     struct sfc_cuda_dense *d = dense_of(dense);
     const struct copy c = copy_of(d, d->vectors.values, d->length);
@@ -183,7 +183,7 @@ static struct sfc_dense_sum block_sum(const struct sfc_cuda_dense *d, size_t ind
     return sum;
 }
 
-int sfc_cuda_dense_prepare(struct sfc_dense *dense, const uint32_t *slots,
+int sfc_cuda_dense_prepare(struct sfc_dense_part *dense, const uint32_t *slots,
                            struct sfc_dense_sum *out, struct sfc_error *err)
 {
     struct sfc_cuda_dense *d = dense_of(dense);
@@ -295,7 +295,7 @@ static cudaError_t pack_sums(struct sfc_cuda_dense *d, char *out)
     return status;
 }
 
-int sfc_cuda_dense_sums(struct sfc_dense *dense, void *out, struct sfc_error *err)
+int sfc_cuda_dense_sums(struct sfc_dense_part *dense, void *out, struct sfc_error *err)
 {
     struct sfc_cuda_dense *d = dense_of(dense);
     size_t halves = (size_t)dense->packing.halves * sizeof(uint16_t);
@@ -334,7 +334,7 @@ static cudaError_t unpack_sums(struct sfc_cuda_dense *d, const char *in)
     return status == cudaSuccess ? cudaStreamSynchronize(d->cuda->stream) : status;
 }
 
-int sfc_cuda_dense_load(struct sfc_dense *dense, const void *sums, struct sfc_error *err)
+int sfc_cuda_dense_load(struct sfc_dense_part *dense, const void *sums, struct sfc_error *err)
 {
     struct sfc_cuda_dense *d = dense_of(dense);
     int rc = enter(d, err);
@@ -371,7 +371,7 @@ static struct sfc_extent block_extent(const struct sfc_cuda_dense *d, size_t ind
     return (struct sfc_extent){magnitude(w), magnitude(m), magnitude(ratio)};
 }
 
-void sfc_cuda_dense_extents(struct sfc_dense *dense, struct sfc_extent *out)
+void sfc_cuda_dense_extents(struct sfc_dense_part *dense, struct sfc_extent *out)
 {
     struct sfc_cuda_dense *d = dense_of(dense);
     int rc = sfc_cuda_enter(d->cuda, &d->kept);
@@ -383,7 +383,7 @@ void sfc_cuda_dense_extents(struct sfc_dense *dense, struct sfc_extent *out)
 
 /* ---- the update */
 
-static struct sfc_cuda_dense_update update_of(const struct sfc_dense *dense, double clip_scale,
+static struct sfc_cuda_dense_update update_of(const struct sfc_dense_part *dense, double clip_scale,
                                               double lr)
 {
     const struct sfc_dense_config *c = &dense->config;
@@ -417,7 +417,7 @@ static cudaError_t apply(struct sfc_cuda_dense *d, struct sfc_cuda_dense_update 
     return status == cudaSuccess ? cudaStreamSynchronize(stream) : status;
 }
 
-int sfc_cuda_dense_commit(struct sfc_dense *dense, double clip_scale, double lr,
+int sfc_cuda_dense_commit(struct sfc_dense_part *dense, double clip_scale, double lr,
                           struct sfc_error *err)
 {
     struct sfc_cuda_dense *d = dense_of(dense);

@@ -20,7 +20,7 @@ struct sfc_cuda_piece {
 };
 
 struct sfc_cuda_dense {
-    struct sfc_dense base;
+    struct sfc_dense_part base;
     struct sfc_cuda *cuda;
     size_t block_count;
     uint64_t length;
@@ -51,23 +51,23 @@ int sfc_cuda_dense_memory(const struct sfc_backend *backend, const struct sfc_de
                           const uint64_t *blocks, size_t count, struct sfc_memory *out,
                           struct sfc_error *err);
 int sfc_cuda_dense_new(struct sfc_backend *backend, const struct sfc_dense_config *config,
-                       const uint64_t *blocks, size_t count, struct sfc_dense **out,
-                       struct sfc_error *err);
-void sfc_cuda_dense_free(struct sfc_dense *dense);
-int sfc_cuda_dense_read(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
+                       const uint64_t *blocks, size_t count, bool blank,
+                       struct sfc_dense_part **out, struct sfc_error *err);
+void sfc_cuda_dense_free(struct sfc_dense_part *dense);
+int sfc_cuda_dense_read(struct sfc_dense_part *dense, size_t index, enum sfc_block_part part,
                         uint64_t offset, uint64_t count, float *out, struct sfc_error *err);
-int sfc_cuda_dense_write(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
+int sfc_cuda_dense_write(struct sfc_dense_part *dense, size_t index, enum sfc_block_part part,
                          uint64_t offset, uint64_t count, const float *values,
                          struct sfc_error *err);
-int sfc_cuda_dense_push(struct sfc_dense *dense, uint32_t slot, const float *slice,
+int sfc_cuda_dense_push(struct sfc_dense_part *dense, uint32_t slot, const float *slice,
                         struct sfc_error *err);
-int sfc_cuda_dense_pull(struct sfc_dense *dense, float *out, struct sfc_error *err);
-int sfc_cuda_dense_prepare(struct sfc_dense *dense, const uint32_t *slots,
+int sfc_cuda_dense_pull(struct sfc_dense_part *dense, float *out, struct sfc_error *err);
+int sfc_cuda_dense_prepare(struct sfc_dense_part *dense, const uint32_t *slots,
                            struct sfc_dense_sum *out, struct sfc_error *err);
-int sfc_cuda_dense_sums(struct sfc_dense *dense, void *out, struct sfc_error *err);
-int sfc_cuda_dense_load(struct sfc_dense *dense, const void *sums, struct sfc_error *err);
-void sfc_cuda_dense_extents(struct sfc_dense *dense, struct sfc_extent *out);
-int sfc_cuda_dense_commit(struct sfc_dense *dense, double clip_scale, double lr,
+int sfc_cuda_dense_sums(struct sfc_dense_part *dense, void *out, struct sfc_error *err);
+int sfc_cuda_dense_load(struct sfc_dense_part *dense, const void *sums, struct sfc_error *err);
+void sfc_cuda_dense_extents(struct sfc_dense_part *dense, struct sfc_extent *out);
+int sfc_cuda_dense_commit(struct sfc_dense_part *dense, double clip_scale, double lr,
                           struct sfc_error *err);
 
 #endif

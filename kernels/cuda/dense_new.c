@@ -195,7 +195,7 @@ static int allocate_device(struct sfc_cuda_dense *d, const struct sfc_dense_conf
     return SFC_OK;
 }
 
-static cudaError_t fill_device(struct sfc_cuda_dense *d, uint64_t seed)
+static cudaError_t fill_device(struct sfc_cuda_dense *d, uint64_t seed, bool blank)
 {
     const struct sfc_cuda_dense_vectors *v = &d->vectors;
     cudaStream_t stream = d->cuda->stream;
@@ -206,14 +206,16 @@ static cudaError_t fill_device(struct sfc_cuda_dense *d, uint64_t seed)
         status = cudaMemsetAsync(v->momentum, 0, d->length * sizeof *v->momentum, stream);
     if (status == cudaSuccess && v->second)
         status = cudaMemsetAsync(v->second, 0, d->length * sizeof *v->second, stream);
-    if (status == cudaSuccess)
+    if (status == cudaSuccess && blank)
+        status = cudaMemsetAsync(v->values, 0, d->length * sizeof *v->values, stream);
+    if (status == cudaSuccess && !blank)
         status = sfc_cuda_dense_init(d->device_tiles, d->tile_count, seed, v->values, stream);
     return status == cudaSuccess ? cudaStreamSynchronize(stream) : status;
 }
 
 /* All but the structure itself. */
 static int build(struct sfc_cuda_dense *d, const struct sfc_dense_config *config,
-                 const uint64_t *blocks, size_t count, struct sfc_error *err)
+                 const uint64_t *blocks, size_t count, bool blank, struct sfc_error *err)
 {
     size_t bytes = measure(d, config, blocks, count);
     if (d->tile_count > INT_MAX)
@@ -229,19 +231,19 @@ static int build(struct sfc_cuda_dense *d, const struct sfc_dense_config *config
     if (rc)
         return rc;
     cut_tiles(d, config, blocks);
-    return sfc_cuda_check(d->cuda, fill_device(d, config->seed),
+    return sfc_cuda_check(d->cuda, fill_device(d, config->seed, blank),
                           "first values of the backbone blocks", err);
 }
 
 int sfc_cuda_dense_new(struct sfc_backend *backend, const struct sfc_dense_config *config,
-                       const uint64_t *blocks, size_t count, struct sfc_dense **out,
-                       struct sfc_error *err)
+                       const uint64_t *blocks, size_t count, bool blank,
+                       struct sfc_dense_part **out, struct sfc_error *err)
 {
     struct sfc_cuda_dense *d = calloc(1, sizeof *d);
     if (!d)
         return sfc_fail(err, SFC_ENOMEM, "dense: out of memory");
     d->cuda = (struct sfc_cuda *)backend;
-    int rc = build(d, config, blocks, count, err);
+    int rc = build(d, config, blocks, count, blank, err);
     if (rc) {
         sfc_cuda_dense_free(&d->base);
         return rc;
@@ -250,7 +252,7 @@ int sfc_cuda_dense_new(struct sfc_backend *backend, const struct sfc_dense_confi
     return SFC_OK;
 }
 
-void sfc_cuda_dense_free(struct sfc_dense *dense)
+void sfc_cuda_dense_free(struct sfc_dense_part *dense)
 {
     struct sfc_cuda_dense *d = (struct sfc_cuda_dense *)dense;
     sfc_cuda_enter(d->cuda, NULL);

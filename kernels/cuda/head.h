@@ -68,7 +68,7 @@ struct sfc_cuda_answer {
 };
 
 struct sfc_cuda_head {
-    struct sfc_head base;
+    struct sfc_head_part base;
     struct sfc_cuda *cuda;
     struct sfc_head_config config;
     struct sfc_cuda_sizes sizes;
@@ -152,11 +152,11 @@ void *sfc_cuda_carve(struct sfc_cuda_carver *carver, size_t count, size_t size);
  * the host's; called once to count and once to take. Return the bytes of host memory. */
 size_t sfc_cuda_plan_lay_out(struct sfc_cuda_head *head, struct sfc_cuda_carver *step);
 size_t sfc_cuda_state_lay_out(struct sfc_cuda_head *head, struct sfc_cuda_carver *scratch);
-/* Host memory of both, after the device memory was taken. State: block tables and W from the seed
- * go to the device. */
+/* Host memory of both, after the device memory was taken. State: block tables and the first
+ * values (blank: zeros) go to the device. */
 int sfc_cuda_plan_init(struct sfc_cuda_head *head, struct sfc_error *err);
 void sfc_cuda_plan_free(struct sfc_cuda_head *head); /* also of a head that was never initialised */
-int sfc_cuda_state_init(struct sfc_cuda_head *head, struct sfc_error *err);
+int sfc_cuda_state_init(struct sfc_cuda_head *head, bool blank, struct sfc_error *err);
 void sfc_cuda_state_free(struct sfc_cuda_head *head);
 
 /* Strips of a chunk: what one block of threads adds exponentials of. */
@@ -182,26 +182,26 @@ int sfc_cuda_head_memory(const struct sfc_backend *backend, const struct sfc_hea
                          const uint64_t *blocks, size_t count, struct sfc_memory *out,
                          struct sfc_error *err);
 int sfc_cuda_head_new(struct sfc_backend *backend, const struct sfc_head_config *config,
-                      const uint64_t *blocks, size_t count, struct sfc_head **out,
+                      const uint64_t *blocks, size_t count, bool blank, struct sfc_head_part **out,
                       struct sfc_error *err);
-void sfc_cuda_head_free(struct sfc_head *head);
-int sfc_cuda_head_read(struct sfc_head *head, size_t index, enum sfc_block_part part,
+void sfc_cuda_head_free(struct sfc_head_part *head);
+int sfc_cuda_head_read(struct sfc_head_part *head, size_t index, enum sfc_block_part part,
                        uint64_t offset, uint64_t count, float *out, struct sfc_error *err);
-int sfc_cuda_head_write(struct sfc_head *head, size_t index, enum sfc_block_part part,
+int sfc_cuda_head_write(struct sfc_head_part *head, size_t index, enum sfc_block_part part,
                         uint64_t offset, uint64_t count, const float *values,
                         struct sfc_error *err);
-int sfc_cuda_head_plan(struct sfc_head *head, uint64_t step, const uint64_t *labels,
+int sfc_cuda_head_plan(struct sfc_head_part *head, uint64_t step, const uint64_t *labels,
                        uint64_t *sampled, struct sfc_error *err);
-void sfc_cuda_head_sample(const struct sfc_head *head, size_t index, const uint32_t **rows,
+void sfc_cuda_head_sample(const struct sfc_head_part *head, size_t index, const uint32_t **rows,
                           uint32_t *count);
-int sfc_cuda_head_logits(struct sfc_head *head, struct sfc_head_logits_item *items, size_t n,
+int sfc_cuda_head_logits(struct sfc_head_part *head, struct sfc_head_logits_item *items, size_t n,
+                         bool add, struct sfc_error *err);
+int sfc_cuda_head_gradient(struct sfc_head_part *head, struct sfc_head_gradient_item *items,
+                           size_t n, bool add, struct sfc_error *err);
+int sfc_cuda_head_commit(struct sfc_head_part *head, const uint32_t *slots, double lr,
                          struct sfc_error *err);
-int sfc_cuda_head_gradient(struct sfc_head *head, struct sfc_head_gradient_item *items, size_t n,
-                           struct sfc_error *err);
-int sfc_cuda_head_commit(struct sfc_head *head, const uint32_t *slots, double lr,
-                         struct sfc_error *err);
-bool sfc_cuda_head_finite(const struct sfc_head *head, const uint32_t *slots);
-void sfc_cuda_head_inverse_norms(const struct sfc_head *head, double *out);
-void sfc_cuda_head_extents(struct sfc_head *head, struct sfc_extent *out);
+bool sfc_cuda_head_finite(const struct sfc_head_part *head, const uint32_t *slots);
+void sfc_cuda_head_inverse_norms(const struct sfc_head_part *head, double *out);
+void sfc_cuda_head_extents(struct sfc_head_part *head, struct sfc_extent *out);
 
 #endif

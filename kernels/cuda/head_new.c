@@ -400,7 +400,7 @@ static void set_exponents(struct sfc_cuda_head *head)
 }
 
 int sfc_cuda_head_new(struct sfc_backend *backend, const struct sfc_head_config *config,
-                      const uint64_t *blocks, size_t count, struct sfc_head **out,
+                      const uint64_t *blocks, size_t count, bool blank, struct sfc_head_part **out,
                       struct sfc_error *err)
 {
     struct sfc_cuda *cuda = (struct sfc_cuda *)backend;
@@ -424,7 +424,7 @@ int sfc_cuda_head_new(struct sfc_backend *backend, const struct sfc_head_config 
     if (!rc)
         rc = sfc_cuda_plan_init(head, err);
     if (!rc)
-        rc = sfc_cuda_state_init(head, err);
+        rc = sfc_cuda_state_init(head, blank, err);
     if (!rc)
         rc = sfc_cuda_check(cuda, cudaStreamSynchronize(cuda->stream),
                             "the initial values of the class centres", err);
@@ -436,7 +436,7 @@ int sfc_cuda_head_new(struct sfc_backend *backend, const struct sfc_head_config 
     return SFC_OK;
 }
 
-void sfc_cuda_head_free(struct sfc_head *base)
+void sfc_cuda_head_free(struct sfc_head_part *base)
 {
     struct sfc_cuda_head *head = (struct sfc_cuda_head *)base;
     sfc_cuda_enter(head->cuda, NULL);

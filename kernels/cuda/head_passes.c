@@ -118,9 +118,27 @@ static bool next_run(const struct sfc_cuda_head *head, uint32_t *at, struct run 
 
 /* ---- copies through the pinned buffer, in pieces */
 
-/* Copies `rows` rows of `bytes` from the device, `stride` apart there, to memory of the host. */
-static int fetch(struct sfc_cuda_head *head, void *out, const void *from, size_t rows, size_t bytes,
-                 size_t stride, const char *what, struct sfc_error *err)
+/* What becomes of a fetched piece. */
+typedef void (*take_fn)(void *out, const void *in, size_t bytes);
+
+static void take_copy(void *out, const void *in, size_t bytes)
+{
+    memcpy(out, in, bytes);
+}
+
+static void take_sum(void *out, const void *in, size_t bytes)
+{
+    int64_t *sum = out;
+    const int64_t *more = in;
+    for (size_t k = 0; k < bytes / sizeof *sum; k++)
+        sum[k] += more[k];
+}
+
+/* Copies `rows` rows of `bytes` from the device, `stride` apart there, and takes them to memory of
+ * the host. */
+static int fetch_to(struct sfc_cuda_head *head, take_fn take, void *out, const void *from,
+                    size_t rows, size_t bytes, size_t stride, const char *what,
+                    struct sfc_error *err)
 {
     size_t most = head->staging_bytes / bytes;
     for (size_t done = 0, n; done < rows; done += n) {
@@ -133,9 +151,15 @@ static int fetch(struct sfc_cuda_head *head, void *out, const void *from, size_t
         int rc = sfc_cuda_check(head->cuda, status, what, err);
         if (rc)
             return rc;
-        memcpy((char *)out + done * bytes, head->staging, n * bytes);
+        take((char *)out + done * bytes, head->staging, n * bytes);
     }
     return SFC_OK;
+}
+
+static int fetch(struct sfc_cuda_head *head, void *out, const void *from, size_t rows, size_t bytes,
+                 size_t stride, const char *what, struct sfc_error *err)
+{
+    return fetch_to(head, take_copy, out, from, rows, bytes, stride, what, err);
 }
 
 /* Copies bytes to the device; they are read before it returns. */
@@ -304,21 +328,30 @@ static int check_rows(struct sfc_cuda_head *head, struct sfc_error *err)
 }
 
 /* What one item gets of the answers; the arrays are of its slot. */
-static void answer(struct sfc_cuda_head *head, struct sfc_head_logits_item *item,
+static void answer(struct sfc_cuda_head *head, struct sfc_head_logits_item *item, bool add,
                    const uint64_t *limbs, const float *target_z, const int32_t *target,
                    const uint8_t *zero)
 {
     item->zero_features = 0;
     for (uint32_t r = 0; r < head->config.micro_batch; r++) {
-        sfc_hd_carry(limbs + (size_t)r * SFC_HD_LIMBS, item->exp_sum + 4 * (size_t)r);
-        item->has_target[r] = target[r] >= 0;
-        item->target_logit[r] = target[r] >= 0 ? target_z[r] : 0;
+        struct sfc_sum256 sum, before;
+        uint64_t *exp_sum = item->exp_sum + 4 * (size_t)r;
+        sfc_hd_carry(limbs + (size_t)r * SFC_HD_LIMBS, sum.word);
+        if (add) {
+            memcpy(before.word, exp_sum, sizeof before);
+            sfc_sum256_add(&sum, &before);
+        }
+        memcpy(exp_sum, sum.word, sizeof sum);
+        if (!add || target[r] >= 0) {
+            item->has_target[r] = target[r] >= 0;
+            item->target_logit[r] = target[r] >= 0 ? target_z[r] : 0;
+        }
         item->zero_features += zero[r];
     }
 }
 
 static int fetch_answers(struct sfc_cuda_head *head, struct sfc_head_logits_item *items, size_t n,
-                         struct sfc_error *err)
+                         bool add, struct sfc_error *err)
 {
     size_t columns = head->sizes.columns, mp = head->sizes.mp;
     struct sfc_cuda_answer *a = &head->answer;
@@ -334,14 +367,14 @@ static int fetch_answers(struct sfc_cuda_head *head, struct sfc_head_logits_item
         rc = fetch(head, head->slot_zero, head->zero, columns, 1, 1, "the zero features", err);
     for (size_t i = 0; !rc && i < n; i++) {
         size_t at = items[i].slot * mp;
-        answer(head, &items[i], a->limbs + at * SFC_HD_LIMBS, a->target_z + at, a->target + at,
+        answer(head, &items[i], add, a->limbs + at * SFC_HD_LIMBS, a->target_z + at, a->target + at,
                head->slot_zero + at);
     }
     return rc;
 }
 
 static int run_logits(struct sfc_cuda_head *head, struct sfc_head_logits_item *items, size_t n,
-                      struct sfc_error *err)
+                      bool add, struct sfc_error *err)
 {
     int rc = sfc_cuda_enter(head->cuda, err);
     if (!rc)
@@ -357,14 +390,14 @@ static int run_logits(struct sfc_cuda_head *head, struct sfc_head_logits_item *i
         rc = add_exps(head, err);
     if (!rc)
         rc = check_rows(head, err);
-    return rc ? rc : fetch_answers(head, items, n, err);
+    return rc ? rc : fetch_answers(head, items, n, add, err);
 }
 
-int sfc_cuda_head_logits(struct sfc_head *base, struct sfc_head_logits_item *items, size_t n,
-                         struct sfc_error *err)
+int sfc_cuda_head_logits(struct sfc_head_part *base, struct sfc_head_logits_item *items, size_t n,
+                         bool add, struct sfc_error *err)
 {
     sfc_cuda_range_begin("shardfc logits");
-    int rc = run_logits((struct sfc_cuda_head *)base, items, n, err);
+    int rc = run_logits((struct sfc_cuda_head *)base, items, n, add, err);
     sfc_cuda_range_end();
     return rc;
 }
@@ -488,21 +521,21 @@ static int clear_flags(struct sfc_cuda_head *head, const struct sfc_head_gradien
 }
 
 static int fetch_gradient(struct sfc_cuda_head *head, struct sfc_head_gradient_item *items,
-                          size_t n, struct sfc_error *err)
+                          size_t n, bool add, struct sfc_error *err)
 {
     const struct sfc_head_config *c = &head->config;
     const struct sfc_cuda_sizes *s = &head->sizes;
     int rc = fetch(head, head->flags, head->not_finite, c->slots, sizeof *head->flags,
                    sizeof *head->flags, "the flags of the slots", err);
     for (size_t i = 0; !rc && items[0].dx && i < n; i++)
-        rc = fetch(head, items[i].dx, head->lanes[0].dx + items[i].slot * s->mp * s->pitch,
-                   c->micro_batch, c->dim * sizeof(uint64_t), s->pitch * sizeof(uint64_t), "dx",
-                   err);
+        rc = fetch_to(head, add ? take_sum : take_copy, items[i].dx,
+                      head->lanes[0].dx + items[i].slot * s->mp * s->pitch, c->micro_batch,
+                      c->dim * sizeof(uint64_t), s->pitch * sizeof(uint64_t), "dx", err);
     return rc;
 }
 
 static int run_gradient(struct sfc_cuda_head *head, struct sfc_head_gradient_item *items, size_t n,
-                        struct sfc_error *err)
+                        bool add, struct sfc_error *err)
 {
     size_t numbers = head->sizes.columns * head->sizes.pitch;
     struct gradient_call call = {items[0].dx != NULL};
@@ -522,19 +555,19 @@ static int run_gradient(struct sfc_cuda_head *head, struct sfc_head_gradient_ite
             head->cuda,
             sfc_cuda_join_dx(head->lanes[0].dx, head->lanes[i].dx, numbers, main_stream(head)),
             "the sums of dx", err);
-    return rc ? rc : fetch_gradient(head, items, n, err);
+    return rc ? rc : fetch_gradient(head, items, n, add, err);
 }
 
-int sfc_cuda_head_gradient(struct sfc_head *base, struct sfc_head_gradient_item *items, size_t n,
-                           struct sfc_error *err)
+int sfc_cuda_head_gradient(struct sfc_head_part *base, struct sfc_head_gradient_item *items,
+                           size_t n, bool add, struct sfc_error *err)
 {
     sfc_cuda_range_begin("shardfc gradient");
-    int rc = run_gradient((struct sfc_cuda_head *)base, items, n, err);
+    int rc = run_gradient((struct sfc_cuda_head *)base, items, n, add, err);
     sfc_cuda_range_end();
     return rc;
 }
 
-bool sfc_cuda_head_finite(const struct sfc_head *base, const uint32_t *slots)
+bool sfc_cuda_head_finite(const struct sfc_head_part *base, const uint32_t *slots)
 {
     const struct sfc_cuda_head *head = (const struct sfc_cuda_head *)base;
     for (size_t j = 0; j < head->sizes.micro_batches; j++)
@@ -641,7 +674,7 @@ static int run_commit(struct sfc_cuda_head *head, const uint32_t *slots, double 
     return rc ? SFC_EDEVICE : SFC_OK;
 }
 
-int sfc_cuda_head_commit(struct sfc_head *base, const uint32_t *slots, double lr,
+int sfc_cuda_head_commit(struct sfc_head_part *base, const uint32_t *slots, double lr,
                          struct sfc_error *err)
 {
     sfc_cuda_range_begin("shardfc commit");

@@ -307,7 +307,7 @@ static int take_kept(struct sfc_cuda_plan *p, struct sfc_error *err)
     return rc;
 }
 
-int sfc_cuda_head_plan(struct sfc_head *base, uint64_t step, const uint64_t *labels,
+int sfc_cuda_head_plan(struct sfc_head_part *base, uint64_t step, const uint64_t *labels,
                        uint64_t *sampled, struct sfc_error *err)
 {
     struct sfc_cuda_head *head = (struct sfc_cuda_head *)base;
@@ -361,7 +361,7 @@ static int fetch_rows(struct sfc_cuda_head *head, struct sfc_error *err)
 }
 
 /* What fails here is reported by the next plan. */
-void sfc_cuda_head_sample(const struct sfc_head *base, size_t index, const uint32_t **rows,
+void sfc_cuda_head_sample(const struct sfc_head_part *base, size_t index, const uint32_t **rows,
                           uint32_t *count)
 {
     struct sfc_cuda_head *head = (struct sfc_cuda_head *)(uintptr_t)base;

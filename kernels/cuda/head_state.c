@@ -125,7 +125,17 @@ static int first_values(struct sfc_cuda_head *head, struct sfc_error *err)
     return rc ? rc : sfc_cuda_check(head->cuda, cudaStreamSynchronize(stream), what, err);
 }
 
-int sfc_cuda_state_init(struct sfc_cuda_head *head, struct sfc_error *err)
+static int zero_values(struct sfc_cuda_head *head, struct sfc_error *err)
+{
+    cudaStream_t stream = head->cuda->stream;
+    size_t rows = head->sizes.store_rows;
+    cudaError_t status = cudaMemsetAsync(head->records, 0, rows * head->sizes.record, stream);
+    if (status == cudaSuccess && head->last)
+        status = cudaMemsetAsync(head->last, 0, rows * sizeof *head->last, stream);
+    return sfc_cuda_check(head->cuda, status, "zeros for class centres", err);
+}
+
+int sfc_cuda_state_init(struct sfc_cuda_head *head, bool blank, struct sfc_error *err)
 {
     struct sfc_cuda_state *s = head->state;
     if (s) {
@@ -138,7 +148,9 @@ int sfc_cuda_state_init(struct sfc_cuda_head *head, struct sfc_error *err)
     int rc = make_events(head, err);
     if (!rc)
         rc = upload_tables(head, err);
-    return rc ? rc : first_values(head, err);
+    if (rc)
+        return rc;
+    return blank ? zero_values(head, err) : first_values(head, err);
 }
 
 void sfc_cuda_state_free(struct sfc_cuda_head *head)
@@ -294,7 +306,7 @@ static int copy_end(const struct copy *c, int rc)
     return rc;
 }
 
-int sfc_cuda_head_read(struct sfc_head *base, size_t index, enum sfc_block_part part,
+int sfc_cuda_head_read(struct sfc_head_part *base, size_t index, enum sfc_block_part part,
                        uint64_t offset, uint64_t count, float *out, struct sfc_error *err)
 {
     const struct copy c = copy_of((struct sfc_cuda_head *)base, index, part, offset, count,
@@ -314,7 +326,7 @@ int sfc_cuda_head_read(struct sfc_head *base, size_t index, enum sfc_block_part 
     return copy_end(&c, rc);
 }
 
-int sfc_cuda_head_write(struct sfc_head *base, size_t index, enum sfc_block_part part,
+int sfc_cuda_head_write(struct sfc_head_part *base, size_t index, enum sfc_block_part part,
                         uint64_t offset, uint64_t count, const float *values, struct sfc_error *err)
 {
     const struct copy c = copy_of((struct sfc_cuda_head *)base, index, part, offset, count,
@@ -353,7 +365,7 @@ static double number(uint32_t bits)
     return v;
 }
 
-void sfc_cuda_head_inverse_norms(const struct sfc_head *base, double *out)
+void sfc_cuda_head_inverse_norms(const struct sfc_head_part *base, double *out)
 {
     struct sfc_cuda_head *head = (struct sfc_cuda_head *)(uintptr_t)base;
     struct sfc_error *kept = &head->state->kept;
@@ -396,7 +408,7 @@ static double magnitude(uint32_t bits)
     return isnan(v) ? INFINITY : v;
 }
 
-void sfc_cuda_head_extents(struct sfc_head *base, struct sfc_extent *out)
+void sfc_cuda_head_extents(struct sfc_head_part *base, struct sfc_extent *out)
 {
     struct sfc_cuda_head *head = (struct sfc_cuda_head *)base;
     int rc = measure(head, &head->state->kept);

@@ -17,6 +17,7 @@ static const struct sfc_backend_ops ref_ops = {
     .name = "reference",
     .close = ref_close,
     .numerics = ref_numerics,
+    .eager_dense = true,
     .head_memory = sfc_ref_head_memory,
     .head_new = sfc_ref_head_new,
     .head_free = sfc_ref_head_free,

@@ -8,7 +8,7 @@
 #include "kernels/rng/rounding.h"
 
 struct ref_dense {
-    struct sfc_dense base;
+    struct sfc_dense_part base;
     uint64_t length;
     double *value, *momentum, *sum; /* [length] */
     double *second;                 /* [length] AdamW: second moments; else NULL */
@@ -65,8 +65,25 @@ static void free_all(struct ref_dense *d)
     free(d);
 }
 
+static void init_values(struct ref_dense *d, const struct sfc_dense_config *config,
+                        const uint64_t *blocks, size_t count)
+{
+    uint64_t at = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint64_t first = blocks[i] * config->block_size;
+        for (uint64_t k = 0; k < sfc_dense_block_length(config, blocks[i]); k++, at++) {
+            const struct sfc_dense_segment *s = segment_of(config, first + k);
+            float normal[4];
+            sfc_normal4(sfc_random(config->seed, SFC_STREAM_DENSE_INIT, 0, (first + k) / 4),
+                        normal);
+            /* in f32: the initial state is the same for every backend */
+            d->value[at] = (float)s->init_mean + (float)s->init_std * normal[(first + k) % 4];
+        }
+    }
+}
+
 int sfc_ref_dense_new(struct sfc_backend *backend, const struct sfc_dense_config *config,
-                      const uint64_t *blocks, size_t count, struct sfc_dense **out,
+                      const uint64_t *blocks, size_t count, bool blank, struct sfc_dense_part **out,
                       struct sfc_error *err)
 {
     (void)backend;
@@ -88,28 +105,19 @@ int sfc_ref_dense_new(struct sfc_backend *backend, const struct sfc_dense_config
         return sfc_fail(err, SFC_ENOMEM, "dense: out of memory for %llu floats and %u slots",
                         (unsigned long long)length, config->slots);
     }
-    uint64_t at = 0;
-    for (size_t i = 0; i < count; i++) {
-        uint64_t first = blocks[i] * config->block_size;
-        for (uint64_t k = 0; k < sfc_dense_block_length(config, blocks[i]); k++, at++) {
-            const struct sfc_dense_segment *s = segment_of(config, first + k);
-            float normal[4];
-            sfc_normal4(sfc_random(config->seed, SFC_STREAM_DENSE_INIT, 0, (first + k) / 4),
-                        normal);
-            /* in f32: the initial state is the same for every backend */
-            d->value[at] = (float)s->init_mean + (float)s->init_std * normal[(first + k) % 4];
-        }
+    if (!blank) {
+        init_values(d, config, blocks, count);
     }
     *out = &d->base;
     return SFC_OK;
 }
 
-void sfc_ref_dense_free(struct sfc_dense *dense)
+void sfc_ref_dense_free(struct sfc_dense_part *dense)
 {
     free_all((struct ref_dense *)dense);
 }
 
-static double *part_of(struct sfc_dense *dense, size_t index, enum sfc_block_part part)
+static double *part_of(struct sfc_dense_part *dense, size_t index, enum sfc_block_part part)
 {
     struct ref_dense *d = (struct ref_dense *)dense;
     uint64_t at = local_length(&dense->config, dense->blocks, index);
@@ -119,7 +127,7 @@ static double *part_of(struct sfc_dense *dense, size_t index, enum sfc_block_par
            at;
 }
 
-int sfc_ref_dense_read(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
+int sfc_ref_dense_read(struct sfc_dense_part *dense, size_t index, enum sfc_block_part part,
                        uint64_t offset, uint64_t count, float *out, struct sfc_error *err)
 {
     (void)err;
@@ -130,7 +138,7 @@ int sfc_ref_dense_read(struct sfc_dense *dense, size_t index, enum sfc_block_par
     return SFC_OK;
 }
 
-int sfc_ref_dense_write(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
+int sfc_ref_dense_write(struct sfc_dense_part *dense, size_t index, enum sfc_block_part part,
                         uint64_t offset, uint64_t count, const float *values, struct sfc_error *err)
 {
     (void)err;
@@ -141,7 +149,7 @@ int sfc_ref_dense_write(struct sfc_dense *dense, size_t index, enum sfc_block_pa
     return SFC_OK;
 }
 
-int sfc_ref_dense_push(struct sfc_dense *dense, uint32_t slot, const float *slice,
+int sfc_ref_dense_push(struct sfc_dense_part *dense, uint32_t slot, const float *slice,
                        struct sfc_error *err)
 {
     (void)err;
@@ -150,7 +158,7 @@ int sfc_ref_dense_push(struct sfc_dense *dense, uint32_t slot, const float *slic
     return SFC_OK;
 }
 
-int sfc_ref_dense_pull(struct sfc_dense *dense, float *out, struct sfc_error *err)
+int sfc_ref_dense_pull(struct sfc_dense_part *dense, float *out, struct sfc_error *err)
 {
     (void)err;
     struct ref_dense *d = (struct ref_dense *)dense;
@@ -160,8 +168,8 @@ int sfc_ref_dense_pull(struct sfc_dense *dense, float *out, struct sfc_error *er
     return SFC_OK;
 }
 
-int sfc_ref_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct sfc_dense_sum *out,
-                          struct sfc_error *err)
+int sfc_ref_dense_prepare(struct sfc_dense_part *dense, const uint32_t *slots,
+                          struct sfc_dense_sum *out, struct sfc_error *err)
 {
     (void)err;
     struct ref_dense *d = (struct ref_dense *)dense;
@@ -230,7 +238,7 @@ static void unpack(double *sum, bool half, void *at)
     *sum = value;
 }
 
-int sfc_ref_dense_sums(struct sfc_dense *dense, void *out, struct sfc_error *err)
+int sfc_ref_dense_sums(struct sfc_dense_part *dense, void *out, struct sfc_error *err)
 {
     (void)err;
     memset(out, 0, sfc_dense_packed_floats(&dense->packing));
@@ -238,14 +246,14 @@ int sfc_ref_dense_sums(struct sfc_dense *dense, void *out, struct sfc_error *err
     return SFC_OK;
 }
 
-int sfc_ref_dense_load(struct sfc_dense *dense, const void *sums, struct sfc_error *err)
+int sfc_ref_dense_load(struct sfc_dense_part *dense, const void *sums, struct sfc_error *err)
 {
     (void)err;
     each_packed((struct ref_dense *)dense, (void *)(uintptr_t)sums, unpack);
     return SFC_OK;
 }
 
-void sfc_ref_dense_extents(struct sfc_dense *dense, struct sfc_extent *out)
+void sfc_ref_dense_extents(struct sfc_dense_part *dense, struct sfc_extent *out)
 {
     const struct ref_dense *d = (const struct ref_dense *)dense;
     const struct sfc_dense_config *c = &dense->config;
@@ -289,7 +297,7 @@ static void update(struct ref_dense *d, uint64_t at, enum sfc_dense_role role, d
     *w -= lr * *m;
 }
 
-int sfc_ref_dense_commit(struct sfc_dense *dense, double clip_scale, double lr,
+int sfc_ref_dense_commit(struct sfc_dense_part *dense, double clip_scale, double lr,
                          struct sfc_error *err)
 {
     (void)err;

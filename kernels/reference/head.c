@@ -29,7 +29,7 @@ struct logit {
 };
 
 struct ref_head {
-    struct sfc_head base;
+    struct sfc_head_part base;
     size_t block_count;
     struct ref_block *blocks;
     uint64_t capacity;        /* most classes that a sample can have */
@@ -151,7 +151,7 @@ static void init_block(struct ref_head *h, const struct sfc_head_config *c,
 }
 
 int sfc_ref_head_new(struct sfc_backend *backend, const struct sfc_head_config *config,
-                     const uint64_t *blocks, size_t count, struct sfc_head **out,
+                     const uint64_t *blocks, size_t count, bool blank, struct sfc_head_part **out,
                      struct sfc_error *err)
 {
     (void)backend;
@@ -174,32 +174,34 @@ int sfc_ref_head_new(struct sfc_backend *backend, const struct sfc_head_config *
         b->rows = (uint32_t)sfc_head_block_rows(config, blocks[i]);
         b->row_at = row_at;
         row_at += b->rows;
-        init_block(h, config, b);
+        if (!blank) {
+            init_block(h, config, b);
+        }
     }
     *out = &h->base;
     return SFC_OK;
 }
 
-void sfc_ref_head_free(struct sfc_head *head)
+void sfc_ref_head_free(struct sfc_head_part *head)
 {
     free_all((struct ref_head *)head);
 }
 
 /* Mode dense is computed as it is defined, every row in every step, so all rows are up to date. */
-static float last_step(const struct sfc_head *head, size_t index)
+static float last_step(const struct sfc_head_part *head, size_t index)
 {
     uint64_t ahead = head->block_step[index];
     return (float)(ahead > head->done ? ahead : head->done);
 }
 
-static double *part_of(struct sfc_head *head, size_t index, enum sfc_block_part part)
+static double *part_of(struct sfc_head_part *head, size_t index, enum sfc_block_part part)
 {
     struct ref_head *h = (struct ref_head *)head;
     double *from = part == SFC_PART_VALUES ? h->w : part == SFC_PART_SECOND_MOMENT ? h->v : h->m;
     return from + h->blocks[index].row_at * head->config.dim;
 }
 
-int sfc_ref_head_read(struct sfc_head *head, size_t index, enum sfc_block_part part,
+int sfc_ref_head_read(struct sfc_head_part *head, size_t index, enum sfc_block_part part,
                       uint64_t offset, uint64_t count, float *out, struct sfc_error *err)
 {
     (void)err;
@@ -216,7 +218,7 @@ int sfc_ref_head_read(struct sfc_head *head, size_t index, enum sfc_block_part p
     return SFC_OK;
 }
 
-int sfc_ref_head_write(struct sfc_head *head, size_t index, enum sfc_block_part part,
+int sfc_ref_head_write(struct sfc_head_part *head, size_t index, enum sfc_block_part part,
                        uint64_t offset, uint64_t count, const float *values, struct sfc_error *err)
 {
     if (part == SFC_PART_LAST_STEP) {
@@ -235,7 +237,7 @@ int sfc_ref_head_write(struct sfc_head *head, size_t index, enum sfc_block_part 
     return SFC_OK;
 }
 
-int sfc_ref_head_plan(struct sfc_head *head, uint64_t step, const uint64_t *labels,
+int sfc_ref_head_plan(struct sfc_head_part *head, uint64_t step, const uint64_t *labels,
                       uint64_t *sampled, struct sfc_error *err)
 {
     (void)err;
@@ -270,7 +272,7 @@ int sfc_ref_head_plan(struct sfc_head *head, uint64_t step, const uint64_t *labe
     return SFC_OK;
 }
 
-void sfc_ref_head_sample(const struct sfc_head *head, size_t index, const uint32_t **rows,
+void sfc_ref_head_sample(const struct sfc_head_part *head, size_t index, const uint32_t **rows,
                          uint32_t *count)
 {
     const struct ref_head *h = (const struct ref_head *)head;
@@ -356,7 +358,7 @@ static bool is_filtered(const struct sfc_head_config *c, double cosine)
 }
 
 /* True when some row of the batch has this class as its target: always sampled, no correction. */
-static bool in_batch(const struct sfc_head *head, uint64_t class)
+static bool in_batch(const struct sfc_head_part *head, uint64_t class)
 {
     for (uint32_t r = 0; r < head->config.batch; r++) {
         if (head->labels[r] == class) {
@@ -413,16 +415,18 @@ static void class_logits(struct ref_head *h, const struct ref_block *b, uint32_t
     }
 }
 
-int sfc_ref_head_logits(struct sfc_head *head, struct sfc_head_logits_item *items, size_t n,
-                        struct sfc_error *err)
+int sfc_ref_head_logits(struct sfc_head_part *head, struct sfc_head_logits_item *items, size_t n,
+                        bool add, struct sfc_error *err)
 {
     (void)err;
     struct ref_head *h = (struct ref_head *)head;
     uint32_t rows = head->config.micro_batch;
     for (size_t i = 0; i < n; i++) {
-        memset(items[i].exp_sum, 0, rows * 4 * sizeof(uint64_t));
-        memset(items[i].target_logit, 0, rows * sizeof(float));
-        memset(items[i].has_target, 0, rows);
+        if (!add) {
+            memset(items[i].exp_sum, 0, rows * 4 * sizeof(uint64_t));
+            memset(items[i].target_logit, 0, rows * sizeof(float));
+            memset(items[i].has_target, 0, rows);
+        }
         items[i].zero_features = normalise_features(h, &items[i]);
         for (size_t b = 0; b < h->block_count; b++) {
             for (uint32_t s = 0; s < h->blocks[b].sampled; s++) {
@@ -470,15 +474,15 @@ static void row_gradient(struct ref_head *h, const struct ref_block *b, size_t r
     }
 }
 
-int sfc_ref_head_gradient(struct sfc_head *head, struct sfc_head_gradient_item *items, size_t n,
-                          struct sfc_error *err)
+int sfc_ref_head_gradient(struct sfc_head_part *head, struct sfc_head_gradient_item *items,
+                          size_t n, bool add, struct sfc_error *err)
 {
     (void)err;
     struct ref_head *h = (struct ref_head *)head;
     const struct sfc_head_config *c = &head->config;
     for (size_t i = 0; i < n; i++) {
         uint32_t slot = items[i].slot;
-        if (items[i].dx) {
+        if (items[i].dx && !add) {
             memset(items[i].dx, 0, (size_t)c->micro_batch * c->dim * sizeof *items[i].dx);
         }
         for (uint32_t r = 0; r < c->micro_batch; r++) {
@@ -514,7 +518,8 @@ static void round_row(const struct ref_head *h, uint64_t class, double *w, doubl
     }
 }
 
-static void adamw(const struct sfc_head *head, double *w, double *m, double *v, double g, double lr)
+static void adamw(const struct sfc_head_part *head, double *w, double *m, double *v, double g,
+                  double lr)
 {
     const struct sfc_head_config *c = &head->config;
     double t = (double)head->step;
@@ -581,7 +586,7 @@ static void coast_unsampled(const struct ref_head *h, const struct ref_block *b,
     }
 }
 
-int sfc_ref_head_commit(struct sfc_head *head, const uint32_t *slots, double lr,
+int sfc_ref_head_commit(struct sfc_head_part *head, const uint32_t *slots, double lr,
                         struct sfc_error *err)
 {
     (void)err;
@@ -598,7 +603,7 @@ int sfc_ref_head_commit(struct sfc_head *head, const uint32_t *slots, double lr,
     return SFC_OK;
 }
 
-bool sfc_ref_head_finite(const struct sfc_head *head, const uint32_t *slots)
+bool sfc_ref_head_finite(const struct sfc_head_part *head, const uint32_t *slots)
 {
     const struct ref_head *h = (const struct ref_head *)head;
     const struct sfc_head_config *c = &head->config;
@@ -615,7 +620,7 @@ bool sfc_ref_head_finite(const struct sfc_head *head, const uint32_t *slots)
     return true;
 }
 
-void sfc_ref_head_inverse_norms(const struct sfc_head *head, double *out)
+void sfc_ref_head_inverse_norms(const struct sfc_head_part *head, double *out)
 {
     const struct ref_head *h = (const struct ref_head *)head;
     uint32_t dim = head->config.dim;
@@ -630,7 +635,7 @@ void sfc_ref_head_inverse_norms(const struct sfc_head *head, double *out)
     }
 }
 
-void sfc_ref_head_extents(struct sfc_head *head, struct sfc_extent *out)
+void sfc_ref_head_extents(struct sfc_head_part *head, struct sfc_extent *out)
 {
     const struct ref_head *h = (const struct ref_head *)head;
     for (size_t b = 0; b < h->block_count; b++) {

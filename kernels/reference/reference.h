@@ -13,49 +13,49 @@ int sfc_ref_head_memory(const struct sfc_backend *backend, const struct sfc_head
                         const uint64_t *blocks, size_t count, struct sfc_memory *out,
                         struct sfc_error *err);
 int sfc_ref_head_new(struct sfc_backend *backend, const struct sfc_head_config *config,
-                     const uint64_t *blocks, size_t count, struct sfc_head **out,
+                     const uint64_t *blocks, size_t count, bool blank, struct sfc_head_part **out,
                      struct sfc_error *err);
-void sfc_ref_head_free(struct sfc_head *head);
-int sfc_ref_head_read(struct sfc_head *head, size_t index, enum sfc_block_part part,
+void sfc_ref_head_free(struct sfc_head_part *head);
+int sfc_ref_head_read(struct sfc_head_part *head, size_t index, enum sfc_block_part part,
                       uint64_t offset, uint64_t count, float *out, struct sfc_error *err);
-int sfc_ref_head_write(struct sfc_head *head, size_t index, enum sfc_block_part part,
+int sfc_ref_head_write(struct sfc_head_part *head, size_t index, enum sfc_block_part part,
                        uint64_t offset, uint64_t count, const float *values, struct sfc_error *err);
-int sfc_ref_head_plan(struct sfc_head *head, uint64_t step, const uint64_t *labels,
+int sfc_ref_head_plan(struct sfc_head_part *head, uint64_t step, const uint64_t *labels,
                       uint64_t *sampled, struct sfc_error *err);
-void sfc_ref_head_sample(const struct sfc_head *head, size_t index, const uint32_t **rows,
+void sfc_ref_head_sample(const struct sfc_head_part *head, size_t index, const uint32_t **rows,
                          uint32_t *count);
-int sfc_ref_head_logits(struct sfc_head *head, struct sfc_head_logits_item *items, size_t n,
+int sfc_ref_head_logits(struct sfc_head_part *head, struct sfc_head_logits_item *items, size_t n,
+                        bool add, struct sfc_error *err);
+int sfc_ref_head_gradient(struct sfc_head_part *head, struct sfc_head_gradient_item *items,
+                          size_t n, bool add, struct sfc_error *err);
+int sfc_ref_head_commit(struct sfc_head_part *head, const uint32_t *slots, double lr,
                         struct sfc_error *err);
-int sfc_ref_head_gradient(struct sfc_head *head, struct sfc_head_gradient_item *items, size_t n,
-                          struct sfc_error *err);
-int sfc_ref_head_commit(struct sfc_head *head, const uint32_t *slots, double lr,
-                        struct sfc_error *err);
-bool sfc_ref_head_finite(const struct sfc_head *head, const uint32_t *slots);
-void sfc_ref_head_inverse_norms(const struct sfc_head *head, double *out);
-void sfc_ref_head_extents(struct sfc_head *head, struct sfc_extent *out);
+bool sfc_ref_head_finite(const struct sfc_head_part *head, const uint32_t *slots);
+void sfc_ref_head_inverse_norms(const struct sfc_head_part *head, double *out);
+void sfc_ref_head_extents(struct sfc_head_part *head, struct sfc_extent *out);
 
 /* kernels/reference/dense.c */
 int sfc_ref_dense_memory(const struct sfc_backend *backend, const struct sfc_dense_config *config,
                          const uint64_t *blocks, size_t count, struct sfc_memory *out,
                          struct sfc_error *err);
 int sfc_ref_dense_new(struct sfc_backend *backend, const struct sfc_dense_config *config,
-                      const uint64_t *blocks, size_t count, struct sfc_dense **out,
+                      const uint64_t *blocks, size_t count, bool blank, struct sfc_dense_part **out,
                       struct sfc_error *err);
-void sfc_ref_dense_free(struct sfc_dense *dense);
-int sfc_ref_dense_read(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
+void sfc_ref_dense_free(struct sfc_dense_part *dense);
+int sfc_ref_dense_read(struct sfc_dense_part *dense, size_t index, enum sfc_block_part part,
                        uint64_t offset, uint64_t count, float *out, struct sfc_error *err);
-int sfc_ref_dense_write(struct sfc_dense *dense, size_t index, enum sfc_block_part part,
+int sfc_ref_dense_write(struct sfc_dense_part *dense, size_t index, enum sfc_block_part part,
                         uint64_t offset, uint64_t count, const float *values,
                         struct sfc_error *err);
-int sfc_ref_dense_push(struct sfc_dense *dense, uint32_t slot, const float *slice,
+int sfc_ref_dense_push(struct sfc_dense_part *dense, uint32_t slot, const float *slice,
                        struct sfc_error *err);
-int sfc_ref_dense_pull(struct sfc_dense *dense, float *out, struct sfc_error *err);
-int sfc_ref_dense_prepare(struct sfc_dense *dense, const uint32_t *slots, struct sfc_dense_sum *out,
-                          struct sfc_error *err);
-int sfc_ref_dense_sums(struct sfc_dense *dense, void *out, struct sfc_error *err);
-int sfc_ref_dense_load(struct sfc_dense *dense, const void *sums, struct sfc_error *err);
-void sfc_ref_dense_extents(struct sfc_dense *dense, struct sfc_extent *out);
-int sfc_ref_dense_commit(struct sfc_dense *dense, double clip_scale, double lr,
+int sfc_ref_dense_pull(struct sfc_dense_part *dense, float *out, struct sfc_error *err);
+int sfc_ref_dense_prepare(struct sfc_dense_part *dense, const uint32_t *slots,
+                          struct sfc_dense_sum *out, struct sfc_error *err);
+int sfc_ref_dense_sums(struct sfc_dense_part *dense, void *out, struct sfc_error *err);
+int sfc_ref_dense_load(struct sfc_dense_part *dense, const void *sums, struct sfc_error *err);
+void sfc_ref_dense_extents(struct sfc_dense_part *dense, struct sfc_extent *out);
+int sfc_ref_dense_commit(struct sfc_dense_part *dense, double clip_scale, double lr,
                          struct sfc_error *err);
 
 #endif

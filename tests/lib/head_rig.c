@@ -102,7 +102,8 @@ void rig_open_in(struct rig *rig, struct rig_setup setup, const char *store,
     uint64_t count = sfc_head_block_count(config);
     uint64_t *blocks = zeroed(count, sizeof *blocks);
     *rig = (struct rig){.setup = setup, .config = *config};
-    assert_true(setup.heads >= 1 && setup.heads <= RIG_MAX_HEADS && setup.heads <= count);
+    rig->owner = zeroed(count, sizeof *rig->owner);
+    assert_true(setup.heads >= 1 && setup.heads <= RIG_MAX_HEADS);
     must(strcmp(setup.backend, RIG_CPU_NATIVE)
              ? sfc_backend_open(setup.backend, setup.threads, &rig->backend, &err)
              : open_native(setup.threads, &rig->backend, &err),
@@ -112,6 +113,7 @@ void rig_open_in(struct rig *rig, struct rig_setup setup, const char *store,
         size_t n = 0;
         for (uint64_t b = h; b < count; b += setup.heads) {
             blocks[n++] = b;
+            rig->owner[b] = h;
         }
         must(sfc_head_new(rig->backend, config, blocks, n, &rig->head[h], &err), &err, "new");
     }
@@ -124,6 +126,65 @@ void rig_close(struct rig *rig)
         sfc_head_free(rig->head[h]);
     }
     sfc_backend_close(rig->backend);
+    free(rig->owner);
+}
+
+static size_t width_of(const struct rig *rig, enum sfc_block_part part)
+{
+    return part == SFC_PART_LAST_STEP ? 1 : rig->config.dim;
+}
+
+static bool has_part(const struct rig *rig, int part)
+{
+    if (part == SFC_PART_LAST_STEP)
+        return rig->config.momentum_mode == SFC_MOMENTUM_DENSE;
+    return part != SFC_PART_SECOND_MOMENT || rig->config.optimizer == SFC_OPTIMIZER_ADAMW;
+}
+
+void rig_copy_rows(struct rig *rig, struct sfc_head *from, struct sfc_head *to, uint64_t block,
+                   const uint32_t *rows, size_t count)
+{
+    struct sfc_error err = {0};
+    float *values = zeroed(count * rig->config.dim + 1, sizeof *values);
+    for (int i = SFC_PART_VALUES; i <= SFC_PART_SECOND_MOMENT; i++) {
+        enum sfc_block_part part = (enum sfc_block_part)i;
+        if (!has_part(rig, i))
+            continue;
+        must(sfc_head_read_rows(from, block, part, rows, count, values, &err), &err, "read rows");
+        must(sfc_head_write_rows(to, block, part, rows, count, values, &err), &err, "write rows");
+    }
+    free(values);
+}
+
+void rig_copy_block(struct rig *rig, struct sfc_head *from, struct sfc_head *to, uint64_t block)
+{
+    struct sfc_error err = {0};
+    size_t rows = sfc_head_block_rows(&rig->config, block);
+    float *values = zeroed(rows * rig->config.dim, sizeof *values);
+    for (int i = SFC_PART_VALUES; i <= SFC_PART_SECOND_MOMENT; i++) {
+        enum sfc_block_part part = (enum sfc_block_part)i;
+        size_t count = rows * width_of(rig, part);
+        if (!has_part(rig, i))
+            continue;
+        must(sfc_head_read(from, block, part, 0, count, values, &err), &err, "read");
+        must(sfc_head_write(to, block, part, 0, count, values, &err), &err, "write");
+    }
+    free(values);
+}
+
+void rig_move(struct rig *rig, const uint64_t *blocks, size_t count, size_t to)
+{
+    struct sfc_error err = {0};
+    struct sfc_head *staged = NULL, *from = rig->head[rig->owner[blocks[0]]];
+    must(sfc_head_new_blank(rig->backend, &rig->config, blocks, count, &staged, &err), &err,
+         "new blank");
+    for (size_t i = 0; i < count; i++) {
+        assert_ptr_equal(rig->head[rig->owner[blocks[i]]], from);
+        rig_copy_block(rig, from, staged, blocks[i]);
+        rig->owner[blocks[i]] = to;
+    }
+    must(sfc_head_attach(rig->head[to], staged, &err), &err, "attach");
+    must(sfc_head_remove(from, blocks, count, &err), &err, "remove");
 }
 
 void rig_step_init(struct rig_step *step, const struct sfc_head_config *config)
@@ -311,20 +372,14 @@ void rig_skip(struct rig *rig, uint64_t number)
     }
 }
 
-static size_t width_of(const struct rig *rig, enum sfc_block_part part)
-{
-    return part == SFC_PART_LAST_STEP ? 1 : rig->config.dim;
-}
-
 void rig_read(struct rig *rig, enum sfc_block_part part, float *out)
 {
     struct sfc_error err = {0};
     const struct sfc_head_config *c = &rig->config;
     size_t width = width_of(rig, part);
     for (uint64_t b = 0; b < sfc_head_block_count(c); b++) {
-        must(sfc_head_read(rig->head[b % rig->setup.heads], b, part, 0,
-                           sfc_head_block_rows(c, b) * width, out + b * c->block_size * width,
-                           &err),
+        must(sfc_head_read(rig->head[rig->owner[b]], b, part, 0, sfc_head_block_rows(c, b) * width,
+                           out + b * c->block_size * width, &err),
              &err, "read");
     }
 }
@@ -335,9 +390,8 @@ void rig_write(struct rig *rig, enum sfc_block_part part, const float *values)
     const struct sfc_head_config *c = &rig->config;
     size_t width = width_of(rig, part);
     for (uint64_t b = 0; b < sfc_head_block_count(c); b++) {
-        must(sfc_head_write(rig->head[b % rig->setup.heads], b, part, 0,
-                            sfc_head_block_rows(c, b) * width, values + b * c->block_size * width,
-                            &err),
+        must(sfc_head_write(rig->head[rig->owner[b]], b, part, 0, sfc_head_block_rows(c, b) * width,
+                            values + b * c->block_size * width, &err),
              &err, "write");
     }
 }
@@ -387,8 +441,7 @@ uint64_t rig_sample(struct rig *rig, uint8_t *in)
     for (uint64_t b = 0; b < sfc_head_block_count(c); b++) {
         const uint32_t *rows = NULL;
         uint32_t count = 0;
-        must(sfc_head_sample(rig->head[b % rig->setup.heads], b, &rows, &count, &err), &err,
-             "sample");
+        must(sfc_head_sample(rig->head[rig->owner[b]], b, &rows, &count, &err), &err, "sample");
         for (uint32_t i = 0; i < count; i++) {
             assert_true(rows[i] < sfc_head_block_rows(c, b));
             assert_true(i == 0 || rows[i] > rows[i - 1]);

@@ -13,7 +13,7 @@
 struct rig_setup {
     const char *backend; /* as of sfc_backend_open, or RIG_CPU_NATIVE */
     unsigned threads;
-    size_t heads;   /* block b belongs to head b % heads; at most RIG_MAX_HEADS and the blocks */
+    size_t heads;   /* block b belongs to head b % heads; at most RIG_MAX_HEADS */
     uint32_t group; /* micro-batches per call */
     bool reversed;  /* later micro-batches arrive first, in other slots */
 };
@@ -23,6 +23,7 @@ struct rig {
     struct sfc_head_config config;
     struct sfc_backend *backend;
     struct sfc_head *head[RIG_MAX_HEADS];
+    size_t *owner; /* [blocks] head of each */
 };
 
 /* What one step gives, summed over heads; arrays for the whole batch. */
@@ -42,6 +43,13 @@ void rig_open(struct rig *rig, struct rig_setup setup, const struct sfc_head_con
 void rig_open_in(struct rig *rig, struct rig_setup setup, const char *store,
                  const struct sfc_head_config *config);
 void rig_close(struct rig *rig);
+/* Copies blocks, ascending, of one head to another as it is now, and takes them out of the first.
+ */
+void rig_move(struct rig *rig, const uint64_t *blocks, size_t count, size_t to);
+/* Copies a block of `from` to `to`: whole, or some rows. */
+void rig_copy_block(struct rig *rig, struct sfc_head *from, struct sfc_head *to, uint64_t block);
+void rig_copy_rows(struct rig *rig, struct sfc_head *from, struct sfc_head *to, uint64_t block,
+                   const uint32_t *rows, size_t count);
 void rig_step_init(struct rig_step *step, const struct sfc_head_config *config);
 void rig_step_free(struct rig_step *step);
 

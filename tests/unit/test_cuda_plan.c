@@ -13,6 +13,7 @@
 #include "kernels/cuda/head.h"
 #include "kernels/cuda/plan.h"
 #include "kernels/hd/layout.h"
+#include "kernels/head_internal.h"
 #include "kernels/lag.h"
 #include "kernels/rng/philox.h"
 #include "kernels/rng/sample.h"
@@ -135,7 +136,7 @@ static void check_add(const struct sfc_cuda_head *head, const struct sfc_cuda_bl
 /* One block of the present plan; returns its rows. */
 static uint32_t check_block(const struct fixture *f, size_t index, uint64_t step, size_t chunk_at)
 {
-    const struct sfc_cuda_head *head = (const struct sfc_cuda_head *)f->head;
+    const struct sfc_cuda_head *head = (const struct sfc_cuda_head *)f->head->parts;
     const struct sfc_cuda_block *block = &head->blocks[index];
     const struct sfc_head_config *c = &f->config;
     struct sfc_error err;
@@ -166,7 +167,7 @@ static uint32_t check_block(const struct fixture *f, size_t index, uint64_t step
 
 static void check_target(const struct fixture *f, uint32_t i)
 {
-    const struct sfc_cuda_head *head = (const struct sfc_cuda_head *)f->head;
+    const struct sfc_cuda_head *head = (const struct sfc_cuda_head *)f->head->parts;
     size_t index = f->labels[i] == SFC_LABEL_NONE
                        ? f->count
                        : sfc_block_index(f->blocks, f->count, f->labels[i] / f->config.block_size);
@@ -182,7 +183,7 @@ static void check_target(const struct fixture *f, uint32_t i)
 
 static void check_plan(const struct fixture *f, uint64_t step, uint64_t sampled)
 {
-    const struct sfc_cuda_head *head = (const struct sfc_cuda_head *)f->head;
+    const struct sfc_cuda_head *head = (const struct sfc_cuda_head *)f->head->parts;
     size_t chunks = 0;
     uint64_t total = 0;
     for (size_t i = 0; i < f->count; i++) {
@@ -312,7 +313,7 @@ static void test_bound_is_reached(void **state)
         struct sfc_head_config config = config_of(1000, 300, 100000, batch);
         struct fixture f;
         open_head(&f, &config, 1);
-        const struct sfc_cuda_head *head = (const struct sfc_cuda_head *)f.head;
+        const struct sfc_cuda_head *head = (const struct sfc_cuda_head *)f.head->parts;
         for (uint32_t i = 0; i < batch; i++)
             f.labels[i] = 300 + i % 300;
         check_plan(&f, 1, plan(&f, 1));
@@ -378,7 +379,7 @@ static void test_blocks_ahead_are_left_out(void **state)
     struct sfc_error err;
     struct fixture f;
     open_head(&f, &config, 1);
-    const struct sfc_cuda_head *head = (const struct sfc_cuda_head *)f.head;
+    const struct sfc_cuda_head *head = (const struct sfc_cuda_head *)f.head->parts;
     set_labels(&f, 600, 900, 9);
     must(sfc_head_set_block_step(f.head, 1, 2, &err), &err);
     uint64_t sampled = plan(&f, 2);
@@ -431,7 +432,7 @@ static void test_missed_steps(void **state)
     for (uint32_t i = 0; i < 20; i++)
         rates[i] = i % 6 == 5 ? SFC_RATE_SKIPPED : 0.1f + 0.01f * (float)i;
     open_dense(&f, 30);
-    const struct sfc_cuda_head *head = (const struct sfc_cuda_head *)f.head;
+    const struct sfc_cuda_head *head = (const struct sfc_cuda_head *)f.head->parts;
     must(sfc_head_write_rates(f.head, 0, 20, rates, &err), &err);
     for (uint64_t b = 0; b < 3; b++)
         write_last(&f, b, 17);

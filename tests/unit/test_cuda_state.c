@@ -13,6 +13,8 @@
 
 #include "kernels/backend_impl.h"
 #include "kernels/cuda/head.h"
+#include "kernels/dense_internal.h"
+#include "kernels/head_internal.h"
 #include "kernels/rng/philox.h"
 #include "tests/lib/cuda_host/cuda_host.h"
 
@@ -109,7 +111,7 @@ static void open_heads(struct heads *h, struct sfc_head_config config, const uin
     for (int b = 0; b < BACKENDS; b++)
         assert_int_equal(sfc_head_new(backend[b], &config, blocks, count, &h->head[b], NULL),
                          SFC_OK);
-    assert_int_equal(((struct sfc_cuda_head *)h->head[CUDA])->format,
+    assert_int_equal(((struct sfc_cuda_head *)h->head[CUDA]->parts)->format,
                      config.dtype == SFC_DTYPE_BF16  ? SFC_CUDA_BF16
                      : config.gemm == SFC_DTYPE_BF16 ? SFC_CUDA_SPLIT
                                                      : SFC_CUDA_F32);
@@ -171,7 +173,7 @@ static void write_range(struct heads *h, size_t index, enum sfc_block_part part,
  * process. */
 static void check_padding(const struct heads *h)
 {
-    const struct sfc_cuda_head *head = (const struct sfc_cuda_head *)h->head[CUDA];
+    const struct sfc_cuda_head *head = (const struct sfc_cuda_head *)h->head[CUDA]->parts;
     size_t pitch = head->sizes.pitch, dim = h->config.dim;
     size_t width = head->format == SFC_CUDA_BF16 ? sizeof(uint16_t) : sizeof(float);
     static const char zeros[16 * sizeof(float)];
@@ -285,8 +287,8 @@ static void compare_extents(int format, int mode, uint32_t dim)
     open_heads(&h, head_config(CLASSES, BLOCK, dim, format, mode), some_blocks, 4);
     write_all(&h, dim);
     plan_next(&h, 6);
-    backend[CPU]->ops->head_extents(h.head[CPU], a);
-    backend[CUDA]->ops->head_extents(h.head[CUDA], b);
+    backend[CPU]->ops->head_extents(h.head[CPU]->parts, a);
+    backend[CUDA]->ops->head_extents(h.head[CUDA]->parts, b);
     for (int i = 0; i < 4; i++) {
         assert_true(a[i].w > 0 && a[i].m > 0 && (a[i].ratio > 0) == (mode == ADAMW));
         assert_close(a[i].w, b[i].w);
@@ -360,14 +362,14 @@ static void test_failed_extents_are_infinite_and_reported_later(void **state)
         open_heads(&h, head_config(CLASSES, BLOCK, 30, 0, DENSE), some_blocks, 4);
         plan_next(&h, 6);
         sfc_cuda_host_fail(n, false);
-        backend[CUDA]->ops->head_extents(h.head[CUDA], e);
+        backend[CUDA]->ops->head_extents(h.head[CUDA]->parts, e);
         done = !sfc_cuda_host_failed();
         sfc_cuda_host_fail(0, false);
         assert_int_equal(extents_are_infinite(e, 4), !done);
         int rc = sfc_head_read(h.head[CUDA], 0, SFC_PART_VALUES, 0, 1, &v, &err);
         assert_int_equal(rc == SFC_OK, done);
         sfc_cuda_host_fail(1, false);
-        backend[CUDA]->ops->head_inverse_norms(h.head[CUDA], norms);
+        backend[CUDA]->ops->head_inverse_norms(h.head[CUDA]->parts, norms);
         sfc_cuda_host_fail(0, false);
         assert_true(isinf(norms[0]) && isinf(norms[3]));
         assert_int_not_equal(sfc_head_read(h.head[CUDA], 0, SFC_PART_VALUES, 0, 1, &v, &err),
@@ -455,7 +457,7 @@ static void prepare_both(struct denses *d, uint64_t step)
     struct sfc_dense_sum sums[BACKENDS][64];
     for (int b = 0; b < BACKENDS; b++)
         assert_int_equal(sfc_dense_prepare(d->dense[b], step, 0.1, slots, sums[b], NULL), SFC_OK);
-    for (size_t i = 0; i < d->dense[CUDA]->block_count; i++) {
+    for (size_t i = 0; i < d->dense[CUDA]->count; i++) {
         double a = sums[CPU][i].sum_of_squares, b = sums[CUDA][i].sum_of_squares;
         assert_int_equal(sums[CPU][i].block, sums[CUDA][i].block);
         assert_true(sums[CUDA][i].finite && fabs(a - b) <= 1e-12 * a);
@@ -563,10 +565,10 @@ static void test_failed_dense_extents_are_infinite_and_reported_later(void **sta
         struct sfc_extent e[BACKENDS][8];
         assert_in_range(n, 1, MAX_CALLS);
         open_denses(&d, 200006, SFC_OPTIMIZER_ADAMW, SFC_DTYPE_F32);
-        int count = (int)d.dense[CUDA]->block_count;
-        backend[CPU]->ops->dense_extents(d.dense[CPU], e[CPU]);
+        int count = (int)d.dense[CUDA]->count;
+        backend[CPU]->ops->dense_extents(d.dense[CPU]->parts, e[CPU]);
         sfc_cuda_host_fail(n, false);
-        backend[CUDA]->ops->dense_extents(d.dense[CUDA], e[CUDA]);
+        backend[CUDA]->ops->dense_extents(d.dense[CUDA]->parts, e[CUDA]);
         done = !sfc_cuda_host_failed();
         sfc_cuda_host_fail(0, false);
         assert_int_equal(extents_are_infinite(e[CUDA], count), !done);
