@@ -334,8 +334,8 @@ void sfc_dense_free(struct sfc_dense *dense);
 void sfc_dense_used(const struct sfc_dense *dense, struct sfc_memory *out);
 /* Blocks that come and go between two steps, as for heads; vectors have the floats of all blocks of
  * the object in ascending order. What was pushed and prepared is forgotten. SFC_ENOMEM as well; on
- * failure both are as they were. Memory is freed when all blocks that were made together have gone.
- */
+ * failure both are as they were. Memory is freed when all blocks that were made together have gone;
+ * an object whose blocks were not all made together takes a vector of the largest lot more. */
 int sfc_dense_attach(struct sfc_dense *dense, struct sfc_dense *other, struct sfc_error *err);
 int sfc_dense_add(struct sfc_dense *dense, const uint64_t *blocks, size_t count, bool blank,
                   struct sfc_error *err);
