@@ -75,11 +75,16 @@ static struct sfc_extent_rule extent_rule(const struct sfc_head_config *c)
     };
 }
 
-static void free_part(const struct sfc_backend *backend, struct sfc_head_part *part)
+static void free_tables(struct sfc_head_part *part)
 {
     free(part->blocks);
     free(part->block_step);
     sfc_extents_free(&part->extents);
+}
+
+static void free_part(const struct sfc_backend *backend, struct sfc_head_part *part)
+{
+    free_tables(part);
     backend->ops->head_free(part);
 }
 
@@ -138,9 +143,7 @@ struct layout {
 
 static void free_layout(struct layout *l)
 {
-    free(l->tables.blocks);
-    free(l->tables.block_step);
-    sfc_extents_free(&l->tables.extents);
+    free_tables(&l->tables);
     free(l->places);
 }
 
@@ -183,6 +186,7 @@ static int rearrange(const struct sfc_backend *backend, struct sfc_head_part *pa
                      struct sfc_head_part *other, struct sfc_error *err)
 {
     struct layout l = {.tables = {.config = part->config}};
+    struct sfc_head_part last = other ? *other : (struct sfc_head_part){0};
     size_t count = held(part) + held(other);
     int rc = take_tables(&l.tables, count, err);
     l.places = malloc(count * sizeof *l.places);
@@ -200,6 +204,7 @@ static int rearrange(const struct sfc_backend *backend, struct sfc_head_part *pa
         part->extents = l.tables.extents;
         part->memory.step_bytes += sfc_extents_bytes(count) + count * 2 * sizeof(uint64_t);
         l.tables = old;
+        free_tables(&last);
     }
     free_layout(&l);
     return rc;
@@ -390,7 +395,12 @@ int sfc_head_add(struct sfc_head *head, const uint64_t *blocks, size_t count, bo
             return sfc_fail(err, SFC_EINVAL, "head: block %llu is held here already",
                             (unsigned long long)blocks[i]);
     int rc = make(head->backend, &head->config, blocks, count, blank, &other, err);
-    return rc ? rc : sfc_head_attach(head, other, err);
+    if (rc)
+        return rc;
+    rc = sfc_head_attach(head, other, err);
+    if (rc)
+        sfc_head_free(other);
+    return rc;
 }
 
 /* Frees what holds no block any more, and lets go of the others' memory where the backend can. Too
