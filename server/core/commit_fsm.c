@@ -7,45 +7,58 @@
 #define BIT(duty) (1u << (duty))
 
 const char *const sfc_duty_names[SFC_DUTY_COUNT] = {
-    [SFC_DUTY_OPEN] = "OpenRun",   [SFC_DUTY_COMMIT] = "Commit",     [SFC_DUTY_ABORT] = "Abort",
-    [SFC_DUTY_PLAN] = "Plan",      [SFC_DUTY_PLAN_NEXT] = "Plan",    [SFC_DUTY_PREPARE] = "Prepare",
-    [SFC_DUTY_CLOSE] = "CloseRun", [SFC_DUTY_CHECK] = "CheckRewind",
+    [SFC_DUTY_OPEN] = "OpenRun",      [SFC_DUTY_COMMIT] = "Commit",
+    [SFC_DUTY_ABORT] = "Abort",       [SFC_DUTY_PLAN] = "Plan",
+    [SFC_DUTY_PLAN_NEXT] = "Plan",    [SFC_DUTY_PREPARE] = "Prepare",
+    [SFC_DUTY_CLOSE] = "CloseRun",    [SFC_DUTY_CHECK] = "CheckRewind",
+    [SFC_DUTY_JOIN] = "OpenRun",      [SFC_DUTY_FETCH] = "FetchBlocks",
+    [SFC_DUTY_TAKE] = "TakeBlocks",   [SFC_DUTY_SETMAP] = "SetMap",
+    [SFC_DUTY_CANCEL] = "CancelMove",
 };
 
 /* A shard gets a message only when it has acknowledged these. */
 static const unsigned duty_waits_for[SFC_DUTY_COUNT] = {
     [SFC_DUTY_COMMIT] = BIT(SFC_DUTY_OPEN),
     [SFC_DUTY_ABORT] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT),
-    [SFC_DUTY_PLAN] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_ABORT),
-    [SFC_DUTY_PLAN_NEXT] =
-        BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT) | BIT(SFC_DUTY_ABORT) | BIT(SFC_DUTY_PLAN),
-    [SFC_DUTY_PREPARE] =
-        BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT) | BIT(SFC_DUTY_ABORT) | BIT(SFC_DUTY_PLAN),
-    [SFC_DUTY_CHECK] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT),
+    [SFC_DUTY_PLAN] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_ABORT) | BIT(SFC_DUTY_SETMAP),
+    [SFC_DUTY_PLAN_NEXT] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT) | BIT(SFC_DUTY_ABORT) |
+                           BIT(SFC_DUTY_PLAN) | BIT(SFC_DUTY_SETMAP),
+    [SFC_DUTY_PREPARE] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT) | BIT(SFC_DUTY_ABORT) |
+                         BIT(SFC_DUTY_PLAN) | BIT(SFC_DUTY_SETMAP),
+    [SFC_DUTY_CHECK] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT) | BIT(SFC_DUTY_SETMAP),
+    [SFC_DUTY_FETCH] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_CANCEL),
+    [SFC_DUTY_TAKE] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT),
+    [SFC_DUTY_SETMAP] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT) | BIT(SFC_DUTY_ABORT),
 };
 
 int sfc_commit_init(struct sfc_commit_fsm *c, const struct sfc_commit_config *config,
                     struct sfc_error *err)
 {
-    if (config->shards < 1 || config->shards > SFC_CORE_MAX_SHARDS || config->micro_batches < 1)
+    uint32_t capacity = config->capacity ? config->capacity : config->shards;
+    if (config->shards < 1 || capacity > SFC_CORE_MAX_SHARDS || config->shards > capacity ||
+        config->micro_batches < 1)
         return sfc_fail(err, SFC_EINVAL, "%u shards; 1..%u are possible", config->shards,
-                        SFC_CORE_MAX_SHARDS);
+                        config->capacity ? config->capacity : SFC_CORE_MAX_SHARDS);
     struct sfc_commit_fsm n = {.config = *config, .phase = SFC_PHASE_COLLECT, .finite = true};
+    n.config.capacity = capacity;
     size_t j = config->micro_batches, d = config->dense_blocks;
     n.done = calloc(j, sizeof(*n.done));
     n.last_attempts = calloc(j, sizeof(*n.last_attempts));
     n.digests = calloc(j * d + 1, sizeof(*n.digests));
     n.sums = calloc(d + 1, sizeof(*n.sums));
     n.reported = calloc(d + 1, sizeof(*n.reported));
-    n.ready = calloc(config->shards, sizeof(*n.ready));
-    n.duties = calloc(config->shards, sizeof(*n.duties));
-    if (!n.done || !n.last_attempts || !n.digests || !n.sums || !n.reported || !n.ready ||
-        !n.duties) {
+    n.member = calloc(capacity, sizeof(*n.member));
+    n.ready = calloc(capacity, sizeof(*n.ready));
+    n.duties = calloc(capacity, sizeof(*n.duties));
+    if (!n.done || !n.last_attempts || !n.digests || !n.sums || !n.reported || !n.member ||
+        !n.ready || !n.duties) {
         sfc_commit_free(&n);
         return sfc_fail(err, SFC_ENOMEM, "commit state of %zu micro-batches", j);
     }
     for (size_t i = 0; i < j; i++)
         n.done[i].dense_digests = n.digests + i * d;
+    for (uint32_t k = 0; k < config->shards; k++)
+        n.member[k] = true;
     *c = n;
     return SFC_OK;
 }
@@ -57,9 +70,18 @@ void sfc_commit_free(struct sfc_commit_fsm *c)
     free(c->digests);
     free(c->sums);
     free(c->reported);
+    free(c->member);
     free(c->ready);
     free(c->duties);
     memset(c, 0, sizeof(*c));
+}
+
+void sfc_commit_set_member(struct sfc_commit_fsm *c, uint32_t shard, bool member)
+{
+    c->member[shard] = member;
+    c->ready[shard] = false;
+    if (shard >= c->config.shards)
+        c->config.shards = shard + 1;
 }
 
 void sfc_commit_want(struct sfc_commit_fsm *c, uint32_t shard, enum sfc_duty duty)
@@ -70,7 +92,8 @@ void sfc_commit_want(struct sfc_commit_fsm *c, uint32_t shard, enum sfc_duty dut
 void sfc_commit_want_all(struct sfc_commit_fsm *c, enum sfc_duty duty)
 {
     for (uint32_t k = 0; k < c->config.shards; k++)
-        sfc_commit_want(c, k, duty);
+        if (c->member[k])
+            sfc_commit_want(c, k, duty);
 }
 
 void sfc_commit_unwant_all(struct sfc_commit_fsm *c)
@@ -89,12 +112,17 @@ void sfc_commit_unwant(struct sfc_commit_fsm *c, enum sfc_duty duty)
         c->duties[k][duty] = (struct sfc_shard_duty){0};
 }
 
-bool sfc_commit_idle(const struct sfc_commit_fsm *c, enum sfc_duty duty)
+bool sfc_commit_idle_but(const struct sfc_commit_fsm *c, enum sfc_duty duty, uint32_t shard)
 {
     for (uint32_t k = 0; k < c->config.shards; k++)
-        if (c->duties[k][duty].wanted)
+        if (k != shard && c->duties[k][duty].wanted)
             return false;
     return true;
+}
+
+bool sfc_commit_idle(const struct sfc_commit_fsm *c, enum sfc_duty duty)
+{
+    return sfc_commit_idle_but(c, duty, UINT32_MAX);
 }
 
 static bool may_send(struct sfc_shard_duty duties[SFC_DUTY_COUNT], unsigned duty, uint64_t now_ms)
@@ -220,13 +248,13 @@ int sfc_commit_ready(struct sfc_commit_fsm *c, uint32_t shard,
     }
     c->finite = c->finite && head_finite;
     c->ready[shard] = true;
-    uint32_t n = 0;
+    uint32_t missing = 0;
     for (uint32_t k = 0; k < c->config.shards; k++)
-        n += c->ready[k];
+        missing += c->member[k] && !c->ready[k];
 #if SFC_PLANT_BUG == 3 /* commit without one Ready */
-    *all = n + 1 >= c->config.shards;
+    *all = missing <= 1;
 #else
-    *all = n == c->config.shards;
+    *all = missing == 0;
 #endif
     return SFC_OK;
 }

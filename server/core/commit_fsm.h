@@ -9,7 +9,10 @@
  * Beside the phase, each shard has *duties*: messages that it must acknowledge. A duty is sent
  * again until it is acknowledged, and waits for the duties named in a table (a shard gets Abort
  * after Commit, Plan after Abort, ...). Messages carry the round; a shard refuses older rounds, so
- * a late copy of a message can do no harm. */
+ * a late copy of a message can do no harm.
+ *
+ * Shards have places. A place may be empty, or its shard may be no member (yet, or any more): what
+ * all shards must do or say concerns members alone. */
 #ifndef SFC_CORE_COMMIT_FSM_H
 #define SFC_CORE_COMMIT_FSM_H
 
@@ -24,6 +27,12 @@ enum sfc_duty {
     SFC_DUTY_PREPARE,   /* Prepare(open step) */
     SFC_DUTY_CLOSE,     /* CloseRun */
     SFC_DUTY_CHECK,     /* CheckRewind(a step that the machine does not know) */
+    /* Of moves: run_moves.c says what they are for. */
+    SFC_DUTY_JOIN,   /* OpenRun(join), to a shard that is not a member yet */
+    SFC_DUTY_FETCH,  /* FetchBlocks */
+    SFC_DUTY_TAKE,   /* TakeBlocks */
+    SFC_DUTY_SETMAP, /* SetMap */
+    SFC_DUTY_CANCEL, /* CancelMove */
     SFC_DUTY_COUNT,
 };
 extern const char *const sfc_duty_names[SFC_DUTY_COUNT]; /* "OpenRun", "Commit", ... */
@@ -75,7 +84,8 @@ struct sfc_shard_duty {
 };
 
 struct sfc_commit_config {
-    uint32_t shards;
+    uint32_t shards;   /* places that are in use, or were: 0..shards-1 */
+    uint32_t capacity; /* places that there may be; 0: shards */
     uint32_t micro_batches;
     uint32_t global_batch;
     uint32_t dense_blocks;
@@ -96,22 +106,30 @@ struct sfc_commit_fsm {
     double *sums;      /* [dense_blocks] */
     bool *reported;    /* [dense_blocks] */
     bool finite;
-    bool *ready;                    /* [shards] */
+    bool *member;                   /* [capacity] */
+    bool *ready;                    /* [capacity] */
     bool plan_sent, next_plan_sent; /* Plan of the open step, of the one after it: wanted or done */
-    struct sfc_shard_duty (*duties)[SFC_DUTY_COUNT]; /* [shards] */
+    struct sfc_shard_duty (*duties)[SFC_DUTY_COUNT]; /* [capacity] */
 };
 
+/* Every shard is a member. */
 int sfc_commit_init(struct sfc_commit_fsm *c, const struct sfc_commit_config *config,
                     struct sfc_error *err);
 void sfc_commit_free(struct sfc_commit_fsm *c);
 
+/* The shard of this place (within the capacity) is a member from now on, or is none. Between two
+ * steps; its duties stay as they are. */
+void sfc_commit_set_member(struct sfc_commit_fsm *c, uint32_t shard, bool member);
+
 /* ---- duties */
 void sfc_commit_want(struct sfc_commit_fsm *c, uint32_t shard, enum sfc_duty duty);
-void sfc_commit_want_all(struct sfc_commit_fsm *c, enum sfc_duty duty);
+void sfc_commit_want_all(struct sfc_commit_fsm *c, enum sfc_duty duty); /* of every member */
 void sfc_commit_unwant_all(struct sfc_commit_fsm *c); /* every duty of every shard */
 void sfc_commit_unwant(struct sfc_commit_fsm *c, enum sfc_duty duty);   /* of every shard */
 void sfc_commit_unwant_shard(struct sfc_commit_fsm *c, uint32_t shard); /* every duty of this one */
 bool sfc_commit_idle(const struct sfc_commit_fsm *c, enum sfc_duty duty); /* acknowledged by all */
+/* The same, leaving out one shard; UINT32_MAX: none. */
+bool sfc_commit_idle_but(const struct sfc_commit_fsm *c, enum sfc_duty duty, uint32_t shard);
 /* The next message to send now: marks it in flight. false: none. */
 bool sfc_commit_next(struct sfc_commit_fsm *c, uint64_t now_ms, uint32_t *shard,
                      enum sfc_duty *duty);

@@ -344,8 +344,10 @@ static void on_tick(struct sfc_run_fsm *run, const struct sfc_run_event *e,
                     struct sfc_run_actions *actions)
 {
     sfc_tickets_tick(&run->tickets, e->now_ms);
-    if (!sfc_run_ended(run))
+    if (!sfc_run_ended(run)) {
         sfc_run_rewind_tick(run, e->now_ms, actions);
+        sfc_run_moves_tick(run, e->now_ms, actions);
+    }
     if (run->record_again_ms == 0 || e->now_ms < run->record_again_ms || sfc_run_ended(run))
         return;
     run->record_again_ms = 0;
@@ -421,6 +423,17 @@ void sfc_run_handle(struct sfc_run_fsm *run, const struct sfc_run_event *e,
         return;
     case SFC_EV_RECORD_FAILED:
         on_record_failed(run, e);
+        return;
+    case SFC_EV_ORDER:
+    case SFC_EV_ORDER_CANCEL:
+        sfc_run_on_order(run, e, actions);
+        return;
+    case SFC_EV_MAP_DURABLE:
+    case SFC_EV_MAP_FAILED:
+        sfc_run_on_map(run, e, actions);
+        return;
+    case SFC_EV_SHARD_STRAY:
+        sfc_run_on_stray(run, e);
         return;
     }
 }

@@ -37,6 +37,9 @@ static void set_defaults(struct sfc_run_config *c)
     c->retry_ms = c->retry_ms ? c->retry_ms : 200;
     c->hold_lease_ms = c->hold_lease_ms ? c->hold_lease_ms : 10000;
     c->hold_wait_ms = c->hold_wait_ms ? c->hold_wait_ms : 1000;
+    c->take_wait_ms = c->take_wait_ms ? c->take_wait_ms : 10000;
+    c->stall_ms = c->stall_ms ? c->stall_ms : 1000;
+    c->max_shards = c->max_shards ? c->max_shards : SFC_CORE_MAX_SHARDS;
 }
 
 static int check_config(const struct sfc_run_config *c, struct sfc_error *err)
@@ -78,8 +81,20 @@ static void begin_restored(struct sfc_run_fsm *run, const struct sfc_run_restore
             run->drops[run->drop_count++] = restore->drops[i];
     run->durable = run->commit.committed;
     run->durable_record = run->commit.record;
+    run->moves.map_step = restore->map_step;
+    run->moves.map_order = restore->map_order;
     sfc_run_apply_drops(run, run->durable + 1);
     run->commit.phase = SFC_PHASE_ROUND;
+}
+
+static void take_places(struct sfc_run_fsm *run, const uint64_t *ids)
+{
+    for (uint32_t k = 0; k < run->config.shards; k++) {
+        bool empty = ids && ids[k] == 0;
+        run->shards[k].id = ids ? ids[k] : k;
+        run->shards[k].place = empty ? SFC_PLACE_EMPTY : SFC_PLACE_MEMBER;
+        sfc_commit_set_member(&run->commit, k, !empty);
+    }
 }
 
 int sfc_run_init(struct sfc_run_fsm *run, const struct sfc_run_config *config,
@@ -101,6 +116,7 @@ int sfc_run_init(struct sfc_run_fsm *run, const struct sfc_run_config *config,
                                                .data_timeout_ms = c->data_timeout_ms,
                                                .grant_timeout_ms = c->grant_timeout_ms};
     const struct sfc_commit_config commit = {.shards = c->shards,
+                                             .capacity = c->max_shards,
                                              .micro_batches = micro_batches,
                                              .global_batch = c->global_batch,
                                              .dense_blocks = c->dense_blocks,
@@ -111,7 +127,7 @@ int sfc_run_init(struct sfc_run_fsm *run, const struct sfc_run_config *config,
         rc = sfc_commit_init(&n.commit, &commit, err);
     if (rc != SFC_OK)
         goto fail;
-    n.shards = calloc(c->shards, sizeof(*n.shards));
+    n.shards = calloc(c->max_shards, sizeof(*n.shards));
     n.waiting = calloc(c->max_waiting, sizeof(*n.waiting));
     n.drop_capacity = 8 * micro_batches; /* and those that are being written */
     n.drops = calloc((size_t)n.drop_capacity + c->max_waiting, sizeof(*n.drops));
@@ -119,8 +135,7 @@ int sfc_run_init(struct sfc_run_fsm *run, const struct sfc_run_config *config,
         rc = sfc_fail(err, SFC_ENOMEM, "run state");
         goto fail;
     }
-    for (uint32_t k = 0; k < c->shards; k++)
-        n.shards[k].id = c->shard_ids ? c->shard_ids[k] : k;
+    take_places(&n, c->shard_ids);
     n.config.shard_ids = NULL; /* the caller's */
     n.commit.committed = committed;
     n.durable = committed;
@@ -150,7 +165,8 @@ void sfc_run_free(struct sfc_run_fsm *run)
 int sfc_run_actions_init(struct sfc_run_actions *actions, const struct sfc_run_fsm *run,
                          struct sfc_error *err)
 {
-    size_t capacity = run->config.max_waiting + (size_t)run->config.shards * SFC_DUTY_COUNT + 16;
+    size_t duties = (size_t)run->config.max_shards * SFC_DUTY_COUNT;
+    size_t capacity = run->config.max_waiting + duties + 16;
     struct sfc_run_action *items = calloc(capacity, sizeof(*items));
     if (!items)
         return sfc_fail(err, SFC_ENOMEM, "run actions");
@@ -204,7 +220,7 @@ void sfc_run_new_round(struct sfc_run_fsm *run)
             run->session_wanted = true;
 }
 
-static bool active(const struct sfc_run_fsm *run)
+bool sfc_run_active(const struct sfc_run_fsm *run)
 {
     return !run->failed && !run->stopped && run->started;
 }
@@ -222,7 +238,7 @@ static bool stands_at(const struct sfc_run_fsm *run, uint64_t step)
 
 /* May the open step be prepared? Pause, block and holds close this gate. It stands still at a
  * durable step only: the next one will be. */
-static bool gate_open(const struct sfc_run_fsm *run)
+bool sfc_run_gate_open(const struct sfc_run_fsm *run)
 {
     uint64_t committed = run->commit.committed;
     return !run->blocked && (!stands_at(run, committed) || run->durable < committed);
@@ -231,13 +247,13 @@ static bool gate_open(const struct sfc_run_fsm *run)
 static bool is_provisional(const struct sfc_run_fsm *run, uint64_t step)
 {
     return step % run->config.durable_every != 0 && step != run->config.schedule.steps &&
-           !stands_at(run, step);
+           !stands_at(run, step) && !sfc_run_wants_boundary(run);
 }
 
 bool sfc_run_still(const struct sfc_run_fsm *run)
 {
     const struct sfc_commit_fsm *c = &run->commit;
-    return active(run) && !run->restoring && !sfc_run_rewinds(run) &&
+    return sfc_run_active(run) && !run->restoring && !sfc_run_rewinds(run) && !sfc_run_flips(run) &&
            c->phase != SFC_PHASE_PREPARE && c->phase != SFC_PHASE_RECORD &&
            sfc_commit_idle(c, SFC_DUTY_COMMIT) && sfc_commit_idle(c, SFC_DUTY_OPEN);
 }
@@ -255,7 +271,8 @@ static void leave_round(struct sfc_run_fsm *run)
     struct sfc_commit_fsm *c = &run->commit;
     if (c->phase != SFC_PHASE_ROUND || sfc_run_rewinds(run) ||
         (run->restoring && !sfc_run_all_known(run)) || !sfc_commit_idle(c, SFC_DUTY_ABORT) ||
-        !sfc_commit_idle(c, SFC_DUTY_COMMIT) || !sfc_commit_idle(c, SFC_DUTY_OPEN))
+        !sfc_commit_idle(c, SFC_DUTY_COMMIT) || !sfc_commit_idle(c, SFC_DUTY_OPEN) ||
+        !sfc_commit_idle(c, SFC_DUTY_SETMAP))
         return;
     run->restoring = false;
     c->phase = SFC_PHASE_COLLECT;
@@ -274,12 +291,23 @@ static void open_session(struct sfc_run_fsm *run)
     run->session_attempt = run->tickets.last;
 }
 
+/* Labels are there; may the open step be planned? A step that a map waits for is the last one of
+ * the old map. */
+static bool may_plan(const struct sfc_run_fsm *run)
+{
+    const struct sfc_commit_fsm *c = &run->commit;
+    bool boundary = sfc_run_wants_boundary(run) && run->durable == c->committed && !c->plan_sent;
+    return !sfc_run_flips(run) && !boundary;
+}
+
 /* Moves the open step as far as it goes. */
-static void advance(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
+static void advance(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_actions *actions)
 {
     struct sfc_commit_fsm *c = &run->commit;
-    if (run->failed || run->stopped)
+    if (run->failed || run->stopped) {
+        sfc_run_moves_advance(run, now_ms, actions);
         return;
+    }
     sfc_run_rewind_advance(run, actions);
     sfc_run_recover(run, actions);
     leave_loading(run);
@@ -287,20 +315,22 @@ static void advance(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
         open_session(run);
     leave_round(run);
     leave_loading(run);
-    if (!active(run))
+    if (!sfc_run_active(run))
         return;
-    if (c->phase == SFC_PHASE_COLLECT && sfc_tickets_complete(&run->tickets, c->committed + 1)) {
+    sfc_run_moves_advance(run, now_ms, actions);
+    if (c->phase == SFC_PHASE_COLLECT && may_plan(run) &&
+        sfc_tickets_complete(&run->tickets, c->committed + 1)) {
         c->phase = SFC_PHASE_COMPUTE;
         sfc_commit_plan(c, false);
     }
     if (c->phase == SFC_PHASE_COMPUTE && c->done_count == c->config.micro_batches &&
-        gate_open(run) && run->rewind.phase != SFC_REWIND_ASKING) {
+        sfc_run_gate_open(run) && run->rewind.phase != SFC_REWIND_ASKING) {
         c->phase = SFC_PHASE_PREPARE;
         run->provisional = is_provisional(run, c->committed + 1);
         sfc_commit_want_all(c, SFC_DUTY_PREPARE);
     }
     if ((c->phase == SFC_PHASE_COMPUTE || c->phase == SFC_PHASE_PREPARE) &&
-        sfc_tickets_complete(&run->tickets, c->committed + 2))
+        !sfc_run_wants_boundary(run) && sfc_tickets_complete(&run->tickets, c->committed + 2))
         sfc_commit_plan(c, true);
     if (c->committed == run->config.schedule.steps && sfc_run_still(run))
         run->finished = true;
@@ -384,7 +414,7 @@ static enum sfc_run_state derive_state(const struct sfc_run_fsm *run)
         return SFC_RUN_BLOCKED;
     if (run->paused)
         return SFC_RUN_PAUSED;
-    return gate_open(run) || !sfc_run_still(run) ? SFC_RUN_RUNNING : SFC_RUN_HELD;
+    return sfc_run_gate_open(run) || !sfc_run_still(run) ? SFC_RUN_RUNNING : SFC_RUN_HELD;
 }
 
 static void show_state(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
@@ -410,11 +440,13 @@ static void send(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_action
         a->duty = duty;
         sfc_commit_key(&run->commit, duty, &a->step, &a->round);
         a->life = run->shards[shard].life;
+        a->number = sfc_run_move_number(run, shard, duty);
         a->recover = duty == SFC_DUTY_OPEN && run->started;
         a->provisional = duty == SFC_DUTY_PREPARE && run->provisional;
         if (duty == SFC_DUTY_PLAN || duty == SFC_DUTY_PLAN_NEXT)
             a->lr = sfc_schedule_lr(&run->config.schedule, a->step);
-        if (duty == SFC_DUTY_COMMIT || (a->recover && run->commit.record.step == a->step))
+        bool opens = a->recover || duty == SFC_DUTY_JOIN;
+        if (duty == SFC_DUTY_COMMIT || (opens && run->commit.record.step == a->step))
             a->record = run->commit.record;
         if (duty == SFC_DUTY_CHECK) {
             a->step = run->rewind.step;
@@ -431,7 +463,7 @@ void sfc_run_step(struct sfc_run_fsm *run, const struct sfc_run_event *event,
     sfc_run_durable(run, run->commit.record.step, actions);
 #endif
     sfc_run_handle(run, event, actions);
-    advance(run, actions);
+    advance(run, event->now_ms, actions);
     show_state(run, actions);
     sfc_run_serve(run, event->now_ms, actions);
     send(run, event->now_ms, actions);
@@ -493,8 +525,8 @@ void sfc_run_waits_for(struct sfc_run_fsm *run, char *out, size_t size)
                  run->record_error);
         return;
     }
-    if (sfc_run_waits_for_rewind(run, out, size) || sfc_run_waits_for_shard(run, out, size) ||
-        run->finished)
+    if (sfc_run_waits_for_rewind(run, out, size) || sfc_run_waits_for_map(run, out, size) ||
+        sfc_run_waits_for_shard(run, out, size) || run->finished)
         return;
     if (!run->started)
         snprintf(out, size, "start");

@@ -13,7 +13,8 @@
  * acknowledged. Where a record is on its way to the store that waits: the record decides to which
  * step. Several at once, again while it recovers, and together with our own restart are the same.
  *
- * REWIND goes back to an earlier step: run_rewind.c.
+ * REWIND goes back to an earlier step: run_rewind.c. Shards join and leave, and blocks move from
+ * one to another, while the run goes on: run_moves.c.
  *
  * With durable_every N only every N-th step is durable when it commits, and the last one, and where
  * the run stands still. The steps between are provisional: their records are in memory, their
@@ -25,8 +26,9 @@
  * action, now or at a later event; after CANCEL it gets none. Every SEND gets exactly one
  * SHARD_REPLY (a transport failure is a reply with its code); SEND is emitted again when that says
  * "unavailable". Every WRITE_RECORD gets exactly one RECORD_DURABLE or RECORD_FAILED, every
- * WRITE_DROP one DROPPED, every READ_RECORD one RECORD_READ, every WRITE_REWIND one REWOUND. TICK
- * at least every 250 ms. Texts in actions live until the next event.
+ * WRITE_DROP one DROPPED, every READ_RECORD one RECORD_READ, every WRITE_REWIND one REWOUND, every
+ * WRITE_MAP one MAP_DURABLE or MAP_FAILED, every ORDER one ORDER_DONE. TICK at least every 250 ms.
+ * Texts in actions live until the next event.
  */
 #ifndef SFC_CORE_RUN_FSM_H
 #define SFC_CORE_RUN_FSM_H
@@ -53,9 +55,10 @@ const char *sfc_run_state_name(enum sfc_run_state state); /* "running" */
 struct sfc_run_config {
     uint64_t run_id;
     uint64_t incarnation;      /* of the scheduler, durable before the first event */
-    uint32_t shards;           /* of the map; events and actions name shards by index in the map */
-    const uint64_t *shard_ids; /* [shards], for texts; copied. NULL: the index */
-    uint64_t map_version;
+    uint32_t shards;           /* places of the map; events and actions name shards by place */
+    uint32_t max_shards;       /* places that there may be; 0: as many as the core allows */
+    const uint64_t *shard_ids; /* [shards], 0: the place is empty; copied. NULL: the place */
+    uint64_t map_version;      /* of the present map */
     uint64_t classes;
     uint32_t global_batch;
     uint32_t micro_batch;
@@ -75,6 +78,8 @@ struct sfc_run_config {
     uint64_t retry_ms;         /* 200 */
     uint64_t hold_lease_ms;    /* 10000 */
     uint64_t hold_wait_ms;     /* 1000 */
+    uint64_t take_wait_ms;     /* 10000: the run stands still so long for blocks, not longer */
+    uint64_t stall_ms;         /* 1000: a plan that nobody works on for so long gives way */
 };
 
 /* A micro-batch that a person dropped: its rows have weight 0. */
@@ -92,6 +97,8 @@ struct sfc_run_restore {
     const char *reason;              /* of BLOCKED and FAILED; copied. NULL: none */
     const struct sfc_run_drop *drops; /* of steps that are not committed */
     size_t drop_count;
+    uint64_t map_step;  /* the map holds for the steps after this one; 0: from the beginning */
+    uint64_t map_order; /* that made it; 0: none */
 };
 
 enum sfc_run_event_type {
@@ -117,13 +124,28 @@ enum sfc_run_event_type {
     SFC_EV_REWOUND,     /* step, code, text: the records of later steps are gone, or not */
     SFC_EV_SHARD_REPLY, /* shard, life, duty, step, round (as in the SEND), code, text; prepare;
                            of OpenRun: applied */
-    SFC_EV_SHARD_BACK,  /* shard, shard_run_id, step (applied), prepared_step: it registered again
-                           with the same boot id (or for the first time since our restart) */
+    SFC_EV_SHARD_BACK,  /* shard, shard_run_id, map_version, step (applied), prepared_step: it
+                           registered again with the same boot id (or for the first time since our
+                           restart) */
     SFC_EV_SHARD_LOST,  /* shard: it restarted and lost its memory */
     SFC_EV_SHARD_PROGRESS, /* shard, step (recovered so far), to_step, eta_s (0 = not known) */
     SFC_EV_SHARD_GONE,     /* shard: silent for its lease; only shown in the reason */
     SFC_EV_RECORD_DURABLE, /* step; of a provisional record: it is kept */
     SFC_EV_RECORD_FAILED,  /* step, code, text: tried again later, or the run fails */
+    SFC_EV_ORDER,          /* number, order, shard, from, shard_id; only when sfc_run_may_order */
+    SFC_EV_ORDER_CANCEL,   /* number; 0: whichever is at work. Not once its map is being written */
+    SFC_EV_MAP_DURABLE,    /* number */
+    SFC_EV_MAP_FAILED,     /* number, code, text: SFC_EINVAL: this map can't be, the order is void;
+                              SFC_EIO, _ENOMEM, _ESTATE: tried again later; else the run fails */
+    SFC_EV_SHARD_STRAY,    /* shard (a free place), shard_id: it has the run open and no place */
+};
+
+/* Changes of the map, one at a time. */
+enum sfc_order_kind {
+    SFC_ORDER_NONE,
+    SFC_ORDER_JOIN,  /* shard_id becomes a member at the free place `shard`, and owns nothing */
+    SFC_ORDER_MOVE,  /* blocks of the shard at `from` go to the one at `shard` */
+    SFC_ORDER_LEAVE, /* `shard`, which owns nothing any more, leaves */
 };
 
 struct sfc_run_prepare_reply {
@@ -157,6 +179,10 @@ struct sfc_run_event {
     struct sfc_run_prepare_reply prepare;
     uint64_t shard_run_id;
     uint64_t prepared_step;
+    uint64_t map_version;
+    uint64_t shard_id;
+    enum sfc_order_kind order;
+    uint32_t from;
     uint64_t life;
     uint64_t number;
     uint64_t applied;
@@ -169,7 +195,9 @@ struct sfc_run_event {
 enum sfc_run_action_type {
     SFC_ACT_SEND,         /* shard, life, duty, step, round; for OpenRun: recover, record (step 0:
                              none); for CheckRewind: record, the same; for Commit: record; for Plan: lr and
-                             sfc_run_labels(); for         Prepare: sfc_run_done() of each j, provisional */
+                             sfc_run_labels(); for Prepare: sfc_run_done() of each j, provisional;
+                             for OpenRun(join), FetchBlocks, TakeBlocks, SetMap, CancelMove: number
+                             (of the order; of SetMap the one that made the present map) */
     SFC_ACT_WRITE_DROP,   /* number, step, j */
     SFC_ACT_WRITE_RECORD, /* record, provisional; attempts, digests and labels from sfc_run_done(),
                              _labels(). Provisional: keep it in memory; else make it durable with
@@ -187,6 +215,12 @@ enum sfc_run_action_type {
     SFC_ACT_REPLY_HOLD,    /* token, hold_id (of a watch 0), held, step */
     SFC_ACT_COMMITTED,     /* step, record: for statistics and history */
     SFC_ACT_STATE,         /* state, text (reason): it changed; make it durable */
+    SFC_ACT_WRITE_MAP,     /* number, step, version: the map that the order makes of the present
+                              one, for the steps after `step`; make it durable */
+    SFC_ACT_MAP,           /* number: it is durable, and the present one from now on; what is sent
+                              after this speaks of it */
+    SFC_ACT_ORDER_DONE,    /* number, code, text: SFC_OK: the map has flipped and every shard has
+                              it, or recovers with it; else nothing has changed */
 };
 
 struct sfc_run_action {
@@ -211,6 +245,7 @@ struct sfc_run_action {
     uint64_t session;
     uint64_t life;
     uint64_t number;
+    uint64_t version;
     bool recover;
     bool provisional;
     enum sfc_run_state state;
@@ -263,18 +298,50 @@ struct sfc_run_rewind {
     char error[256];   /* why it failed the last time */
 };
 
+enum sfc_order_phase {
+    SFC_ORDER_IDLE,
+    SFC_ORDER_PREPARING, /* OpenRun(join), or FetchBlocks; the run goes on */
+    SFC_ORDER_BOUNDARY,  /* waits for a durable step after which nothing is planned */
+    SFC_ORDER_TAKING,    /* the last changes; from here on the run stands still */
+    SFC_ORDER_WRITING,   /* the map is on its way to the store, which decides */
+    SFC_ORDER_SETTING,   /* it has flipped; shards are told */
+};
+
+struct sfc_run_moves {
+    enum sfc_order_phase phase;
+    enum sfc_order_kind kind;
+    uint64_t number;
+    uint32_t shard, from; /* places */
+    bool went_back;       /* the run did, since the order began */
+    uint64_t since_ms;    /* TAKING: when it began */
+    uint64_t idle_ms;     /* BOUNDARY: since when nobody works on the plan; 0: somebody does */
+    uint64_t again_ms;    /* WRITING: when the map is written again; 0: it is on its way */
+    char error[256];      /* why the last try failed, "" = none did */
+    uint64_t map_step, map_order; /* of the present map: as in sfc_run_restore */
+};
+
 struct sfc_hold {
     uint64_t id; /* 0 = free */
     uint64_t at_step;
     uint64_t seen_ms;
 };
 
+enum sfc_place {
+    SFC_PLACE_EMPTY,
+    SFC_PLACE_JOINING, /* opens the run, and is no member yet */
+    SFC_PLACE_MEMBER,
+    SFC_PLACE_CLOSING, /* is no member (any more), and closes the run */
+};
+
 struct sfc_run_shard {
+    enum sfc_place place;
     uint64_t id;   /* for texts */
-    uint64_t life; /* counts its losses: an answer from an earlier life says nothing */
-    bool known;    /* reported since our restart */
-    bool gone;     /* silent for its lease */
-    bool lost;     /* recovers as soon as no record is on its way */
+    uint64_t life; /* counts losses and occupants of the place: an answer from an earlier life says
+                      nothing */
+    uint64_t cancelled;          /* the order that its CancelMove is about */
+    bool known;                  /* reported since our restart */
+    bool gone;                   /* silent for its lease */
+    bool lost;                   /* recovers as soon as no record is on its way */
     uint64_t recovered, to_step; /* what it says of its recovery; to_step 0: nothing yet */
     double eta_s;
     enum sfc_duty refused; /* what it could not do the last time, */
@@ -299,8 +366,9 @@ struct sfc_run_fsm {
     bool round_wanted;            /* a new round as soon as no record is on its way */
     uint64_t record_again_ms;     /* when the record is written again; 0: it is on its way */
     char record_error[256];       /* why it was not durable the last time */
-    struct sfc_run_shard *shards; /* [shards] */
-    uint64_t last_drop;           /* number */
+    struct sfc_run_shard *shards; /* [max_shards]; config.shards of them were ever in use */
+    struct sfc_run_moves moves;
+    uint64_t last_drop; /* number */
     struct sfc_run_rewind rewind;
     uint64_t durable; /* last step whose record is durable */
     struct sfc_commit_record durable_record;
@@ -346,6 +414,10 @@ uint64_t sfc_run_second_data(const struct sfc_run_fsm *run);
 uint32_t sfc_run_held(const struct sfc_run_fsm *run, uint64_t worker);
 /* The shard has been told to recover and has not answered yet. */
 bool sfc_run_recovers(const struct sfc_run_fsm *run, uint32_t shard);
+/* No order is at work, and the run is in a state to take one. */
+bool sfc_run_may_order(const struct sfc_run_fsm *run);
+/* An empty place; UINT32_MAX: none. */
+uint32_t sfc_run_free_place(const struct sfc_run_fsm *run);
 /* What a running run waits for, for people ("labels of step 5: 3 of 4"). out is always terminated.
  */
 void sfc_run_waits_for(struct sfc_run_fsm *run, char *out, size_t size);

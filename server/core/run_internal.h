@@ -1,5 +1,6 @@
 /* Shared by run_fsm.c (moves of the step), run_calls.c (workers and people), run_shards.c (shards),
- * run_rewind.c (back to an earlier step) and run_waiting.c (waiting calls); not for others. */
+ * run_moves.c (the map), run_rewind.c (back to an earlier step) and run_waiting.c (waiting calls);
+ * not for others. */
 #ifndef SFC_CORE_RUN_INTERNAL_H
 #define SFC_CORE_RUN_INTERNAL_H
 
@@ -14,6 +15,9 @@ void sfc_run_fail(struct sfc_run_fsm *run, const char *text);
 void sfc_run_new_round(struct sfc_run_fsm *run);
 /* Stands still at a boundary: every shard has applied exactly the committed step. */
 bool sfc_run_still(const struct sfc_run_fsm *run);
+bool sfc_run_active(const struct sfc_run_fsm *run); /* started, and not at its end */
+/* Pause and block let nothing be prepared; so do holds. */
+bool sfc_run_gate_open(const struct sfc_run_fsm *run);
 void sfc_run_decide(struct sfc_run_fsm *run, struct sfc_run_actions *actions);
 void sfc_run_write_record(struct sfc_run_fsm *run, struct sfc_run_actions *actions);
 void sfc_run_durable(struct sfc_run_fsm *run, uint64_t step, struct sfc_run_actions *actions);
@@ -24,15 +28,46 @@ void sfc_run_apply_drops(struct sfc_run_fsm *run, uint64_t first_step);
 /* run_shards.c */
 void sfc_run_on_shard(struct sfc_run_fsm *run, const struct sfc_run_event *event,
                       struct sfc_run_actions *actions);
-/* Lost shards begin to recover, and a wanted round opens, unless a record is on its way. */
+/* Lost shards begin to recover, and a wanted round opens, unless a record or a map is on its way.
+ */
 void sfc_run_recover(struct sfc_run_fsm *run, struct sfc_run_actions *actions);
 /* The shard gets OpenRun, to the committed step, and Abort; duties that it had are void. */
 void sfc_run_open_again(struct sfc_run_fsm *run, uint32_t shard);
+/* Its process is a new one, or what it has is not what it should have. */
+void sfc_run_lose(struct sfc_run_fsm *run, uint32_t shard);
 /* What it said until now says nothing any more. */
 void sfc_run_forget_life(struct sfc_run_shard *shard);
 bool sfc_run_all_known(const struct sfc_run_fsm *run);
 /* The shard that is waited for, if any. */
 bool sfc_run_waits_for_shard(const struct sfc_run_fsm *run, char *out, size_t size);
+
+/* run_moves.c */
+void sfc_run_on_order(struct sfc_run_fsm *run, const struct sfc_run_event *event,
+                      struct sfc_run_actions *actions);
+void sfc_run_on_map(struct sfc_run_fsm *run, const struct sfc_run_event *event,
+                    struct sfc_run_actions *actions);
+void sfc_run_on_stray(struct sfc_run_fsm *run, const struct sfc_run_event *event);
+/* About a shard that is no member: it was lost, is silent, or registered again. */
+void sfc_run_on_guest(struct sfc_run_fsm *run, const struct sfc_run_event *event,
+                      struct sfc_run_actions *actions);
+bool sfc_run_is_move_duty(enum sfc_duty duty);
+void sfc_run_on_move_reply(struct sfc_run_fsm *run, const struct sfc_run_event *event,
+                           struct sfc_run_actions *actions);
+/* Its shard has closed the run, or its process is gone: the place is free. */
+void sfc_run_leave_place(struct sfc_run_fsm *run, uint32_t shard);
+/* Moves the order as far as it goes. */
+void sfc_run_moves_advance(struct sfc_run_fsm *run, uint64_t now_ms,
+                           struct sfc_run_actions *actions);
+void sfc_run_moves_tick(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_actions *actions);
+/* A map waits for a step after which nothing is planned: no plan runs ahead, the step is durable.
+ */
+bool sfc_run_wants_boundary(const struct sfc_run_fsm *run);
+/* Nothing may be planned now. */
+bool sfc_run_flips(const struct sfc_run_fsm *run);
+bool sfc_run_writes_map(const struct sfc_run_fsm *run);
+/* The number that a message of this duty carries. */
+uint64_t sfc_run_move_number(const struct sfc_run_fsm *run, uint32_t shard, enum sfc_duty duty);
+bool sfc_run_waits_for_map(const struct sfc_run_fsm *run, char *out, size_t size);
 
 /* run_rewind.c */
 /* The run goes to a step, as far as the machine is concerned: every shard recovers to it in a new

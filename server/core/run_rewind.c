@@ -29,7 +29,10 @@ void sfc_run_go_to(struct sfc_run_fsm *run, uint64_t step, const struct sfc_comm
     c->committed = step;
     c->record = *record;
     memset(c->last_attempts, 0, c->config.micro_batches * sizeof(*c->last_attempts));
+    run->moves.went_back = true;
     for (uint32_t k = 0; k < run->config.shards; k++) {
+        if (!run->commit.member[k])
+            continue;
 #if SFC_PLANT_BUG == 13 /* only shards that were lost go back to the last durable step */
         if (run->rewind.phase != SFC_REWIND_MOVING && !run->shards[k].lost)
             continue;
@@ -201,7 +204,8 @@ static void move(struct sfc_run_fsm *run)
 void sfc_run_rewind_advance(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
 {
     struct sfc_run_rewind *r = &run->rewind;
-    bool record = run->commit.phase == SFC_PHASE_RECORD; /* first it is known what is committed */
+    /* first it is known what is committed, and where blocks are */
+    bool record = run->commit.phase == SFC_PHASE_RECORD || sfc_run_writes_map(run);
     if (r->phase == SFC_REWIND_WANTED && !record)
         want_record(run, actions);
     if (r->phase == SFC_REWIND_READ && !record) {

@@ -14,7 +14,7 @@ static ull name(const struct sfc_run_fsm *run, uint32_t k)
 bool sfc_run_all_known(const struct sfc_run_fsm *run)
 {
     for (uint32_t k = 0; k < run->config.shards; k++)
-        if (!run->shards[k].known)
+        if (run->commit.member[k] && !run->shards[k].known)
             return false;
     return true;
 }
@@ -51,6 +51,8 @@ void sfc_run_recover(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
 {
     if (run->commit.phase == SFC_PHASE_RECORD && SFC_PLANT_BUG != 9)
         return; /* the record decides to which step a lost shard recovers */
+    if (sfc_run_writes_map(run))
+        return; /* the map decides what it recovers */
     if (must_go_back(run))
         sfc_run_go_back(run, actions);
     run->back_wanted = false;
@@ -72,7 +74,7 @@ void sfc_run_forget_life(struct sfc_run_shard *s)
 
 /* Its process is a new one. While restoring no round is needed: nothing was granted in this one,
  * and a shard that isn't known yet may need a Commit before its Abort. */
-static void lose(struct sfc_run_fsm *run, uint32_t k)
+void sfc_run_lose(struct sfc_run_fsm *run, uint32_t k)
 {
     sfc_run_forget_life(&run->shards[k]);
     run->shards[k].gone = false;
@@ -110,15 +112,22 @@ static void sync_shard(struct sfc_run_fsm *run, const struct sfc_run_event *e)
     bool ours = e->shard_run_id == run->config.run_id;
     bool behind = ours && e->step + 1 == c->committed && e->prepared_step == c->committed &&
                   c->record.step == c->committed;
-    if (!ours || (run->started && e->step != c->committed && !behind)) {
-        lose(run,
-             e->shard); /* it has a step that is gone, or lacks some: its disk brings it here */
+    /* We may have died between the durable map and the last SetMap. It knows what it can take. */
+    bool takes_map = ours && run->started && run->moves.map_order != 0 &&
+                     e->map_version + 1 == run->config.map_version &&
+                     run->moves.map_step == c->committed;
+    bool map = e->map_version == run->config.map_version || takes_map;
+    if (!ours || !map || (run->started && e->step != c->committed && !behind && !takes_map)) {
+        sfc_run_lose(run, e->shard); /* it has a step that is gone, or lacks some: its disk brings
+                                        it here */
         return;
     }
+    if (takes_map)
+        sfc_commit_want(c, e->shard, SFC_DUTY_SETMAP);
     /* A provisional Commit that our predecessor sent may still be on its way to it. */
     if (!run->started || run->config.durable_every > 1)
         sfc_commit_want(c, e->shard, SFC_DUTY_OPEN);
-    if (behind)
+    if (behind && !takes_map)
         sfc_commit_want(c, e->shard, SFC_DUTY_COMMIT);
     sfc_commit_want(c, e->shard, SFC_DUTY_ABORT);
     run->shards[e->shard].known = true;
@@ -197,12 +206,18 @@ static void on_shard_reply(struct sfc_run_fsm *run, const struct sfc_run_event *
     enum sfc_duty duty = e->duty;
     if (duty >= SFC_DUTY_COUNT)
         return;
+    if (sfc_run_is_move_duty(duty)) {
+        sfc_run_on_move_reply(run, e, actions);
+        return;
+    }
     if (duty == SFC_DUTY_PLAN_NEXT && e->step == run->commit.committed + 1)
         duty = SFC_DUTY_PLAN; /* its step has opened meanwhile */
     bool ok = e->code == SFC_OK;
     if (!current(run, e, duty) || !sfc_commit_answer(&run->commit, e->shard, duty, ok, e->now_ms))
         return;
     note(&run->shards[e->shard], duty, e->code, e->text);
+    if (ok && duty == SFC_DUTY_CLOSE && run->shards[e->shard].place == SFC_PLACE_CLOSING)
+        sfc_run_leave_place(run, e->shard);
     if (ok && duty == SFC_DUTY_OPEN)
         on_open_reply(run, e);
     if (ok && duty == SFC_DUTY_PREPARE)
@@ -234,13 +249,17 @@ void sfc_run_on_shard(struct sfc_run_fsm *run, const struct sfc_run_event *e,
                       struct sfc_run_actions *actions)
 {
     struct sfc_run_shard *s = &run->shards[e->shard];
+    if (e->type != SFC_EV_SHARD_REPLY && s->place != SFC_PLACE_MEMBER) {
+        sfc_run_on_guest(run, e, actions);
+        return;
+    }
     switch (e->type) {
     case SFC_EV_SHARD_BACK:
         on_shard_back(run, e);
         return;
     case SFC_EV_SHARD_LOST:
         if (!sfc_run_ended(run))
-            lose(run, e->shard);
+            sfc_run_lose(run, e->shard);
         return;
     case SFC_EV_SHARD_GONE:
         s->gone = true;
@@ -293,8 +312,9 @@ static bool say_duty(const struct sfc_run_fsm *run, uint32_t k, char *out, size_
     const struct sfc_run_shard *s = &run->shards[k];
     for (unsigned d = 0; d < SFC_DUTY_COUNT; d++) {
         bool plan = d == SFC_DUTY_PLAN || d == SFC_DUTY_PLAN_NEXT;
+        bool beside = d == SFC_DUTY_JOIN || d == SFC_DUTY_FETCH || d == SFC_DUTY_CANCEL;
         bool refused = s->refusal[0] && s->refused == d;
-        if (!run->commit.duties[k][d].wanted || (plan && !refused))
+        if (!run->commit.duties[k][d].wanted || (plan && !refused) || beside)
             continue;
         if (d == SFC_DUTY_CHECK) {
             say_check(run, k, out, size);
@@ -311,6 +331,8 @@ bool sfc_run_waits_for_shard(const struct sfc_run_fsm *run, char *out, size_t si
 {
     for (uint32_t k = 0; k < run->config.shards; k++) {
         const struct sfc_run_shard *s = &run->shards[k];
+        if (s->place != SFC_PLACE_MEMBER)
+            continue;
         if (s->gone) {
             snprintf(out, size,
                      "shard %llu, which does not answer; if its process has ended, start it again "
@@ -329,7 +351,7 @@ bool sfc_run_waits_for_shard(const struct sfc_run_fsm *run, char *out, size_t si
         }
     }
     for (uint32_t k = 0; k < run->config.shards; k++)
-        if (say_duty(run, k, out, size))
+        if (run->commit.member[k] && say_duty(run, k, out, size))
             return true;
     return false;
 }

@@ -91,6 +91,7 @@ static void register_now(struct sfc_shard *shard)
         r.run_id = shard->run->id;
         r.step = sfc_step_applied(&shard->run->fsm);
         r.prepared_step = sfc_step_prepared(&shard->run->fsm);
+        r.map_version = shard->run->map_version;
     }
     struct sfc_error err = {0};
     if (call(shard, "/shardfc.v1.Scheduler/RegisterShard", &r, REGISTER_DEADLINE_MS, registered,

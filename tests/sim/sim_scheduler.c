@@ -280,6 +280,9 @@ static void act(struct sim *s, const struct sfc_run_action *a)
         sim_answer(s, a->token, &b);
         break;
     case SFC_ACT_COMMITTED:
+    case SFC_ACT_WRITE_MAP:
+    case SFC_ACT_MAP:
+    case SFC_ACT_ORDER_DONE:
         break;
     }
 }
@@ -375,6 +378,7 @@ static void register_shard(struct sim *s, uint64_t token, const struct body *b)
     struct sfc_run_event e = {.type = SFC_EV_SHARD_BACK,
                               .shard = b->j,
                               .shard_run_id = b->run_id,
+                              .map_version = 1,
                               .step = b->step,
                               .prepared_step = b->prepared_step};
     if (!restarted)

@@ -454,6 +454,7 @@ static struct sfc_run_event back(uint32_t k, uint64_t applied, uint64_t prepared
     return (struct sfc_run_event){.type = SFC_EV_SHARD_BACK,
                                   .shard = k,
                                   .shard_run_id = 1,
+                                  .map_version = 1,
                                   .step = applied,
                                   .prepared_step = prepared};
 }
