@@ -416,6 +416,9 @@ uint32_t sfc_run_held(const struct sfc_run_fsm *run, uint64_t worker);
 bool sfc_run_recovers(const struct sfc_run_fsm *run, uint32_t shard);
 /* No order is at work, and the run is in a state to take one. */
 bool sfc_run_may_order(const struct sfc_run_fsm *run);
+/* What the order at work waits for, or why its last try failed, for people; "" = nothing special.
+ */
+void sfc_run_order_waits_for(const struct sfc_run_fsm *run, char *out, size_t size);
 /* An empty place; UINT32_MAX: none. */
 uint32_t sfc_run_free_place(const struct sfc_run_fsm *run);
 /* What a running run waits for, for people ("labels of step 5: 3 of 4"). out is always terminated.

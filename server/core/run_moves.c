@@ -509,6 +509,22 @@ void sfc_run_on_move_reply(struct sfc_run_fsm *run, const struct sfc_run_event *
 
 /* ---- for people */
 
+void sfc_run_order_waits_for(const struct sfc_run_fsm *run, char *out, size_t size)
+{
+    const struct sfc_run_moves *m = &run->moves;
+    bool boundary = m->phase == SFC_ORDER_BOUNDARY;
+    const char *text = "";
+    if (m->phase != SFC_ORDER_IDLE && m->error[0])
+        text = m->error;
+    else if (boundary && run->rewind.phase != SFC_REWIND_NONE)
+        text = "the end of a rewind";
+    else if (boundary && held(run))
+        text = "the end of a hold: somebody reads blocks";
+    else if (boundary)
+        text = "the end of the step that is planned";
+    snprintf(out, size, "%s", text);
+}
+
 bool sfc_run_waits_for_map(const struct sfc_run_fsm *run, char *out, size_t size)
 {
     const struct sfc_run_moves *m = &run->moves;

@@ -7,6 +7,7 @@
 
 #include "proto/base/log.h"
 #include "proto/limits.h"
+#include "server/scheduler/order_parts.h"
 #include "server/scheduler/scheduler_internal.h"
 
 struct sfc_shard_info *sfc_sched_shard(struct sfc_scheduler *s, uint64_t id)
@@ -60,11 +61,14 @@ static void shard_event(struct sfc_scheduler *s, uint64_t id, enum sfc_run_event
                         const Shardfc__V1__RegisterShardRequest *r, const char *text)
 {
     uint32_t index = s->run ? sfc_sched_run_shard(s->run, id) : UINT32_MAX;
+    if (index == UINT32_MAX && s->run && r && r->run_id == s->run->id)
+        sfc_sched_orders_stray(s->run, id);
     if (index == UINT32_MAX)
         return;
     struct sfc_run_event event = {.type = type, .shard = index, .text = text};
     if (r) {
         event.shard_run_id = r->run_id;
+        event.map_version = r->map_version;
         event.step = r->step;
         event.prepared_step = r->prepared_step;
     }
@@ -300,6 +304,18 @@ static void take_durability(struct sfc_scheduler *s, struct sfc_shard_info *info
     sfc_sched_run_event(s->run, &event);
 }
 
+static void take_move(struct sfc_shard_info *info, const Shardfc__V1__MoveProgress *m)
+{
+    memset(&info->move, 0, sizeof info->move);
+    if (!m)
+        return;
+    info->move.number = m->move;
+    info->move.bytes = m->bytes;
+    info->move.copied = m->copied;
+    info->move.bytes_per_s = isfinite(m->bytes_per_s) && m->bytes_per_s > 0 ? m->bytes_per_s : 0;
+    snprintf(info->move.reason, sizeof info->move.reason, "%s", m->reason);
+}
+
 void sfc_sched_on_shard_heartbeat(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_scheduler *s = ctx;
@@ -317,6 +333,7 @@ void sfc_sched_on_shard_heartbeat(struct sfc_rpc_call *call, void *ctx)
         info->step = r->step;
         info->memory_bytes = r->memory_bytes;
         take_durability(s, info, r);
+        take_move(info, r->move);
         take_counters(&info->counters, r->counters, r->n_counters);
         struct sfc_parked *p = sfc_sched_park(s, call, SFC_PARKED_SHARD_HEARTBEAT);
         if (p) {
@@ -591,7 +608,7 @@ void sfc_sched_keep_shards(struct sfc_scheduler *s, const Shardfc__V1__BlockMap 
     uint64_t ids[SFC_CORE_MAX_SHARDS];
     size_t count = 0;
     for (; count < map->n_shards && count < SFC_CORE_MAX_SHARDS; count++)
-        ids[count] = map->shards[count]->shard;
+        ids[count] = map->shards[count]->shard; /* of an empty place 0, which nobody has */
     sfc_membership_keep_shards(&s->members, ids, count);
 }
 

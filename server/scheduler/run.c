@@ -6,6 +6,7 @@
 
 #include "proto/base/log.h"
 #include "proto/base/process.h"
+#include "server/scheduler/order_parts.h"
 #include "server/scheduler/run_parts.h"
 
 #define RATE_WEIGHT 0.1 /* of the newest step in the smoothed images per second */
@@ -27,9 +28,9 @@ bool sfc_sched_run_active(const struct sfc_scheduler *s)
 
 uint32_t sfc_sched_run_shard(const struct sfc_sched_run *run, uint64_t shard)
 {
-    for (size_t i = 0; i < run->map->n_shards; i++)
-        if (run->map->shards[i]->shard == shard)
-            return (uint32_t)i;
+    for (uint32_t k = 0; shard != 0 && k < run->fsm.config.shards; k++)
+        if (run->fsm.shards[k].place != SFC_PLACE_EMPTY && run->fsm.shards[k].id == shard)
+            return k;
     return UINT32_MAX;
 }
 
@@ -95,7 +96,9 @@ int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConf
         code = sfc_run_init(&run->fsm, &machine, restore, err);
     }
     if (code == SFC_OK)
-        code = sfc_log_floor_init(&run->floor, (uint32_t)map->n_shards, err);
+        code = sfc_log_floor_init(&run->floor, SFC_CORE_MAX_SHARDS, err);
+    for (uint32_t k = 0; code == SFC_OK && k < SFC_CORE_MAX_SHARDS; k++)
+        sfc_log_floor_set_member(&run->floor, k, run->fsm.shards[k].place == SFC_PLACE_MEMBER);
     if (code == SFC_OK)
         code = sfc_run_actions_init(&run->actions, &run->fsm, err);
     if (code == SFC_OK) {
@@ -128,6 +131,7 @@ void sfc_sched_run_free(struct sfc_sched_run *run)
         p = next;
     }
     sfc_sched_kept_free(&run->kept);
+    sfc_sched_orders_free(run);
     sfc_run_actions_free(&run->actions);
     sfc_run_free(&run->fsm);
     sfc_log_floor_free(&run->floor);
@@ -203,6 +207,15 @@ static void perform(struct sfc_sched_run *run)
         case SFC_ACT_STATE:
             sfc_sched_write_state(run, a);
             break;
+        case SFC_ACT_WRITE_MAP:
+            sfc_sched_write_map(run, a);
+            break;
+        case SFC_ACT_MAP:
+            sfc_sched_take_map(run);
+            break;
+        case SFC_ACT_ORDER_DONE:
+            sfc_sched_order_done(run, a);
+            break;
         case SFC_ACT_REPLY:
         case SFC_ACT_REPLY_TICKET:
         case SFC_ACT_REPLY_DONE:
@@ -251,6 +264,7 @@ void sfc_sched_run_tick(struct sfc_sched_run *run)
                                       .duty = lost[i].duty,
                                       .step = lost[i].step,
                                       .life = lost[i].life,
+                                      .number = lost[i].number,
                                       .round = lost[i].round,
                                       .code = SFC_EUNAVAILABLE,
                                       .text = "no memory for the request"};
@@ -284,6 +298,15 @@ void sfc_sched_run_tick(struct sfc_sched_run *run)
         event.type = SFC_EV_REWOUND;
         sfc_sched_run_event(run, &event);
     }
+    if (run->lost_map) {
+        struct sfc_run_event event = {.type = SFC_EV_MAP_FAILED,
+                                      .number = run->lost_map,
+                                      .code = SFC_ENOMEM,
+                                      .text = "no memory for the map"};
+        run->lost_map = 0;
+        sfc_sched_run_event(run, &event);
+    }
+    sfc_sched_orders_tick(run);
     struct sfc_run_event event = {.type = SFC_EV_TICK};
     sfc_sched_run_event(run, &event);
 }

@@ -100,6 +100,8 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
     if (!restore_state(stored.state, &restore.state))
         goto done; /* stopped: only its history is left */
     restore.reason = stored.reason;
+    restore.map_step = stored.map_step;
+    restore.map_order = stored.map_order;
     int map_code;
     config = sfc_unpack((struct sfc_bytes){stored.config, stored.config_size},
                         &shardfc__v1__run_config__descriptor, &code);

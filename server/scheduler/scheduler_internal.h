@@ -9,6 +9,7 @@
 #include "server/core/run_fsm.h"
 #include "server/run/messages.h"
 #include "server/run/run_setup.h"
+#include "server/scheduler/orders.h"
 #include "server/scheduler/scheduler.h"
 #include "server/scheduler/store_queue.h"
 
@@ -46,6 +47,13 @@ struct sfc_shard_info {
     /* of its last heartbeat */
     uint64_t log_floor, log_bytes, snapshot_lag, oldest_step;
     char disk_error[160]; /* "": its last write succeeded */
+    struct {
+        uint64_t number; /* of the order, 0: it receives nothing */
+        uint64_t bytes, copied;
+        double bytes_per_s;
+        char reason[160];
+    } move;
+    bool leaving; /* its blocks are to move away; for Status */
     bool recovering;
     uint64_t recovered, recovers_to;
     double recovery_eta_s;
@@ -101,10 +109,19 @@ struct sfc_keeping {
 struct sfc_sched_run {
     struct sfc_scheduler *scheduler;
     uint64_t id, nonce;
-    struct sfc_lineage lineage;     /* where it went back */
-    bool lineage_new;               /* goes to the store with the next records */
-    Shardfc__V1__RunConfig *config; /* owned */
-    Shardfc__V1__BlockMap *map;     /* owned */
+    struct sfc_lineage lineage;      /* where it went back */
+    bool lineage_new;                /* goes to the store with the next records */
+    Shardfc__V1__RunConfig *config;  /* owned */
+    Shardfc__V1__BlockMap *map;      /* owned; the present one */
+    Shardfc__V1__BlockMap *next_map; /* owned; on its way to the store, else NULL */
+    struct {
+        struct sfc_order *waiting; /* owned; the first one may be at work */
+        struct sfc_order *over;    /* owned; the listener is still to be told */
+        uint32_t count;            /* of those that wait */
+        uint64_t last;
+        bool awake; /* the loop will look at them */
+    } orders;
+    struct sfc_order_listener order_listener;
     struct sfc_run_setup setup;
     struct sfc_run_fsm fsm;
     struct sfc_run_actions actions;
@@ -127,6 +144,7 @@ struct sfc_sched_run {
         enum sfc_duty duty;
         uint64_t step;
         uint64_t life;
+        uint64_t number;
         struct sfc_attempt round;
     } lost[SFC_MAX_LOST];
     uint32_t lost_count;
@@ -134,6 +152,7 @@ struct sfc_sched_run {
     struct sfc_run_drop lost_drop;
     uint64_t lost_drop_number; /* 0: none */
     uint64_t lost_rewind;      /* step + 1, 0: none */
+    uint64_t lost_map;         /* number of its order, 0: none */
 };
 
 struct sfc_scheduler {
@@ -212,7 +231,7 @@ uint64_t sfc_sched_run_oldest(const struct sfc_sched_run *run);
 void sfc_sched_run_event(struct sfc_sched_run *run, struct sfc_run_event *event);
 void sfc_sched_run_tick(struct sfc_sched_run *run);
 void sfc_sched_run_cancelled(struct sfc_parked *parked);
-/* Index of a shard in the run's map, or UINT32_MAX. */
+/* Place of a shard in the run, member or not (yet), or UINT32_MAX. */
 uint32_t sfc_sched_run_shard(const struct sfc_sched_run *run, uint64_t shard);
 /* Images per second over all steps, without the time in which the run stood still; 0: not known. */
 double sfc_sched_run_average(const struct sfc_sched_run *run);

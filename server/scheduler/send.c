@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "proto/limits.h"
+#include "server/scheduler/order_parts.h"
 #include "server/scheduler/scheduler_internal.h"
 
 struct send {
@@ -13,6 +14,7 @@ struct send {
     enum sfc_duty duty;
     uint64_t step;
     uint64_t life;
+    uint64_t number;
     bool recover;
     struct sfc_attempt round;
     struct sfc_error error; /* of a call that could not start */
@@ -30,6 +32,11 @@ static const struct {
     [SFC_DUTY_PREPARE] = {"/shardfc.v1.Shard/Prepare", 120000},
     [SFC_DUTY_CLOSE] = {"/shardfc.v1.Shard/CloseRun", 120000},
     [SFC_DUTY_CHECK] = {"/shardfc.v1.Shard/CheckRewind", 900000}, /* reads every block */
+    [SFC_DUTY_JOIN] = {"/shardfc.v1.Shard/OpenRun", 900000},
+    [SFC_DUTY_FETCH] = {"/shardfc.v1.Shard/FetchBlocks", 60000}, /* asked again while it copies */
+    [SFC_DUTY_TAKE] = {"/shardfc.v1.Shard/TakeBlocks", 60000},
+    [SFC_DUTY_SETMAP] = {"/shardfc.v1.Shard/SetMap", 120000},
+    [SFC_DUTY_CANCEL] = {"/shardfc.v1.Shard/CancelMove", 60000},
 };
 
 /* ---- requests */
@@ -88,7 +95,8 @@ static uint8_t *pack_open(const struct sfc_sched_run *run, const struct sfc_run_
     m.run_id = run->id;
     m.incarnation = run->scheduler->incarnation;
     m.config = run->config;
-    m.map = run->map;
+    m.join = a->duty == SFC_DUTY_JOIN;
+    m.map = m.join ? sfc_sched_map_to_join(run, a->shard) : run->map;
     m.self = a->shard;
     m.start_step = run->fsm.config.start_step;
     m.load = run->load;
@@ -101,11 +109,14 @@ static uint8_t *pack_open(const struct sfc_sched_run *run, const struct sfc_run_
     m.nonce = run->nonce;
     m.n_returns = pack_returns(run, &returns);
     m.returns = returns.list;
-    if (a->recover && a->record.step != 0) {
+    if ((a->recover || m.join) && a->record.step != 0) {
         set_record(&last, &round, &a->record);
         m.last_commit = &last;
     }
-    return sfc_message_pack(&m, size);
+    uint8_t *bytes = m.map ? sfc_message_pack(&m, size) : NULL;
+    if (m.join)
+        sfc_message_free(m.map);
+    return bytes;
 }
 
 static uint8_t *pack_plan(struct sfc_sched_run *run, const struct sfc_run_action *a, size_t *size)
@@ -253,6 +264,7 @@ static uint8_t *pack(struct sfc_sched_run *run, const struct sfc_run_action *a, 
 {
     switch (a->duty) {
     case SFC_DUTY_OPEN:
+    case SFC_DUTY_JOIN:
         return pack_open(run, a, size);
     case SFC_DUTY_PLAN:
     case SFC_DUTY_PLAN_NEXT:
@@ -267,6 +279,11 @@ static uint8_t *pack(struct sfc_sched_run *run, const struct sfc_run_action *a, 
         return pack_close(run, size);
     case SFC_DUTY_CHECK:
         return pack_check(run, a, size);
+    case SFC_DUTY_FETCH:
+    case SFC_DUTY_TAKE:
+    case SFC_DUTY_SETMAP:
+    case SFC_DUTY_CANCEL:
+        return sfc_sched_pack_move(run, a, size);
     case SFC_DUTY_COUNT:
         break;
     }
@@ -327,7 +344,7 @@ static void take_open(struct sfc_sched_run *run, const struct send *send, struct
                       struct sfc_run_event *event)
 {
     struct sfc_scheduler *s = run->scheduler;
-    uint64_t id = run->map->shards[send->shard]->shard;
+    uint64_t id = run->fsm.shards[send->shard].id;
     struct sfc_shard_info *info = sfc_sched_shard(s, id);
     int code;
     Shardfc__V1__OpenRunReply *m =
@@ -353,8 +370,7 @@ static void take_open(struct sfc_sched_run *run, const struct send *send, struct
 /* What Status shows between two heartbeats. */
 static void take_commit(struct sfc_sched_run *run, const struct send *send)
 {
-    struct sfc_shard_info *info =
-        sfc_sched_shard(run->scheduler, run->map->shards[send->shard]->shard);
+    struct sfc_shard_info *info = sfc_sched_shard(run->scheduler, run->fsm.shards[send->shard].id);
     if (info && info->step < send->step)
         info->step = send->step;
 }
@@ -367,15 +383,18 @@ static void report(struct send *send, int code, const char *text, struct sfc_byt
                                   .duty = send->duty,
                                   .step = send->step,
                                   .life = send->life,
+                                  .number = send->number,
                                   .round = send->round,
                                   .code = code,
                                   .text = text ? text : ""};
     struct sfc_dense_report *reports = NULL;
     Shardfc__V1__PrepareReply *prepare = NULL;
     if (run) {
-        if (send->duty == SFC_DUTY_OPEN && code == SFC_OK)
+        bool current = send->life == run->fsm.shards[send->shard].life;
+        bool opens = send->duty == SFC_DUTY_OPEN || send->duty == SFC_DUTY_JOIN;
+        if (opens && current && code == SFC_OK)
             take_open(run, send, head, &event);
-        if (send->duty == SFC_DUTY_COMMIT && code == SFC_OK)
+        if (send->duty == SFC_DUTY_COMMIT && current && code == SFC_OK)
             take_commit(run, send);
         if (send->duty == SFC_DUTY_PREPARE && code == SFC_OK)
             take_prepare(head, &event, &reports, &prepare);
@@ -405,7 +424,7 @@ void sfc_sched_send(struct sfc_sched_run *run, const struct sfc_run_action *a)
     if (!send) {
         if (run->lost_count < SFC_MAX_LOST)
             run->lost[run->lost_count++] =
-                (struct sfc_lost_send){a->shard, a->duty, a->step, a->life, a->round};
+                (struct sfc_lost_send){a->shard, a->duty, a->step, a->life, a->number, a->round};
         return;
     }
     *send = (struct send){.scheduler = s,
@@ -414,17 +433,20 @@ void sfc_sched_send(struct sfc_sched_run *run, const struct sfc_run_action *a)
                           .duty = a->duty,
                           .step = a->step,
                           .life = a->life,
+                          .number = a->number,
                           .recover = a->recover,
                           .round = a->round};
     size_t size = 0;
     uint8_t *bytes = pack(run, a, &size);
-    struct sfc_shard_info *shard = sfc_sched_shard(s, run->map->shards[a->shard]->shard);
+    uint64_t id = run->fsm.shards[a->shard].id;
+    struct sfc_shard_info *shard = sfc_sched_shard(s, id);
     int code;
     if (!bytes) {
         code = sfc_fail(&send->error, SFC_EUNAVAILABLE, "no memory for the request");
     } else if (!shard || !shard->client) {
+        const struct sfc_shard_member *member = sfc_membership_shard(&s->members, id);
         code = sfc_fail(&send->error, SFC_EUNAVAILABLE, "shard %s has not registered yet",
-                        run->map->shards[a->shard]->address);
+                        member ? member->address : "?");
     } else {
         struct sfc_rpc_request request = {.method = duties[a->duty].method,
                                           .head = {bytes, size},

@@ -32,8 +32,19 @@ struct sfc_store_run {
     char numerics[128]; /* class of its workers; "" until the first one joined */
     uint8_t *config;    /* RunConfig; owned by the struct, see sfc_store_run_close */
     size_t config_size;
-    uint8_t *map; /* BlockMap */
+    uint8_t *map; /* BlockMap; on read the newest one, as map_version is */
     size_t map_size;
+    uint64_t map_step, map_order; /* of that one, see below; 0 for the map it was created with */
+};
+
+/* A later map of a run. */
+struct sfc_store_map {
+    uint64_t run_id;
+    uint64_t version;
+    uint64_t step;        /* it holds for the steps after this one */
+    uint64_t order;       /* that made it */
+    const uint8_t *bytes; /* packed BlockMap; borrowed */
+    size_t size;
 };
 
 /* The commit record of one step. */
@@ -100,6 +111,11 @@ int sfc_store_set_run_numerics(struct sfc_store *store, uint64_t run_id, const c
 /* The newest run. SFC_ENOTFOUND: there is none. Release with sfc_store_run_close. */
 int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struct sfc_error *err);
 void sfc_store_run_close(struct sfc_store_run *run);
+
+/* From now on the run has this map (sfc_store_last_run). The newest 64 are kept. SFC_ECONFLICT: a
+ * map of this version exists and is another one; the same again is fine. */
+int sfc_store_put_map(struct sfc_store *store, const struct sfc_store_map *map,
+                      struct sfc_error *err);
 
 /* SFC_ECONFLICT: a record of this (run, step) exists and says something else; the same again is
  * fine. */

@@ -26,6 +26,8 @@ struct status {
     Shardfc__V1__ShardDurability durability[SFC_CORE_MAX_SHARDS];
     Shardfc__V1__ShardRecovery recovery[SFC_CORE_MAX_SHARDS];
     Shardfc__V1__RunKeeping keeping;
+    Shardfc__V1__MoveStatus moves[SFC_MAX_ORDERS], *move_list[SFC_MAX_ORDERS];
+    char move_reason[512];
     Shardfc__V1__WorkerStatus workers[SFC_MAX_WORKERS];
     Shardfc__V1__WorkerStatus *worker_list[SFC_MAX_WORKERS];
     char waits_for[MAX_WAITS + 16];
@@ -152,12 +154,69 @@ static void fill_shards(struct sfc_scheduler *s, struct status *st)
         }
         bool placed = s->run && s->run->fsm.state != SFC_RUN_IDLE; /* idle: blocks are freed */
         uint32_t index = placed ? sfc_sched_run_shard(s->run, member->id) : UINT32_MAX;
-        if (index != UINT32_MAX)
+        if (index != UINT32_MAX) {
             count_blocks(s->run, index, out);
+            out->member = s->run->fsm.shards[index].place == SFC_PLACE_MEMBER;
+        }
+        out->leaving = out->member && info && info->leaving;
         st->shard_list[n++] = out;
     }
     st->m.n_shards = n;
     st->m.shards = st->shard_list;
+}
+
+static const char *move_state(const struct sfc_run_fsm *fsm)
+{
+    switch (fsm->moves.phase) {
+    case SFC_ORDER_PREPARING:
+        return "copying";
+    case SFC_ORDER_BOUNDARY:
+        return "following";
+    case SFC_ORDER_IDLE:
+        return "waiting";
+    default:
+        return "taking";
+    }
+}
+
+/* What its destination says of the move that is at work. */
+static void fill_progress(struct sfc_sched_run *run, const struct sfc_order_view *view,
+                          struct status *st, Shardfc__V1__MoveStatus *m)
+{
+    const struct sfc_shard_info *info = sfc_sched_shard(run->scheduler, view->order.shard);
+    m->state = (char *)(uintptr_t)move_state(&run->fsm);
+    sfc_run_order_waits_for(&run->fsm, st->move_reason, sizeof st->move_reason);
+    m->reason = st->move_reason;
+    if (!info || info->move.number != view->number)
+        return;
+    m->bytes = info->move.bytes ? info->move.bytes : m->bytes;
+    m->copied = info->move.copied;
+    m->bytes_per_s = info->move.bytes_per_s;
+    if (m->bytes_per_s > 0 && m->bytes > m->copied)
+        m->eta_s = (double)(m->bytes - m->copied) / m->bytes_per_s;
+    if (!st->move_reason[0])
+        m->reason = (char *)(uintptr_t)info->move.reason;
+}
+
+static void fill_moves(struct sfc_sched_run *run, struct status *st)
+{
+    struct sfc_order_view view;
+    for (size_t i = 0; i < SFC_MAX_ORDERS && sfc_sched_order_at(run, i, &view); i++) {
+        if (view.order.kind != SFC_ORDER_MOVE)
+            continue;
+        Shardfc__V1__MoveStatus *m = &st->moves[st->m.n_moves];
+        shardfc__v1__move_status__init(m);
+        m->move = view.number;
+        m->from = view.order.from;
+        m->to = view.order.shard;
+        m->blocks = (uint64_t)view.order.class_count + view.order.dense_count;
+        m->bytes = view.order.bytes;
+        m->state = (char *)(uintptr_t) "waiting";
+        if (view.at_work)
+            fill_progress(run, &view, st, m);
+        st->move_list[st->m.n_moves++] = m;
+    }
+    st->m.moves = st->move_list;
 }
 
 static void fill_workers(struct sfc_scheduler *s, struct status *st)
@@ -249,8 +308,10 @@ void sfc_sched_on_status(struct sfc_rpc_call *call, void *ctx)
     st->m.version = (char *)(uintptr_t)SFC_VERSION;
     st->m.state = (char *)(uintptr_t) "idle";
     st->m.incarnation = s->incarnation;
-    if (s->run)
+    if (s->run) {
         fill_run(s->run, st);
+        fill_moves(s->run, st);
+    }
     fill_shards(s, st);
     fill_workers(s, st);
     fill_counters(s, st);

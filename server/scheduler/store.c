@@ -48,6 +48,12 @@ int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struc
     return store->ops->last_run(store, out, err);
 }
 
+int sfc_store_put_map(struct sfc_store *store, const struct sfc_store_map *map,
+                      struct sfc_error *err)
+{
+    return store->ops->put_map(store, map, err);
+}
+
 void sfc_store_run_close(struct sfc_store_run *run)
 {
     free(run->config);

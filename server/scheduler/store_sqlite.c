@@ -12,7 +12,7 @@
 
 #include "server/scheduler/store_impl.h"
 
-enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 8, EVENTS_KEPT = 10000 };
+enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 9, EVENTS_KEPT = 10000, MAPS_KEPT = 64 };
 
 static const char SCHEMA[] =
     "BEGIN IMMEDIATE;"
@@ -37,12 +37,14 @@ static const char SCHEMA[] =
     "CREATE TABLE returns(run_id INTEGER NOT NULL, step INTEGER NOT NULL,"
     " last_incarnation INTEGER NOT NULL, last_counter INTEGER NOT NULL,"
     " PRIMARY KEY(run_id, step)) WITHOUT ROWID;"
+    "CREATE TABLE maps(run_id INTEGER NOT NULL, version INTEGER NOT NULL, step INTEGER NOT NULL,"
+    " made_by INTEGER NOT NULL, map BLOB NOT NULL, PRIMARY KEY(run_id, version)) WITHOUT ROWID;"
     "CREATE TABLE shards(shard INTEGER PRIMARY KEY, address TEXT UNIQUE NOT NULL);"
     "CREATE TABLE events(id INTEGER PRIMARY KEY AUTOINCREMENT, time_ms INTEGER NOT NULL,"
     " run_id INTEGER NOT NULL, text TEXT NOT NULL, who TEXT NOT NULL DEFAULT '');"
     "CREATE TABLE goals(run_id INTEGER PRIMARY KEY, goal BLOB NOT NULL);"
     "PRAGMA application_id=1397113683;"
-    "PRAGMA user_version=8;"
+    "PRAGMA user_version=9;"
     "COMMIT;";
 
 /* Version 4 had no word on how a run is kept. */
@@ -75,6 +77,14 @@ static const char UPGRADE_7[] =
     "ALTER TABLE events ADD COLUMN who TEXT NOT NULL DEFAULT '';"
     "CREATE TABLE goals(run_id INTEGER PRIMARY KEY, goal BLOB NOT NULL);"
     "PRAGMA user_version=8;"
+    "COMMIT;";
+
+/* In version 8 a run had one map. */
+static const char UPGRADE_8[] =
+    "BEGIN IMMEDIATE;"
+    "CREATE TABLE maps(run_id INTEGER NOT NULL, version INTEGER NOT NULL, step INTEGER NOT NULL,"
+    " made_by INTEGER NOT NULL, map BLOB NOT NULL, PRIMARY KEY(run_id, version)) WITHOUT ROWID;"
+    "PRAGMA user_version=9;"
     "COMMIT;";
 
 struct sqlite_store {
@@ -182,6 +192,27 @@ static int db_integer(const struct sqlite_store *store, const char *sql, int64_t
     }
     if (code == SFC_OK)
         *out = value;
+    return code;
+}
+
+static int begin_transaction(struct sqlite_store *store, const char *what, struct sfc_error *err)
+{
+    int code = leave_transaction(store, what, err);
+    if (code == SFC_OK)
+        code = db_exec(store, "BEGIN IMMEDIATE", what, err);
+    store->inside = code == SFC_OK;
+    return code;
+}
+
+/* All of it, or after an error nothing. */
+static int end_transaction(struct sqlite_store *store, int code, const char *what,
+                           struct sfc_error *err)
+{
+    if (code == SFC_OK)
+        code = db_exec(store, "COMMIT", what, err);
+    store->inside = false;
+    if (code != SFC_OK)
+        (void)leave_transaction(store, what, NULL); /* or before the next call */
     return code;
 }
 
@@ -336,6 +367,9 @@ static int check_schema(struct sqlite_store *store, struct sfc_error *err)
     if (code == SFC_OK && version == 7 &&
         (code = db_transaction(store, UPGRADE_7, "upgrade state", err)) == SFC_OK)
         version = 8;
+    if (code == SFC_OK && version == 8 &&
+        (code = db_transaction(store, UPGRADE_8, "upgrade state", err)) == SFC_OK)
+        version = 9;
     if (code == SFC_OK && version != SCHEMA_VERSION)
         return sfc_fail(
             err, SFC_ECORRUPT,
@@ -470,9 +504,11 @@ static int sqlite_last_run(struct sfc_store *base, struct sfc_store_run *out, st
     sqlite3_stmt *s = NULL;
     int code = db_prepare(
         store,
-        "SELECT run_id, start_step, load, map_version, state, reason, config, map, numerics,"
-        " rewind_window, durable_every, nonce, elastic"
-        " FROM runs ORDER BY run_id DESC LIMIT 1",
+        "SELECT r.run_id, start_step, load, coalesce(m.version, map_version), state, reason,"
+        " config, coalesce(m.map, r.map), numerics, rewind_window, durable_every, nonce,"
+        " coalesce(m.step, 0), coalesce(m.made_by, 0), elastic"
+        " FROM runs r LEFT JOIN maps m ON m.run_id = r.run_id"
+        " ORDER BY r.run_id DESC, m.version DESC LIMIT 1",
         &s, "read run", err);
     if (code != SFC_OK)
         return code;
@@ -489,7 +525,9 @@ static int sqlite_last_run(struct sfc_store *base, struct sfc_store_run *out, st
         run.rewind_window = column_u64(s, 9);
         run.durable_every = (uint32_t)column_u64(s, 10);
         run.nonce = column_u64(s, 11);
-        run.elastic = sqlite3_column_int(s, 12) != 0;
+        run.map_step = column_u64(s, 12);
+        run.map_order = column_u64(s, 13);
+        run.elastic = sqlite3_column_int(s, 14) != 0;
         code = column_copy(s, 6, &run.config, &run.config_size, err);
         if (code == SFC_OK)
             code = column_copy(s, 7, &run.map, &run.map_size, err);
@@ -505,6 +543,84 @@ static int sqlite_last_run(struct sfc_store *base, struct sfc_store_run *out, st
     else
         sfc_store_run_close(&run);
     return code;
+}
+
+/* ---- maps */
+
+/* SFC_OK: a map of this version exists and is the same. SFC_ENOTFOUND: there is none. */
+static int compare_map(struct sqlite_store *store, const struct sfc_store_map *map,
+                       struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store, "SELECT map, step FROM maps WHERE run_id = ? AND version = ?", &s,
+                          "write map", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, map->run_id);
+    bind_u64(s, 2, map->version);
+    int rc = sqlite3_step(s);
+    if (rc == SQLITE_DONE) {
+        code = SFC_ENOTFOUND;
+    } else if (rc != SQLITE_ROW) {
+        code = db_fail(store, err, "write map");
+    } else {
+        const void *bytes = sqlite3_column_blob(s, 0);
+        size_t size = (size_t)sqlite3_column_bytes(s, 0);
+        bool same = size == map->size && column_u64(s, 1) == map->step &&
+                    (size == 0 || (bytes && memcmp(bytes, map->bytes, size) == 0));
+        code = check_columns(store, "write map", err);
+        if (code == SFC_OK && !same)
+            code =
+                sfc_fail(err, SFC_ECONFLICT, "map %llu of run %llu is there already, another one",
+                         (unsigned long long)map->version, (unsigned long long)map->run_id);
+    }
+    sqlite3_finalize(s);
+    return code;
+}
+
+static int insert_map(struct sqlite_store *store, const struct sfc_store_map *map,
+                      struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code =
+        db_prepare(store, "INSERT INTO maps(run_id, version, step, made_by, map) VALUES(?,?,?,?,?)",
+                   &s, "write map", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, map->run_id);
+    bind_u64(s, 2, map->version);
+    bind_u64(s, 3, map->step);
+    bind_u64(s, 4, map->order);
+    sqlite3_bind_blob64(s, 5, map->bytes, map->size, SQLITE_STATIC);
+    return db_finish(store, s, "write map", err);
+}
+
+static int drop_old_maps(struct sqlite_store *store, const struct sfc_store_map *map,
+                         struct sfc_error *err)
+{
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store, "DELETE FROM maps WHERE run_id = ? AND version + ? <= ?", &s,
+                          "drop old maps", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, map->run_id);
+    sqlite3_bind_int(s, 2, MAPS_KEPT);
+    bind_u64(s, 3, map->version);
+    return db_finish(store, s, "drop old maps", err);
+}
+
+static int sqlite_put_map(struct sfc_store *base, const struct sfc_store_map *map,
+                          struct sfc_error *err)
+{
+    struct sqlite_store *store = sqlite_of(base);
+    int code = begin_transaction(store, "write map", err);
+    if (code == SFC_OK)
+        code = compare_map(store, map, err);
+    if (code == SFC_ENOTFOUND)
+        code = insert_map(store, map, err);
+    if (code == SFC_OK)
+        code = drop_old_maps(store, map, err);
+    return end_transaction(store, code, "write map", err);
 }
 
 /* ---- commits */
@@ -672,27 +788,6 @@ static int delete_after(struct sqlite_store *store, const char *sql, uint64_t ru
     bind_u64(s, 1, run_id);
     bind_u64(s, 2, step);
     return db_finish(store, s, "rewind the run", err);
-}
-
-static int begin_transaction(struct sqlite_store *store, const char *what, struct sfc_error *err)
-{
-    int code = leave_transaction(store, what, err);
-    if (code == SFC_OK)
-        code = db_exec(store, "BEGIN IMMEDIATE", what, err);
-    store->inside = code == SFC_OK;
-    return code;
-}
-
-/* All of it, or after an error nothing. */
-static int end_transaction(struct sqlite_store *store, int code, const char *what,
-                           struct sfc_error *err)
-{
-    if (code == SFC_OK)
-        code = db_exec(store, "COMMIT", what, err);
-    store->inside = false;
-    if (code != SFC_OK)
-        (void)leave_transaction(store, what, NULL); /* or before the next call */
-    return code;
 }
 
 static int put_return(struct sqlite_store *store, uint64_t run_id, const struct sfc_return *r,
@@ -998,6 +1093,7 @@ static const struct sfc_store_ops sqlite_ops = {
     .set_run_state = sqlite_set_run_state,
     .set_run_numerics = sqlite_set_run_numerics,
     .last_run = sqlite_last_run,
+    .put_map = sqlite_put_map,
     .put_commits = sqlite_put_commits,
     .last_commit = sqlite_last_commit,
     .rewind = sqlite_rewind,

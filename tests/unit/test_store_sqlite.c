@@ -125,6 +125,47 @@ static void test_runs(void **state)
     sfc_store_close(store);
 }
 
+/* The newest map is the run's; a run before it keeps its own. */
+static void test_maps(void **state)
+{
+    struct sfc_store *store = must_open(*state);
+    struct sfc_store_run got = {0};
+    uint8_t first[] = {1}, second[] = {2, 0}, third[] = {3, 3, 3};
+    const struct sfc_store_run run = {
+        .map_version = 1, .state = "loading", .map = first, .map_size = sizeof first};
+    uint64_t before = 0, id = 0;
+    assert_int_equal(sfc_store_add_run(store, &run, &before, NULL), SFC_OK);
+    struct sfc_store_map map = {
+        .run_id = before, .version = 9, .step = 1, .bytes = third, .size = sizeof third};
+    assert_int_equal(sfc_store_put_map(store, &map, NULL), SFC_OK);
+    assert_int_equal(sfc_store_add_run(store, &run, &id, NULL), SFC_OK);
+    map = (struct sfc_store_map){.run_id = id,
+                                 .version = 2,
+                                 .step = 7,
+                                 .order = UINT64_MAX,
+                                 .bytes = second,
+                                 .size = sizeof second};
+    assert_int_equal(sfc_store_put_map(store, &map, NULL), SFC_OK);
+    assert_int_equal(sfc_store_put_map(store, &map, NULL), SFC_OK);
+    map.bytes = third;
+    assert_int_equal(sfc_store_put_map(store, &map, NULL), SFC_ECONFLICT);
+    sfc_store_close(store);
+    store = must_open(*state);
+    assert_int_equal(sfc_store_last_run(store, &got, NULL), SFC_OK);
+    assert_int_equal(got.run_id, id);
+    assert_true(got.map_version == 2 && got.map_step == 7 && got.map_order == UINT64_MAX);
+    assert_int_equal(got.map_size, sizeof second);
+    assert_memory_equal(got.map, second, sizeof second);
+    sfc_store_run_close(&got);
+    map.size = sizeof third;
+    for (map.version = 3; map.version <= 200; map.version++)
+        assert_int_equal(sfc_store_put_map(store, &map, NULL), SFC_OK);
+    assert_int_equal(sfc_store_last_run(store, &got, NULL), SFC_OK);
+    assert_true(got.map_version == 200 && got.map_size == sizeof third);
+    sfc_store_run_close(&got);
+    sfc_store_close(store);
+}
+
 static void test_commits(void **state)
 {
     struct sfc_store *store = must_open(*state);
@@ -288,6 +329,7 @@ static void test_upgrade(void **state)
                                   "ALTER TABLE events DROP COLUMN who;"
                                   "DROP TABLE returns;"
                                   "DROP TABLE goals;"
+                                  "DROP TABLE maps;"
                                   "PRAGMA user_version=4",
                                   NULL, NULL, NULL),
                      SQLITE_OK);
@@ -472,6 +514,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_incarnation_survives, setup, teardown),
         cmocka_unit_test_setup_teardown(test_exclusive, setup, teardown),
         cmocka_unit_test_setup_teardown(test_runs, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_maps, setup, teardown),
         cmocka_unit_test_setup_teardown(test_commits, setup, teardown),
         cmocka_unit_test_setup_teardown(test_drops, setup, teardown),
         cmocka_unit_test_setup_teardown(test_rewind, setup, teardown),
