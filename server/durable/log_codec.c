@@ -74,6 +74,7 @@ void sfc_log_view_prepare(const struct sfc_log_geometry *geometry, enum sfc_log_
     out->attempts = (const struct sfc_attempt *)(const void *)(body + at.attempts);
     out->lse = (const double *)(const void *)(body + at.lse);
     out->dense = type == SFC_LOG_FETCHED ? NULL : body + at.dense;
+    out->dense_blocks = geometry->dense_blocks;
 }
 
 /* ---- names */

@@ -122,6 +122,7 @@ struct sfc_log_prepare_view {
     /* bf16 [dense_halves], zeros up to a multiple of 8 bytes, f32 [dense_floats - dense_halves];
      * NULL: of a FETCHED, they are lost */
     const void *dense;
+    uint64_t dense_blocks; /* sfc_log_blocks_digest of the blocks that they are of */
 };
 /* type: SFC_LOG_PREPARE or SFC_LOG_FETCHED. */
 void sfc_log_view_prepare(const struct sfc_log_geometry *geometry, enum sfc_log_type type,

@@ -11,7 +11,18 @@ struct sfc_log_place_of { /* of a PREPARE or FETCHED */
     uint64_t step;
     struct sfc_attempt round;
     uint64_t segment, offset, checksum;
+    uint64_t dense_floats, dense_halves, dense_blocks; /* of its segment's geometry */
 };
+/* The geometry of its segment; geometry: of the log, whose other fields are the same everywhere. */
+static inline struct sfc_log_geometry sfc_log_geometry_at(const struct sfc_log_geometry *geometry,
+                                                          const struct sfc_log_place_of *place)
+{
+    struct sfc_log_geometry g = *geometry;
+    g.dense_floats = place->dense_floats;
+    g.dense_halves = place->dense_halves;
+    g.dense_blocks = place->dense_blocks;
+    return g;
+}
 
 struct sfc_log_index {
     struct sfc_log_place_of *prepares;

@@ -219,6 +219,40 @@ int sfc_snapshot_store_drop_hidden(struct sfc_snapshot_store *store, struct sfc_
     return SFC_OK;
 }
 
+static int compare_block(const void *key, const void *block)
+{
+    const struct sfc_snapshot_key *k = key;
+    const struct sfc_snapshot_block *b = block;
+    if (k->kind != b->kind) {
+        return k->kind < b->kind ? -1 : 1;
+    }
+    return k->block < b->block ? -1 : k->block > b->block;
+}
+
+int sfc_snapshot_store_keep_only(struct sfc_snapshot_store *store,
+                                 const struct sfc_snapshot_block *blocks, size_t count,
+                                 struct sfc_error *err)
+{
+    size_t kept = 0, gone = 0;
+    int code = SFC_OK;
+    for (size_t i = 0; i < store->count; i++) {
+        const struct sfc_snapshot_key key = store->keys[i];
+        bool own = count > 0 && bsearch(&key, blocks, count, sizeof *blocks, compare_block);
+        if (!own && code == SFC_OK) {
+            code = drop(store, &key, err);
+            gone += code == SFC_OK;
+            own = code != SFC_OK; /* is still there, and so are those behind it */
+        } else if (!own) {
+            own = true;
+        }
+        if (own) {
+            store->keys[kept++] = key;
+        }
+    }
+    store->count = kept;
+    return code == SFC_OK && gone > 0 ? store->folder->ops->sync_names(store->folder, err) : code;
+}
+
 static void prune_all(struct sfc_snapshot_store *store)
 {
     for (size_t i = 0; i < store->count; i++) {

@@ -63,6 +63,13 @@ void sfc_snapshot_store_hide_after(struct sfc_snapshot_store *store, uint64_t st
 int sfc_snapshot_store_hide_void(struct sfc_snapshot_store *store,
                                  const struct sfc_lineage *lineage, struct sfc_error *err);
 int sfc_snapshot_store_drop_hidden(struct sfc_snapshot_store *store, struct sfc_error *err);
+/* Deletes the snapshots of all blocks but these (by kind, then ascending): they have left this
+ * shard, or never came. */
+struct sfc_snapshot_block;
+int sfc_snapshot_store_keep_only(struct sfc_snapshot_store *store,
+                                 const struct sfc_snapshot_block *blocks, size_t count,
+                                 struct sfc_error *err);
+
 /* ---- reading */
 
 /* Stamps of a block in the folder, newest first; returns how many (0..2). */

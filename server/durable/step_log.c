@@ -238,7 +238,8 @@ static int make_durable(struct sfc_step_log *log, struct sfc_error *err)
 static void encode_header(const struct sfc_step_log *log, uint8_t out[SFC_LOG_SEGMENT_HEADER])
 {
     struct sfc_log_segment segment = {.identity = log->config.identity,
-                                      .geometry = log->config.geometry,
+                                      .geometry = log->headless ? log->carry_geometry
+                                                                : log->config.geometry,
                                       .number = open_part(log)->number};
     if (log->part_count > 1) {
         segment.previous = log->parts[log->part_count - 2].number;
@@ -363,7 +364,10 @@ static void put_prepare(struct sfc_step_log *log, struct gather *g, uint64_t sta
                                        .round = p->round,
                                        .segment = open_part(log)->number,
                                        .offset = record.offset,
-                                       .checksum = record.body_checksum};
+                                       .checksum = record.body_checksum,
+                                       .dense_floats = log->config.geometry.dense_floats,
+                                       .dense_halves = log->config.geometry.dense_halves,
+                                       .dense_blocks = log->config.geometry.dense_blocks};
 }
 
 /* A failed write leaves what was appended before intact, so that is still made durable. */
@@ -540,6 +544,17 @@ int sfc_step_log_flush(struct sfc_step_log *log, struct sfc_error *err)
     return code;
 }
 
+void sfc_step_log_set_geometry(struct sfc_step_log *log, const struct sfc_log_geometry *geometry)
+{
+    (void)make_durable(log, NULL);
+    if (log->file != NULL) {
+        close_segment(log);
+    }
+    log->config.geometry = *geometry;
+    log->step_bytes = sfc_step_log_step_bytes(geometry);
+    sfc_log_prepare_layout(geometry, &log->layout);
+}
+
 /* The open segment can go too when everything in it is durable and old. */
 static void close_if_old(struct sfc_step_log *log, uint64_t floor)
 {
@@ -596,9 +611,24 @@ int sfc_step_log_commit_of(const struct sfc_step_log *log, uint64_t step,
     return SFC_OK;
 }
 
+static size_t body_size_at(const struct sfc_log_geometry *geometry,
+                           const struct sfc_log_place_of *place)
+{
+    struct sfc_log_geometry there = sfc_log_geometry_at(geometry, place);
+    struct sfc_log_layout layout;
+    there = sfc_log_body_geometry(&there, place->type);
+    sfc_log_prepare_layout(&there, &layout);
+    return (size_t)layout.size;
+}
+
 size_t sfc_step_log_body_size(const struct sfc_step_log *log)
 {
-    return (size_t)log->layout.size;
+    uint64_t size = log->layout.size;
+    for (size_t i = 0; i < log->index.prepare_count; i++) {
+        size_t own = body_size_at(&log->config.geometry, &log->index.prepares[i]);
+        size = own > size ? own : size;
+    }
+    return (size_t)size;
 }
 
 static int file_of(struct sfc_step_log *log, uint64_t segment, struct sfc_file **out,
@@ -650,13 +680,11 @@ static int read_record(struct sfc_file *file, const struct sfc_log_geometry *geo
                        const struct sfc_log_place_of *place, uint8_t *body,
                        struct sfc_log_prepare_view *out, struct sfc_error *err)
 {
-    struct sfc_log_geometry of_body = sfc_log_body_geometry(geometry, place->type);
-    struct sfc_log_layout layout;
+    struct sfc_log_geometry there = sfc_log_geometry_at(geometry, place);
     uint8_t header[SFC_LOG_RECORD_HEADER];
     struct sfc_log_record record;
     bool whole = false;
-    sfc_log_prepare_layout(&of_body, &layout);
-    size_t size = (size_t)layout.size;
+    size_t size = body_size_at(geometry, place);
     int code = read_exactly(file, place->offset, header, sizeof header, &whole, err);
     if (code == SFC_OK && whole) {
         code = read_exactly(file, place->offset + sizeof header, body, size, &whole, err);
@@ -665,13 +693,13 @@ static int read_record(struct sfc_file *file, const struct sfc_log_geometry *geo
         return code;
     }
     if (!whole ||
-        sfc_log_decode_record(header, sizeof header, place->offset, geometry, &record, NULL) !=
+        sfc_log_decode_record(header, sizeof header, place->offset, &there, &record, NULL) !=
             SFC_OK ||
         record.type != place->type || record.body_checksum != place->checksum ||
         sfc_digest64(body, size) != place->checksum) {
         return damaged(file->folder, place, err);
     }
-    sfc_log_view_prepare(geometry, place->type, body, out);
+    sfc_log_view_prepare(&there, place->type, body, out);
     return SFC_OK;
 }
 
@@ -690,12 +718,10 @@ static int carry_record(struct sfc_step_log *log, uint8_t *body, struct sfc_log_
                         struct sfc_error *err)
 {
     uint8_t record_header[SFC_LOG_RECORD_HEADER];
-    struct sfc_log_geometry geometry = sfc_log_body_geometry(&log->config.geometry, place->type);
-    struct sfc_log_layout layout;
+    size_t size = body_size_at(&log->config.geometry, place);
     struct sfc_log_prepare_view view;
     struct sfc_file *file;
     struct gather g = {.parts = log->gather};
-    sfc_log_prepare_layout(&geometry, &layout);
     int code = file_of(log, place->segment, &file, err);
     if (code == SFC_OK) {
         code = read_record(file, &log->config.geometry, place, body, &view, err);
@@ -711,11 +737,11 @@ static int carry_record(struct sfc_step_log *log, uint8_t *body, struct sfc_log_
                                     .round = place->round,
                                     .offset = place->offset,
                                     .flushed = log->durable,
-                                    .body_size = layout.size,
+                                    .body_size = size,
                                     .body_checksum = place->checksum};
     sfc_log_encode_record(&record, record_header);
     put(&g, record_header, sizeof record_header);
-    put(&g, body, (size_t)layout.size);
+    put(&g, body, size);
     part->max_step = place->step > part->max_step ? place->step : part->max_step;
     return write_parts(log, &g, err);
 }
@@ -747,7 +773,11 @@ static int end_carry(struct sfc_step_log *log, struct sfc_error *err)
         return code;
     }
     log->headless = false;
-    return make_durable(log, err);
+    code = make_durable(log, err);
+    if (code == SFC_OK && log->carry_geometry.dense_blocks != log->config.geometry.dense_blocks) {
+        close_segment(log); /* what comes now is of other dense blocks */
+    }
+    return code;
 }
 
 static int carry_records(struct sfc_step_log *log, uint8_t *body, struct sfc_log_place_of *places,

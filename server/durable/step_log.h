@@ -41,6 +41,10 @@ struct sfc_step_log_config {
     uint64_t segment_bytes; /* a new segment begins behind this many; 0: 128 MiB */
     uint64_t limit_bytes;   /* of all segments; 0: no limit. sfc_step_log_default_limit */
     uint64_t reserve_bytes; /* of the disk that stay free */
+    /* recover: digests of other sets of dense blocks that this shard has had (dense_list.h):
+     * segments of them are part of the log. Borrowed during the call. */
+    const uint64_t *former;
+    size_t former_count;
 };
 
 /* Bytes that one step takes on disk, records and padding included. */
@@ -125,6 +129,11 @@ void sfc_step_log_without_limit(struct sfc_step_log *log, bool without);
  * again, or the log be recovered at a step that was durable. */
 bool sfc_step_log_lost(const struct sfc_step_log *log);
 
+/* Steps from now on are of other dense blocks: they go to a new segment. What was appended before
+ * is made durable; where that fails the log behaves as after any failed sync. The limit is not
+ * checked. */
+void sfc_step_log_set_geometry(struct sfc_step_log *log, const struct sfc_log_geometry *geometry);
+
 /* Deletes segments whose steps are all <= floor. An error leaves the log usable. */
 int sfc_step_log_trim(struct sfc_step_log *log, uint64_t floor, struct sfc_error *err);
 
@@ -132,8 +141,9 @@ int sfc_step_log_trim(struct sfc_step_log *log, uint64_t floor, struct sfc_error
  */
 int sfc_step_log_commit_of(const struct sfc_step_log *log, uint64_t step,
                            struct sfc_log_commit *out, struct sfc_error *err);
-/* Reads the Prepare of (step, round) into body, sfc_step_log_body_size bytes, 8-byte aligned, and
- * checks it again. SFC_ENOTFOUND: not in the log; SFC_ECORRUPT names file and offset. */
+/* Reads the Prepare of (step, round) into body, sfc_step_log_body_size bytes (room for any record
+ * that the log has, or gets before the next set_geometry), 8-byte aligned, and checks it again.
+ * SFC_ENOTFOUND: not in the log; SFC_ECORRUPT names file and offset. */
 size_t sfc_step_log_body_size(const struct sfc_step_log *log);
 int sfc_step_log_read(struct sfc_step_log *log, uint64_t step, struct sfc_attempt round,
                       uint8_t *body, struct sfc_log_prepare_view *out, struct sfc_error *err);

@@ -40,6 +40,7 @@ struct sfc_step_log {
      * the page cache only, where no sync helps that follows one that failed. It is written again
      * before anything else. carry_segment 0: nothing. */
     uint64_t carry_segment, carry_from;
+    struct sfc_log_geometry carry_geometry;
     struct sfc_file *reading; /* a closed segment that reads come from */
     uint64_t reading_number;
     uint64_t failures;

@@ -7,14 +7,29 @@
 #include "server/durable/log_scan.h"
 #include "server/durable/step_log_internal.h"
 
-static int check_geometry(const struct sfc_log_geometry *file, const struct sfc_log_geometry *own,
-                          struct sfc_error *err)
+/* Dense blocks come and go: is the set one that this shard has had? */
+static bool had_blocks(const struct sfc_step_log_config *config, uint64_t digest)
 {
+    for (size_t i = 0; i < config->former_count; i++) {
+        if (config->former[i] == digest) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int check_geometry(const struct sfc_log_geometry *file,
+                          const struct sfc_step_log_config *config, struct sfc_error *err)
+{
+    const struct sfc_log_geometry *own = &config->geometry;
     if (file->batch != own->batch || file->micro_batch != own->micro_batch ||
         file->dim != own->dim) {
         return sfc_fail(
             err, SFC_ESTALE, "has batch %u, micro-batch %u, dim %u; this run has %u, %u, %u",
             file->batch, file->micro_batch, file->dim, own->batch, own->micro_batch, own->dim);
+    }
+    if (file->dense_blocks != own->dense_blocks && had_blocks(config, file->dense_blocks)) {
+        return SFC_OK;
     }
     if (file->dense_floats != own->dense_floats || file->dense_blocks != own->dense_blocks) {
         return sfc_fail(err, SFC_ESTALE,
@@ -47,7 +62,7 @@ static int check_owner(const struct sfc_step_log *log, const struct sfc_log_file
     } else if (scan->header_code == SFC_OK) {
         code = sfc_run_identity_check(&scan->header.identity, &log->config.identity, err);
         if (code == SFC_OK) {
-            code = check_geometry(&scan->header.geometry, &log->config.geometry, err);
+            code = check_geometry(&scan->header.geometry, &log->config, err);
         }
     }
     sfc_log_name(file->number, name);
@@ -77,6 +92,7 @@ static int take_segment(struct sfc_step_log *log, const struct sfc_log_file *fil
 {
     uint64_t last = recovery->has_last ? recovery->last.step : 0;
     const struct sfc_log_scan *scan = &file->scan;
+    const struct sfc_log_geometry *g = &scan->header.geometry;
     int code = sfc_step_log_reserve_part(log, err);
     struct sfc_log_part part = {.number = file->number, .length = certain(file, newest)};
     for (size_t i = 0; i < scan->count && code == SFC_OK; i++) {
@@ -108,13 +124,17 @@ static int take_segment(struct sfc_step_log *log, const struct sfc_log_file *fil
                                              .round = record->round,
                                              .segment = file->number,
                                              .offset = record->offset,
-                                             .checksum = record->body_checksum};
+                                             .checksum = record->body_checksum,
+                                             .dense_floats = g->dense_floats,
+                                             .dense_halves = g->dense_halves,
+                                             .dense_blocks = g->dense_blocks};
             sfc_log_index_prepare(&log->index, &place);
         }
     }
     if (code == SFC_OK && part.length < scan->good_end) {
         log->carry_segment = part.number;
         log->carry_from = part.length;
+        log->carry_geometry = *g;
     }
     if (code == SFC_OK && scan->header_code == SFC_OK && part.length > SFC_LOG_SEGMENT_HEADER) {
         log->parts[log->part_count++] = part;

@@ -24,6 +24,30 @@ void sfc_sweep_close(struct sfc_sweep *sweep)
     *sweep = (struct sfc_sweep){0};
 }
 
+int sfc_sweep_change(struct sfc_sweep *sweep, const uint64_t *bytes, const size_t *was,
+                     size_t count, struct sfc_error *err)
+{
+    struct sfc_sweep_block *blocks = calloc(count + 1, sizeof *blocks);
+    if (blocks == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for the sweep over %zu blocks", count);
+    }
+    sweep->total_bytes = 0;
+    for (size_t i = 0; i < count; i++) {
+        blocks[i] = (struct sfc_sweep_block){.stamp = sweep->config.start_step};
+        if (was[i] < sweep->count) {
+            blocks[i] = sweep->blocks[was[i]];
+        }
+        blocks[i].bytes = bytes[i];
+        sweep->total_bytes += bytes[i];
+    }
+    free(sweep->blocks);
+    sweep->blocks = blocks;
+    sweep->count = count;
+    double total = (double)sweep->total_bytes;
+    sweep->credit = sweep->credit < total ? sweep->credit : total;
+    return SFC_OK;
+}
+
 void sfc_sweep_stamped(struct sfc_sweep *sweep, size_t index, uint64_t stamp)
 {
     struct sfc_sweep_block *block = &sweep->blocks[index];

@@ -54,6 +54,11 @@ int sfc_sweep_init(struct sfc_sweep *sweep, const struct sfc_sweep_config *confi
                    const uint64_t *bytes, size_t count, struct sfc_error *err);
 void sfc_sweep_close(struct sfc_sweep *sweep);
 
+/* The blocks are others now: bytes as in init, was[i]: the index that block i had before, SIZE_MAX:
+ * it is new and has no snapshot. Nothing else changes. SFC_ENOMEM leaves all as it was. */
+int sfc_sweep_change(struct sfc_sweep *sweep, const uint64_t *bytes, const size_t *was,
+                     size_t count, struct sfc_error *err);
+
 /* Block `index` has a durable snapshot of this stamp (written now, or found at start). */
 void sfc_sweep_stamped(struct sfc_sweep *sweep, size_t index, uint64_t stamp);
 /* A step has been applied. replay_ms: how long its replay would take (the compute time of a step);

@@ -545,10 +545,37 @@ static void names_are_exact(void **state)
 #define PACKED(name) cmocka_unit_test_setup_teardown(name, set_up_zstd, tear_down)
 #define TEST(name)   cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
+/* Blocks that left: only theirs are deleted, durably, hidden ones too. */
+static void others_are_deleted(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_snapshot_content content;
+    for (size_t block = 0; block < RIG_BLOCKS; block++) {
+        put(f, block, 10);
+        put(f, block, 12);
+    }
+    sfc_snapshot_store_hide_after(f->store, 11);
+    const struct sfc_snapshot_block kept[] = {rig_blocks[0], rig_blocks[RIG_BLOCKS - 1]};
+    assert_int_equal(sfc_snapshot_store_keep_only(f->store, kept, 2, &f->err), SFC_OK);
+    sfc_snapshot_store_close(f->store);
+    f->store = NULL;
+    sfc_folder_close(f->folder);
+    memory_files_restart(f->files, true);
+    f->folder = memory_files_folder(f->files);
+    reopen(f);
+    for (size_t block = 0; block < RIG_BLOCKS; block++) {
+        bool own = block == 0 || block == RIG_BLOCKS - 1;
+        assert_int_equal(get(f, block, 12, &content), own ? SFC_OK : SFC_ENOTFOUND);
+    }
+    assert_int_equal(sfc_snapshot_store_keep_only(f->store, NULL, 0, &f->err), SFC_OK);
+    assert_int_equal(get(f, 0, 12, &content), SFC_ENOTFOUND);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(is_read_as_written),
+        TEST(others_are_deleted),
         TEST(two_are_kept_and_the_floor_is_the_second_newest),
         TEST(what_leads_back_is_kept),
         TEST(later_ones_are_hidden_and_dropped),

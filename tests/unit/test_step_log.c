@@ -520,6 +520,87 @@ static void fetched_steps_fill_a_hole(void **state)
     }
 }
 
+/* The geometry after some dense blocks have left, and the digest of the set of before. */
+static struct sfc_log_geometry other_blocks(struct fixture *f, uint64_t former[1])
+{
+    struct sfc_log_geometry other = f->config.geometry;
+    former[0] = other.dense_blocks;
+    other.dense_blocks = 99;
+    other.dense_floats = 3;
+    other.dense_halves = 0;
+    return other;
+}
+
+/* Content, and of which blocks the sums are. */
+static void assert_step_of(struct fixture *f, uint64_t step, uint64_t dense_blocks)
+{
+    struct sfc_log_prepare_view view;
+    struct sfc_log_place_of place;
+    struct sfc_attempt round = round_of(step);
+    if (!rig_commit(step, round).apply) {
+        return;
+    }
+    assert_true(sfc_step_log_body_size(f->log) <= sizeof f->body);
+    assert_int_equal(sfc_step_log_read(f->log, step, round, (uint8_t *)f->body, &view, &f->err),
+                     SFC_OK);
+    assert_int_equal(view.dense_blocks, dense_blocks);
+    struct rig_step expected;
+    rig_fill(&expected, step, round);
+    assert_memory_equal(view.dense, expected.dense, 12);
+    view.dense = NULL;
+    assert_true(rig_same(&view, step, round));
+    assert_int_equal(sfc_step_log_find(f->log, step, round, &place, &f->err), SFC_OK);
+    assert_int_equal(place.dense_blocks, dense_blocks);
+}
+
+static void dense_blocks_change(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t former[1];
+    struct sfc_log_geometry first = f->config.geometry, other = other_blocks(f, former);
+    append_until(f, 1, 8);
+    sfc_step_log_set_geometry(f->log, &other);
+    append_until(f, 9, 12);
+    f->config.geometry = other;
+    assert_int_equal(reopen(f, 1, 12, false), SFC_ESTALE); /* of blocks that nobody knows */
+    f->config.former = former;
+    f->config.former_count = 1;
+    assert_int_equal(reopen(f, 1, 12, false), SFC_OK);
+    append_until(f, 13, 14);
+    for (uint64_t step = 1; step <= 14; step++) {
+        assert_step_of(f, step, step <= 8 ? first.dense_blocks : 99);
+    }
+    assert_int_equal(sfc_step_log_trim(f->log, 9, &f->err), SFC_OK);
+    assert_int_equal(reopen(f, 13, 14, false), SFC_OK);
+    assert_step_of(f, 14, 99);
+}
+
+/* The process dies right after the change: what may be in the page cache only is written again as
+ * it was, and a loss of power takes nothing. */
+static void dense_blocks_change_and_the_process_dies(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t former[1];
+    struct sfc_log_geometry first = f->config.geometry, other = other_blocks(f, former);
+    append_until(f, 1, 8);
+    sfc_step_log_set_geometry(f->log, &other);
+    f->config.geometry = other;
+    f->config.former = former;
+    f->config.former_count = 1;
+    assert_int_equal(reopen(f, 1, 8, false), SFC_OK);
+    append_until(f, 9, 9);
+    sfc_step_log_close(f->log);
+    f->log = NULL;
+    sfc_folder_close(f->folder);
+    memory_files_restart(f->files, true);
+    f->folder = memory_files_folder(f->files);
+    assert_int_equal(reopen(f, 1, 9, false), SFC_OK);
+    append_until(f, 10, 11);
+    for (uint64_t step = 1; step <= 11; step++) {
+        assert_step_of(f, step, step <= 8 ? first.dense_blocks : 99);
+    }
+}
+
 static void a_step_takes_little_more_than_its_content(void **state)
 {
     (void)state;
@@ -586,6 +667,8 @@ int main(void)
         TEST(another_owner_is_refused),
         TEST(another_format_is_refused),
         TEST(fetched_steps_fill_a_hole),
+        TEST(dense_blocks_change),
+        TEST(dense_blocks_change_and_the_process_dies),
         TEST(a_void_prepare_keeps_no_segment),
         cmocka_unit_test(a_step_takes_little_more_than_its_content),
         cmocka_unit_test(names_are_exact),

@@ -149,11 +149,42 @@ static void nothing_to_do_is_fine(void **state)
     sfc_sweep_close(&sweep);
 }
 
+/* Two blocks leave and one comes: the others keep what they had, and the new one is first. */
+static void blocks_come_and_go(void **state)
+{
+    (void)state;
+    struct sfc_sweep sweep;
+    const uint64_t bytes[] = {100, 500, 102, 103};
+    const size_t was[] = {0, SIZE_MAX, 2, 3};
+    size_t index = 0;
+    start(&sweep, (struct sfc_sweep_config){.recovery_target_ms = 10000});
+    sfc_sweep_applied(&sweep, 7, 100, 1000, 0);
+    for (size_t i = 0; i < BLOCKS; i++) {
+        sfc_sweep_stamped(&sweep, i, 3 + i % 4);
+    }
+    assert_int_equal(sfc_sweep_change(&sweep, bytes, was, 4, NULL), SFC_OK);
+    assert_int_equal(sweep.count, 4);
+    assert_int_equal(sweep.total_bytes, 805);
+    assert_false(sfc_sweep_complete(&sweep));
+    sfc_sweep_urgent(&sweep, true);
+    assert_true(sfc_sweep_next(&sweep, &index));
+    assert_int_equal(index, 1);
+    sfc_sweep_stamped(&sweep, 1, 7);
+    assert_true(sfc_sweep_complete(&sweep));
+    assert_true(sfc_sweep_next(&sweep, &index));
+    assert_int_equal(index, 0); /* the oldest: of step 3 */
+    assert_int_equal(sfc_sweep_lag(&sweep), 4);
+    assert_int_equal(sfc_sweep_change(&sweep, NULL, NULL, 0, NULL), SFC_OK);
+    assert_false(sfc_sweep_next(&sweep, &index));
+    sfc_sweep_close(&sweep);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_round_follows_from_target_and_budget),
         cmocka_unit_test(every_block_is_copied_once_a_round),
+        cmocka_unit_test(blocks_come_and_go),
         cmocka_unit_test(the_oldest_block_is_next),
         cmocka_unit_test(pressure_copies_everything_once),
         cmocka_unit_test(a_base_is_urgent),
