@@ -136,7 +136,8 @@ void sfc_step_on_call(struct sfc_step_fsm *s, const struct sfc_step_event *e,
         return;
     }
 #endif
-    if (e->step == s->applied + 2 || s->phase == SFC_STEP_IDLE || s->phase == SFC_STEP_SAMPLING)
+    if (e->step == s->applied + 2 || s->phase == SFC_STEP_IDLE || s->phase == SFC_STEP_MAPPING ||
+        s->phase == SFC_STEP_SAMPLING)
         sfc_step_park(s, e, out); /* until the commit or the plan is here */
     else if (s->phase == SFC_STEP_OPEN)
         open_call(s, e, out);
@@ -159,8 +160,8 @@ void sfc_step_on_pull(struct sfc_step_fsm *s, const struct sfc_step_event *e,
                         (ull)s->applied, (ull)s->round.incarnation, (ull)s->round.counter);
         return;
     }
-    bool committing = s->phase == SFC_STEP_COMMITTING;
-    if (e->step == s->applied + 1 || (e->step == s->applied && committing)) {
+    bool changing = s->phase == SFC_STEP_COMMITTING || s->phase == SFC_STEP_MAPPING;
+    if (e->step == s->applied + 1 || (e->step == s->applied && changing)) {
         sfc_step_park(s, e, out);
         return;
     }

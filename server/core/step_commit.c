@@ -133,8 +133,7 @@ static bool same_prepare(const struct sfc_step_fsm *s, const struct sfc_step_eve
     return true;
 }
 
-/* A call takes the place of the one that waits for the same job. */
-static void supersede(uint64_t *waiting, uint64_t token, struct sfc_step_actions *out)
+void sfc_step_supersede(uint64_t *waiting, uint64_t token, struct sfc_step_actions *out)
 {
     if (*waiting != 0)
         sfc_step_refuse(out, *waiting, SFC_EUNAVAILABLE,
@@ -164,7 +163,7 @@ void sfc_step_on_prepare(struct sfc_step_fsm *s, const struct sfc_step_event *e,
             sfc_step_refuse(out, e->token, SFC_ECONFLICT,
                             "Prepare of step %llu again with other attempts", (ull)e->step);
         else if (s->phase == SFC_STEP_PREPARING || s->phase == SFC_STEP_FLUSHING)
-            supersede(&s->prepare_token, e->token, out);
+            sfc_step_supersede(&s->prepare_token, e->token, out);
         else
             sfc_step_reply_prepare(s, e->token, 0, out);
         return;
@@ -251,7 +250,7 @@ void sfc_step_on_commit(struct sfc_step_fsm *s, const struct sfc_step_event *e,
         return;
     }
     if (s->phase == SFC_STEP_COMMITTING) {
-        supersede(&s->commit_token, e->token, out);
+        sfc_step_supersede(&s->commit_token, e->token, out);
         return;
     }
     if (!isfinite(e->clip_scale) || e->clip_scale < 0) {
@@ -268,6 +267,23 @@ void sfc_step_on_commit(struct sfc_step_fsm *s, const struct sfc_step_event *e,
     a->clip_scale = e->clip_scale;
     a->apply = e->apply;
     a->provisional = s->provisional;
+}
+
+void sfc_step_new_round(struct sfc_step_fsm *s, struct sfc_attempt round,
+                        struct sfc_step_actions *out)
+{
+    s->round = round;
+    s->phase = SFC_STEP_IDLE;
+    s->plans[0].step = 0;
+    s->plans[1].step = 0;
+    sfc_attempts_reset(&s->attempts[(s->applied + 1) & 1], 0);
+    for (uint32_t i = 0; i < s->job_count; i++) {
+        struct sfc_step_job *job = &s->jobs[(s->job_head + i) % s->job_capacity];
+        job->stale = job->stale || job->kind == SFC_JOB_PLAN || job->kind == SFC_JOB_PREPARE;
+    }
+    if (s->prepare_token != 0)
+        sfc_step_refuse(out, s->prepare_token, SFC_ESTALE, "the step was aborted");
+    s->prepare_token = 0;
 }
 
 void sfc_step_on_abort(struct sfc_step_fsm *s, const struct sfc_step_event *e,
@@ -293,22 +309,11 @@ void sfc_step_on_abort(struct sfc_step_fsm *s, const struct sfc_step_event *e,
                         (ull)e->step, (ull)s->applied);
         return;
     }
-    if (s->flushing) {
-        sfc_step_park(s, e, out); /* the log still reads what would be given up */
+    if (s->flushing || s->phase == SFC_STEP_MAPPING) {
+        sfc_step_park(s, e, out); /* the log still reads what would be given up; blocks change */
         return;
     }
-    s->round = e->round;
-    s->phase = SFC_STEP_IDLE;
-    s->plans[0].step = 0;
-    s->plans[1].step = 0;
-    sfc_attempts_reset(&s->attempts[e->step & 1], 0);
-    for (uint32_t i = 0; i < s->job_count; i++) {
-        struct sfc_step_job *job = &s->jobs[(s->job_head + i) % s->job_capacity];
-        job->stale = job->stale || job->kind == SFC_JOB_PLAN || job->kind == SFC_JOB_PREPARE;
-    }
-    if (s->prepare_token != 0)
-        sfc_step_refuse(out, s->prepare_token, SFC_ESTALE, "the step was aborted");
-    s->prepare_token = 0;
+    sfc_step_new_round(s, e->round, out);
     sfc_step_reply(s, out, e->token, e->type);
     sfc_step_unpark(s, out);
 }

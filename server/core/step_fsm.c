@@ -9,13 +9,10 @@
 #include "server/core/step_internal.h"
 
 static const char *const phase_names[] = {
-    [SFC_STEP_IDLE] = "idle",
-    [SFC_STEP_SAMPLING] = "sampling",
-    [SFC_STEP_OPEN] = "open",
-    [SFC_STEP_PREPARING] = "preparing",
-    [SFC_STEP_FLUSHING] = "flushing",
-    [SFC_STEP_READY] = "ready",
-    [SFC_STEP_COMMITTING] = "committing",
+    [SFC_STEP_IDLE] = "idle",           [SFC_STEP_MAPPING] = "changing its blocks",
+    [SFC_STEP_SAMPLING] = "sampling",   [SFC_STEP_OPEN] = "open",
+    [SFC_STEP_PREPARING] = "preparing", [SFC_STEP_FLUSHING] = "flushing",
+    [SFC_STEP_READY] = "ready",         [SFC_STEP_COMMITTING] = "committing",
     [SFC_STEP_FAILED] = "failed",
 };
 
@@ -77,6 +74,7 @@ void sfc_step_free(struct sfc_step_fsm *s)
         free(s->plans[i].labels);
         sfc_attempts_free(&s->attempts[i]);
     }
+    sfc_step_map_free(&s->map);
     memset(s, 0, sizeof(*s));
 }
 
@@ -245,12 +243,11 @@ static void break_down(struct sfc_step_fsm *s, const struct sfc_step_event *e, c
     s->failure_code = e->code;
     snprintf(s->failure, sizeof(s->failure), "%s of step %llu failed: %.200s", what,
              (ull)s->applied + 1, e->text ? e->text : sfc_status_text(e->code));
-    uint64_t tokens[] = {s->prepare_token, s->commit_token};
-    for (int i = 0; i < 2; i++)
+    uint64_t tokens[] = {s->prepare_token, s->commit_token, s->map_token};
+    for (int i = 0; i < 3; i++)
         if (tokens[i] != 0)
             sfc_step_refuse(out, tokens[i], e->code, "%s", s->failure);
-    s->prepare_token = 0;
-    s->commit_token = 0;
+    s->prepare_token = s->commit_token = s->map_token = 0;
 }
 
 static void plan_done(struct sfc_step_fsm *s, const struct sfc_step_job *job,
@@ -292,6 +289,15 @@ static void commit_done(struct sfc_step_fsm *s, const struct sfc_step_event *e,
     sfc_step_reply(s, out, s->commit_token, SFC_SE_COMMIT);
     s->commit_token = 0;
     sfc_step_start_plan(s, out);
+}
+
+static void map_done(struct sfc_step_fsm *s, const struct sfc_step_event *e,
+                     struct sfc_step_actions *out)
+{
+    if (e->code != SFC_OK)
+        break_down(s, e, "the change of blocks before the plan", out);
+    else
+        sfc_step_mapped(s, out);
 }
 
 static void call_done(struct sfc_step_fsm *s, const struct sfc_step_job *job,
@@ -344,6 +350,9 @@ static void on_job_done(struct sfc_step_fsm *s, const struct sfc_step_event *e,
     case SFC_JOB_COMMIT:
         commit_done(s, e, out);
         break;
+    case SFC_JOB_MAP:
+        map_done(s, e, out);
+        break;
     case SFC_JOB_PULL:
         if (e->code == SFC_OK)
             sfc_step_reply(s, out, job.token, SFC_SE_PULL)->step = job.step;
@@ -381,6 +390,9 @@ static void on_event(struct sfc_step_fsm *s, const struct sfc_step_event *e,
         return;
     case SFC_SE_PULL:
         sfc_step_on_pull(s, e, out);
+        return;
+    case SFC_SE_MAP:
+        sfc_step_on_map(s, e, out);
         return;
     case SFC_SE_CANCEL:
         on_cancel(s, e, out);

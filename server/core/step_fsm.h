@@ -15,6 +15,9 @@
  * - A READY shard waits for Commit or Abort; it never decides by time.
  * - Anything of another run, incarnation, round, map version or step is refused with SFC_ESTALE.
  * - Answers of t are kept until t+1 commits: generation = step & 1; answer memory is [2][slots].
+ * - A MAP comes at a boundary: IDLE, or void by its newer round. MAPPING until its job is done:
+ * calls wait, and those of the version before are refused then. A joining shard owns nothing and
+ * jumps to the step of its first MAP.
  *
  * The daemon turns calls into events with a token and carries out the actions in order. Every token
  * gets exactly one REPLY, REPLY_PREPARE or FAIL (CANCEL of a parked call: FAIL; of any other: its
@@ -35,6 +38,7 @@ struct sfc_step_config {
     uint64_t incarnation;
     uint64_t map_version;
     uint64_t start_step;      /* applied at the beginning */
+    bool joins;               /* not part of the run before its first MAP */
     struct sfc_attempt round; /* the present one; older messages are refused. Zero: the first */
     uint32_t global_batch;
     uint32_t micro_batch;
@@ -45,6 +49,7 @@ struct sfc_step_config {
 
 enum sfc_step_phase {
     SFC_STEP_IDLE,
+    SFC_STEP_MAPPING, /* blocks change their owners */
     SFC_STEP_SAMPLING,
     SFC_STEP_OPEN,
     SFC_STEP_PREPARING,
@@ -64,6 +69,7 @@ enum sfc_step_event_type {
     SFC_SE_COMMIT, /* token, run_id, incarnation, round (of the Prepare), step, clip_scale, apply */
     SFC_SE_ABORT,  /* token, run_id, round (new), step */
     SFC_SE_PULL,   /* token, run_id, step, map_version, attempt (0.0: none) */
+    SFC_SE_MAP,    /* token, run_id, round, step, map_version, dense_blocks */
     SFC_SE_CANCEL, /* token */
     SFC_SE_JOB_DONE, /* job, code, text, and by kind: head_digest, dense_digests, sums */
     SFC_SE_FLUSHED,  /* code, text, lost: of the FLUSH */
@@ -107,6 +113,7 @@ struct sfc_step_event {
     const struct sfc_own_dense_sum *sums; /* PREPARE jobs: [own dense blocks] */
     bool head_finite;                     /* PREPARE jobs */
     bool provisional;                     /* PREPARE: not durable before a later step is */
+    uint32_t dense_blocks;                /* MAP: own ones from now on */
     bool lost; /* FLUSHED: inputs of steps that are committed, but were not durable, are gone */
 };
 
@@ -119,6 +126,7 @@ enum sfc_job_kind {
     SFC_JOB_COMMIT,  /* slots [J], round, lr, clip_scale, apply (false: touch nothing), provisional
                       */
     SFC_JOB_PULL,    /* token */
+    SFC_JOB_MAP,     /* step: own blocks become those of the map */
 };
 
 enum sfc_step_action_type {
@@ -194,9 +202,15 @@ struct sfc_step_fsm {
     struct sfc_attempt *prepared;    /* [J] what Prepare named */
     struct sfc_own_dense_sum *sums;
     bool head_finite;
-    bool provisional;                     /* what Prepare said */
-    bool flushing;                        /* a FLUSH is on its way */
-    uint64_t prepare_token, commit_token; /* calls that wait for the job; 0 = none */
+    bool provisional;                                /* what Prepare said */
+    bool flushing;                                   /* a FLUSH is on its way */
+    uint64_t prepare_token, commit_token, map_token; /* calls that wait for the job; 0 = none */
+    struct sfc_step_map {                            /* of the MAP job */
+        uint64_t version, step;
+        uint32_t dense_blocks;
+        struct sfc_attempts attempts[2];
+        struct sfc_own_dense_sum *sums;
+    } map;
     uint32_t *missing;
     struct sfc_step_job *jobs; /* FIFO ring of running jobs */
     uint32_t job_head, job_count, job_capacity;
@@ -233,6 +247,10 @@ void sfc_step_opened(struct sfc_step_fsm *s);
 /* The newest round that it heard of: an OpenRun of an older one is stale, also when the run was
  * closed meanwhile. */
 struct sfc_attempt sfc_step_newest_round(const struct sfc_step_fsm *s);
+
+/* May this MAP be taken now? SFC_ESTALE, SFC_ESTATE as the event would be refused. */
+int sfc_step_map_check(const struct sfc_step_fsm *s, const struct sfc_step_event *e,
+                       struct sfc_error *err);
 
 uint64_t sfc_step_applied(const struct sfc_step_fsm *s);
 /* For RegisterShard: the step that is READY or COMMITTING, else 0. */

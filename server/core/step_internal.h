@@ -1,5 +1,5 @@
-/* Shared by step_fsm.c (memory, actions, jobs), step_calls.c (workers) and step_commit.c
- * (scheduler); not for others. */
+/* Shared by step_fsm.c (memory, actions, jobs), step_calls.c (workers), step_commit.c and
+ * step_map.c (scheduler); not for others. */
 #ifndef SFC_CORE_STEP_INTERNAL_H
 #define SFC_CORE_STEP_INTERNAL_H
 
@@ -49,6 +49,19 @@ void sfc_step_on_commit(struct sfc_step_fsm *s, const struct sfc_step_event *e,
                         struct sfc_step_actions *out);
 void sfc_step_on_abort(struct sfc_step_fsm *s, const struct sfc_step_event *e,
                        struct sfc_step_actions *out);
+
+/* A newer round: plans and attempts are void. The phase is one that may end so. */
+void sfc_step_new_round(struct sfc_step_fsm *s, struct sfc_attempt round,
+                        struct sfc_step_actions *out);
+/* A call takes the place of the one that waits for the same job. */
+void sfc_step_supersede(uint64_t *waiting, uint64_t token, struct sfc_step_actions *out);
+
+/* step_map.c */
+void sfc_step_on_map(struct sfc_step_fsm *s, const struct sfc_step_event *e,
+                     struct sfc_step_actions *out);
+/* Its job is done. */
+void sfc_step_mapped(struct sfc_step_fsm *s, struct sfc_step_actions *out);
+void sfc_step_map_free(struct sfc_step_map *map);
 
 /* step_calls.c */
 void sfc_step_on_call(struct sfc_step_fsm *s, const struct sfc_step_event *e,

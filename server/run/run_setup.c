@@ -202,24 +202,17 @@ static uint64_t memory_sum(const struct sfc_memory *m)
     return m->state_bytes + m->step_bytes + m->scratch_bytes;
 }
 
-/* Bytes of the largest block's state as snapshots hold it. */
-static uint64_t largest_block(const struct sfc_run_setup *setup, const uint64_t *class_blocks,
-                              size_t class_count, const uint64_t *dense_blocks, size_t dense_count)
+/* A shard may get any block of the run. */
+uint64_t sfc_run_largest_block(const struct sfc_run_setup *setup)
 {
     const struct sfc_head_config *head = &setup->head;
-    uint64_t moments = head->optimizer == SFC_OPTIMIZER_ADAMW ? 2 : 1, largest = 0;
+    uint64_t moments = head->optimizer == SFC_OPTIMIZER_ADAMW ? 2 : 1;
     uint64_t row = head->dim * (1 + moments) * (head->dtype == SFC_DTYPE_BF16 ? 2 : 4) + 4;
-    for (size_t i = 0; i < class_count; i++) {
-        uint64_t bytes = sfc_head_block_rows(head, class_blocks[i]) * row;
-        largest = bytes > largest ? bytes : largest;
-    }
-    for (size_t i = 0; i < dense_count; i++) {
-        uint64_t bytes = sfc_run_dense_length(setup, dense_blocks[i]) * (1 + moments) * 4;
-        largest = bytes > largest ? bytes : largest;
-    }
-    if (head->momentum_mode == SFC_MOMENTUM_DENSE && head->steps * 4 > largest)
-        largest = head->steps * 4;
-    return largest;
+    uint64_t largest = sfc_head_block_rows(head, 0) * row;
+    uint64_t dense = setup->dense_blocks ? sfc_run_dense_length(setup, 0) * (1 + moments) * 4 : 0;
+    uint64_t history = head->momentum_mode == SFC_MOMENTUM_DENSE ? head->steps * 4 : 0;
+    largest = dense > largest ? dense : largest;
+    return (history > largest ? history : largest) + SFC_RUN_BLOCK_PADDING;
 }
 
 /* The calls of a micro-batch on their way: its features as gRPC has them and, rounded up, as the
@@ -236,9 +229,8 @@ int sfc_run_setup_memory(const struct sfc_run_setup *setup, const struct sfc_bac
 {
     struct sfc_run_memory m = {0};
     int code = SFC_OK;
-    if (class_count > 0)
-        code = sfc_head_memory(backend, &setup->head, class_blocks, class_count, &m.head, err);
-    if (code == SFC_OK && dense_count > 0)
+    code = sfc_head_memory(backend, &setup->head, class_blocks, class_count, &m.head, err);
+    if (code == SFC_OK && setup->dense_blocks > 0)
         code = sfc_dense_memory(backend, &setup->dense, dense_blocks, dense_count, &m.dense, err);
     if (code != SFC_OK)
         return code;
@@ -249,8 +241,7 @@ int sfc_run_setup_memory(const struct sfc_run_setup *setup, const struct sfc_bac
                 SFC_RUN_PULL_COPIES * sfc_run_dense_floats(setup, dense_blocks, dense_count) * 4;
     uint64_t sums = sfc_run_packed_bytes(setup, dense_blocks, dense_count);
     uint64_t step = (uint64_t)setup->head.batch * (setup->head.dim * 4ull + 32) + sums;
-    m.durability = 2 * largest_block(setup, class_blocks, class_count, dense_blocks, dense_count) +
-                   step + sums;
+    m.durability = 2 * sfc_run_largest_block(setup) + step + sums;
     m.messages = setup->micro_batches * message_bytes(&setup->head);
     m.total = memory_sum(&m.head) + memory_sum(&m.dense) + m.answers + m.messages + m.durability;
     *out = m;

@@ -42,6 +42,10 @@ uint64_t sfc_run_dense_floats(const struct sfc_run_setup *setup, const uint64_t 
 uint64_t sfc_run_packed_bytes(const struct sfc_run_setup *setup, const uint64_t *blocks,
                               size_t count);
 
+/* Bytes of the largest block's state as snapshots hold it, each part padded to a multiple of 64. */
+#define SFC_RUN_BLOCK_PADDING 256u
+uint64_t sfc_run_largest_block(const struct sfc_run_setup *setup);
+
 struct sfc_run_memory {
     struct sfc_memory head;
     struct sfc_memory dense;

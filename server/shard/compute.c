@@ -38,7 +38,6 @@ struct sfc_compute {
     struct sfc_dense *dense;
     uint32_t micro_batch, dim, micro_batches;
     struct company logits, gradient;
-    size_t dense_blocks;
 };
 
 static void list_init(struct job_list *list)
@@ -74,7 +73,6 @@ static void close_run(struct sfc_compute *c)
     sfc_dense_free(c->dense);
     c->head = NULL;
     c->dense = NULL;
-    c->dense_blocks = 0;
 }
 
 static int open_run(struct sfc_compute *c, struct sfc_compute_job *job)
@@ -85,12 +83,9 @@ static int open_run(struct sfc_compute *c, struct sfc_compute_job *job)
     c->micro_batches = setup->micro_batches;
     c->logits = c->gradient = (struct company){0};
     c->dim = setup->head.dim;
-    c->dense_blocks = job->u.open.dense_count;
-    int code = SFC_OK;
-    if (job->u.open.class_count > 0)
-        code = sfc_head_new(c->backend, &setup->head, job->u.open.class_blocks,
+    int code = sfc_head_new(c->backend, &setup->head, job->u.open.class_blocks,
                             job->u.open.class_count, &c->head, &job->error);
-    if (code == SFC_OK && job->u.open.dense_count > 0)
+    if (code == SFC_OK && setup->dense_blocks > 0)
         code = sfc_dense_new(c->backend, &setup->dense, job->u.open.dense_blocks,
                              job->u.open.dense_count, &c->dense, &job->error);
     if (code != SFC_OK)
@@ -100,20 +95,27 @@ static int open_run(struct sfc_compute *c, struct sfc_compute_job *job)
 
 static int no_head(struct sfc_compute_job *job)
 {
-    return sfc_fail(&job->error, SFC_ESTATE, "this shard owns no class blocks");
+    return sfc_fail(&job->error, SFC_ESTATE, "this shard has no run open");
+}
+
+/* NULL: there is nothing of the backbone here, and nothing is pushed or summed. */
+static struct sfc_dense *own_dense(const struct sfc_compute *c)
+{
+    return c->dense && sfc_dense_length(c->dense) > 0 ? c->dense : NULL;
 }
 
 static int prepare(struct sfc_compute *c, struct sfc_compute_job *job)
 {
+    struct sfc_dense *dense = own_dense(c);
     if (!c->head)
         return no_head(job);
     job->u.prepare.head_finite = sfc_head_finite(c->head, job->u.prepare.slots, job->u.prepare.lr);
-    if (!c->dense)
+    if (!dense)
         return SFC_OK;
-    int code = sfc_dense_prepare(c->dense, job->u.prepare.step, job->u.prepare.lr,
+    int code = sfc_dense_prepare(dense, job->u.prepare.step, job->u.prepare.lr,
                                  job->u.prepare.slots, job->u.prepare.sums, &job->error);
     if (code == SFC_OK && job->u.prepare.dense_sums)
-        code = sfc_dense_sums(c->dense, job->u.prepare.dense_sums, &job->error);
+        code = sfc_dense_sums(dense, job->u.prepare.dense_sums, &job->error);
     return code;
 }
 
@@ -124,8 +126,65 @@ static int commit(struct sfc_compute *c, struct sfc_compute_job *job)
     if (!job->u.commit.apply)
         return sfc_head_skip(c->head, job->u.commit.step, &job->error);
     int code = sfc_head_commit(c->head, job->u.commit.slots, job->u.commit.lr, &job->error);
-    if (code == SFC_OK && c->dense)
+    if (code == SFC_OK && own_dense(c))
         code = sfc_dense_commit(c->dense, job->u.commit.clip_scale, job->u.commit.lr, &job->error);
+    return code;
+}
+
+/* ---- blocks come and go */
+
+static void drop(struct sfc_compute_job *job)
+{
+    sfc_head_free(job->u.change.head);
+    sfc_dense_free(job->u.change.dense);
+    job->u.change.head = NULL;
+    job->u.change.dense = NULL;
+}
+
+static int stage(struct sfc_compute *c, struct sfc_compute_job *job)
+{
+    const struct sfc_run_setup *setup = job->u.change.setup;
+    job->u.change.head = NULL;
+    job->u.change.dense = NULL;
+    int code = sfc_head_new_blank(c->backend, &setup->head, job->u.change.class_blocks,
+                                  job->u.change.class_count, &job->u.change.head, &job->error);
+    if (code == SFC_OK && job->u.change.dense_count > 0)
+        code = sfc_dense_new_blank(c->backend, &setup->dense, job->u.change.dense_blocks,
+                                   job->u.change.dense_count, &job->u.change.dense, &job->error);
+    if (code != SFC_OK)
+        drop(job);
+    return code;
+}
+
+static int attach(struct sfc_compute *c, struct sfc_compute_job *job)
+{
+    int code = SFC_OK;
+    if (job->u.change.head)
+        code = sfc_head_attach(c->head, job->u.change.head, &job->error);
+    if (code == SFC_OK)
+        job->u.change.head = NULL;
+    if (code == SFC_OK && job->u.change.dense)
+        code = sfc_dense_attach(c->dense, job->u.change.dense, &job->error);
+    if (code == SFC_OK)
+        job->u.change.dense = NULL;
+    return code;
+}
+
+static int change(struct sfc_compute *c, struct sfc_compute_job *job)
+{
+    if (!c->head) {
+        drop(job);
+        return no_head(job);
+    }
+    int code = attach(c, job);
+    if (code == SFC_OK && job->u.change.class_count > 0)
+        code = sfc_head_remove(c->head, job->u.change.class_blocks, job->u.change.class_count,
+                               &job->error);
+    if (code == SFC_OK && job->u.change.dense_count > 0)
+        code = sfc_dense_remove(c->dense, job->u.change.dense_blocks, job->u.change.dense_count,
+                                &job->error);
+    if (code != SFC_OK) /* what could not be attached */
+        drop(job);
     return code;
 }
 
@@ -194,19 +253,28 @@ static int run_one(struct sfc_compute *c, struct sfc_compute_job *job)
         return c->head ? sfc_head_gradient(c->head, &job->u.gradient, 1, &job->error)
                        : no_head(job);
     case SFC_COMPUTE_PUSH:
-        return c->dense ? sfc_dense_push(c->dense, job->u.push.slot, job->u.push.slice, &job->error)
-                        : SFC_OK;
+        return own_dense(c)
+                   ? sfc_dense_push(c->dense, job->u.push.slot, job->u.push.slice, &job->error)
+                   : SFC_OK;
     case SFC_COMPUTE_PREPARE:
         return prepare(c, job);
     case SFC_COMPUTE_COMMIT:
         return commit(c, job);
     case SFC_COMPUTE_PULL:
-        return c->dense && job->u.pull.out ? sfc_dense_pull(c->dense, job->u.pull.out, &job->error)
-                                           : SFC_OK;
+        return own_dense(c) && job->u.pull.out
+                   ? sfc_dense_pull(c->dense, job->u.pull.out, &job->error)
+                   : SFC_OK;
     case SFC_COMPUTE_READ:
         return block_read(c, job);
     case SFC_COMPUTE_WRITE:
         return block_write(c, job);
+    case SFC_COMPUTE_STAGE:
+        return stage(c, job);
+    case SFC_COMPUTE_DROP:
+        drop(job);
+        return SFC_OK;
+    case SFC_COMPUTE_CHANGE:
+        return change(c, job);
     case SFC_COMPUTE_CALL:
         return c->head ? job->u.call.fn(job->u.call.ctx, c->head, c->dense, &job->error)
                        : no_head(job);

@@ -27,7 +27,11 @@ enum sfc_compute_kind {
     SFC_COMPUTE_PULL,
     SFC_COMPUTE_READ,
     SFC_COMPUTE_WRITE,
-    SFC_COMPUTE_CALL /* a function of the submitter, on the blocks of the run */
+    SFC_COMPUTE_STAGE,  /* blocks that are to come, beside those of the run: every number is to be
+                           written */
+    SFC_COMPUTE_DROP,   /* frees them */
+    SFC_COMPUTE_CHANGE, /* staged blocks become the run's, others leave it */
+    SFC_COMPUTE_CALL    /* a function of the submitter, on the blocks of the run */
 };
 
 /* HISTORY: the learning rates of the run (momentum mode dense). */
@@ -87,8 +91,17 @@ struct sfc_compute_job {
             const float *values; /* WRITE */
         } block;
         struct {
+            const struct sfc_run_setup *setup;
+            const uint64_t *class_blocks, *dense_blocks;
+            size_t class_count, dense_count;
+            /* out of STAGE, in of DROP and CHANGE, which leave NULL; of the compute thread. dense:
+             * NULL without any */
+            struct sfc_head *head;
+            struct sfc_dense *dense;
+        } change; /* CHANGE: the lists are of those that leave */
+        struct {
             int (*fn)(void *ctx, struct sfc_head *head, struct sfc_dense *dense,
-                      struct sfc_error *err); /* dense: NULL without dense blocks */
+                      struct sfc_error *err); /* dense: NULL where the run has no backbone */
             void *ctx;
         } call;
     } u;

@@ -20,21 +20,6 @@ static struct sfc_durability *of(struct sfc_shard_run *run)
 
 /* ---- memory */
 
-static uint64_t padded(uint64_t bytes)
-{
-    return (bytes + 63) / 64 * 64;
-}
-
-static uint64_t staging_bytes(const struct sfc_storage *s, size_t index)
-{
-    struct sfc_snapshot_shape shape;
-    uint64_t bytes = 0;
-    sfc_storage_shape(s, index, s->setup->head.steps, &shape);
-    for (int i = 0; i < SFC_SNAPSHOT_PARTS; i++)
-        bytes += padded(sfc_snapshot_part_bytes(&shape, (enum sfc_snapshot_part)i));
-    return bytes;
-}
-
 static int storage_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
                         struct sfc_error *err)
 {
@@ -66,11 +51,7 @@ static int storage_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunReq
 static int buffers_new(struct sfc_shard_run *run, struct sfc_error *err)
 {
     struct sfc_durability *d = of(run);
-    uint64_t largest = 64;
-    for (size_t i = 0; i < d->storage.count; i++) {
-        uint64_t bytes = staging_bytes(&d->storage, i);
-        largest = bytes > largest ? bytes : largest;
-    }
+    uint64_t largest = (sfc_run_largest_block(&run->setup) + 63) / 64 * 64;
     d->staging = aligned_alloc(64, largest);
     d->features = calloc(run->setup.micro_batches, sizeof *d->features);
     d->lse = calloc(run->setup.micro_batches, sizeof *d->lse);
@@ -137,13 +118,18 @@ int sfc_durability_take_returns(const Shardfc__V1__OpenRunRequest *r, struct sfc
 }
 
 /* Who may have what this shard's log has lost. */
-static int peers_new(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
-                     struct sfc_error *err)
+int sfc_durability_peers(struct sfc_shard_run *run, const Shardfc__V1__BlockMap *map,
+                         struct sfc_error *err)
 {
     const struct sfc_head_config *c = &run->setup.head;
+    struct sfc_recovery *r = &of(run)->recovery;
     struct sfc_step_shape shape = {c->batch, c->micro_batch, c->dim, c->classes};
-    return sfc_peers_new(run->shard->rpc, r->map, r->self, run->id, &shape,
-                         &of(run)->recovery.lineage, &of(run)->recovery.peers, err);
+    if (!of(run)->on)
+        return SFC_OK;
+    sfc_peers_free(r->peers);
+    r->peers = NULL;
+    return sfc_peers_new(run->shard->rpc, map, run->self, run->id, &shape, &r->lineage, &r->peers,
+                         err);
 }
 
 int sfc_durability_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
@@ -164,7 +150,7 @@ int sfc_durability_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunReq
     if (code == SFC_OK)
         code = sfc_durability_take_returns(r, &d->recovery.lineage, err);
     if (code == SFC_OK)
-        code = peers_new(run, r, err);
+        code = sfc_durability_peers(run, r->map, err);
     if (code != SFC_OK)
         return code;
     d->recovers = r->recover;
@@ -172,11 +158,11 @@ int sfc_durability_init(struct sfc_shard_run *run, const Shardfc__V1__OpenRunReq
     d->asked_window = r->keeping ? r->keeping->rewind_window : 0;
     d->durable_every = r->keeping && r->keeping->durable_every ? r->keeping->durable_every : 1;
     d->durable_step = run->start_step;
-    d->base_missing = !d->storage.from_seed && !r->recover;
+    d->base_missing = !d->storage.from_seed && !r->recover && !r->join;
     d->recovery.storage = &d->storage;
     d->recovery.durable = d->durable_every > 1;
     d->recovery.last.step = r->start_step;
-    if (r->recover && r->last_commit) {
+    if ((r->recover || r->join) && r->last_commit) {
         const Shardfc__V1__CommitRecord *c = r->last_commit;
         d->recovery.has_last = true;
         d->recovery.last = (struct sfc_log_commit){
@@ -265,6 +251,8 @@ static int open_work(struct sfc_task *task, struct sfc_error *err)
     d->window = possible_window(d);
     if (d->recovers) {
         code = sfc_snapshot_store_hide_void(d->storage.store, &d->recovery.lineage, err);
+        if (code == SFC_OK) /* what was on its way here when the shard died, or away */
+            code = sfc_storage_keep_only(&d->storage, err);
         sfc_snapshot_store_hide_after(d->storage.store, d->recovery.last.step);
         sfc_snapshot_store_keep_from(d->storage.store, horizon(d, d->recovery.last.step));
     }
@@ -401,6 +389,7 @@ void sfc_durability_abandon(struct sfc_shard_run *run)
 /* ---- snapshots */
 
 static void kick(struct sfc_shard_run *run);
+static void drop_others(struct sfc_shard_run *run);
 static void write_piece(struct sfc_shard_run *run);
 static void flush_now(struct sfc_shard_run *run);
 static void flush_end(struct sfc_shard_run *run, int code, const char *text);
@@ -431,10 +420,27 @@ static void base_done(struct sfc_shard_run *run)
     }
 }
 
-static void snapshot_failed(struct sfc_shard_run *run, const char *text)
+static void adopted(struct sfc_shard_run *run, int code, const char *text)
+{
+    struct sfc_durability *d = of(run);
+    struct sfc_adoption *a = &d->adoption;
+    a->writing = false;
+    for (size_t i = 0; code == SFC_OK && i < d->storage.count;
+         i++) /* the history; others come with SetMap */
+        if (d->storage.blocks[i].kind == a->key.kind && d->storage.blocks[i].block == a->key.block)
+            sfc_sweep_stamped(&d->sweep, i, a->key.step);
+    a->done(run, code, text);
+    kick(run);
+}
+
+static void snapshot_failed(struct sfc_shard_run *run, int code, const char *text)
 {
     struct sfc_durability *d = of(run);
     d->copying = false;
+    if (d->adoption.writing) {
+        adopted(run, code, text);
+        return;
+    }
     say_error(run, d->snapshot_error, text);
     if (d->flush_waits) { /* the scheduler asks again, and then the base goes on */
         d->flush_waits = false;
@@ -446,8 +452,15 @@ static void snapshot_done(struct sfc_shard_run *run)
 {
     struct sfc_durability *d = of(run);
     d->copying = false;
+    if (d->adoption.writing) {
+        adopted(run, SFC_OK, "");
+        return;
+    }
     d->snapshot_error[0] = 0;
-    sfc_sweep_stamped(&d->sweep, d->index, d->key.step);
+    if (d->index < d->storage.count)
+        sfc_sweep_stamped(&d->sweep, d->index, d->key.step);
+    else /* it has left meanwhile */
+        drop_others(run);
     base_done(run);
     make_room(run);
     kick(run);
@@ -483,12 +496,14 @@ static void write_done(struct sfc_task *task)
     if (run->closed)
         return;
     if (task->code != SFC_OK) {
-        snapshot_failed(run, task->error.text);
+        snapshot_failed(run, task->code, task->error.text);
         return;
     }
-    sfc_sweep_wrote(&d->sweep, d->piece);
+    if (!d->adoption.writing)
+        sfc_sweep_wrote(&d->sweep, d->piece);
     if (d->written) {
-        d->floor = d->written_floor;
+        bool lower = d->written_floor < d->floor; /* of blocks before a change it can't rise */
+        d->floor = lower || d->written_list == d->list ? d->written_floor : d->floor;
         note_oldest(run, d->oldest_from, d->written_oldest);
     }
     if (d->written)
@@ -501,7 +516,8 @@ static void write_done(struct sfc_task *task)
 static void write_piece(struct sfc_shard_run *run)
 {
     struct sfc_durability *d = of(run);
-    uint64_t room = sfc_sweep_allowance(&d->sweep, uv_now(run->shard->uv));
+    uint64_t room =
+        d->adoption.writing ? PIECE : sfc_sweep_allowance(&d->sweep, uv_now(run->shard->uv));
     if (room < LEAST_PIECE) {
         d->paced = true;
         sfc_shard_tick_in(run->shard, WAIT_MS);
@@ -509,6 +525,7 @@ static void write_piece(struct sfc_shard_run *run)
     }
     d->piece = room < PIECE ? room : PIECE;
     d->oldest_from = d->trimmed;
+    d->written_list = d->list;
     d->write_task = (struct sfc_task){.work = write_work, .done = write_done, .owner = run};
     sfc_tasks_submit(run->shard->snapshot_thread, &d->write_task);
 }
@@ -526,7 +543,7 @@ static void copy_done(struct sfc_compute_job *job)
     if (run->closed)
         return;
     if (job->code != SFC_OK)
-        snapshot_failed(run, job->error.text);
+        snapshot_failed(run, job->code, job->error.text);
     else
         write_piece(run);
 }
@@ -537,8 +554,9 @@ uint64_t sfc_durability_stamp(const struct sfc_shard_run *run)
 }
 
 /* Of the commit of the present step; none where the run has not committed yet. */
-static struct sfc_attempt round_of(const struct sfc_durability *d, uint64_t step)
+struct sfc_attempt sfc_durability_round(const struct sfc_shard_run *run, uint64_t step)
 {
+    const struct sfc_durability *d = &run->durability;
     const struct sfc_log_commit *last = &d->recovery.last;
     if (d->newest.step == step)
         return d->newest.round;
@@ -548,19 +566,15 @@ static struct sfc_attempt round_of(const struct sfc_durability *d, uint64_t step
 static void copy_block(struct sfc_shard_run *run, size_t index)
 {
     struct sfc_durability *d = of(run);
-    char *at = d->staging;
     d->copying = true;
     d->index = index;
     d->key = (struct sfc_snapshot_key){.kind = d->storage.blocks[index].kind,
                                        .block = d->storage.blocks[index].block,
                                        .step = sfc_durability_stamp(run)};
-    d->key.round = round_of(d, d->key.step);
+    d->key.round = sfc_durability_round(run, d->key.step);
     d->horizon = horizon(d, d->key.step);
     sfc_storage_shape(&d->storage, index, d->key.step, &d->shape);
-    for (int i = 0; i < SFC_SNAPSHOT_PARTS; i++) {
-        d->parts[i] = d->shape.has[i] ? at : NULL;
-        at += padded(sfc_snapshot_part_bytes(&d->shape, (enum sfc_snapshot_part)i));
-    }
+    sfc_block_lay_out(&d->shape, d->staging, d->parts);
     d->copy_job =
         (struct sfc_compute_job){.kind = SFC_COMPUTE_CALL, .done = copy_done, .owner = run};
     d->copy_job.u.call.fn = copy_work;
@@ -568,15 +582,205 @@ static void copy_block(struct sfc_shard_run *run, size_t index)
     sfc_compute_submit(run->shard->compute, &d->copy_job);
 }
 
-/* Copies the block that is due, if one is and no other is at work. */
+static void write_adoption(struct sfc_shard_run *run)
+{
+    struct sfc_durability *d = of(run);
+    struct sfc_adoption *a = &d->adoption;
+    a->wanted = false;
+    a->writing = true;
+    d->copying = true;
+    d->index = SIZE_MAX;
+    d->key = a->key;
+    d->shape = a->shape;
+    memcpy(d->parts, a->parts, sizeof d->parts);
+    d->horizon = horizon(d, d->key.step);
+    write_piece(run);
+}
+
+/* Writes the block that was adopted, or copies the one that is due, if no other is at work. */
 static void kick(struct sfc_shard_run *run)
 {
     struct sfc_durability *d = of(run);
     size_t index = 0;
-    if (!d->sweeps || d->copying || d->unsettled || run->fsm.phase == SFC_STEP_FAILED ||
+    if (d->copying || run->fsm.phase == SFC_STEP_FAILED)
+        return;
+    if (d->adoption.wanted) {
+        write_adoption(run);
+        return;
+    }
+    if (!d->sweeps || d->unsettled || run->fsm.phase == SFC_STEP_MAPPING ||
         !sfc_sweep_next(&d->sweep, &index))
         return;
     copy_block(run, index);
+}
+
+/* ---- blocks come and go */
+
+void sfc_durability_adopt(struct sfc_shard_run *run, const struct sfc_snapshot_key *key,
+                          const struct sfc_snapshot_shape *shape,
+                          void *const parts[SFC_SNAPSHOT_PARTS],
+                          void (*done)(struct sfc_shard_run *run, int code, const char *text))
+{
+    struct sfc_adoption *a = &of(run)->adoption;
+    *a = (struct sfc_adoption){.wanted = true, .key = *key, .shape = *shape, .done = done};
+    memcpy(a->parts, parts, sizeof a->parts);
+    kick(run);
+}
+
+bool sfc_durability_withdraw(struct sfc_shard_run *run)
+{
+    struct sfc_adoption *a = &of(run)->adoption;
+    bool waiting = a->wanted;
+    a->wanted = false;
+    return waiting;
+}
+
+static int change_sweep(struct sfc_shard_run *run, const size_t *was, struct sfc_error *err)
+{
+    struct sfc_durability *d = of(run);
+    uint64_t *bytes = calloc(d->storage.count + 1, sizeof *bytes);
+    if (!bytes)
+        return sfc_fail(err, SFC_ENOMEM, "no memory for %zu blocks", d->storage.count);
+    for (size_t i = 0; i < d->storage.count; i++) {
+        struct sfc_snapshot_shape shape;
+        sfc_storage_shape(&d->storage, i, sfc_step_applied(&run->fsm), &shape);
+        bytes[i] = sfc_snapshot_file_bytes(&shape);
+    }
+    int code = sfc_sweep_change(&d->sweep, bytes, was, d->storage.count, err);
+    free(bytes);
+    return code;
+}
+
+/* The snapshots of the new ones, and where the one at work has gone. */
+static void note_change(struct sfc_shard_run *run, const size_t *was)
+{
+    struct sfc_durability *d = of(run);
+    size_t index = SIZE_MAX;
+    for (size_t i = 0; i < d->storage.count; i++) {
+        const struct sfc_snapshot_block *b = &d->storage.blocks[i];
+        uint64_t stamp = 0;
+        index = was[i] == d->index ? i : index;
+        if (was[i] == SIZE_MAX &&
+            sfc_move_stamp(run, b->kind == SFC_SNAPSHOT_DENSE, b->block, &stamp)) {
+            sfc_sweep_stamped(&d->sweep, i, stamp);
+            d->floor = stamp < d->floor ? stamp : d->floor;
+        }
+    }
+    d->index = index;
+    d->list++;
+}
+
+static int drop_others_work(struct sfc_task *task, struct sfc_error *err)
+{
+    return sfc_storage_keep_only(&of(task->owner)->storage, err);
+}
+
+static void drop_others_done(struct sfc_task *task)
+{
+    struct sfc_shard_run *run = task->owner;
+    of(run)->dropping = false;
+    if (!run->closed && task->code != SFC_OK) /* the next recovery deletes them */
+        sfc_warning_log("run %" PRIu64 ": snapshots of blocks that have left: %s", run->id,
+                        task->error.text);
+}
+
+static void drop_others(struct sfc_shard_run *run)
+{
+    struct sfc_durability *d = of(run);
+    if (d->dropping)
+        return;
+    d->dropping = true;
+    d->drop_task =
+        (struct sfc_task){.work = drop_others_work, .done = drop_others_done, .owner = run};
+    sfc_tasks_submit(run->shard->snapshot_thread, &d->drop_task);
+}
+
+void sfc_durability_mapped(struct sfc_shard_run *run)
+{
+    struct sfc_durability *d = of(run);
+    uint64_t applied = sfc_step_applied(&run->fsm);
+    if (!d->on)
+        return;
+    if (run->joins) { /* its log begins behind this step */
+        d->trimmed = applied;
+        note_oldest(run, applied, applied);
+    }
+    run->joins = false;
+    d->durable_step = applied;
+    kick(run);
+}
+
+static int lists_work(struct sfc_task *task, struct sfc_error *err)
+{
+    struct sfc_shard_run *run = task->owner;
+    struct sfc_dense_set now = {run->dense_blocks, run->dense_count};
+    return sfc_storage_keep_lists(&of(run)->storage, now, of(run)->lists_then, err);
+}
+
+static void lists_done(struct sfc_task *task)
+{
+    struct sfc_shard_run *run = task->owner;
+    if (!run->closed)
+        of(run)->lists_kept(run, task->code ? SFC_EUNAVAILABLE : SFC_OK, task->error.text);
+}
+
+void sfc_durability_keep_lists(struct sfc_shard_run *run, struct sfc_dense_set then,
+                               void (*done)(struct sfc_shard_run *run, int code, const char *text))
+{
+    struct sfc_durability *d = of(run);
+    d->lists_then = then;
+    d->lists_kept = done;
+    d->lists_task = (struct sfc_task){.work = lists_work, .done = lists_done, .owner = run};
+    sfc_tasks_submit(run->shard->log_thread, &d->lists_task);
+}
+
+static int dense_work(struct sfc_task *task, struct sfc_error *err)
+{
+    struct sfc_durability *d = of(task->owner);
+    (void)err;
+    sfc_storage_log_dense(&d->storage, &d->dense_geometry);
+    return SFC_OK;
+}
+
+static void dense_done(struct sfc_task *task)
+{
+    (void)task; /* the next flush is behind it */
+}
+
+/* The log goes on with the sums of the dense blocks of now. */
+static int change_log(struct sfc_shard_run *run, struct sfc_error *err)
+{
+    struct sfc_durability *d = of(run);
+    uint64_t before = d->storage.config.geometry.dense_blocks;
+    struct sfc_dense_set now = {run->dense_blocks, run->dense_count};
+    int code = sfc_storage_set_dense(&d->storage, now, err);
+    if (code != SFC_OK || d->storage.config.geometry.dense_blocks == before)
+        return code;
+    d->dense_geometry = d->storage.config.geometry;
+    d->dense_task = (struct sfc_task){.work = dense_work, .done = dense_done, .owner = run};
+    sfc_tasks_submit(run->shard->log_thread, &d->dense_task);
+    return SFC_OK;
+}
+
+int sfc_durability_change(struct sfc_shard_run *run, struct sfc_error *err)
+{
+    struct sfc_durability *d = of(run);
+    if (!d->on)
+        return SFC_OK;
+    size_t *was = calloc(run->class_count + run->dense_count + 1, sizeof *was);
+    int code = was ? sfc_storage_change(&d->storage, run->class_blocks, run->class_count,
+                                        run->dense_blocks, run->dense_count, was, err)
+                   : sfc_fail(err, SFC_ENOMEM, "no memory for the blocks");
+    if (code == SFC_OK)
+        code = change_sweep(run, was, err);
+    if (code == SFC_OK)
+        code = change_log(run, err);
+    if (code == SFC_OK) {
+        note_change(run, was);
+        drop_others(run);
+    }
+    free(was);
+    return code;
 }
 
 void sfc_durability_tick(struct sfc_shard_run *run)
@@ -850,7 +1054,7 @@ void sfc_durability_flush(struct sfc_shard_run *run, const struct sfc_step_actio
                                           .features = d->features,
                                           .attempts = run->fsm.prepared,
                                           .lse = d->lse,
-                                          .dense = run->dense_sums};
+                                          .dense = run->dense.dense_sums};
     d->provisional = a->provisional;
     d->flush_waits = d->base_missing || d->unsettled;
     if (!d->flush_waits)
@@ -896,11 +1100,27 @@ static void trim_done(struct sfc_task *task)
         sfc_warning_log("run %" PRIu64 ": %s", run->id, task->error.text);
 }
 
+/* What others than the recovery of this shard's blocks need of the log. */
+static uint64_t kept_floor(const struct sfc_shard_run *run)
+{
+    uint64_t pinned = sfc_pinned_floor(run), staged = sfc_move_floor(run);
+    return pinned < staged ? pinned : staged;
+}
+
+/* Log of steps up to this one may go as far as this shard is concerned. Without blocks it needs
+ * none for itself. */
+static uint64_t own_floor(const struct sfc_shard_run *run)
+{
+    const struct sfc_durability *d = &run->durability;
+    uint64_t kept = kept_floor(run), floor = d->floor < kept ? d->floor : kept;
+    return floor < d->durable_step ? floor : d->durable_step;
+}
+
 static void trim(struct sfc_shard_run *run, uint64_t floor)
 {
     struct sfc_durability *d = of(run);
-    uint64_t pinned = sfc_pinned_floor(run);
-    floor = floor < pinned ? floor : pinned;
+    uint64_t kept = kept_floor(run);
+    floor = floor < kept ? floor : kept;
     if (d->trimming || d->unsettled || floor <= d->trimmed)
         return;
     uint64_t from = d->trimmed;
@@ -925,10 +1145,11 @@ void sfc_durability_trim(struct sfc_shard_run *run, uint64_t floor)
 static void make_room(struct sfc_shard_run *run)
 {
     struct sfc_durability *d = of(run);
-    uint64_t floor = d->floor;
     if (!d->sweep.urgent || d->trimming)
         return;
     sfc_pinned_give_way(run);
+    sfc_move_give_way(run);
+    uint64_t floor = own_floor(run);
     if (floor <= d->trimmed && sfc_sweep_complete(&d->sweep) && sfc_sweep_lag(&d->sweep) == 0 &&
         d->durable_step == sfc_step_applied(&run->fsm)) {
         floor = sfc_step_applied(&run->fsm);
@@ -947,8 +1168,7 @@ void sfc_durability_report(const struct sfc_shard_run *run, Shardfc__V1__ShardDu
 {
     const struct sfc_durability *d = &run->durability;
     out->has_floor = true;
-    uint64_t pinned = sfc_pinned_floor(run);
-    out->log_floor = !d->on ? sfc_step_applied(&run->fsm) : d->floor < pinned ? d->floor : pinned;
+    out->log_floor = d->on ? own_floor(run) : sfc_step_applied(&run->fsm);
     out->oldest_step = sfc_step_applied(&run->fsm);
     if (!d->on)
         return;

@@ -67,8 +67,23 @@ struct sfc_durability {
     uint64_t piece;
     bool written;
     uint64_t written_floor, written_oldest, oldest_from;
+    unsigned list, written_list; /* how often the blocks have changed; when a write began */
     struct sfc_compute_job copy_job;
     struct sfc_task write_task;
+    /* a block that came from another shard: written before those that are due */
+    struct sfc_adoption {
+        bool wanted, writing;
+        struct sfc_snapshot_key key;
+        struct sfc_snapshot_shape shape;
+        void *parts[SFC_SNAPSHOT_PARTS];
+        void (*done)(struct sfc_shard_run *run, int code, const char *text);
+    } adoption;
+    struct sfc_task lists_task, dense_task;
+    struct sfc_dense_set lists_then; /* of lists_task */
+    void (*lists_kept)(struct sfc_shard_run *run, int code, const char *text);
+    struct sfc_log_geometry dense_geometry; /* of dense_task */
+    struct sfc_task drop_task;
+    bool dropping; /* the snapshots of blocks that have left */
     /* trim: one at a time */
     struct sfc_task trim_task;
     bool trimming;
@@ -137,6 +152,33 @@ int sfc_durability_keep(struct sfc_shard_run *run, bool *kept, struct sfc_error 
 void sfc_durability_trim(struct sfc_shard_run *run, uint64_t floor);
 /* The pace of writing has room again. */
 void sfc_durability_tick(struct sfc_shard_run *run);
+
+/* Writes a snapshot of a block that came from elsewhere, as fast as the disk goes; then `done` on
+ * the loop thread, not from in here, unless the run was closed meanwhile. parts: borrowed until
+ * then. One at a time. */
+void sfc_durability_adopt(struct sfc_shard_run *run, const struct sfc_snapshot_key *key,
+                          const struct sfc_snapshot_shape *shape,
+                          void *const parts[SFC_SNAPSHOT_PARTS],
+                          void (*done)(struct sfc_shard_run *run, int code, const char *text));
+/* Takes it back: false: it is being written, and `done` will come. */
+bool sfc_durability_withdraw(struct sfc_shard_run *run);
+/* Before dense blocks change: the log must be readable afterwards. `then` is borrowed until `done`,
+ * on the loop thread, not from in here, unless the run was closed meanwhile. Only while it is on.
+ */
+void sfc_durability_keep_lists(struct sfc_shard_run *run, struct sfc_dense_set then,
+                               void (*done)(struct sfc_shard_run *run, int code, const char *text));
+/* The run has other blocks from now on (lists as of run->class_blocks, run->dense_blocks), at the
+ * step that is applied. No snapshot goes by their index meanwhile: the machine is MAPPING. Those of
+ * blocks that left are deleted. */
+int sfc_durability_change(struct sfc_shard_run *run, struct sfc_error *err);
+/* SetMap is done: a boundary that is durable. */
+void sfc_durability_mapped(struct sfc_shard_run *run);
+/* Other shards may have what this one's log lacks. Nobody reads from them now. SFC_ENOMEM: nobody
+ * any more. */
+int sfc_durability_peers(struct sfc_shard_run *run, const Shardfc__V1__BlockMap *map,
+                         struct sfc_error *err);
+/* Of the commit of this step, if it is the present one; else none. */
+struct sfc_attempt sfc_durability_round(const struct sfc_shard_run *run, uint64_t step);
 
 /* The step that the blocks will be at when a job that is submitted now runs. */
 uint64_t sfc_durability_stamp(const struct sfc_shard_run *run);

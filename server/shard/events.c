@@ -100,7 +100,7 @@ static void dense_digests(struct sfc_shard_run *run, struct sfc_bytes slice)
     const uint8_t *at = slice.data;
     for (size_t i = 0; i < run->dense_count; i++) {
         size_t bytes = (size_t)sfc_run_dense_length(&run->setup, run->dense_blocks[i]) * 4;
-        run->dense_digests[i] = sfc_digest64(at, bytes);
+        run->dense.dense_digests[i] = sfc_digest64(at, bytes);
         at += bytes;
     }
 }
@@ -121,19 +121,27 @@ static void job_report(struct sfc_run_job *job, struct sfc_step_event *event)
         break;
     case SFC_JOB_DENSE:
         dense_digests(run, job->waiting->tensor);
-        event->dense_digests = run->dense_digests;
+        event->dense_digests = run->dense.dense_digests;
         break;
     case SFC_JOB_PREPARE:
         for (size_t i = 0; i < run->dense_count; i++)
-            run->own_sums[i] =
-                (struct sfc_own_dense_sum){run->sums[i].sum_of_squares, run->sums[i].finite};
-        event->sums = run->own_sums;
+            run->dense.own_sums[i] = (struct sfc_own_dense_sum){run->dense.sums[i].sum_of_squares,
+                                                                run->dense.sums[i].finite};
+        event->sums = run->dense.own_sums;
         event->head_finite = job->compute.u.prepare.head_finite;
         break;
     case SFC_JOB_COMMIT:
     case SFC_JOB_PULL:
+    case SFC_JOB_MAP:
         break;
     }
+}
+
+/* Lists and buffers follow before the machine goes on with them. */
+static void map_done(struct sfc_run_job *job, struct sfc_step_event *event, struct sfc_error *error)
+{
+    event->code = sfc_set_map_done(job->run, event->code, error);
+    event->text = error->text;
 }
 
 static void job_done(struct sfc_compute_job *compute)
@@ -155,16 +163,21 @@ static void job_done(struct sfc_compute_job *compute)
     event.text = error.text;
     if (job->kind != SFC_JOB_PULL && job->kind != SFC_JOB_DENSE)
         run->durability.step_ns += compute->ns;
-    if (event.code == SFC_OK)
+    if (job->kind == SFC_JOB_MAP)
+        map_done(job, &event, &error);
+    else if (event.code == SFC_OK)
         job_report(job, &event);
     else if (job->kind == SFC_JOB_PULL && job->waiting->pull)
         job->waiting->pull->step = 0;
     job->next_free = run->free_jobs;
     run->free_jobs = job;
-    bool applied = event.code == SFC_OK && job->kind == SFC_JOB_COMMIT;
+    bool ok = event.code == SFC_OK;
+    enum sfc_job_kind kind = job->kind;
     sfc_shard_feed(run, &event); /* may use the job again */
-    if (applied)
+    if (ok && kind == SFC_JOB_COMMIT)
         sfc_durability_applied(run);
+    else if (ok && kind == SFC_JOB_MAP)
+        sfc_durability_mapped(run);
 }
 
 /* The answer's memory, fresh when a reply of an older attempt still borrows it. */
@@ -256,7 +269,7 @@ static void start_pull(struct sfc_run_job *job)
     job->compute.kind = SFC_COMPUTE_PULL;
     job->compute.u.pull.out = NULL;
     for (unsigned i = 0; i < SFC_RUN_PULL_COPIES; i++) {
-        struct sfc_shared *p = run->pulls[i];
+        struct sfc_shared *p = run->dense.pulls[i];
         if (p->step == mark) { /* filled, or its job is ahead of this one */
             job->waiting->pull = p;
             p->refs++;
@@ -283,8 +296,8 @@ static void start_prepare(struct sfc_run_job *job, const struct sfc_step_action 
     job->compute.u.prepare.slots = run->prepare_slots;
     job->compute.u.prepare.step = a->step;
     job->compute.u.prepare.lr = a->lr;
-    job->compute.u.prepare.sums = run->sums;
-    job->compute.u.prepare.dense_sums = run->dense_sums;
+    job->compute.u.prepare.sums = run->dense.sums;
+    job->compute.u.prepare.dense_sums = run->dense.dense_sums;
     job->compute.u.prepare.head_finite = false;
 }
 
@@ -335,6 +348,9 @@ static void start(struct sfc_shard_run *run, const struct sfc_step_action *a)
         break;
     case SFC_JOB_PULL:
         start_pull(job);
+        break;
+    case SFC_JOB_MAP:
+        sfc_set_map_start(run, &job->compute);
         break;
     }
     sfc_compute_submit(run->shard->compute, &job->compute);

@@ -28,8 +28,8 @@ static void refuse(struct sfc_shard *shard, struct sfc_rpc_call *call, const str
     sfc_shard_refuse(shard, call, err->code, err->text);
 }
 
-static void *unpack(struct sfc_shard *shard, struct sfc_rpc_call *call,
-                    const ProtobufCMessageDescriptor *type)
+void *sfc_shard_unpack(struct sfc_shard *shard, struct sfc_rpc_call *call,
+                       const ProtobufCMessageDescriptor *type)
 {
     void *message = sfc_call_unpack(call, type);
     if (!message)
@@ -37,8 +37,8 @@ static void *unpack(struct sfc_shard *shard, struct sfc_rpc_call *call,
     return message;
 }
 
-/* The run that a call names, or NULL with err. */
-static struct sfc_shard_run *run_of(struct sfc_shard *shard, uint64_t run_id, struct sfc_error *err)
+struct sfc_shard_run *sfc_shard_run_of(struct sfc_shard *shard, uint64_t run_id,
+                                       struct sfc_error *err)
 {
     struct sfc_shard_run *run = shard->run;
     if (!run || run->id != run_id) {
@@ -97,7 +97,7 @@ static void on_open_run(struct sfc_rpc_call *call, void *ctx)
     struct sfc_shard *shard = ctx;
     struct sfc_error err = {0};
     Shardfc__V1__OpenRunRequest *r =
-        unpack(shard, call, &shardfc__v1__open_run_request__descriptor);
+        sfc_shard_unpack(shard, call, &shardfc__v1__open_run_request__descriptor);
     if (!r)
         return;
     if (shard->stopping)
@@ -114,7 +114,7 @@ static void on_close_run(struct sfc_rpc_call *call, void *ctx)
     struct sfc_shard *shard = ctx;
     struct sfc_error err = {0};
     Shardfc__V1__CloseRunRequest *r =
-        unpack(shard, call, &shardfc__v1__close_run_request__descriptor);
+        sfc_shard_unpack(shard, call, &shardfc__v1__close_run_request__descriptor);
     if (!r)
         return;
     if (newer(shard, r->incarnation, &err) != SFC_OK) {
@@ -135,10 +135,10 @@ static void on_check_rewind(struct sfc_rpc_call *call, void *ctx)
     struct sfc_shard *shard = ctx;
     struct sfc_error err = {0};
     Shardfc__V1__CheckRewindRequest *r =
-        unpack(shard, call, &shardfc__v1__check_rewind_request__descriptor);
+        sfc_shard_unpack(shard, call, &shardfc__v1__check_rewind_request__descriptor);
     if (!r)
         return;
-    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    struct sfc_shard_run *run = sfc_shard_run_of(shard, r->run_id, &err);
     if (run && newer(shard, r->incarnation, &err) == SFC_OK)
         sfc_shard_check_rewind(run, call, r);
     else
@@ -165,7 +165,8 @@ static void on_plan(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_shard *shard = ctx;
     struct sfc_error err = {0};
-    Shardfc__V1__PlanRequest *r = unpack(shard, call, &shardfc__v1__plan_request__descriptor);
+    Shardfc__V1__PlanRequest *r =
+        sfc_shard_unpack(shard, call, &shardfc__v1__plan_request__descriptor);
     if (!r)
         return;
     struct sfc_step_event event = {.type = SFC_SE_PLAN,
@@ -176,15 +177,17 @@ static void on_plan(struct sfc_rpc_call *call, void *ctx)
                                    .lr = r->lr,
                                    .labels = r->labels,
                                    .count = (uint32_t)r->n_labels};
-    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    struct sfc_shard_run *run = sfc_shard_run_of(shard, r->run_id, &err);
     if (run && newer(shard, r->incarnation, &err) == SFC_OK && check_plan(run, r, &err) == SFC_OK &&
         attempt_of(r->round, "round", &event.round, &err) == SFC_OK) {
         /* a late one says nothing about where the run is */
         bool present = sfc_attempt_compare(event.round, run->fsm.round) == 0;
         run->planned = run->planned || present;
         sfc_shard_event(run, call, &event);
-        if (present)
+        if (present) {
             sfc_durability_planned(run);
+            sfc_move_pass(run, r->incarnation);
+        }
         if (!run->closed)
             sfc_shard_prefetch(run, r->step);
     } else {
@@ -221,7 +224,8 @@ static void on_prepare(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_shard *shard = ctx;
     struct sfc_error err = {0};
-    Shardfc__V1__PrepareRequest *r = unpack(shard, call, &shardfc__v1__prepare_request__descriptor);
+    Shardfc__V1__PrepareRequest *r =
+        sfc_shard_unpack(shard, call, &shardfc__v1__prepare_request__descriptor);
     if (!r)
         return;
     struct sfc_step_event event = {.type = SFC_SE_PREPARE,
@@ -230,7 +234,7 @@ static void on_prepare(struct sfc_rpc_call *call, void *ctx)
                                    .step = r->step,
                                    .provisional = r->provisional};
     struct sfc_prepared *prepared = NULL;
-    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    struct sfc_shard_run *run = sfc_shard_run_of(shard, r->run_id, &err);
     if (!run || newer(shard, r->incarnation, &err) != SFC_OK ||
         attempt_of(r->round, "round", &event.round, &err) != SFC_OK)
         goto refused;
@@ -261,7 +265,8 @@ static void on_commit(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_shard *shard = ctx;
     struct sfc_error err = {0};
-    Shardfc__V1__CommitRequest *r = unpack(shard, call, &shardfc__v1__commit_request__descriptor);
+    Shardfc__V1__CommitRequest *r =
+        sfc_shard_unpack(shard, call, &shardfc__v1__commit_request__descriptor);
     if (!r)
         return;
     struct sfc_step_event event = {.type = SFC_SE_COMMIT,
@@ -270,7 +275,7 @@ static void on_commit(struct sfc_rpc_call *call, void *ctx)
                                    .step = r->step,
                                    .clip_scale = r->clip_scale,
                                    .apply = r->apply};
-    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    struct sfc_shard_run *run = sfc_shard_run_of(shard, r->run_id, &err);
     if (run && !(r->clip_scale >= 0 && r->clip_scale <= 1)) {
         sfc_fail(&err, SFC_EINVAL, "clip_scale: %g is not within 0..1", r->clip_scale);
         run = NULL;
@@ -287,15 +292,80 @@ static void on_abort(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_shard *shard = ctx;
     struct sfc_error err = {0};
-    Shardfc__V1__AbortRequest *r = unpack(shard, call, &shardfc__v1__abort_request__descriptor);
+    Shardfc__V1__AbortRequest *r =
+        sfc_shard_unpack(shard, call, &shardfc__v1__abort_request__descriptor);
     if (!r)
         return;
     struct sfc_step_event event = {
         .type = SFC_SE_ABORT, .run_id = r->run_id, .incarnation = r->incarnation, .step = r->step};
-    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    struct sfc_shard_run *run = sfc_shard_run_of(shard, r->run_id, &err);
     if (run && newer(shard, r->incarnation, &err) == SFC_OK &&
         attempt_of(r->round, "round", &event.round, &err) == SFC_OK)
         sfc_shard_event(run, call, &event);
+    else
+        refuse(shard, call, &err);
+    sfc_message_free(r);
+}
+
+static void on_fetch_blocks(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__FetchBlocksRequest *r =
+        sfc_shard_unpack(shard, call, &shardfc__v1__fetch_blocks_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_shard_run *run = sfc_shard_run_of(shard, r->run_id, &err);
+    if (run && newer(shard, r->incarnation, &err) == SFC_OK)
+        sfc_move_fetch(run, call, r);
+    else
+        refuse(shard, call, &err);
+    sfc_message_free(r);
+}
+
+static void on_take_blocks(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__TakeBlocksRequest *r =
+        sfc_shard_unpack(shard, call, &shardfc__v1__take_blocks_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_shard_run *run = sfc_shard_run_of(shard, r->run_id, &err);
+    if (run && newer(shard, r->incarnation, &err) == SFC_OK)
+        sfc_move_take(run, call, r);
+    else
+        refuse(shard, call, &err);
+    sfc_message_free(r);
+}
+
+static void on_cancel_move(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__CancelMoveRequest *r =
+        sfc_shard_unpack(shard, call, &shardfc__v1__cancel_move_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_shard_run *run = sfc_shard_run_of(shard, r->run_id, &err);
+    if (run && newer(shard, r->incarnation, &err) == SFC_OK)
+        sfc_move_cancel(run, call, r);
+    else
+        refuse(shard, call, &err);
+    sfc_message_free(r);
+}
+
+static void on_set_map(struct sfc_rpc_call *call, void *ctx)
+{
+    struct sfc_shard *shard = ctx;
+    struct sfc_error err = {0};
+    Shardfc__V1__SetMapRequest *r =
+        sfc_shard_unpack(shard, call, &shardfc__v1__set_map_request__descriptor);
+    if (!r)
+        return;
+    struct sfc_shard_run *run = sfc_shard_run_of(shard, r->run_id, &err);
+    if (run && newer(shard, r->incarnation, &err) == SFC_OK)
+        sfc_set_map(run, call, r);
     else
         refuse(shard, call, &err);
     sfc_message_free(r);
@@ -340,7 +410,7 @@ static void take_payload(struct sfc_shard *shard, struct sfc_rpc_call *call,
                                    .step = p->step,
                                    .map_version = p->map_version,
                                    .j = p->micro_batch};
-    struct sfc_shard_run *run = run_of(shard, p->run_id, &err);
+    struct sfc_shard_run *run = sfc_shard_run_of(shard, p->run_id, &err);
     if (run && p->micro_batch >= run->setup.micro_batches) {
         sfc_fail(&err, SFC_EINVAL, "micro_batch: %u, a step has %u", p->micro_batch,
                  run->setup.micro_batches);
@@ -364,7 +434,8 @@ static void take_payload(struct sfc_shard *shard, struct sfc_rpc_call *call,
 
 static void on_logits(struct sfc_rpc_call *call, void *ctx)
 {
-    Shardfc__V1__LogitsRequest *r = unpack(ctx, call, &shardfc__v1__logits_request__descriptor);
+    Shardfc__V1__LogitsRequest *r =
+        sfc_shard_unpack(ctx, call, &shardfc__v1__logits_request__descriptor);
     if (r)
         take_payload(ctx, call, PAYLOAD_CALL(SFC_SE_LOGITS, r));
     sfc_message_free(r);
@@ -372,7 +443,8 @@ static void on_logits(struct sfc_rpc_call *call, void *ctx)
 
 static void on_gradient(struct sfc_rpc_call *call, void *ctx)
 {
-    Shardfc__V1__GradientRequest *r = unpack(ctx, call, &shardfc__v1__gradient_request__descriptor);
+    Shardfc__V1__GradientRequest *r =
+        sfc_shard_unpack(ctx, call, &shardfc__v1__gradient_request__descriptor);
     if (r)
         take_payload(ctx, call, PAYLOAD_CALL(SFC_SE_GRADIENT, r));
     sfc_message_free(r);
@@ -381,7 +453,7 @@ static void on_gradient(struct sfc_rpc_call *call, void *ctx)
 static void on_push_dense(struct sfc_rpc_call *call, void *ctx)
 {
     Shardfc__V1__PushDenseRequest *r =
-        unpack(ctx, call, &shardfc__v1__push_dense_request__descriptor);
+        sfc_shard_unpack(ctx, call, &shardfc__v1__push_dense_request__descriptor);
     if (r)
         take_payload(ctx, call, PAYLOAD_CALL(SFC_SE_DENSE, r));
     sfc_message_free(r);
@@ -392,14 +464,14 @@ static void on_pull_dense(struct sfc_rpc_call *call, void *ctx)
     struct sfc_shard *shard = ctx;
     struct sfc_error err = {0};
     Shardfc__V1__PullDenseRequest *r =
-        unpack(shard, call, &shardfc__v1__pull_dense_request__descriptor);
+        sfc_shard_unpack(shard, call, &shardfc__v1__pull_dense_request__descriptor);
     if (!r)
         return;
     struct sfc_step_event event = {
         .type = SFC_SE_PULL, .run_id = r->run_id, .step = r->step, .map_version = r->map_version};
     if (r->attempt)
         event.attempt = (struct sfc_attempt){r->attempt->incarnation, r->attempt->counter};
-    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    struct sfc_shard_run *run = sfc_shard_run_of(shard, r->run_id, &err);
     if (run)
         sfc_shard_event(run, call, &event);
     else
@@ -525,6 +597,12 @@ static int start_read(struct sfc_shard_run *run, struct sfc_rpc_call *call,
         return sfc_fail(err, SFC_ESTALE, "step: the blocks are at step %" PRIu64 "%s, not %" PRIu64,
                         sfc_step_applied(&run->fsm),
                         run->fsm.phase == SFC_STEP_COMMITTING ? " and being updated" : "", r->step);
+    const struct sfc_snapshot_block block = {(enum sfc_snapshot_kind)r->kind, r->block};
+    if (r->kind != SHARDFC__V1__BLOCK_KIND__HISTORY && !sfc_shard_owns(run, &block))
+        return sfc_fail(err, SFC_ENOTFOUND,
+                        "block: %" PRIu64 " is not one of this shard's in map version %" PRIu64
+                        "; where it has moved the scheduler's map says",
+                        r->block, run->map_version);
     struct block_job *job = block_job_new(run->shard, call, SFC_COMPUTE_READ);
     if (job)
         job->values = sfc_shared_new(r->count * sizeof(float));
@@ -562,10 +640,10 @@ static void give_pin(struct sfc_shard *shard, struct sfc_rpc_call *call,
 {
     struct sfc_error err = {0};
     Shardfc__V1__PinStepRequest *r =
-        unpack(shard, call, &shardfc__v1__pin_step_request__descriptor);
+        sfc_shard_unpack(shard, call, &shardfc__v1__pin_step_request__descriptor);
     if (!r)
         return;
-    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    struct sfc_shard_run *run = sfc_shard_run_of(shard, r->run_id, &err);
     if (run)
         take(run, call, r);
     else
@@ -588,10 +666,10 @@ static void on_read_block(struct sfc_rpc_call *call, void *ctx)
     struct sfc_shard *shard = ctx;
     struct sfc_error err = {0};
     Shardfc__V1__ReadBlockRequest *r =
-        unpack(shard, call, &shardfc__v1__read_block_request__descriptor);
+        sfc_shard_unpack(shard, call, &shardfc__v1__read_block_request__descriptor);
     if (!r)
         return;
-    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    struct sfc_shard_run *run = sfc_shard_run_of(shard, r->run_id, &err);
     int code = !run     ? err.code
                : r->pin ? start_pinned_read(run, call, r, &err)
                         : start_read(run, call, r, &err);
@@ -635,7 +713,7 @@ static int start_write(struct sfc_shard_run *run, struct sfc_rpc_call *call,
     job->compute.u.block.count = count;
     job->compute.u.block.values = values;
     for (unsigned i = 0; i < SFC_RUN_PULL_COPIES; i++)
-        run->pulls[i]->step = 0; /* a copy taken earlier is old now */
+        run->dense.pulls[i]->step = 0; /* a copy taken earlier is old now */
     run->shard->blocks_in_flight++;
     sfc_compute_submit(run->shard->compute, &job->compute);
     return SFC_OK;
@@ -646,10 +724,10 @@ static void on_write_block(struct sfc_rpc_call *call, void *ctx)
     struct sfc_shard *shard = ctx;
     struct sfc_error err = {0};
     Shardfc__V1__WriteBlockRequest *r =
-        unpack(shard, call, &shardfc__v1__write_block_request__descriptor);
+        sfc_shard_unpack(shard, call, &shardfc__v1__write_block_request__descriptor);
     if (!r)
         return;
-    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    struct sfc_shard_run *run = sfc_shard_run_of(shard, r->run_id, &err);
     if (!run || start_write(run, call, r, &err) != SFC_OK)
         refuse(shard, call, &err);
     sfc_message_free(r);
@@ -661,12 +739,12 @@ static void on_keep_blocks(struct sfc_rpc_call *call, void *ctx)
     struct sfc_shard *shard = ctx;
     struct sfc_error err = {0};
     Shardfc__V1__KeepBlocksRequest *r =
-        unpack(shard, call, &shardfc__v1__keep_blocks_request__descriptor);
+        sfc_shard_unpack(shard, call, &shardfc__v1__keep_blocks_request__descriptor);
     if (!r)
         return;
     Shardfc__V1__KeepBlocksReply reply = SHARDFC__V1__KEEP_BLOCKS_REPLY__INIT;
     bool kept = false;
-    struct sfc_shard_run *run = run_of(shard, r->run_id, &err);
+    struct sfc_shard_run *run = sfc_shard_run_of(shard, r->run_id, &err);
     int code = run ? SFC_OK : err.code;
     if (run) {
         run->planned = true;
@@ -694,6 +772,14 @@ const struct sfc_rpc_method sfc_shard_methods[] = {
     {PATH("Gradient"), on_gradient, SFC_LIMIT_CONTROL, 1024},
     {PATH("PushDense"), on_push_dense, SFC_LIMIT_MESSAGE, 1024},
     {PATH("PullDense"), on_pull_dense, SFC_LIMIT_SMALL, 4096},
+    {PATH("FetchBlocks"), on_fetch_blocks, SFC_LIMIT_CONTROL, 16},
+    {PATH("TakeBlocks"), on_take_blocks, SFC_LIMIT_SMALL, 16},
+    {PATH("CancelMove"), on_cancel_move, SFC_LIMIT_SMALL, 16},
+    {PATH("SetMap"), on_set_map, SFC_LIMIT_CONTROL, 16},
+    {PATH("BeginCopy"), sfc_shard_begin_copy, SFC_LIMIT_SMALL, 64},
+    {PATH("ReadCopy"), sfc_shard_read_copy, SFC_LIMIT_SMALL, 64},
+    {PATH("ReadChanges"), sfc_shard_read_changes, SFC_LIMIT_SMALL, 64},
+    {PATH("EndCopy"), sfc_shard_end_copy, SFC_LIMIT_SMALL, 64},
     {PATH("ReadStep"), sfc_shard_read_step, SFC_LIMIT_SMALL, 64},
     {PATH("PinStep"), on_pin_step, SFC_LIMIT_SMALL, 64},
     {PATH("UnpinStep"), on_unpin_step, SFC_LIMIT_SMALL, 64},

@@ -55,12 +55,12 @@ int sfc_peers_new(struct sfc_rpc_loop *loop, const Shardfc__V1__BlockMap *map, u
     p->lineage = lineage;
     int code = SFC_OK;
     for (size_t i = 0; i < map->n_shards && code == SFC_OK; i++) {
-        if (i == self)
+        if (i == self || !map->shards[i]->address[0]) /* that shard has left */
             continue;
         code = sfc_rpc_client_new(loop, map->shards[i]->address, &p->clients[p->count], err);
         p->count += code == SFC_OK;
     }
-    if (code == SFC_OK)
+    if (code == SFC_OK && p->count > 0)
         *out = p;
     else
         sfc_peers_free(p);

@@ -180,8 +180,10 @@ static uint64_t first_of(struct sfc_shard_run *run, const struct sfc_snapshot_bl
     struct sfc_storage *s = sfc_pinned_storage(run);
     uint64_t stamp = 0, any = 0;
     /* without the seed and a snapshot the base is on its way */
-    bool has_start =
-        s->from_seed || !sfc_snapshot_store_least(s->store, block->kind, block->block, 0, &any);
+    bool moved =
+        block->kind == SFC_SNAPSHOT_DENSE && s->lists.count > 1; /* the log may lack its sums */
+    bool has_start = (s->from_seed && !moved) ||
+                     !sfc_snapshot_store_least(s->store, block->kind, block->block, 0, &any);
     if (has_start && p->log_from <= s->start_step + 1)
         return s->start_step;
     return sfc_snapshot_store_least(s->store, block->kind, block->block, p->log_from - 1, &stamp)
@@ -453,6 +455,15 @@ void sfc_pinned_give_way(struct sfc_shard_run *run)
         end(run, SFC_ESTATE,
             "the step log of this shard is full, and the steps since then need the room that the "
             "checkpoint kept: give it more (--log-limit) or try again");
+}
+
+bool sfc_pinned_moved(struct sfc_shard_run *run)
+{
+    if (sfc_pinned_of(run)->id)
+        end(run, SFC_ESTATE,
+            "blocks have moved to or from this shard, and the checkpoint began with the map of "
+            "before: take it again");
+    return !sfc_pinned_of(run)->id;
 }
 
 /* Who comes back may pin it again: the log may still have what it needs. */

@@ -85,6 +85,7 @@ struct sfc_pinned {
     struct sfc_replay replay;
     struct sfc_folder *folder; /* to read the log beside its thread */
     void *sums;                /* of a group of dense blocks, packed */
+    uint64_t *stamps;          /* [blocks of a group] that its blocks came from */
     float *values;             /* of the largest block */
     float *rates;              /* [step]: momentum mode dense */
     bool has_rates;
@@ -109,6 +110,8 @@ void sfc_pinned_applied(struct sfc_shard_run *run);
 uint64_t sfc_pinned_floor(const struct sfc_shard_run *run);
 /* The log is full: a pin that keeps it so ends. */
 void sfc_pinned_give_way(struct sfc_shard_run *run);
+/* Blocks are about to come or go: a pin ends. True: there is none any more. */
+bool sfc_pinned_moved(struct sfc_shard_run *run);
 void sfc_pinned_tick(struct sfc_shard_run *run);
 /* The run is being closed: calls that wait are refused, nothing new begins. */
 void sfc_pinned_abandon(struct sfc_shard_run *run);

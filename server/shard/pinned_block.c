@@ -116,29 +116,12 @@ static int restore_work(struct sfc_task *task, struct sfc_error *err)
     int code = restore_block(run, p->group + p->restored, &stamp, err);
     if (code != SFC_OK)
         return code;
+    p->stamps[p->restored] = stamp;
     p->at = stamp < p->at ? stamp : p->at;
     p->restored++;
     if (p->restored == p->count && p->head && sfc_pinned_keeps_rates(run) && p->at > 0)
         code = sfc_head_write_rates(p->head, 0, p->at, p->rates, err);
     return code;
-}
-
-/* The sums of the group, cut out of those of all own dense blocks. */
-static void cut_sums(struct sfc_shard_run *run, const char *in)
-{
-    struct sfc_pinned *p = sfc_pinned_of(run);
-    const struct sfc_dense_config *c = &run->setup.dense;
-    size_t first = p->group - run->class_count;
-    struct sfc_dense_packing own = sfc_dense_packing_of(c, run->dense_blocks + first, p->count);
-    struct sfc_dense_packing before = sfc_dense_packing_of(c, run->dense_blocks, first);
-    struct sfc_dense_packing all = sfc_dense_packing_of(c, run->dense_blocks, run->dense_count);
-    uint64_t in_floats = sfc_dense_packed_bytes(&all) - all.floats * sizeof(float);
-    uint64_t out_floats = sfc_dense_packed_bytes(&own) - own.floats * sizeof(float);
-    char *out = p->sums;
-    memset(out, 0, out_floats);
-    memcpy(out, in + before.halves * sizeof(uint16_t), own.halves * sizeof(uint16_t));
-    memcpy(out + out_floats, in + in_floats + before.floats * sizeof(float),
-           own.floats * sizeof(float));
 }
 
 /* Rounds only rise: a commit of an older one than the step before has was given up (rewind). */
@@ -156,6 +139,16 @@ static int find_step(struct sfc_shard_run *run, struct sfc_log_place_of *place,
     return code;
 }
 
+/* The sums of the group, out of those of all dense blocks that were here then. */
+static int group_sums(struct sfc_shard_run *run, const struct sfc_log_prepare_view *inputs,
+                      const void **sums, struct sfc_error *err)
+{
+    struct sfc_pinned *p = sfc_pinned_of(run);
+    struct sfc_dense_set group = {run->dense_blocks + (p->group - run->class_count), p->count};
+    return sfc_storage_sums(sfc_pinned_storage(run), inputs, p->at + 1, group, p->stamps, p->sums,
+                            sums, err);
+}
+
 static int apply_step_work(struct sfc_task *task, struct sfc_error *err)
 {
     struct sfc_shard_run *run = task->owner;
@@ -164,15 +157,16 @@ static int apply_step_work(struct sfc_task *task, struct sfc_error *err)
     struct sfc_log_place_of place;
     int code = find_step(run, &place, err);
     if (code == SFC_OK && p->commit.apply)
-        code = sfc_step_log_read_at(p->folder, &sfc_pinned_storage(run)->config.geometry, &place,
+        code = sfc_step_log_read_at(p->folder, &sfc_pinned_storage(run)->shape, &place,
                                     p->replay.body, &inputs, err);
     if (code == SFC_OK && p->commit.apply && p->dense && !inputs.dense)
         code = sfc_fail(err, SFC_ECORRUPT,
                         "step %" PRIu64 ": the sums of its backbone gradient are lost", p->at + 1);
+    const void *sums = NULL;
     if (code == SFC_OK && p->commit.apply && p->dense)
-        cut_sums(run, inputs.dense);
+        code = group_sums(run, &inputs, &sums, err);
     if (code == SFC_OK)
-        code = sfc_replay_step(&p->replay, p->head, p->dense, &p->commit, &inputs, p->sums, err);
+        code = sfc_replay_step(&p->replay, p->head, p->dense, &p->commit, &inputs, sums, err);
     p->at += code == SFC_OK;
     return code;
 }

@@ -151,9 +151,10 @@ int sfc_pinned_allocate(struct sfc_shard_run *run, struct sfc_error *err)
     size_t sums = p->dense_room * (size_t)run->setup.dense.block_size * sizeof(float) + 64;
     p->values = malloc(largest_floats(run) * sizeof *p->values);
     p->sums = aligned_alloc(64, (sums + 63) / 64 * 64);
+    p->stamps = calloc(p->class_room + p->dense_room + 1, sizeof *p->stamps);
     if (sfc_pinned_keeps_rates(run))
         p->rates = malloc((p->step + 1) * sizeof *p->rates);
-    if (!p->values || !p->sums || (sfc_pinned_keeps_rates(run) && !p->rates))
+    if (!p->values || !p->sums || !p->stamps || (sfc_pinned_keeps_rates(run) && !p->rates))
         return sfc_fail(err, SFC_ENOMEM, "no memory for a block");
     int code = sfc_run_folder_open(s->state, s->run_id, false, &p->folder, err);
     return code == SFC_OK
@@ -167,6 +168,8 @@ static void free_buffers(struct sfc_pinned *p)
     sfc_folder_close(p->folder);
     p->folder = NULL;
     free(p->sums);
+    free(p->stamps);
+    p->stamps = NULL;
     free(p->values);
     free(p->rates);
     p->sums = NULL;

@@ -75,7 +75,7 @@ static int read_work(struct sfc_task *task, struct sfc_error *err)
     uint8_t *body = malloc(sfc_storage_body_bytes(s));
     if (!body)
         return sfc_fail(err, SFC_ENOMEM, "no memory for a step of the log");
-    code = sfc_step_log_read_at(s->snapshot_folder, &s->config.geometry, &place, body, &view, err);
+    code = sfc_step_log_read_at(s->snapshot_folder, &s->shape, &place, body, &view, err);
     if (code == SFC_OK)
         code = take(r, &view, err);
     free(body);

@@ -21,6 +21,9 @@ struct work {
     uint64_t least, most;                  /* stamps of the blocks */
     uint64_t dense_least;                  /* of the dense ones; UINT64_MAX: there are none */
     struct sfc_snapshot_block dense_block; /* with that stamp */
+    uint64_t *dense_blocks, *dense_stamps; /* [dense_count] */
+    size_t dense_count;
+    void *sums; /* of them, where a step was logged with others */
     size_t from_snapshots;
     double began, spoke;
     /* steps of other shards */
@@ -110,6 +113,10 @@ static int restore_block(struct work *w, size_t index, struct sfc_error *err)
     int code = read_block(w, index, &stamp, &shape, &content, &found, err);
     if (code != SFC_OK)
         return code;
+    if (block->kind == SFC_SNAPSHOT_DENSE) {
+        w->dense_blocks[w->dense_count] = block->block;
+        w->dense_stamps[w->dense_count++] = stamp;
+    }
     if (block->kind == SFC_SNAPSHOT_DENSE && stamp < w->dense_least) {
         w->dense_least = stamp;
         w->dense_block = *block;
@@ -128,6 +135,10 @@ static int restore_blocks(struct work *w, struct sfc_error *err)
 {
     w->least = w->recovery->last.step;
     w->dense_least = UINT64_MAX;
+    w->dense_blocks = calloc(w->storage->count + 1, sizeof *w->dense_blocks);
+    w->dense_stamps = calloc(w->storage->count + 1, sizeof *w->dense_stamps);
+    if (!w->dense_blocks || !w->dense_stamps)
+        return sfc_fail(err, SFC_ENOMEM, "no memory for a list of blocks");
     for (size_t i = 0; i < w->storage->count; i++) {
         int code = check_abandon(w->recovery, err);
         if (code == SFC_OK)
@@ -143,9 +154,11 @@ static int restore_blocks(struct work *w, struct sfc_error *err)
 static int allocate(struct work *w, struct sfc_error *err)
 {
     size_t micro_batches = w->config->batch / w->config->micro_batch;
+    uint64_t sums = sfc_run_packed_bytes(w->storage->setup, w->dense_blocks, w->dense_count);
     w->features = calloc(micro_batches, sizeof *w->features);
     w->lse = calloc(micro_batches, sizeof *w->lse);
-    return w->features && w->lse
+    w->sums = malloc(sums + 8);
+    return w->features && w->lse && w->sums
                ? sfc_replay_init(&w->replay, w->config, sfc_storage_body_bytes(w->storage), err)
                : sfc_fail(err, SFC_ENOMEM, "no memory for the steps of the log");
 }
@@ -155,6 +168,9 @@ static void release(struct work *w)
     sfc_replay_close(&w->replay);
     free(w->features);
     free(w->lse);
+    free(w->sums);
+    free(w->dense_blocks);
+    free(w->dense_stamps);
 }
 
 /* What the log has of a step. SFC_ENOTFOUND, SFC_ECORRUPT: it lacks it. has_commit: *commit is
@@ -250,7 +266,7 @@ static int fetch_step(struct work *w, struct sfc_log_commit *commit, bool has_co
                       struct sfc_log_prepare_view *view, struct sfc_error *err)
 {
     struct sfc_peers_step step = {.commit = *commit};
-    sfc_peers_place(&w->storage->config.geometry, w->replay.body, &step);
+    sfc_peers_place(&w->storage->shape, w->replay.body, &step);
     atomic_store(&w->recovery->eta_ms, 0); /* it takes as long as they take */
     int code = sfc_peers_read(w->recovery->peers, &step, has_commit, &w->recovery->abandon, err);
     if (code != SFC_OK && code != SFC_ECANCELED)
@@ -265,7 +281,7 @@ static int fetch_step(struct work *w, struct sfc_log_commit *commit, bool has_co
                         w->storage->run_id, commit->step, w->damage, step.from);
     keep(w, &step, has_commit);
     *commit = step.commit;
-    sfc_log_view_prepare(&w->storage->config.geometry, SFC_LOG_FETCHED, w->replay.body, view);
+    sfc_log_view_prepare(&w->storage->shape, SFC_LOG_FETCHED, w->replay.body, view);
     return SFC_OK;
 }
 
@@ -310,8 +326,13 @@ static int apply_step(struct work *w, const struct sfc_log_commit *commit,
                       const struct sfc_log_prepare_view *v, struct sfc_error *err)
 {
     struct sfc_dense *dense = commit->step > w->dense_least ? w->dense : NULL;
-    return sfc_replay_step(&w->replay, w->head, dense, commit, v, commit->apply ? v->dense : NULL,
-                           err);
+    struct sfc_dense_set own = {w->dense_blocks, w->dense_count};
+    const void *sums = NULL;
+    int code = dense && commit->apply ? sfc_storage_sums(w->storage, v, commit->step, own,
+                                                         w->dense_stamps, w->sums, &sums, err)
+                                      : SFC_OK;
+    return code == SFC_OK ? sfc_replay_step(&w->replay, w->head, dense, commit, v, sums, err)
+                          : code;
 }
 
 static void speak(struct work *w, uint64_t step)

@@ -154,7 +154,8 @@ static size_t fill_counters(const struct sfc_shard *shard, Shardfc__V1__Counter 
 
 /* What the heartbeat says about the run: its durability, and a recovery at work. */
 static void fill_run(const struct sfc_shard_run *run, Shardfc__V1__ShardHeartbeatRequest *r,
-                     Shardfc__V1__ShardDurability *durability, Shardfc__V1__ShardRecovery *recovery)
+                     Shardfc__V1__ShardDurability *durability, Shardfc__V1__ShardRecovery *recovery,
+                     Shardfc__V1__MoveProgress *move)
 {
     r->run_id = run->id;
     r->memory_bytes = run->resident + run->on_device;
@@ -162,6 +163,7 @@ static void fill_run(const struct sfc_shard_run *run, Shardfc__V1__ShardHeartbea
         r->step = sfc_step_applied(&run->fsm);
         sfc_durability_report(run, durability);
         r->durability = durability;
+        r->move = sfc_move_report(run, move) ? move : NULL;
     } else if (run->durability.recovers) {
         recovery->step = atomic_load(&run->durability.recovery.step);
         recovery->to_step = run->durability.recovery.last.step;
@@ -179,8 +181,9 @@ static void heartbeat_now(struct sfc_shard *shard)
     r.boot_id = shard->boot_id;
     Shardfc__V1__ShardDurability durability = SHARDFC__V1__SHARD_DURABILITY__INIT;
     Shardfc__V1__ShardRecovery recovery = SHARDFC__V1__SHARD_RECOVERY__INIT;
+    Shardfc__V1__MoveProgress move = SHARDFC__V1__MOVE_PROGRESS__INIT;
     if (shard->run)
-        fill_run(shard->run, &r, &durability, &recovery);
+        fill_run(shard->run, &r, &durability, &recovery, &move);
     r.n_counters = fill_counters(shard, items, list, names);
     r.counters = list;
     struct sfc_error err = {0};
@@ -209,6 +212,8 @@ int sfc_shard_register_start(struct sfc_shard *shard, struct sfc_error *err)
     shard->tick.data = shard;
     uv_timer_init(shard->uv, &shard->pin);
     shard->pin.data = shard;
+    uv_timer_init(shard->uv, &shard->moves);
+    shard->moves.data = shard;
     shard->timer_open = true;
     shard->backoff = sfc_backoff(BACKOFF_FIRST_MS, BACKOFF_MAX_MS, shard->boot_id);
     later(shard, 0);
@@ -223,4 +228,5 @@ void sfc_shard_register_stop(struct sfc_shard *shard)
     uv_close((uv_handle_t *)&shard->timer, NULL);
     uv_close((uv_handle_t *)&shard->tick, NULL);
     uv_close((uv_handle_t *)&shard->pin, NULL);
+    uv_close((uv_handle_t *)&shard->moves, NULL);
 }

@@ -6,13 +6,8 @@
 #include <string.h>
 
 #include "proto/base/log.h"
-#include "proto/base/process.h"
 #include "proto/run_config.h"
 #include "server/shard/shard_internal.h"
-
-/* What this program grows by beside the numbers of a run, for the memory plan: kernels that oneDNN
- * generates, small messages. */
-#define GROWTH_BYTES (5u << 20)
 
 /* ---- shared memory of replies */
 
@@ -90,10 +85,14 @@ static void run_free(struct sfc_shard_run *run)
         free(w);
         w = next;
     }
+    sfc_set_map_free(run);
+    sfc_move_free(run);
+    sfc_history_free(run);
+    sfc_copies_free(run);
     sfc_durability_free(run);
     answers_free(run);
-    for (unsigned i = 0; i < SFC_RUN_PULL_COPIES; i++)
-        sfc_shared_drop(run->pulls[i]);
+    sfc_run_buffers_swap(run, &(struct sfc_run_buffers){0});
+    sfc_shard_places_free(run);
     sfc_step_actions_free(&run->actions);
     sfc_step_free(&run->fsm);
     sfc_run_setup_close(&run->setup);
@@ -101,10 +100,6 @@ static void run_free(struct sfc_shard_run *run)
     free(run->jobs);
     free(run->prepare_slots);
     free(run->commit_slots);
-    free(run->sums);
-    free(run->dense_sums);
-    free(run->own_sums);
-    free(run->dense_digests);
     free(run->prefetch_labels);
     free(run->class_blocks);
     free(run->dense_blocks);
@@ -149,146 +144,48 @@ static int jobs_new(struct sfc_shard_run *run)
 
 static int buffers_new(struct sfc_shard_run *run, struct sfc_error *err)
 {
-    size_t micro_batches = run->setup.micro_batches,
-           dense = run->dense_count ? run->dense_count : 1;
+    size_t micro_batches = run->setup.micro_batches;
+    const struct sfc_shard_blocks own = {run->class_blocks, run->dense_blocks, run->class_count,
+                                         run->dense_count};
+    struct sfc_run_buffers buffers = {0};
     run->prepare_slots = calloc(micro_batches, sizeof *run->prepare_slots);
     run->commit_slots = calloc(micro_batches, sizeof *run->commit_slots);
-    run->sums = calloc(dense, sizeof *run->sums);
-    run->own_sums = calloc(dense, sizeof *run->own_sums);
-    run->dense_digests = calloc(dense, sizeof *run->dense_digests);
     run->scratch_digest = sfc_digest_new();
-    if (run->dense_floats > 0)
-        run->dense_sums =
-            calloc(1, sfc_run_packed_bytes(&run->setup, run->dense_blocks, run->dense_count));
-    bool copies = run->dense_floats == 0 || run->dense_sums;
     run->prefetch_labels = calloc(run->setup.head.batch, sizeof *run->prefetch_labels);
-    for (unsigned i = 0; i < SFC_RUN_PULL_COPIES; i++) {
-        run->pulls[i] = sfc_shared_new(run->dense_floats * 4);
-        copies = copies && run->pulls[i];
-    }
-    if (!run->prepare_slots || !run->commit_slots || !run->sums || !run->own_sums ||
-        !run->dense_digests || !run->scratch_digest || !run->prefetch_labels || !copies ||
-        answers_new(run) != SFC_OK || jobs_new(run) != SFC_OK)
+    bool dense = sfc_run_buffers_new(run, &own, &buffers, err) == SFC_OK;
+    if (dense)
+        sfc_run_buffers_swap(run, &buffers);
+    if (!run->prepare_slots || !run->commit_slots || !run->scratch_digest ||
+        !run->prefetch_labels || !dense || answers_new(run) != SFC_OK || jobs_new(run) != SFC_OK)
         return sfc_fail(err, SFC_ENOMEM, "buffers of run %" PRIu64, run->id);
     return SFC_OK;
 }
 
 /* ---- open */
 
-static int own_blocks(const uint32_t *owners, size_t count, uint32_t shards, uint32_t self,
-                      const char *what, uint64_t **out, size_t *out_count, struct sfc_error *err)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < count; i++) {
-        if (owners[i] >= shards)
-            return sfc_fail(err, SFC_EINVAL, "map.%s[%zu] is %u, but the map has %u shards", what,
-                            i, owners[i], shards);
-        n += owners[i] == self;
-    }
-    uint64_t *blocks = malloc((n ? n : 1) * sizeof *blocks);
-    if (!blocks)
-        return sfc_fail(err, SFC_ENOMEM, "list of %zu blocks", n);
-    *out = blocks;
-    *out_count = n;
-    for (size_t i = 0, k = 0; i < count; i++)
-        if (owners[i] == self)
-            blocks[k++] = i;
-    return SFC_OK;
-}
-
 static int take_map(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
                     struct sfc_error *err)
 {
-    const Shardfc__V1__BlockMap *map = r->map;
-    if (r->self >= map->n_shards || map->n_shards > SFC_CORE_MAX_SHARDS)
-        return sfc_fail(err, SFC_EINVAL, "self is %u, but the map has %zu shards", r->self,
-                        map->n_shards);
-    if (map->n_class_owner != run->setup.class_blocks ||
-        map->n_dense_owner != run->setup.dense_blocks)
-        return sfc_fail(err, SFC_EINVAL,
-                        "the map has %zu class and %zu dense blocks, the configuration %" PRIu64
-                        " and %" PRIu64,
-                        map->n_class_owner, map->n_dense_owner, run->setup.class_blocks,
-                        run->setup.dense_blocks);
-    uint32_t shards = (uint32_t)map->n_shards;
-    int code = own_blocks(map->class_owner, map->n_class_owner, shards, r->self, "class_owner",
-                          &run->class_blocks, &run->class_count, err);
-    if (code == SFC_OK)
-        code = own_blocks(map->dense_owner, map->n_dense_owner, shards, r->self, "dense_owner",
-                          &run->dense_blocks, &run->dense_count, err);
-    if (code == SFC_OK && run->class_count == 0)
+    struct sfc_shard_blocks own = {0};
+    int code = sfc_shard_blocks_of(run, r->map, r->self, &own, err);
+    if (code == SFC_OK && own.class_count == 0 && !r->join && !r->recover)
         code = sfc_fail(err, SFC_EINVAL, "the map gives this shard no class block");
+    if (code == SFC_OK && own.class_count + own.dense_count > 0 && r->join)
+        code = sfc_fail(err, SFC_EINVAL, "join: the map gives this shard blocks already");
     if (code == SFC_OK)
-        run->dense_floats = sfc_run_dense_floats(&run->setup, run->dense_blocks, run->dense_count);
-    run->map_version = map->version;
-    return code;
-}
-
-static double mib(uint64_t bytes)
-{
-    return (double)bytes / (1 << 20);
-}
-
-static void tell_memory(const struct sfc_shard_run *run, uint64_t disk)
-{
-    const struct sfc_run_memory *m = &run->memory;
-    uint64_t program = sfc_process_memory() + GROWTH_BYTES + run->shard->packing_bytes;
-    sfc_info_log(
-        "run %" PRIu64 ": %zu class blocks (%" PRIu64 " classes) and %zu dense blocks need "
-        "%.1f MiB: head %.1f state + %.1f step + %.1f scratch, dense %.1f, answers %.1f, "
-        "messages %.1f, durability %.1f; limit %.1f MiB",
-        run->id, run->class_count,
-        sfc_run_class_rows(&run->setup, run->class_blocks, run->class_count), run->dense_count,
-        mib(m->total), mib(m->head.state_bytes), mib(m->head.step_bytes),
-        mib(m->head.scratch_bytes),
-        mib(m->dense.state_bytes + m->dense.step_bytes + m->dense.scratch_bytes), mib(m->answers),
-        mib(m->messages), mib(m->durability), mib(run->shard->memory_limit));
-    sfc_info_log("run %" PRIu64 ": memory plan: %.1f MiB: the program %.1f and the run %.1f; on "
-                 "disk %.1f",
-                 run->id, mib(program + run->resident), mib(program), mib(run->resident),
-                 mib(disk));
-    if (run->on_device)
-        sfc_info_log("run %" PRIu64 ": device memory plan: %.1f MiB of %.1f", run->id,
-                     mib(run->on_device), mib(run->shard->device_limit));
-}
-
-static uint64_t sum_of(const struct sfc_memory *m)
-{
-    return m->state_bytes + m->step_bytes + m->scratch_bytes;
-}
-
-static int check_limit(const struct sfc_shard_run *run, uint64_t need, uint64_t limit,
-                       const char *what, const char *option, struct sfc_error *err)
-{
-    if (need <= limit)
-        return SFC_OK;
-    return sfc_fail(err, SFC_ENOMEM,
-                    "shard %s needs %.1f MiB%s for its blocks of run %" PRIu64
-                    " but may use %.1f MiB; add shards, %s, or make the run smaller",
-                    run->shard->advertised, mib(need), what, run->id, mib(limit), option);
-}
-
-static int check_memory(struct sfc_shard_run *run, struct sfc_error *err)
-{
-    const struct sfc_backend *backend = sfc_compute_backend(run->shard->compute);
-    struct sfc_run_memory *m = &run->memory;
-    int code = sfc_run_setup_memory(&run->setup, backend, run->class_blocks, run->class_count,
-                                    run->dense_blocks, run->dense_count, m, err);
-    if (code != SFC_OK)
+        code = sfc_shard_take_places(run, r->map, err);
+    if (code != SFC_OK) {
+        sfc_shard_blocks_free(&own);
         return code;
-    uint64_t disk = run->shard->disk_limit ? m->head.state_bytes : 0;
-    bool writes = run->shard->options->durable != SFC_DURABLE_OFF;
-    run->on_device = run->shard->device_limit ? sum_of(&m->head) + sum_of(&m->dense) : 0;
-    run->resident = m->total - disk - run->on_device - (writes ? 0 : m->durability);
-    tell_memory(run, disk);
-    if (!run->on_device)
-        return check_limit(run, run->resident, run->shard->memory_limit, "", "raise --memory", err);
-    code = check_limit(run, run->on_device, run->shard->device_limit, " of device memory",
-                       "raise --memory, which is of the device", err);
-    return code ? code
-                : check_limit(run, run->resident, run->shard->memory_limit,
-                              " of the machine's memory beside the device's", "free some of it",
-                              err);
+    }
+    run->class_blocks = own.class_blocks;
+    run->dense_blocks = own.dense_blocks;
+    run->class_count = own.class_count;
+    run->dense_count = own.dense_count;
+    run->dense_floats = sfc_run_dense_floats(&run->setup, run->dense_blocks, run->dense_count);
+    run->self = r->self;
+    run->map_version = r->map->version;
+    return SFC_OK;
 }
 
 static int machine_new(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest *r,
@@ -299,6 +196,7 @@ static int machine_new(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequ
         .incarnation = r->incarnation,
         .map_version = r->map->version,
         .start_step = run->start_step,
+        .joins = r->join,
         .round = r->round ? (struct sfc_attempt){r->round->incarnation, r->round->counter}
                           : (struct sfc_attempt){0, 0},
         .global_batch = run->setup.head.batch,
@@ -315,7 +213,9 @@ static int machine_new(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequ
 /* From the seed to the end of the run, and what the last commit did is a possible step. */
 static int check_steps(const Shardfc__V1__OpenRunRequest *r, struct sfc_error *err)
 {
-    const Shardfc__V1__CommitRecord *c = r->recover ? r->last_commit : NULL;
+    const Shardfc__V1__CommitRecord *c = r->recover || r->join ? r->last_commit : NULL;
+    if (r->join && (r->recover || r->load))
+        return sfc_fail(err, SFC_EINVAL, "join: not with recover or load");
     if (r->start_step > r->config->steps)
         return sfc_fail(err, SFC_EINVAL, "start_step: %" PRIu64 ", the run has %" PRIu64 " steps",
                         r->start_step, r->config->steps);
@@ -352,14 +252,16 @@ static int run_new(struct sfc_shard *shard, const Shardfc__V1__OpenRunRequest *r
     run->shard = shard;
     run->id = r->run_id;
     run->load = r->load;
-    run->start_step = r->recover && r->last_commit ? r->last_commit->step : r->start_step;
+    run->joins = r->join;
+    run->start_step =
+        (r->recover || r->join) && r->last_commit ? r->last_commit->step : r->start_step;
     int code = sfc_run_setup_init(&run->setup, r->config, err);
     if (code == SFC_OK)
         code = sfc_head_check(sfc_compute_backend(shard->compute), &run->setup.head, err);
     if (code == SFC_OK)
         code = take_map(run, r, err);
     if (code == SFC_OK)
-        code = check_memory(run, err);
+        code = sfc_shard_check_memory(run, err);
     if (code == SFC_OK)
         code = machine_new(run, r, err);
     if (code == SFC_OK)
@@ -401,6 +303,16 @@ static void ready(struct sfc_shard_run *run, int code, const char *text)
     reply_open(run, call);
 }
 
+/* A shard that joins has not seen the learning rates of before. */
+static void storage_ready(struct sfc_shard_run *run, int code, const char *text)
+{
+    bool history = run->joins && run->setup.head.momentum_mode == SFC_MOMENTUM_DENSE;
+    if (code == SFC_OK && history)
+        sfc_history_fetch(run, false, 0, ready);
+    else
+        ready(run, code, text);
+}
+
 static void opened(struct sfc_compute_job *job)
 {
     struct sfc_shard_run *run = job->owner;
@@ -409,7 +321,7 @@ static void opened(struct sfc_compute_job *job)
     if (job->code != SFC_OK)
         ready(run, job->code, job->error.text);
     else
-        sfc_durability_open(run, ready);
+        sfc_durability_open(run, storage_ready);
 }
 
 static void answer_here(struct sfc_shard_run *run, int code, const char *text)
@@ -474,9 +386,11 @@ static bool keep_open(struct sfc_shard *shard, struct sfc_rpc_call *call,
     if (way == SFC_STEP_OPEN_STALE) {
         code = stale(round_of(r), newest, &err);
     } else if (run->open && way == SFC_STEP_OPEN_ANSWERED) {
+        sfc_move_pass(run, r->incarnation);
         reply_open(run, call);
         return true;
     } else if (!run->open || (way == SFC_STEP_OPEN_HERE && !sfc_durability_lost(run))) {
+        sfc_move_pass(run, r->incarnation);
         open_again(run, call);
         return true;
     } else {
@@ -583,6 +497,7 @@ void sfc_shard_close_run(struct sfc_shard *shard, struct sfc_rpc_call *call, boo
     run->close_call = call;
     run->durability.remove = remove;
     sfc_durability_abandon(run);
+    sfc_move_abandon(run);
     if (run->open_call)
         sfc_shard_refuse(shard, run->open_call, SFC_ECANCELED, "the run was closed");
     run->open_call = NULL;

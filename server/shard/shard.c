@@ -21,6 +21,7 @@
 
 #define MEMORY_SHARE 0.8
 #define PIN_TICK_MS  250
+#define MOVE_TICK_MS 20
 
 /* Snapshots that a former start of this shard compressed are read all the same. */
 static int take_packing(struct sfc_shard *shard, struct sfc_error *err)
@@ -229,6 +230,24 @@ void sfc_shard_watch_pin(struct sfc_shard *shard)
 {
     if (!shard->stopping)
         uv_timer_start(&shard->pin, on_pin_timer, PIN_TICK_MS, PIN_TICK_MS);
+}
+
+static void on_moves_timer(uv_timer_t *timer)
+{
+    struct sfc_shard *shard = timer->data;
+    struct sfc_shard_run *run = shard->run;
+    bool any = run && sfc_copies_tick(run);
+    any = (shard->run == run && run && sfc_history_tick(run)) || any;
+    any = (shard->run == run && run && sfc_move_tick(run)) || any;
+    any = (shard->run == run && run && sfc_set_map_tick(run)) || any;
+    if (!any && !shard->stopping)
+        uv_timer_stop(timer);
+}
+
+void sfc_shard_watch_moves(struct sfc_shard *shard)
+{
+    if (!shard->stopping)
+        uv_timer_start(&shard->moves, on_moves_timer, 0, MOVE_TICK_MS);
 }
 
 /* A run ends on the compute thread, then on those for checkpoints, snapshots and the log. */

@@ -8,8 +8,13 @@
 #include "server/core/step_fsm.h"
 #include "server/run/messages.h"
 #include "server/shard/compute.h"
+#include "server/shard/copy_source.h"
 #include "server/shard/durability.h"
+#include "server/shard/history.h"
+#include "server/shard/move_in.h"
 #include "server/shard/pinned.h"
+#include "server/shard/run_blocks.h"
+#include "server/shard/set_map.h"
 #include "server/shard/shard.h"
 
 /* Bytes that a reply borrows: freed when the last reply let go and its run no longer wants it. */
@@ -69,10 +74,13 @@ struct sfc_shard_run {
     bool open;   /* blocks are allocated */
     bool closed; /* no further events */
     bool load;   /* blocks may be written before the first plan */
+    bool joins;  /* not a member before its first SetMap */
     bool planned;
     bool checks_back; /* a CheckRewind is at work */
     uint64_t start_step;
     uint64_t map_version;
+    char **places; /* [place_count] addresses of the map's shards; "": nobody */
+    uint32_t place_count, self;
     struct sfc_run_setup setup;
     uint64_t *class_blocks, *dense_blocks;
     size_t class_count, dense_count;
@@ -86,13 +94,9 @@ struct sfc_shard_run {
     struct sfc_step_fsm fsm;
     struct sfc_step_actions actions;
     struct sfc_answer *answers; /* [2][slots] */
-    struct sfc_shared *pulls[SFC_RUN_PULL_COPIES];
+    struct sfc_run_buffers dense;
     struct sfc_run_job *jobs, *free_jobs;
     uint32_t *prepare_slots, *commit_slots;
-    struct sfc_dense_sum *sums;
-    void *dense_sums; /* packed, of the last prepare, for the log; NULL: no dense blocks */
-    struct sfc_own_dense_sum *own_sums;
-    uint64_t *dense_digests;
     struct sfc_digest *scratch_digest;
     uint64_t sampled;
     struct sfc_waiting_call *waiting; /* list */
@@ -100,6 +104,15 @@ struct sfc_shard_run {
     struct sfc_rpc_call *open_call, *close_call;
     struct sfc_durability durability;
     struct sfc_pinned pinned;
+    struct sfc_copies copies;
+    struct sfc_move *move; /* NULL: none */
+    struct sfc_moved {     /* the last one that ended */
+        uint64_t incarnation, move;
+        int code;
+        char reason[SFC_LIMIT_ERROR_TEXT];
+    } moved;
+    struct sfc_map_change *map_change; /* a SetMap at work */
+    struct sfc_history *history;       /* that is being fetched */
     void (*on_durable)(struct sfc_shard_run *run, int code, const char *text);
     void (*on_closed)(struct sfc_shard_run *run);
 };
@@ -129,6 +142,7 @@ struct sfc_shard {
     uv_timer_t timer;     /* registration and heartbeats */
     uv_timer_t tick;      /* pace of writing snapshots */
     uv_timer_t pin;       /* of sfc_pinned_tick, while there is a pin */
+    uv_timer_t moves;     /* while blocks come, go or are copied */
     bool timer_open;
     bool stopping;
     unsigned failures; /* of registration in a row */
@@ -171,10 +185,18 @@ void sfc_shard_prefetch(struct sfc_shard_run *run, uint64_t step);
 void sfc_shard_tick_in(struct sfc_shard *shard, uint64_t ms);
 /* sfc_pinned_tick of the run again and again, until it has no pin. */
 void sfc_shard_watch_pin(struct sfc_shard *shard);
+/* The ticks of moves, copies and SetMap, from now on until nothing of them is left. */
+void sfc_shard_watch_moves(struct sfc_shard *shard);
 
 /* ---- handlers.c */
 void sfc_shard_refuse(struct sfc_shard *shard, struct sfc_rpc_call *call, int code,
                       const char *text);
+/* The message of a call, or NULL: then the call has ended. */
+void *sfc_shard_unpack(struct sfc_shard *shard, struct sfc_rpc_call *call,
+                       const ProtobufCMessageDescriptor *type);
+/* The open run that a call names, or NULL with err. */
+struct sfc_shard_run *sfc_shard_run_of(struct sfc_shard *shard, uint64_t run_id,
+                                       struct sfc_error *err);
 extern const struct sfc_rpc_method sfc_shard_methods[];
 extern const size_t sfc_shard_method_count;
 

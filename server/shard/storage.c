@@ -6,6 +6,7 @@
 
 #include "proto/base/log.h"
 #include "server/durable/log_limit.h"
+#include "server/shard/block_copy.h"
 
 #define DISK_RESERVE (UINT64_C(256) << 20) /* what the log leaves free for everybody else */
 
@@ -14,19 +15,37 @@ static bool is_dense_mode(const struct sfc_run_setup *setup)
     return setup->head.momentum_mode == SFC_MOMENTUM_DENSE;
 }
 
-static int take_blocks(struct sfc_storage *s, const struct sfc_storage_config *c,
-                       struct sfc_error *err)
+/* By kind, then ascending. *out: SFC_ENOMEM, or to be freed. */
+static int list_blocks(const struct sfc_run_setup *setup, const uint64_t *class_blocks,
+                       size_t class_count, const uint64_t *dense_blocks, size_t dense_count,
+                       struct sfc_snapshot_block **out, size_t *count, struct sfc_error *err)
 {
-    s->blocks = calloc(c->class_count + c->dense_count + 1, sizeof *s->blocks);
-    if (!s->blocks)
-        return sfc_fail(err, SFC_ENOMEM, "list of %zu blocks", c->class_count + c->dense_count);
-    for (size_t i = 0; i < c->class_count; i++)
-        s->blocks[s->count++] = (struct sfc_snapshot_block){SFC_SNAPSHOT_CLASS, c->class_blocks[i]};
-    for (size_t i = 0; i < c->dense_count; i++)
-        s->blocks[s->count++] = (struct sfc_snapshot_block){SFC_SNAPSHOT_DENSE, c->dense_blocks[i]};
-    if (is_dense_mode(c->setup))
-        s->blocks[s->count++] = (struct sfc_snapshot_block){SFC_SNAPSHOT_HISTORY, 0};
+    size_t n = 0;
+    struct sfc_snapshot_block *list = calloc(class_count + dense_count + 1, sizeof *list);
+    if (!list)
+        return sfc_fail(err, SFC_ENOMEM, "list of %zu blocks", class_count + dense_count);
+    for (size_t i = 0; i < class_count; i++)
+        list[n++] = (struct sfc_snapshot_block){SFC_SNAPSHOT_CLASS, class_blocks[i]};
+    for (size_t i = 0; i < dense_count; i++)
+        list[n++] = (struct sfc_snapshot_block){SFC_SNAPSHOT_DENSE, dense_blocks[i]};
+    if (is_dense_mode(setup))
+        list[n++] = (struct sfc_snapshot_block){SFC_SNAPSHOT_HISTORY, 0};
+    *out = list;
+    *count = n;
     return SFC_OK;
+}
+
+static struct sfc_log_geometry geometry_of(const struct sfc_run_setup *setup,
+                                           struct sfc_dense_set dense)
+{
+    return (struct sfc_log_geometry){
+        .batch = setup->head.batch,
+        .micro_batch = setup->head.micro_batch,
+        .dim = setup->head.dim,
+        .dense_floats = sfc_run_dense_floats(setup, dense.blocks, dense.count),
+        .dense_halves = sfc_dense_packing_of(&setup->dense, dense.blocks, dense.count).halves,
+        .dense_blocks = sfc_log_blocks_digest(dense.blocks, dense.count),
+    };
 }
 
 int sfc_storage_init(struct sfc_storage *storage, const struct sfc_storage_config *c,
@@ -39,28 +58,26 @@ int sfc_storage_init(struct sfc_storage *storage, const struct sfc_storage_confi
                             .log_limit = c->log_limit,
                             .compression = c->compression,
                             .setup = c->setup};
-    s.config.geometry = (struct sfc_log_geometry){
-        .batch = c->setup->head.batch,
-        .micro_batch = c->setup->head.micro_batch,
-        .dim = c->setup->head.dim,
-        .dense_floats = sfc_run_dense_floats(c->setup, c->dense_blocks, c->dense_count),
-        .dense_halves =
-            sfc_dense_packing_of(&c->setup->dense, c->dense_blocks, c->dense_count).halves,
-        .dense_blocks = sfc_log_blocks_digest(c->dense_blocks, c->dense_count),
-    };
+    s.config.geometry =
+        geometry_of(c->setup, (struct sfc_dense_set){c->dense_blocks, c->dense_count});
+    s.shape = geometry_of(c->setup, (struct sfc_dense_set){0});
     s.config.reserve_bytes = DISK_RESERVE;
     int code = sfc_step_log_check_limit(&s.config.geometry, s.log_limit, err);
     if (code == SFC_OK)
         code = sfc_run_identity_init(&s.config.identity, c->run_id, c->nonce, c->packed_config,
                                      c->packed_size, c->numerics, err);
     if (code == SFC_OK)
-        code = take_blocks(&s, c, err);
+        code = list_blocks(c->setup, c->class_blocks, c->class_count, c->dense_blocks,
+                           c->dense_count, &s.blocks, &s.count, err);
+    if (code == SFC_OK)
+        code = sfc_dense_lists_add(&s.lists, c->dense_blocks, c->dense_count, err);
     if (code != SFC_OK) {
         free(s.blocks);
         return code;
     }
     *storage = s;
     pthread_mutex_init(&storage->log_lock, NULL);
+    pthread_mutex_init(&storage->list_lock, NULL);
     return SFC_OK;
 }
 
@@ -70,7 +87,10 @@ void sfc_storage_free(struct sfc_storage *storage)
         return;
     sfc_storage_close(storage);
     pthread_mutex_destroy(&storage->log_lock);
+    pthread_mutex_destroy(&storage->list_lock);
     free(storage->blocks);
+    free(storage->former);
+    sfc_dense_lists_free(&storage->lists);
     memset(storage, 0, sizeof *storage);
 }
 
@@ -173,6 +193,32 @@ int sfc_storage_create(struct sfc_storage *s, struct sfc_error *err)
     return code;
 }
 
+/* What the log's segments may be of. */
+static int load_lists(struct sfc_storage *s, struct sfc_error *err)
+{
+    struct sfc_dense_lists lists = {0};
+    char loud[256];
+    int code = sfc_dense_lists_load(s->log_folder, &s->config.identity, &lists, loud, err);
+    if (code == SFC_OK && loud[0])
+        sfc_warning_log("run %" PRIu64 ": %s; steps that need it can't be gone through again",
+                        s->run_id, loud);
+    for (size_t i = 0; code == SFC_OK && i < lists.count; i++)
+        code = sfc_dense_lists_add(&s->lists, lists.items[i].blocks, lists.items[i].count, err);
+    sfc_dense_lists_free(&lists);
+    uint64_t *former = code == SFC_OK ? calloc(s->lists.count + 1, sizeof *former) : NULL;
+    if (code == SFC_OK && !former)
+        code = sfc_fail(err, SFC_ENOMEM, "no memory for lists of blocks");
+    if (code != SFC_OK)
+        return code;
+    for (size_t i = 0; i < s->lists.count; i++)
+        former[i] = s->lists.items[i].digest;
+    free(s->former);
+    s->former = former;
+    s->config.former = former;
+    s->config.former_count = s->lists.count;
+    return SFC_OK;
+}
+
 int sfc_storage_open(struct sfc_storage *s, struct sfc_error *err)
 {
     int code = open_folders(s, false, err);
@@ -182,6 +228,8 @@ int sfc_storage_open(struct sfc_storage *s, struct sfc_error *err)
                         ": start the shard with the folder that it had; if that is lost, stop the "
                         "run (shardfc stop) and restore its last checkpoint (shardfc restore)",
                         s->state, s->run_id);
+    if (code == SFC_OK)
+        code = load_lists(s, err);
     if (code == SFC_OK)
         code = limit_again(s, err);
     if (code != SFC_OK)
@@ -224,47 +272,154 @@ int sfc_storage_find_step(struct sfc_storage *s, uint64_t step, const struct sfc
     return code;
 }
 
-size_t sfc_storage_body_bytes(const struct sfc_storage *s)
+size_t sfc_storage_body_bytes(struct sfc_storage *s)
 {
     struct sfc_log_layout layout;
+    pthread_mutex_lock(&s->log_lock);
+    size_t size = s->log ? sfc_step_log_body_size(s->log) : 0;
+    pthread_mutex_unlock(&s->log_lock);
+    if (size)
+        return size;
     sfc_log_prepare_layout(&s->config.geometry, &layout);
     return (size_t)layout.size;
+}
+
+/* ---- dense blocks of a step */
+
+int sfc_storage_sums(const struct sfc_storage *s, const struct sfc_log_prepare_view *view,
+                     uint64_t step, struct sfc_dense_set blocks, const uint64_t *stamps, void *room,
+                     const void **sums, struct sfc_error *err)
+{
+    *sums = view->dense;
+    if (view->dense_blocks == sfc_log_blocks_digest(blocks.blocks, blocks.count))
+        return SFC_OK;
+    const struct sfc_dense_list *list = sfc_dense_lists_find(&s->lists, view->dense_blocks);
+    struct sfc_dense_set from = {list ? list->blocks : NULL, list ? list->count : 0};
+    size_t missed =
+        sfc_dense_sums_cut(&s->setup->dense, from, view->dense, blocks, stamps, step, room);
+    *sums = room;
+    if (missed == blocks.count)
+        return SFC_OK;
+    return sfc_fail(err, SFC_ECORRUPT,
+                    "the backbone gradient of dense block %" PRIu64 " (snapshot of step %" PRIu64
+                    ") is not in this shard's log: %s",
+                    blocks.blocks[missed], stamps[missed],
+                    list ? "the block came here later"
+                         : "which blocks the record has is not known any more");
+}
+
+int sfc_storage_check_dense(const struct sfc_storage *s, struct sfc_dense_set blocks,
+                            struct sfc_error *err)
+{
+    struct sfc_log_geometry geometry = geometry_of(s->setup, blocks);
+    int code = sfc_log_geometry_check(&geometry, err);
+    return code == SFC_OK ? sfc_step_log_check_limit(&geometry, s->config.limit_bytes, err) : code;
+}
+
+int sfc_storage_keep_lists(struct sfc_storage *s, struct sfc_dense_set now,
+                           struct sfc_dense_set then, struct sfc_error *err)
+{
+    const struct sfc_run_identity *own = &s->config.identity;
+    int code = sfc_dense_list_store(s->log_folder, own, now.blocks, now.count, err);
+    return code == SFC_OK ? sfc_dense_list_store(s->log_folder, own, then.blocks, then.count, err)
+                          : code;
+}
+
+int sfc_storage_set_dense(struct sfc_storage *s, struct sfc_dense_set blocks, struct sfc_error *err)
+{
+    int code = sfc_dense_lists_add(&s->lists, blocks.blocks, blocks.count, err);
+    if (code == SFC_OK)
+        s->config.geometry = geometry_of(s->setup, blocks);
+    return code;
+}
+
+void sfc_storage_log_dense(struct sfc_storage *s, const struct sfc_log_geometry *geometry)
+{
+    pthread_mutex_lock(&s->log_lock);
+    sfc_step_log_set_geometry(s->log, geometry);
+    pthread_mutex_unlock(&s->log_lock);
 }
 
 void sfc_storage_shape(const struct sfc_storage *s, size_t index, uint64_t step,
                        struct sfc_snapshot_shape *out)
 {
-    const struct sfc_snapshot_block *b = &s->blocks[index];
-    struct sfc_snapshot_shape shape = {.dtype = SFC_SNAPSHOT_F32, .dim = 1};
-    bool adamw = s->setup->head.optimizer == SFC_OPTIMIZER_ADAMW;
-    shape.has[SFC_SNAPSHOT_VALUES] = true;
-    shape.has[SFC_SNAPSHOT_MOMENTUM] = b->kind != SFC_SNAPSHOT_HISTORY;
-    shape.has[SFC_SNAPSHOT_SECOND_MOMENT] = adamw && b->kind != SFC_SNAPSHOT_HISTORY;
-    switch (b->kind) {
-    case SFC_SNAPSHOT_CLASS:
-        shape.rows = sfc_head_block_rows(&s->setup->head, b->block);
-        shape.dim = s->setup->head.dim;
-        shape.has[SFC_SNAPSHOT_LAST_STEP] = is_dense_mode(s->setup);
-        if (s->setup->head.dtype == SFC_DTYPE_BF16)
-            shape.dtype = SFC_SNAPSHOT_BF16;
-        break;
-    case SFC_SNAPSHOT_DENSE:
-        shape.rows = sfc_run_dense_length(s->setup, b->block);
-        break;
-    case SFC_SNAPSHOT_HISTORY:
-        shape.rows = step;
-        break;
+    sfc_block_shape(s->setup, &s->blocks[index], step, out);
+}
+
+uint64_t sfc_storage_floor(struct sfc_storage *s)
+{
+    pthread_mutex_lock(&s->list_lock);
+    uint64_t floor = s->count
+                         ? sfc_snapshot_store_floor(s->store, s->blocks, s->count, s->start_step)
+                         : UINT64_MAX;
+    pthread_mutex_unlock(&s->list_lock);
+    return floor;
+}
+
+uint64_t sfc_storage_oldest(struct sfc_storage *s, uint64_t log_from)
+{
+    pthread_mutex_lock(&s->list_lock);
+    uint64_t oldest = sfc_snapshot_store_oldest(s->store, s->blocks, s->count, s->start_step,
+                                                s->from_seed, log_from);
+    pthread_mutex_unlock(&s->list_lock);
+    return oldest;
+}
+
+/* ---- blocks come and go */
+
+static size_t find_block(const struct sfc_storage *s, const struct sfc_snapshot_block *block)
+{
+    for (size_t i = 0; i < s->count; i++)
+        if (s->blocks[i].kind == block->kind && s->blocks[i].block == block->block)
+            return i;
+    return SIZE_MAX;
+}
+
+bool sfc_storage_has(struct sfc_storage *s, enum sfc_snapshot_kind kind, uint64_t block)
+{
+    const struct sfc_snapshot_block wanted = {kind, block};
+    pthread_mutex_lock(&s->list_lock);
+    bool has = find_block(s, &wanted) != SIZE_MAX;
+    pthread_mutex_unlock(&s->list_lock);
+    return has;
+}
+
+int sfc_storage_change(struct sfc_storage *s, const uint64_t *class_blocks, size_t class_count,
+                       const uint64_t *dense_blocks, size_t dense_count, size_t *was,
+                       struct sfc_error *err)
+{
+    struct sfc_snapshot_block *list = NULL, *old = s->blocks;
+    size_t count = 0, at = 0;
+    int code = list_blocks(s->setup, class_blocks, class_count, dense_blocks, dense_count, &list,
+                           &count, err);
+    if (code != SFC_OK)
+        return code;
+    for (size_t i = 0; i < count; i++) { /* both are in order */
+        while (at < s->count && (old[at].kind < list[i].kind ||
+                                 (old[at].kind == list[i].kind && old[at].block < list[i].block)))
+            at++;
+        bool same = at < s->count && old[at].kind == list[i].kind && old[at].block == list[i].block;
+        was[i] = same ? at : SIZE_MAX;
     }
-    *out = shape;
+    pthread_mutex_lock(&s->list_lock);
+    s->blocks = list;
+    s->count = count;
+    pthread_mutex_unlock(&s->list_lock);
+    free(old);
+    return SFC_OK;
 }
 
-uint64_t sfc_storage_floor(const struct sfc_storage *s)
+int sfc_storage_keep_only(struct sfc_storage *s, struct sfc_error *err)
 {
-    return sfc_snapshot_store_floor(s->store, s->blocks, s->count, s->start_step);
-}
-
-uint64_t sfc_storage_oldest(const struct sfc_storage *s, uint64_t log_from)
-{
-    return sfc_snapshot_store_oldest(s->store, s->blocks, s->count, s->start_step, s->from_seed,
-                                     log_from);
+    pthread_mutex_lock(&s->list_lock);
+    size_t count = s->count;
+    struct sfc_snapshot_block *list = malloc((count + 1) * sizeof *list);
+    if (list)
+        memcpy(list, s->blocks, count * sizeof *list);
+    pthread_mutex_unlock(&s->list_lock);
+    if (!list)
+        return sfc_fail(err, SFC_ENOMEM, "list of %zu blocks", count);
+    int code = sfc_snapshot_store_keep_only(s->store, list, count, err);
+    free(list);
+    return code;
 }

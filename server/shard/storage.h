@@ -10,10 +10,12 @@
 
 #include <pthread.h>
 
+#include "server/durable/dense_list.h"
 #include "server/durable/run_folder.h"
 #include "server/durable/snapshot_store.h"
 #include "server/durable/step_log.h"
 #include "server/run/run_setup.h"
+#include "server/shard/dense_sums.h"
 
 struct sfc_storage {
     const char *state; /* --state, borrowed */
@@ -23,9 +25,15 @@ struct sfc_storage {
     uint64_t log_limit;
     int compression; /* of snapshots: level of zstd, 0: none */
     const struct sfc_run_setup *setup;
+    pthread_mutex_t list_lock; /* of the list, beside the loop thread, which alone changes it */
     struct sfc_snapshot_block *blocks; /* class blocks, dense blocks, the history */
     size_t count;
-    struct sfc_step_log_config config;
+    struct sfc_step_log_config config; /* geometry: of the present blocks; loop thread */
+    struct sfc_log_geometry
+        shape; /* the same without dense blocks: of every record, from any thread */
+    struct sfc_dense_lists lists; /* sets of dense blocks, the present one too; changed when nobody
+                                     goes through steps again */
+    uint64_t *former;             /* their digests */
     struct sfc_folder *log_folder, *snapshot_folder;
     pthread_mutex_t log_lock;
     struct sfc_step_log *log; /* NULL: not open, or not scanned yet */
@@ -70,14 +78,40 @@ void sfc_storage_set_log(struct sfc_storage *storage, struct sfc_step_log *log);
 int sfc_storage_find_step(struct sfc_storage *storage, uint64_t step,
                           const struct sfc_attempt *round, struct sfc_log_commit *commit,
                           struct sfc_log_place_of *place, struct sfc_error *err);
-/* Bytes of the inputs of a step. */
-size_t sfc_storage_body_bytes(const struct sfc_storage *storage);
+/* Bytes of the inputs of any step that the log has. */
+size_t sfc_storage_body_bytes(struct sfc_storage *storage);
+/* The sums of these dense blocks in the record that was read: *sums is the record's, or `room` with
+ * those that it has (sfc_dense_sums_cut). SFC_ECORRUPT: one that is needed is not there. */
+int sfc_storage_sums(const struct sfc_storage *storage, const struct sfc_log_prepare_view *view,
+                     uint64_t step, struct sfc_dense_set blocks, const uint64_t *stamps, void *room,
+                     const void **sums, struct sfc_error *err);
+
+/* Dense blocks come or go: the sets are written down (log thread), then steps are logged with the
+ * new one (loop thread, then log thread). SFC_EINVAL: --log-limit holds too few such steps. */
+int sfc_storage_check_dense(const struct sfc_storage *storage, struct sfc_dense_set blocks,
+                            struct sfc_error *err);
+int sfc_storage_keep_lists(struct sfc_storage *storage, struct sfc_dense_set now,
+                           struct sfc_dense_set then, struct sfc_error *err);
+int sfc_storage_set_dense(struct sfc_storage *storage, struct sfc_dense_set blocks,
+                          struct sfc_error *err);
+void sfc_storage_log_dense(struct sfc_storage *storage, const struct sfc_log_geometry *geometry);
+
+/* Other blocks from now on; was[i]: the index that block i had, SIZE_MAX: it is new. was has room
+ * for class_count + dense_count + 1. Loop thread; nobody else uses the list but floor, oldest and
+ * has. */
+int sfc_storage_change(struct sfc_storage *storage, const uint64_t *class_blocks,
+                       size_t class_count, const uint64_t *dense_blocks, size_t dense_count,
+                       size_t *was, struct sfc_error *err);
+bool sfc_storage_has(struct sfc_storage *storage, enum sfc_snapshot_kind kind, uint64_t block);
+/* Snapshot thread: deletes the snapshots of all other blocks. */
+int sfc_storage_keep_only(struct sfc_storage *storage, struct sfc_error *err);
 
 /* Shape of a block's snapshot of this step. */
 void sfc_storage_shape(const struct sfc_storage *storage, size_t index, uint64_t step,
                        struct sfc_snapshot_shape *out);
-uint64_t sfc_storage_floor(const struct sfc_storage *storage);
+/* UINT64_MAX: there are no blocks, and no log is needed. */
+uint64_t sfc_storage_floor(struct sfc_storage *storage);
 /* The lowest step that snapshots and a log of the steps after log_from lead to. */
-uint64_t sfc_storage_oldest(const struct sfc_storage *storage, uint64_t log_from);
+uint64_t sfc_storage_oldest(struct sfc_storage *storage, uint64_t log_from);
 
 #endif

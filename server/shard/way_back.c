@@ -23,7 +23,10 @@ struct way_back {
     /* from the thread */
     char damage[256]; /* of the first block whose snapshots are; the seed takes their place */
     uint64_t least, dense_least; /* stamps of the blocks; of the dense ones, UINT64_MAX: none */
-    struct sfc_folder *folder;   /* to read the log */
+    uint64_t *dense_blocks, *dense_stamps;
+    size_t dense_count;
+    void *sums;
+    struct sfc_folder *folder; /* to read the log */
     uint8_t *body;
 };
 
@@ -53,16 +56,24 @@ static int check_block(struct way_back *w, size_t index, struct sfc_error *err)
         code = SFC_OK;
     }
     w->least = content.step < w->least ? content.step : w->least;
-    if (block->kind == SFC_SNAPSHOT_DENSE && content.step < w->dense_least)
-        w->dense_least = content.step;
+    if (block->kind == SFC_SNAPSHOT_DENSE) {
+        w->dense_blocks[w->dense_count] = block->block;
+        w->dense_stamps[w->dense_count++] = content.step;
+        w->dense_least = content.step < w->dense_least ? content.step : w->dense_least;
+    }
     return code;
 }
 
 static int check_blocks(struct way_back *w, struct sfc_error *err)
 {
     int code = SFC_OK;
+    const struct sfc_storage *s = &w->run->durability.storage;
     w->least = w->last.step;
     w->dense_least = UINT64_MAX;
+    w->dense_blocks = calloc(s->count + 1, sizeof *w->dense_blocks);
+    w->dense_stamps = calloc(s->count + 1, sizeof *w->dense_stamps);
+    if (!w->dense_blocks || !w->dense_stamps)
+        return sfc_fail(err, SFC_EUNAVAILABLE, "no memory for a list of blocks");
     for (size_t i = 0; code == SFC_OK && i < w->run->durability.storage.count; i++) {
         code = check_closed(w, err);
         if (code == SFC_OK)
@@ -95,7 +106,7 @@ static int read_own(struct way_back *w, struct sfc_attempt before, struct sfc_lo
     if (commit->step == step && !*has_commit)
         return sfc_fail(err, SFC_ENOTFOUND, "the log has only a commit that was given up");
     if (code == SFC_OK && commit->apply)
-        code = sfc_step_log_read_at(w->folder, &s->config.geometry, &place, w->body, view, err);
+        code = sfc_step_log_read_at(w->folder, &s->shape, &place, w->body, view, err);
     return code;
 }
 
@@ -110,13 +121,23 @@ static int check_dense(const struct way_back *w, uint64_t step, const char *dama
                     damage[0] ? ": " : "", damage, w->dense_least);
 }
 
+/* Of the dense blocks of now; the record may be of others. */
+static int check_sums(struct way_back *w, uint64_t step, const struct sfc_log_prepare_view *view,
+                      struct sfc_error *err)
+{
+    struct sfc_dense_set own = {w->dense_blocks, w->dense_count};
+    const void *sums;
+    return sfc_storage_sums(&w->run->durability.storage, view, step, own, w->dense_stamps, w->sums,
+                            &sums, err);
+}
+
 /* A shard that has the step gives it to this one now, and again when it recovers. */
 static int ask_others(struct way_back *w, struct sfc_log_commit *commit, bool has_commit,
                       const struct sfc_error *own, struct sfc_error *err)
 {
     struct sfc_durability *d = &w->run->durability;
     struct sfc_peers_step step = {.commit = *commit};
-    sfc_peers_place(&d->storage.config.geometry, w->body, &step);
+    sfc_peers_place(&d->storage.shape, w->body, &step);
     int code = sfc_peers_read(d->recovery.peers, &step, has_commit, &d->recovery.abandon, err);
     if (code == SFC_OK) {
         *commit = step.commit;
@@ -147,6 +168,8 @@ static int check_step(struct way_back *w, uint64_t step, struct sfc_attempt *rou
         *err = own;
     else if (commit.apply && !view.dense)
         code = check_dense(w, step, "", err);
+    else if (commit.apply && step > w->dense_least)
+        code = check_sums(w, step, &view, err);
     if (lacks && w->run->durability.recovery.peers && (!has_commit || code == SFC_OK))
         code = ask_others(w, &commit, has_commit, &own, err);
     else if (lacks && code == SFC_OK)
@@ -176,12 +199,14 @@ static int log_work(struct sfc_task *task, struct sfc_error *err)
     struct way_back *w = task->owner;
     struct sfc_storage *s = &w->run->durability.storage;
     w->body = malloc(sfc_storage_body_bytes(s));
-    int code = w->body ? sfc_run_folder_open(s->state, s->run_id, false, &w->folder, err)
-                       : sfc_fail(err, SFC_ENOMEM, "no memory for a step of the log");
+    w->sums = malloc(sfc_run_packed_bytes(s->setup, w->dense_blocks, w->dense_count) + 8);
+    int code = w->body && w->sums ? sfc_run_folder_open(s->state, s->run_id, false, &w->folder, err)
+                                  : sfc_fail(err, SFC_ENOMEM, "no memory for a step of the log");
     if (code == SFC_OK)
         code = check_steps(w, err);
     sfc_folder_close(w->folder);
     free(w->body);
+    free(w->sums);
     return code;
 }
 
@@ -196,6 +221,8 @@ static void check_done(struct sfc_task *task)
         sfc_call_reply(w->call, &reply);
     else
         sfc_shard_refuse(w->run->shard, w->call, task->code, task->error.text);
+    free(w->dense_blocks);
+    free(w->dense_stamps);
     free(w);
 }
 

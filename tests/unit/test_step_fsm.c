@@ -559,6 +559,109 @@ static void test_a_copy_of_an_answered_open_run(void **state)
     assert_int_equal(sfc_step_opens(&f->s, third, true, 0), SFC_STEP_OPEN_HERE);
 }
 
+static void set_map(struct fixture *f, uint64_t t, uint64_t version)
+{
+    struct sfc_step_event e = event(SFC_SE_MAP, t);
+    e.map_version = version;
+    e.dense_blocks = 1;
+    step(f, e);
+}
+
+static void test_a_map_at_the_boundary(void **state)
+{
+    struct fixture *f = *state;
+    make_ready(f, 1);
+    set_map(f, 1, 2); /* not applied yet */
+    refused(f, SFC_ESTATE, "ready");
+    commit(f, 1);
+    set_map(f, 2, 2);
+    refused(f, SFC_ESTATE, "step 1 is applied");
+    set_map(f, 1, 2);
+    assert_int_equal(only(f, SFC_SA_START)->kind, SFC_JOB_MAP);
+    uint64_t first = f->token;
+    call(f, SFC_SE_LOGITS, 2, 0, 20); /* of the old version: waits, and is refused then */
+    assert_int_equal(f->a.count, 0);
+    step(f, event(SFC_SE_PULL, 1));
+    assert_int_equal(f->a.count, 0);
+    set_map(f, 1, 2); /* again */
+    assert_int_equal(only(f, SFC_SA_FAIL)->token, first);
+    uint64_t second = f->token;
+    job_done(f, SFC_OK);
+    assert_int_equal(f->a.count, 3);
+    assert_int_equal(f->a.items[0].type, SFC_SA_REPLY);
+    assert_int_equal(f->a.items[0].token, second);
+    for (int i = 1; i < 3; i++) {
+        assert_int_equal(f->a.items[i].type, SFC_SA_FAIL);
+        assert_int_equal(f->a.items[i].code, SFC_ESTALE);
+    }
+    set_map(f, 1, 2); /* it is here */
+    only(f, SFC_SA_REPLY);
+    set_map(f, 1, 1);
+    refused(f, SFC_ESTALE, "version 2");
+    step(f, event(SFC_SE_PLAN, 2));
+    refused(f, SFC_ESTALE, "map version 1");
+    struct sfc_step_event e = event(SFC_SE_PLAN, 2);
+    e.map_version = 2;
+    step(f, e);
+    assert_int_equal(f->a.items[0].kind, SFC_JOB_PLAN);
+}
+
+static void test_a_map_voids_by_its_round(void **state)
+{
+    struct fixture *f = *state;
+    open_step(f, 1);
+    set_map(f, 0, 2); /* the plan stands in this round */
+    refused(f, SFC_ESTATE, "open");
+    struct sfc_step_event e = event(SFC_SE_MAP, 0);
+    e.map_version = 2;
+    e.round = (struct sfc_attempt){2, 3};
+    step(f, e);
+    assert_int_equal(only(f, SFC_SA_START)->kind, SFC_JOB_MAP);
+    struct sfc_step_event abort_it = event(SFC_SE_ABORT, 1);
+    abort_it.round = (struct sfc_attempt){2, 4};
+    step(f, abort_it); /* waits */
+    assert_int_equal(f->a.count, 0);
+    job_done(f, SFC_OK);
+    assert_int_equal(f->a.count, 2);
+    assert_int_equal(f->a.items[1].call, SFC_SE_ABORT);
+    assert_int_equal(f->s.round.counter, 4);
+    assert_int_equal(f->s.config.dense_blocks, 0);
+    e.round = (struct sfc_attempt){2, 3};
+    e.map_version = 3;
+    step(f, e);
+    refused(f, SFC_ESTALE, "round 2.4");
+    e.round = (struct sfc_attempt){2, 4};
+    step(f, e);
+    job_done(f, SFC_EDEVICE);
+    assert_int_equal(f->s.phase, SFC_STEP_FAILED);
+    refused(f, SFC_EDEVICE, "broken");
+}
+
+static void test_a_joiner_jumps(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_step_fsm s;
+    const struct sfc_step_config config = {.run_id = 1,
+                                           .incarnation = 1,
+                                           .map_version = 1,
+                                           .start_step = 5,
+                                           .joins = true,
+                                           .global_batch = B,
+                                           .micro_batch = 2,
+                                           .max_parked = 3};
+    assert_int_equal(sfc_step_init(&s, &config, NULL), SFC_OK);
+    sfc_step_free(&f->s);
+    f->s = s;
+    set_map(f, 4, 2);
+    refused(f, SFC_ESTATE, "step 5 is applied");
+    set_map(f, 9, 2);
+    job_done(f, SFC_OK);
+    only(f, SFC_SA_REPLY);
+    assert_int_equal(sfc_step_applied(&f->s), 9);
+    set_map(f, 10, 3); /* a member by now */
+    refused(f, SFC_ESTATE, "step 9 is applied");
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
@@ -582,6 +685,9 @@ int main(void)
         TEST(test_a_broken_shard_says_so),
         TEST(test_open_run_again),
         TEST(test_a_copy_of_an_answered_open_run),
+        TEST(test_a_map_at_the_boundary),
+        TEST(test_a_map_voids_by_its_round),
+        TEST(test_a_joiner_jumps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
