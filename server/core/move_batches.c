@@ -70,6 +70,7 @@ static void add_move(const struct order *o, uint32_t block, struct sfc_plan_batc
     plan->moves[plan->move_count++] =
         (struct sfc_plan_move){block, o->w->input->blocks[block].owner, o->w->owner[block]};
     batch->bytes += bytes_of(o, block);
+    batch->state += o->w->input->blocks[block].state;
     batch->count++;
 }
 
@@ -86,13 +87,13 @@ static void fill_batch(struct order *o, uint32_t first, struct sfc_move_plan *pl
         if (!o->next[b] || in->blocks[b].owner != batch.from || o->w->owner[b] != batch.to ||
             is_dense(o, b) != batch.dense || !fits(o, b))
             continue;
-        if (batch.count > 0 && bound > 0 && batch.bytes + bytes_of(o, b) > bound)
+        if (batch.count > 0 && bound > 0 && batch.state + in->blocks[b].state > bound)
             break;
         take(o, b);
         add_move(o, b, &batch, plan);
     }
     o->bytes[batch.from] -= batch.bytes; /* freed when the map has flipped */
-    plan->bytes += batch.bytes;
+    plan->bytes += batch.state;
     plan->batches[plan->batch_count++] = batch;
 }
 

@@ -152,11 +152,6 @@ static int choose_members(const struct sfc_plan_input *in, struct members *m, ui
     for (uint32_t k = 0; k < in->shard_count; k++) {
         const struct sfc_plan_shard *s = &in->shards[k];
         set_in(m, k, s->member);
-        if (s->member && !s->ready)
-            return sfc_fail(err, SFC_ESTATE,
-                            "shard %llu does not answer: blocks move when it is back (start it "
-                            "again with the same --listen and --state)",
-                            (ull)s->id);
     }
     if (m->count == 0)
         return sfc_fail(err, SFC_EINVAL, "the run has no shards");
@@ -169,6 +164,21 @@ static int choose_members(const struct sfc_plan_input *in, struct members *m, ui
     case SFC_GOAL_REBALANCE:
     case SFC_GOAL_NONE:
         break;
+    }
+    return SFC_OK;
+}
+
+/* Only a shard that owns nothing can leave without answering. */
+static int check_ready(const struct sfc_plan_input *in, const struct members *m,
+                       struct sfc_error *err)
+{
+    for (uint32_t k = 0; k < in->shard_count; k++) {
+        const struct sfc_plan_shard *s = &in->shards[k];
+        if (s->member && !s->ready && (m->in[k] || m->blocks[k] > 0))
+            return sfc_fail(err, SFC_ESTATE,
+                            "shard %llu does not answer: blocks move when it is back (start it "
+                            "again with the same --listen and --state)",
+                            (ull)s->id);
     }
     return SFC_OK;
 }
@@ -223,6 +233,8 @@ int sfc_move_plan_make(const struct sfc_plan_input *in, struct sfc_move_plan *ou
         m.blocks[in->blocks[b].owner]++;
     if (code == SFC_OK)
         code = choose_members(in, &m, &plan.missing, err);
+    if (code == SFC_OK)
+        code = check_ready(in, &m, err);
     if (code == SFC_OK && plan.missing > 0) { /* one plan for all of them: fewer blocks move */
         memset(m.in, 0, sizeof m.in);
         for (uint32_t k = 0; k < in->shard_count; k++)

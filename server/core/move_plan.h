@@ -42,7 +42,8 @@ struct sfc_plan_shard {
 };
 
 struct sfc_plan_block {
-    uint64_t bytes;
+    uint64_t bytes; /* of memory at its owner */
+    uint64_t state; /* of them copied when it moves */
     double load;    /* > 0 */
     uint32_t owner; /* index into the shards */
 };
@@ -69,7 +70,8 @@ struct sfc_plan_batch {
     uint32_t from, to;
     bool dense;
     uint32_t first, count; /* of the plan's moves; blocks ascend */
-    uint64_t bytes;
+    uint64_t bytes;        /* of memory */
+    uint64_t state;        /* to be copied */
 };
 
 struct sfc_move_plan {
@@ -82,7 +84,7 @@ struct sfc_move_plan {
     uint32_t batch_count;
     uint32_t
         stuck; /* blocks that should change places, but for which no shard has room meanwhile */
-    uint64_t bytes;
+    uint64_t bytes;                       /* to be copied */
     double estimated_s;                   /* 0: not known */
     double slowest_before, slowest_after; /* expected time of the slowest shard's step / the mean of
                                              the shards that there are then */

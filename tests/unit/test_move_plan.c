@@ -47,8 +47,10 @@ static void make(struct world *w, uint64_t seed, uint32_t members, uint32_t othe
                                                .limit = 4096ull * MIB,
                                                .fixed = 10 * MIB};
     for (uint32_t b = 0; b < class_blocks + dense_blocks; b++)
-        w->blocks[b] = (struct sfc_plan_block){
-            .bytes = b < class_blocks ? 4 * MIB : MIB, .load = 100, .owner = b % members};
+        w->blocks[b] = (struct sfc_plan_block){.bytes = b < class_blocks ? 4 * MIB : MIB,
+                                               .state = b < class_blocks ? 3 * MIB : MIB - 7,
+                                               .load = 100,
+                                               .owner = b % members};
     w->in = (struct sfc_plan_input){.shards = w->shards,
                                     .shard_count = members + others,
                                     .blocks = w->blocks,
@@ -79,7 +81,7 @@ static void carry_out(struct world *w, const struct sfc_move_plan *plan, struct 
     }
     for (uint32_t i = 0; i < plan->batch_count; i++) {
         const struct sfc_plan_batch *batch = &plan->batches[i];
-        uint64_t sum = 0;
+        uint64_t sum = 0, copied = 0;
         if (batch->count == 0 || batch->first != moved || batch->from == batch->to)
             fail_at(w, "an empty batch, or one out of order");
         for (uint32_t j = 0; j < batch->count; j++) {
@@ -92,16 +94,17 @@ static void carry_out(struct world *w, const struct sfc_move_plan *plan, struct 
                 fail_at(w, "blocks of a batch do not ascend");
             o->owner[m->block] = m->to;
             sum += w->blocks[m->block].bytes;
+            copied += w->blocks[m->block].state;
         }
-        if (sum != batch->bytes ||
-            (batch->count > 1 && sum > (batch->dense ? w->in.dense_bytes : w->in.batch_bytes)))
+        if (sum != batch->bytes || copied != batch->state ||
+            (batch->count > 1 && copied > (batch->dense ? w->in.dense_bytes : w->in.batch_bytes)))
             fail_at(w, "bytes of a batch");
         o->bytes[batch->to] += sum; /* both have it until the flip */
         if (w->shards[batch->to].fixed + o->bytes[batch->to] > w->shards[batch->to].limit)
             fail_at(w, "more bytes than there is room for, on the way");
         o->bytes[batch->from] -= sum;
         moved += batch->count;
-        bytes += sum;
+        bytes += copied;
     }
     if (moved != plan->move_count || bytes != plan->bytes)
         fail_at(w, "moves that are in no batch");
@@ -434,9 +437,25 @@ static void test_refusals_say_what_to_do(void **state)
     w.shards[1].ready = false;
     assert_int_equal(refused(&w, (struct sfc_goal){SFC_GOAL_REBALANCE, 0, 0}, &err), SFC_ESTATE);
     assert_non_null(strstr(err.text, "shard 2 does not answer"));
+    assert_int_equal(refused(&w, (struct sfc_goal){SFC_GOAL_DRAIN, 0, 2}, &err), SFC_ESTATE);
     make(&w, 1, 1, 0, 40, 0);
     assert_int_equal(refused(&w, (struct sfc_goal){SFC_GOAL_DRAIN, 0, 1}, &err), SFC_EINVAL);
     assert_non_null(strstr(err.text, "last one"));
+}
+
+/* It has nothing that anybody could need. */
+static void test_a_dead_empty_shard_leaves(void **state)
+{
+    (void)state;
+    static struct world w;
+    struct sfc_move_plan p;
+    struct outcome o;
+    make(&w, 1, 2, 1, 40, 0);
+    w.shards[2].member = true;
+    w.shards[2].ready = false;
+    plan(&w, (struct sfc_goal){SFC_GOAL_DRAIN, 0, 3}, &p, &o);
+    assert_true(p.leaves[2] && p.move_count == 0);
+    sfc_move_plan_free(&p);
 }
 
 static void test_waits_for_shards(void **state)
@@ -479,6 +498,7 @@ int main(void)
         cmocka_unit_test(test_exchange),
         cmocka_unit_test(test_spreads_over_hosts),
         cmocka_unit_test(test_refusals_say_what_to_do),
+        cmocka_unit_test(test_a_dead_empty_shard_leaves),
         cmocka_unit_test(test_waits_for_shards),
         cmocka_unit_test(test_goal_text),
     };
