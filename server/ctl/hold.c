@@ -85,9 +85,12 @@ int sfc_map_owner(const Shardfc__V1__BlockMap *map, Shardfc__V1__BlockKind kind,
                   const char **out, struct sfc_error *err)
 {
     bool is_class = kind == SHARDFC__V1__BLOCK_KIND__CLASS_BLOCK;
-    if (kind == SHARDFC__V1__BLOCK_KIND__HISTORY && map != NULL && map->n_shards > 0) {
-        *out = map->shards[0]->address; /* all have the same */
-        return SFC_OK;
+    bool is_history = kind == SHARDFC__V1__BLOCK_KIND__HISTORY;
+    for (size_t i = 0; is_history && map != NULL && i < map->n_shards; i++) {
+        if (map->shards[i]->address[0] != '\0') { /* its place isn't empty */
+            *out = map->shards[i]->address;       /* all have the same */
+            return SFC_OK;
+        }
     }
     size_t count = map == NULL ? 0 : is_class ? map->n_class_owner : map->n_dense_owner;
     if (block >= count) {

@@ -135,9 +135,13 @@ static int pin_all(struct sfc_pins *pins, struct sfc_error *err)
     uint64_t first = 0;
     pins->renewed = sfc_command_clock();
     for (size_t i = 0; i < reply_of(pins)->map->n_shards; i++) {
+        const char *address = reply_of(pins)->map->shards[i]->address;
         bool pinned = false;
         uint64_t from = 0;
-        int code = pin_shard(pins, reply_of(pins)->map->shards[i]->address, &from, &pinned, err);
+        if (address[0] == '\0') { /* a shard has left this place */
+            continue;
+        }
+        int code = pin_shard(pins, address, &from, &pinned, err);
         if (code != SFC_OK) {
             return code;
         }
@@ -226,12 +230,15 @@ void sfc_pins_release(struct sfc_pins *pins)
         Shardfc__V1__PinStepRequest request = SHARDFC__V1__PIN_STEP_REQUEST__INIT;
         struct sfc_answer answer = {0};
         struct sfc_error ignored; /* the lease ends by itself */
+        const char *address = reply_of(pins)->map->shards[i]->address;
+        if (address[0] == '\0') {
+            continue;
+        }
         request.run_id = reply_of(pins)->run_id;
         request.pin = pins->id;
         request.step = pins->step;
-        sfc_cluster_shard(pins->cluster, reply_of(pins)->map->shards[i]->address, "UnpinStep",
-                          &request.base, (struct sfc_bytes){0}, &shardfc__v1__empty__descriptor,
-                          &answer, &ignored);
+        sfc_cluster_shard(pins->cluster, address, "UnpinStep", &request.base, (struct sfc_bytes){0},
+                          &shardfc__v1__empty__descriptor, &answer, &ignored);
         sfc_answer_free(&answer);
     }
     sfc_answer_free(&pins->answer);

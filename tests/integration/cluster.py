@@ -363,8 +363,9 @@ class Cluster:
             count = min(config.dense_block_size, size - block * config.dense_block_size)
             for part, name in parts:
                 jobs.append((f"dense {block} {name}", pb.DENSE_BLOCK, block, owner, part, count))
-        for owner in range(len(owners.shards) if dense_mode else 0):
-            jobs.append(("history", pb.HISTORY, 0, owner, pb.VALUES, held.step))
+        for owner, shard in enumerate(owners.shards if dense_mode else []):
+            if shard.address:  # else its place is empty
+                jobs.append(("history", pb.HISTORY, 0, owner, pb.VALUES, held.step))
         for name, kind, block, owner, part, count in jobs:
             stub = self.shard_stub(owners.shards[owner].address)
             data = b""
