@@ -29,6 +29,7 @@ struct create_options {
     bool json, session, skip_broken, mixed;
     uint64_t classes, samples, hot_classes, dim, global_batch, micro_batch, steps, block_size, seed;
     uint64_t rewind_window, durable_every;
+    int elastic;
     double sample_rate, scale, momentum, beta1, beta2, epsilon, weight_decay, lr, epochs, clip;
     int margin_grad, correction, momentum_mode, optimizer, dtype, gemm, rounding, log_dense;
 };
@@ -217,7 +218,7 @@ static const struct sfc_option table[] = {
      .high = 1e6,
      .metavar = "N",
      .help = "length of the run, instead of --steps"},
-    SFC_KEEPING_OPTIONS(AT(durable_every), AT(rewind_window)),
+    SFC_KEEPING_OPTIONS(AT(durable_every), AT(rewind_window), AT(elastic)),
     {.name = "dtype",
      .type = SFC_OPTION_ENUM,
      .offset = AT(dtype),
@@ -651,6 +652,7 @@ static int create(const struct create_options *o, struct sfc_error *err)
         request.config = &b.config;
         keeping.rewind_window = o->rewind_window;
         keeping.durable_every = (uint32_t)o->durable_every;
+        keeping.elastic = o->elastic == 1;
         request.keeping = &keeping;
         code = sfc_cluster_scheduler(cluster, "CreateRun", &request.base,
                                      &shardfc__v1__create_run_reply__descriptor, CREATE_DEADLINE_MS,

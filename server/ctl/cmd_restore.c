@@ -14,6 +14,7 @@
 struct restore_options {
     const char *scheduler, *from, *run;
     uint64_t rewind_window, durable_every;
+    int elastic;
     bool json;
 };
 
@@ -37,7 +38,7 @@ static const struct sfc_option restore_table[] = {
      .offset = AT(run),
      .metavar = "NAME",
      .help = "name of the run; default: as in the checkpoint"},
-    SFC_KEEPING_OPTIONS(AT(durable_every), AT(rewind_window)),
+    SFC_KEEPING_OPTIONS(AT(durable_every), AT(rewind_window), AT(elastic)),
     {.name = "json",
      .type = SFC_OPTION_BOOL,
      .offset = AT(json),
@@ -273,6 +274,7 @@ static int restore(const struct restore_options *o, const struct sfc_checkpoint 
     }
     keeping.rewind_window = o->rewind_window;
     keeping.durable_every = (uint32_t)o->durable_every;
+    keeping.elastic = o->elastic == 1;
     request.config = &config;
     request.keeping = &keeping;
     request.load = true;

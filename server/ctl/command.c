@@ -7,6 +7,8 @@
 #include <time.h>
 #include <unistd.h>
 
+const char *const sfc_elastic_names[] = {"manual", "auto", NULL};
+
 int sfc_command_failed(const char *command, const struct sfc_error *err)
 {
     fprintf(stderr, "shardfc %s: %s\n", command, err->text);

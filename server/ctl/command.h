@@ -18,6 +18,9 @@
 int sfc_cmd_create(int argc, char **argv);
 int sfc_cmd_status(int argc, char **argv);
 int sfc_cmd_watch(int argc, char **argv);
+int sfc_cmd_scale(int argc, char **argv);
+int sfc_cmd_drain(int argc, char **argv);
+int sfc_cmd_rebalance(int argc, char **argv);
 int sfc_cmd_events(int argc, char **argv);
 int sfc_cmd_pause(int argc, char **argv);
 int sfc_cmd_resume(int argc, char **argv);
@@ -106,19 +109,30 @@ int sfc_answer_floats(const struct sfc_answer *answer, const char *address,
 
 /* ---- options of several commands */
 
-/* How a run is kept (RunKeeping), of `create` and `restore`; arguments: offsets of uint64_t. */
-#define SFC_KEEPING_OPTIONS(durable_every_at, rewind_window_at)                                    \
-    {.name = "durable-every",                                                                      \
-     .type = SFC_OPTION_U64,                                                                       \
-     .offset = durable_every_at,                                                                   \
-     .min = 1,                                                                                     \
-     .max = 1000,                                                                                  \
-     .fallback = "1",                                                                              \
-     .metavar = "N",                                                                               \
-     .help =                                                                                       \
-         "flush logs and records only every N steps, for disks that can't keep up: a crash "       \
-         "takes all shards back to the last durable step, and the run goes on from there with "    \
-         "the same bits"},                                                                         \
+/* How a run is kept (RunKeeping), of `create` and `restore`; arguments: offsets of uint64_t, of
+ * elastic: int (1: auto). */
+extern const char *const sfc_elastic_names[];
+#define SFC_KEEPING_OPTIONS(durable_every_at, rewind_window_at, elastic_at)                        \
+    {.name = "elastic",                                                                            \
+     .type = SFC_OPTION_ENUM,                                                                      \
+     .offset = elastic_at,                                                                         \
+     .choices = sfc_elastic_names,                                                                 \
+     .fallback = "manual",                                                                         \
+     .help = "auto: shards that announce themselves (shardfc-shard --join auto) get blocks of "    \
+             "this run by themselves; manual: shards change when somebody says so "                \
+             "(`shardfc scale`, `drain`, `rebalance`)"},                                           \
+        {.name = "durable-every",                                                                  \
+         .type = SFC_OPTION_U64,                                                                   \
+         .offset = durable_every_at,                                                               \
+         .min = 1,                                                                                 \
+         .max = 1000,                                                                              \
+         .fallback = "1",                                                                          \
+         .metavar = "N",                                                                           \
+         .help =                                                                                   \
+             "flush logs and records only every N steps, for disks that can't keep up: a crash "   \
+             "takes all shards back to the last durable step, and the run goes on from there "     \
+             "with "                                                                               \
+             "the same bits"},                                                                     \
     {                                                                                              \
         .name = "rewind-window", .type = SFC_OPTION_U64, .offset = rewind_window_at,               \
         .max = UINT64_C(1) << 40, .fallback = "0", .metavar = "N",                                 \

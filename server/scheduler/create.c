@@ -84,6 +84,24 @@ static int estimate(const struct sfc_run_setup *setup, const struct sfc_backend 
     return SFC_OK;
 }
 
+int sfc_sched_placement(struct sfc_scheduler *s, const struct sfc_run_setup *setup,
+                        const Shardfc__V1__BlockMap *map, struct sfc_placement *out,
+                        struct sfc_error *err)
+{
+    const struct sfc_shard_info *info = NULL;
+    struct sfc_backend *backend = NULL;
+    struct sfc_placement p = {0};
+    for (size_t k = 0; k < map->n_shards && !info; k++)
+        info = sfc_sched_shard(s, map->shards[k]->shard);
+    int code = planning_backend(info ? info->backend : "cpu", &backend, err);
+    if (code == SFC_OK)
+        code = estimate(setup, backend, &p, err);
+    sfc_backend_close(backend);
+    if (code == SFC_OK)
+        *out = p;
+    return code;
+}
+
 static size_t ready_shards(struct sfc_scheduler *s, const struct sfc_shard_member **out)
 {
     size_t n = 0;
@@ -248,6 +266,7 @@ static struct sfc_keeping keeping_of(const Shardfc__V1__RunKeeping *k,
         keeping.rewind_window = k->rewind_window;
     if (k && k->durable_every != 0)
         keeping.durable_every = k->durable_every;
+    keeping.elastic = k && k->elastic;
     return keeping;
 }
 
@@ -295,6 +314,7 @@ static void create_work(struct sfc_store_task *task, struct sfc_store *store)
                                 .load = t->load,
                                 .rewind_window = t->keeping.rewind_window,
                                 .durable_every = t->keeping.durable_every,
+                                .elastic = t->keeping.elastic,
                                 .map_version = t->map->version,
                                 .state = "loading"};
     run.config = sfc_message_pack(t->config, &run.config_size);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "proto/limits.h"
+#include "server/scheduler/scale.h"
 #include "server/scheduler/scheduler_internal.h"
 
 static int check_run(struct sfc_scheduler *s, uint64_t run_id, bool current_too,
@@ -368,6 +369,7 @@ const struct sfc_rpc_method sfc_scheduler_methods[] = {
     {PATH("History"), sfc_sched_on_history, SFC_LIMIT_SMALL, 64},
     {PATH("Events"), sfc_sched_on_events, SFC_LIMIT_SMALL, 64},
     {PATH("CreateRun"), sfc_sched_on_create_run, SFC_LIMIT_CONTROL, 16},
+    {PATH("Scale"), sfc_sched_on_scale, SFC_LIMIT_SMALL, 16},
     {PATH("Control"), on_control, SFC_LIMIT_SMALL, 64},
     {PATH("Hold"), on_hold, SFC_LIMIT_SMALL, 64},
     {PATH("Release"), on_release, SFC_LIMIT_SMALL, 64},

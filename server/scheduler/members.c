@@ -221,6 +221,7 @@ static int register_shard(struct sfc_scheduler *s, const Shardfc__V1__RegisterSh
     snprintf(info->numerics, sizeof info->numerics, "%s", r->numerics);
     info->memory_limit = r->memory_limit;
     info->disk_limit = r->disk_limit;
+    info->joins = r->joins;
     info->step = r->step;
     *id = m->id;
     act(s, r);
@@ -332,6 +333,7 @@ void sfc_sched_on_shard_heartbeat(struct sfc_rpc_call *call, void *ctx)
     } else {
         info->step = r->step;
         info->memory_bytes = r->memory_bytes;
+        info->step_ms = isfinite(r->step_ms) && r->step_ms > 0 ? r->step_ms : 0;
         take_durability(s, info, r);
         take_move(info, r->move);
         take_counters(&info->counters, r->counters, r->n_counters);

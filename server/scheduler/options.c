@@ -28,6 +28,12 @@ static const struct sfc_option table[] = {
      .fallback = "10s",
      .offset = AT(lease_ms),
      .help = "a worker or shard that was silent for this long counts as dead"},
+    {.name = "move-rate",
+     .type = SFC_OPTION_SIZE,
+     .fallback = "100M",
+     .offset = AT(move_rate),
+     .help = "bytes per second at which blocks are copied from shard to shard while the run trains "
+             "(a run that stands still copies as fast as it can); 0: no limit"},
 };
 
 const struct sfc_program sfc_scheduler_program = {

@@ -8,6 +8,7 @@ struct sfc_scheduler_options {
     const char *listen;
     const char *state;
     uint64_t lease_ms;
+    uint64_t move_rate; /* bytes per second, 0 = no limit */
 };
 
 extern const struct sfc_program sfc_scheduler_program;

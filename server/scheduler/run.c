@@ -8,6 +8,7 @@
 #include "proto/base/process.h"
 #include "server/scheduler/order_parts.h"
 #include "server/scheduler/run_parts.h"
+#include "server/scheduler/scale.h"
 
 #define RATE_WEIGHT 0.1 /* of the newest step in the smoothed images per second */
 
@@ -86,6 +87,7 @@ int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConf
     run->load = load;
     run->rewind_window = keeping.rewind_window;
     run->durable_every = keeping.durable_every;
+    run->elastic = keeping.elastic;
     run->loss = NAN;
     int code = sfc_run_setup_init(&run->setup, config, err);
     uint64_t shard_ids[SFC_CORE_MAX_SHARDS];
@@ -101,6 +103,8 @@ int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConf
         sfc_log_floor_set_member(&run->floor, k, run->fsm.shards[k].place == SFC_PLACE_MEMBER);
     if (code == SFC_OK)
         code = sfc_run_actions_init(&run->actions, &run->fsm, err);
+    if (code == SFC_OK)
+        code = sfc_scale_new(run, &run->scale, err);
     if (code == SFC_OK) {
         sfc_info_log("run %" PRIu64 ": memory plan: %.1f MiB", run->id,
                      (double)(sfc_process_memory() + GROWTH_BYTES +
@@ -132,6 +136,7 @@ void sfc_sched_run_free(struct sfc_sched_run *run)
     }
     sfc_sched_kept_free(&run->kept);
     sfc_sched_orders_free(run);
+    sfc_scale_free(run->scale);
     sfc_run_actions_free(&run->actions);
     sfc_run_free(&run->fsm);
     sfc_log_floor_free(&run->floor);
@@ -180,6 +185,7 @@ static void perform(struct sfc_sched_run *run)
             sfc_sched_send(run, a);
             break;
         case SFC_ACT_WRITE_RECORD:
+            sfc_scale_note_step(run, a->record.step);
             sfc_sched_write_record(run, a);
             break;
         case SFC_ACT_WRITE_DROP:
@@ -306,6 +312,7 @@ void sfc_sched_run_tick(struct sfc_sched_run *run)
         run->lost_map = 0;
         sfc_sched_run_event(run, &event);
     }
+    sfc_scale_tick(run);
     sfc_sched_orders_tick(run);
     struct sfc_run_event event = {.type = SFC_EV_TICK};
     sfc_sched_run_event(run, &event);

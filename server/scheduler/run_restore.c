@@ -5,6 +5,7 @@
 
 #include "proto/base/log.h"
 #include "server/scheduler/run_parts.h"
+#include "server/scheduler/scale.h"
 
 static bool restore_state(const char *name, enum sfc_run_state *out)
 {
@@ -120,15 +121,20 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
     if (code == SFC_OK)
         code = restore_drops(s, stored.run_id, config, &restore, &drops, err);
     if (code == SFC_OK)
-        code = sfc_sched_run_new(s, stored.run_id, config, map, stored.start_step, stored.load,
-                                 (struct sfc_keeping){stored.rewind_window, stored.durable_every},
-                                 &restore, &s->run, err);
+        code = sfc_sched_run_new(
+            s, stored.run_id, config, map, stored.start_step, stored.load,
+            (struct sfc_keeping){stored.rewind_window, stored.durable_every, stored.elastic},
+            &restore, &s->run, err);
     if (code == SFC_OK) {
         config = NULL;
         map = NULL;
         sfc_sched_keep_shards(s, s->run->map);
         s->run->nonce = stored.nonce;
         code = restore_lineage(s->run, err);
+    }
+    if (code == SFC_OK)
+        code = sfc_scale_restore(s->run, err);
+    if (code == SFC_OK) {
         memcpy(s->run->numerics, stored.numerics, sizeof s->run->numerics);
     }
     if (code == SFC_OK)

@@ -44,6 +44,8 @@ struct sfc_shard_info {
     uint64_t disk_limit; /* not 0: class blocks live on disk and count there */
     uint64_t memory_bytes;
     uint64_t step;
+    double step_ms; /* that it computes for a step; 0: not known */
+    bool joins;     /* wants to take part by itself; not looked at again once it was */
     /* of its last heartbeat */
     uint64_t log_floor, log_bytes, snapshot_lag, oldest_step;
     char disk_error[160]; /* "": its last write succeeded */
@@ -104,6 +106,7 @@ struct sfc_kept_records {
 struct sfc_keeping {
     uint64_t rewind_window;
     uint32_t durable_every;
+    bool elastic; /* shards that announce themselves take part */
 };
 
 struct sfc_sched_run {
@@ -128,6 +131,8 @@ struct sfc_sched_run {
     bool load;
     uint64_t rewind_window;
     uint32_t durable_every;
+    bool elastic;
+    struct sfc_scale *scale;        /* owned; scale.h */
     struct sfc_kept_records kept;   /* of provisional steps */
     uint64_t kept_step;             /* this one was just kept: the machine is told; 0: none */
     struct sfc_store_commit *found; /* in memory for READ_RECORD: the machine is told; NULL: none */
@@ -246,6 +251,10 @@ uint8_t *sfc_sched_pack_prepare(const struct sfc_sched_run *run, uint32_t shard,
 /* ---- create.c */
 void sfc_sched_on_create_run(struct sfc_rpc_call *call, void *ctx);
 void sfc_sched_create_progress(struct sfc_sched_run *run); /* answers CreateRun when all is open */
+/* Memory of blocks on shards like those of the map: class_bytes, dense_bytes and fixed_bytes. */
+int sfc_sched_placement(struct sfc_scheduler *s, const struct sfc_run_setup *setup,
+                        const Shardfc__V1__BlockMap *map, struct sfc_placement *out,
+                        struct sfc_error *err);
 /* A shard is gone: a CreateRun that waits for it is refused and its run stopped. */
 void sfc_sched_create_shard_gone(struct sfc_scheduler *s, uint64_t shard, const char *address);
 

@@ -105,6 +105,7 @@ static uint8_t *pack_open(const struct sfc_sched_run *run, const struct sfc_run_
     m.round = &present;
     keeping.rewind_window = run->rewind_window;
     keeping.durable_every = run->durable_every;
+    keeping.elastic = run->elastic;
     m.keeping = &keeping;
     m.nonce = run->nonce;
     m.n_returns = pack_returns(run, &returns);

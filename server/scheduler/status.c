@@ -7,6 +7,7 @@
 
 #include "proto/base/log.h"
 #include "proto/limits.h"
+#include "server/scheduler/scale.h"
 #include "server/scheduler/scheduler_internal.h"
 
 enum { MAX_TOTALS = 128, MAX_WAITS = 512 };
@@ -148,6 +149,7 @@ static void fill_shards(struct sfc_scheduler *s, struct status *st)
             out->memory_bytes = info->memory_bytes;
             out->memory_limit = info->memory_limit;
             out->step = info->step;
+            out->step_ms = info->step_ms;
             out->backend = (char *)(uintptr_t)info->backend;
             out->numerics = (char *)(uintptr_t)info->numerics;
             fill_durability(info, out, &st->durability[n], &st->recovery[n]);
@@ -291,6 +293,7 @@ static void fill_run(struct sfc_sched_run *run, struct status *st)
     shardfc__v1__run_keeping__init(&st->keeping);
     st->keeping.rewind_window = run->rewind_window;
     st->keeping.durable_every = run->durable_every;
+    st->keeping.elastic = run->elastic;
     m->durable_step = sfc_run_durable_step(&run->fsm);
     m->keeping = &st->keeping;
     m->oldest_step = sfc_sched_run_oldest(run);
@@ -311,6 +314,7 @@ void sfc_sched_on_status(struct sfc_rpc_call *call, void *ctx)
     if (s->run) {
         fill_run(s->run, st);
         fill_moves(s->run, st);
+        sfc_scale_fill_status(s->run, &st->m);
     }
     fill_shards(s, st);
     fill_workers(s, st);

@@ -137,6 +137,34 @@ static void job_report(struct sfc_run_job *job, struct sfc_step_event *event)
     }
 }
 
+static void note_time(struct sfc_shard_run *run, uint64_t ns)
+{
+    run->durability.step_ns += ns;
+    run->compute_ns += ns;
+}
+
+/* Averages over about so many steps, so that one slow step says little. */
+#define AVERAGED_STEPS 20u
+
+static void note_step(struct sfc_shard_run *run)
+{
+    double ms = 1e-6 * (double)run->compute_ns;
+    run->compute_ns = 0;
+    run->timed_steps += run->timed_steps < AVERAGED_STEPS;
+    run->step_ms += (ms - run->step_ms) / run->timed_steps;
+}
+
+double sfc_shard_step_ms(const struct sfc_shard_run *run)
+{
+    return run->timed_steps == AVERAGED_STEPS ? run->step_ms : 0;
+}
+
+static void forget_times(struct sfc_shard_run *run)
+{
+    run->timed_steps = 0;
+    run->step_ms = 0;
+}
+
 /* Lists and buffers follow before the machine goes on with them. */
 static void map_done(struct sfc_run_job *job, struct sfc_step_event *event, struct sfc_error *error)
 {
@@ -162,7 +190,7 @@ static void job_done(struct sfc_compute_job *compute)
                                             : "answers of an older step are still on their way");
     event.text = error.text;
     if (job->kind != SFC_JOB_PULL && job->kind != SFC_JOB_DENSE)
-        run->durability.step_ns += compute->ns;
+        note_time(run, compute->ns);
     if (job->kind == SFC_JOB_MAP)
         map_done(job, &event, &error);
     else if (event.code == SFC_OK)
@@ -174,10 +202,13 @@ static void job_done(struct sfc_compute_job *compute)
     bool ok = event.code == SFC_OK;
     enum sfc_job_kind kind = job->kind;
     sfc_shard_feed(run, &event); /* may use the job again */
-    if (ok && kind == SFC_JOB_COMMIT)
+    if (ok && kind == SFC_JOB_COMMIT) {
+        note_step(run);
         sfc_durability_applied(run);
-    else if (ok && kind == SFC_JOB_MAP)
+    } else if (ok && kind == SFC_JOB_MAP) {
+        forget_times(run); /* its blocks are others now */
         sfc_durability_mapped(run);
+    }
 }
 
 /* The answer's memory, fresh when a reply of an older attempt still borrows it. */

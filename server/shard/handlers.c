@@ -120,6 +120,7 @@ static void on_close_run(struct sfc_rpc_call *call, void *ctx)
     if (newer(shard, r->incarnation, &err) != SFC_OK) {
         refuse(shard, call, &err);
     } else if (shard->run && shard->run->id == r->run_id) {
+        shard->left = true;
         sfc_shard_close_run(shard, call, true);
     } else {
         Shardfc__V1__Empty reply = SHARDFC__V1__EMPTY__INIT; /* gone already */

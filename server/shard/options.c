@@ -7,6 +7,7 @@
 #define AT(field) offsetof(struct sfc_shard_options, field)
 
 static const char *const durable_names[] = {"on", "off", NULL};
+static const char *const join_names[] = {"manual", "auto", NULL};
 
 static const struct sfc_option table[] = {
     {.name = "scheduler",
@@ -48,6 +49,14 @@ static const struct sfc_option table[] = {
      .offset = AT(durable),
      .help = "off: nothing is written, and a run ends with the first shard that dies; for "
              "measurements and throw-away runs"},
+    {.name = "join",
+     .type = SFC_OPTION_ENUM,
+     .choices = join_names,
+     .fallback = "manual",
+     .offset = AT(join),
+     .help =
+         "auto: once it has registered this shard gets blocks of the run that goes on, if that was "
+         "created with --elastic auto; manual: when somebody says `shardfc scale`"},
     {.name = "recovery-target",
      .type = SFC_OPTION_DURATION,
      .min = 10,

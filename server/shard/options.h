@@ -18,9 +18,11 @@ struct sfc_shard_options {
     const char *store_dir; /* NULL: class blocks live in memory */
     uint64_t memory;       /* 0: a share of what is free now */
     uint64_t threads;      /* 0: number of processors */
+    int join;              /* enum sfc_join */
 };
 
 enum sfc_durable { SFC_DURABLE_ON, SFC_DURABLE_OFF };
+enum sfc_join { SFC_JOIN_MANUAL, SFC_JOIN_AUTO };
 
 extern const struct sfc_program sfc_shard_program;
 

@@ -87,6 +87,7 @@ static void register_now(struct sfc_shard *shard)
     r.numerics = (char *)(uintptr_t)sfc_backend_numerics(backend);
     r.memory_limit = shard->device_limit ? shard->device_limit : shard->memory_limit;
     r.disk_limit = shard->disk_limit;
+    r.joins = shard->options->join == SFC_JOIN_AUTO && !shard->left;
     if (shard->run && shard->run->open) {
         r.run_id = shard->run->id;
         r.step = sfc_step_applied(&shard->run->fsm);
@@ -160,6 +161,7 @@ static void fill_run(const struct sfc_shard_run *run, Shardfc__V1__ShardHeartbea
     r->run_id = run->id;
     r->memory_bytes = run->resident + run->on_device;
     if (run->open) {
+        r->step_ms = sfc_shard_step_ms(run);
         r->step = sfc_step_applied(&run->fsm);
         sfc_durability_report(run, durability);
         r->durability = durability;

@@ -99,6 +99,9 @@ struct sfc_shard_run {
     uint32_t *prepare_slots, *commit_slots;
     struct sfc_digest *scratch_digest;
     uint64_t sampled;
+    uint64_t compute_ns; /* of the present step */
+    double step_ms;      /* of a step, on average */
+    uint32_t timed_steps;
     struct sfc_waiting_call *waiting; /* list */
     struct sfc_compute_job open_job, close_job;
     struct sfc_rpc_call *open_call, *close_call;
@@ -156,6 +159,7 @@ struct sfc_shard {
     unsigned steps_in_flight;             /* ReadStep tasks */
     uint64_t refused[SFC_SHARD_COUNTERS]; /* calls that ended with each status */
     uint64_t zero_features;
+    bool left; /* a run was closed here: it isn't announced for the next one by itself */
 };
 
 /* ---- run.c */
@@ -175,6 +179,9 @@ void sfc_shard_event(struct sfc_shard_run *run, struct sfc_rpc_call *call,
 void sfc_shard_feed(struct sfc_shard_run *run, const struct sfc_step_event *event);
 struct sfc_answer *sfc_shard_answer(const struct sfc_shard_run *run, uint32_t generation,
                                     uint32_t slot);
+
+/* What a step takes, of the last ones; 0: not known yet. */
+double sfc_shard_step_ms(const struct sfc_shard_run *run);
 
 /* Class blocks on disk: begins to read the rows of a step that is known but can't be planned yet.
  */

@@ -1,10 +1,13 @@
 #!/usr/bin/python3
 """Shards that come and go by command, and what people see of it.
 
-    test_scale.py [events ...]     default: all
+    test_scale.py [events|plan|out_in|waits|auto|restart|refused ...]     default: all
 """
+import hashlib
 import json
+import subprocess
 import sys
+import threading
 
 from cluster import Cluster, wait_until
 from inputs import check, expect
@@ -39,6 +42,206 @@ def test_events():
         lines = expect(c.ctl("events", check=False), 0).stdout.splitlines()
         check(any(line.endswith("asks run seen to PAUSE") for line in lines), f"text: {lines}")
         expect(c.ctl("events", "--limit", "0", check=False), 2, "limit")
+
+
+def create(c, *extra, classes=8192, steps=1000000):
+    c.ctl("create", "--run", "r", "--classes", classes, "--samples", 4096, "--dim", 16, "--block-size", 256,
+          "--global-batch", 64, "--micro-batch", 16, "--steps", steps, *extra)
+
+
+def goal(c):
+    return c.ctl_json("status")["goal"]
+
+
+def dry(c, *argv):
+    return json.loads(expect(c.ctl(*argv, "--dry-run", "--json", check=False), 0).stdout)
+
+
+def test_plan():
+    """What would be done, what can't be, and what is waited for: all without moving a block."""
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(1)
+        expect(c.ctl("scale", "--shards", "2", check=False), 1, "no run")
+        create(c)
+        for wrong, word in ((("scale",), "--shards"), (("scale", "--shards", "0"), "shards"),
+                            (("scale", "--shards", "2", "--cancel"), "--cancel"),
+                            (("scale", "--shards", "33"), "32 class blocks"),
+                            (("drain", "1"), "last one"), (("drain", "77"), "no shard 77"),
+                            (("drain", "nowhere:1"), "nowhere:1"), (("drain",), "SHARD")):
+            expect(c.ctl(*wrong, check=False), 2, word)
+        waits = dry(c, "scale", "--shards", "3")
+        check(waits["moves"] == [] and "waits for 2 more shards to register" in waits["explanation"], f"{waits}")
+        c.start_shards(2)
+        plan = dry(c, "scale", "--shards", "3")
+        blocks = [m["block"] for m in plan["moves"]]
+        check(len(blocks) == len(set(blocks)) == 21 and {m["from"] for m in plan["moves"]} == {1}, f"moves: {plan}")
+        to = [sum(m["to"] == k for m in plan["moves"]) for k in (2, 3)]
+        check(sorted(to) == [10, 11], f"shares: {to}")
+        check(plan["bytes"] == 21 * 256 * (2 * 4 * 16 + 4) and plan["estimated_s"] > 0, f"bytes: {plan}")
+        check(plan["state"] == "planned" and plan["goal"] == "3 shards", f"{plan}")
+        for line in ("21 of 32 blocks move", "shard 2 (127.0.0.1) joins: 0 -> ", "the slowest shard: 1.00 x the mean"):
+            check(line in plan["explanation"], f"{line}: {plan['explanation']}")
+        text = expect(c.ctl("scale", "--shards", "3", "--dry-run", check=False), 0).stdout
+        check("shard 1 -> shard 3: 1" in text and goal(c) == "", f"text: {text}")
+        check(dry(c, "rebalance")["moves"] == [], "a run on one shard is balanced")
+        noted = json.loads(expect(c.ctl("scale", "--shards", "4", "--no-wait", "--json", check=False), 0).stdout)
+        check(noted["state"] == "noted", f"{noted}")
+        waits = "4 shards: waits for 1 more shard to register"
+        wait_until("the goal to be shown", lambda: goal(c) == waits, 20, context=lambda: goal(c))
+        check(waits in c.ctl("status").stdout, "status")
+        c.scheduler.kill()
+        c.start_scheduler()
+        wait_until("the goal after a restart", lambda: goal(c) == waits, 60, context=lambda: goal(c))
+        cancelled = json.loads(expect(c.ctl("scale", "--cancel", "--json", check=False), 0).stdout)
+        check(cancelled["state"] == "done" and goal(c) == "", f"cancelled: {cancelled}")
+        said = [e["what"] for e in events(c)]
+        check(any("asks run r for: 4 shards" in t for t in said) and any("leave its blocks" in t for t in said),
+              f"events: {said}")
+        now = c.ctl_json("status")
+        check([s["member"] for s in now["shards"]] == [True, False, False], f"members: {now['shards']}")
+
+
+def blocks(c):
+    """Class blocks of each member, by its id."""
+    return {s["id"]: s["blocks"] for s in c.ctl_json("status")["shards"] if s["member"]}
+
+
+def shared(c, n):
+    """n shards share the blocks, each about its part: how fast each is counts as well."""
+    now = blocks(c)
+    return len(now) == n and sum(now.values()) == 32 and min(now.values()) >= 0.6 * 32 / n
+
+
+def digest_at(c, step):
+    held = c.hold(at_step=step)
+    try:
+        digest = hashlib.sha256()
+        for name, data in c.read_state(held):
+            if name != "history":
+                digest.update(name.encode() + data)
+        return held.step, digest.hexdigest()
+    finally:
+        c.release(held)
+
+
+def undisturbed(step):
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(1)
+        create(c)
+        c.start_workers(1)
+        c.wait_step(min(step, 5))
+        return digest_at(c, step)
+
+
+def command(c, *argv):
+    """A command that is waited for later: (join, result)."""
+    result = []
+    thread = threading.Thread(target=lambda: result.append(c.ctl(*argv, check=False, seconds=240)))
+    thread.start()
+
+    def end(status, *words):
+        thread.join()
+        return expect(result[0], status, *words)
+    return end
+
+
+def test_out_in():
+    """1 -> 3 -> 2 shards by command while it trains: blocks lie as they should, and bits are as they were."""
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(1)
+        create(c)
+        c.start_shards(2)
+        c.start_workers(1)
+        c.wait_step(5)
+        done = expect(c.ctl("scale", "--shards", "3", check=False, seconds=240), 0)
+        check(done.stdout == "3 shards: done\n" and "21 of 32 blocks move" in done.stderr, f"scale: {done}")
+        check(sorted(blocks(c).values()) == [10, 11, 11], f"blocks: {blocks(c)}")
+        again = json.loads(expect(c.ctl("scale", "--shards", "3", "--json", check=False), 0).stdout)
+        check(again["state"] == "done" and again["moves"] == [], f"again: {again}")
+        address = c.ctl_json("status")["shards"][0]["address"]
+        expect(c.ctl("drain", address, check=False, seconds=240), 0)
+        check(sorted(blocks(c)) == [2, 3] and shared(c, 2), f"drained: {blocks(c)}")
+        expect(c.ctl("drain", "1", check=False), 2, "takes no part")
+        expect(c.ctl("rebalance", check=False, seconds=240), 0)
+        said = [e["what"] for e in events(c)]
+        check(sum("blocks moved from shard" in t for t in said) >= 4, f"events: {said}")
+        step = c.ctl_json("status")["step"] + 5
+        check(digest_at(c, step) == undisturbed(step), "other bits than those of a run that nothing happened to")
+
+
+def test_waits():
+    """A command that waits for a shard goes on when it comes."""
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(1)
+        create(c)
+        c.start_workers(1)
+        end = command(c, "scale", "--shards", "2")
+        wait_until("the goal", lambda: "waits for 1 more shard" in goal(c), 30, context=lambda: goal(c))
+        c.start_shards(1)
+        done = end(0)
+        check("waits for 1 more shard to register" in done.stderr, f"what it waits for: {done.stderr}")
+        check(sorted(blocks(c).values()) == [16, 16] and goal(c) == "", f"blocks: {blocks(c)}")
+
+
+def test_auto():
+    """A shard that announces itself gets blocks by itself; one that was drained does not come back by itself, and a
+    new process of it does."""
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(1)
+        create(c, "--elastic", "auto")
+        c.start_workers(1)
+        c.start_shard()
+        second = c.start_shard("--join", "auto")
+        takes_part = lambda: shared(c, 2) and goal(c) == ""
+        wait_until("it to take part", takes_part, 120, context=lambda: f"{goal(c)} {blocks(c)}")
+        member = next(s["id"] for s in c.ctl_json("status")["shards"] if s["address"] == second.address)
+        check(member in blocks(c), f"who: {blocks(c)}")
+        expect(c.ctl("drain", member, check=False, seconds=240), 0)
+        check(sorted(blocks(c)) == [1], f"drained: {blocks(c)}")
+        c.scheduler.kill()
+        c.start_scheduler()
+        step = wait_until("it to go on", lambda: c.ctl_json("status"), 60)["step"]
+        c.wait_step(step + 20)
+        check(sorted(blocks(c)) == [1] and goal(c) == "", f"it came back: {blocks(c)} {goal(c)}")
+        second.kill()
+        c.restart_shard(second)
+        wait_until("its new process to take part", takes_part, 120, context=lambda: f"{goal(c)} {blocks(c)}")
+
+
+def test_restart():
+    """The scheduler dies in the middle: the goal is reached, and the command sees it."""
+    with Cluster() as c:
+        c.start_scheduler("--move-rate", "64K")
+        c.start_shards(1)
+        create(c)
+        c.start_shards(1)
+        c.start_workers(1)
+        c.wait_step(3)
+        end = command(c, "scale", "--shards", "2")
+        wait_until("blocks to be on their way", lambda: c.ctl_json("status")["moves"], 60, pause=0.01,
+                   context=lambda: str(c.ctl_json("status")))
+        c.scheduler.kill()
+        c.start_scheduler()
+        end(0)
+        check(shared(c, 2), f"blocks: {blocks(c)}")
+
+
+def test_refused():
+    """No memory, and another numerics class."""
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(1)
+        create(c)
+        c.start_shard("--memory", "3M")
+        c.start_shard("--backend", "reference", "--durable", "off")
+        wait_until("shards", lambda: len(c.ctl_json("status")["shards"]) == 3, 30)
+        expect(c.ctl("scale", "--shards", "3", check=False), 2, "reference", "--mixed")
+        check(goal(c) == "", "a goal that was refused")
 
 
 def main():
