@@ -1,5 +1,6 @@
 #include "proto/base/options_internal.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -464,6 +465,18 @@ const char *sfc_options_argument(const struct sfc_options *options, size_t index
 
 extern char **environ;
 
+/* A text that is longer than the stream's buffer fails here, and later nobody knows why. */
+static int print_help(const struct sfc_program *program, const char *help)
+{
+    errno = 0;
+    if (fputs(help, stdout) != EOF && fflush(stdout) == 0) {
+        return 0;
+    }
+    fprintf(stderr, "%s: standard output: %s\n", program->name,
+            errno != 0 ? strerror(errno) : "not everything could be written");
+    return 1;
+}
+
 int sfc_options_main(const struct sfc_program *program, int argc, char *const *argv, void *values,
                      struct sfc_options **out)
 {
@@ -480,13 +493,14 @@ int sfc_options_main(const struct sfc_program *program, int argc, char *const *a
         *out = options;
         return -1;
     }
+    int exit_code = 0;
     if (action == SFC_OPTIONS_VERSION) {
         printf("%s %s\n", program->name, SFC_VERSION);
     } else {
         char *help = sfc_options_help(program);
-        fputs(help != NULL ? help : "", stdout);
+        exit_code = print_help(program, help != NULL ? help : "");
         free(help);
     }
     sfc_options_free(options);
-    return 0;
+    return exit_code;
 }
