@@ -112,11 +112,14 @@ static uint64_t lateness(unsigned index)
 static unsigned choose_ready(void)
 {
     unsigned best = grid.first;
-    uint64_t random = sfc_host_random();
+    uint64_t random = sfc_host_random(), least = 0;
     for (unsigned i = 0; i < PROBES; i++, random >>= 16) {
         unsigned at = (grid.first + ((unsigned)(random & 0xffff) * grid.count >> 16)) % MAX_THREADS;
-        if (i == 0 || lateness(grid.ready[at]) < lateness(grid.ready[best]))
+        uint64_t late = lateness(grid.ready[at]);
+        if (i == 0 || late < least) {
             best = at;
+            least = late;
+        }
     }
     return best;
 }
