@@ -13,7 +13,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "integration"))
 
 import cluster  # noqa: E402
-from cluster import Cluster, wait_until  # noqa: E402
+from cluster import Cluster, once, wait_until  # noqa: E402
 from inputs import check  # noqa: E402
 
 STEPS = 140
@@ -53,6 +53,7 @@ def result(c):
     return c.state_digest(), [p.loss for p in c.history()]
 
 
+@once
 def undisturbed():
     with Cluster() as c:
         c.start_scheduler()

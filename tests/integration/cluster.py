@@ -14,11 +14,14 @@ Programs are looked for in $SFC_BIN, else in build/release/bin of this tree. Eve
 each program's output. Leaving the `with` block kills what still runs and removes the scratch folder, unless
 SFC_KEEP=1.
 """
+import fcntl
+import functools
 import hashlib
 import importlib
 import json
 import os
 import pathlib
+import pickle
 import shutil
 import signal
 import subprocess
@@ -75,6 +78,34 @@ def wait_until(what, condition, seconds, pause=0.05, context=lambda: ""):
         if time.monotonic() > end:
             raise Failure(f"waited {seconds * TIME_SCALE:.0f} s for {what}\n{context()}")
         time.sleep(pause)
+
+
+def _changed(paths):
+    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(paths)]
+
+
+def once(run):
+    """Decorator of an undisturbed run that several tests compare with: what run(*args) returned is kept beside the
+    programs, and done again only when programs, tests or settings have changed."""
+    folder = BIN.parent / "undisturbed"
+    settings = sorted((k, v) for k, v in os.environ.items() if k.startswith(("SFC_", "DNNL_")))
+
+    @functools.wraps(run)
+    def kept(*args):
+        what = (run.__code__.co_filename, run.__qualname__, args, settings,
+                _changed([*BIN.iterdir(), *TOP.glob("tests/*/*.py")]))
+        folder.mkdir(exist_ok=True)
+        path = folder / hashlib.sha256(repr(what).encode()).hexdigest()
+        with open(path, "a+b") as file:  # a second test waits here for the first
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            whole = file.read()
+            if whole:
+                return pickle.loads(whole)
+            result = run(*args)
+            file.write(pickle.dumps(result))
+            return result
+    return kept
 
 
 class Process:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-from cluster import Cluster, pb, wait_until
+from cluster import Cluster, once, pb, wait_until
 from inputs import check, expect
 from test_head_session import Session, session_config
 from test_lost_log import records, segments
@@ -29,6 +29,7 @@ def start(c):
     c.start_shards(2, *OFTEN)
 
 
+@once
 def undisturbed(steps):
     with Cluster() as c:
         start(c)

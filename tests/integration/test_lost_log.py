@@ -16,7 +16,7 @@ import time
 import grpc
 
 import cluster
-from cluster import Cluster, pb, wait_until
+from cluster import Cluster, once, pb, wait_until
 from inputs import check
 
 STEPS = 90
@@ -43,6 +43,7 @@ def result(c):
     return c.state_digest(), [p.loss for p in c.history()]
 
 
+@once
 def undisturbed():
     with Cluster() as c:
         start(c)

@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 
 import cluster
-from cluster import Cluster, Failure, pb, wait_until
+from cluster import Cluster, Failure, once, pb, wait_until
 from inputs import check, expect, one_json, tool
 from test_checkpoint import begin, checkpoint, end as end_of, made, partial, stopped_in_the_middle
 from test_head_session import Session, batch, session_config
@@ -67,6 +67,7 @@ def rewind(c, step):
     check([p.step for p in c.history()] == list(range(1, step + 1)), f"history after a rewind to {step}")
 
 
+@once
 def undisturbed(steps):
     with Cluster() as c:
         start(c)
