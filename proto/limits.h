@@ -43,6 +43,7 @@
 #define SFC_LIMIT_MICRO_BATCHES 4096u      /* per step */
 #define SFC_LIMIT_DURABLE_EVERY 1000u      /* records of so many steps are kept in memory */
 #define SFC_LIMIT_RETURNS       256u       /* to earlier steps that are told apart */
+#define SFC_LIMIT_LR_CHANGES    1000u      /* of the learning rate, in one run */
 #define SFC_LIMIT_STEPS         (1ull << 40)
 #define SFC_LIMIT_DENSE_STEPS   (1u << 24) /* of momentum mode dense: kernels/lag.h */
 #define SFC_LIMIT_BETA1         0.9999

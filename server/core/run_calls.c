@@ -287,6 +287,10 @@ static void on_control(struct sfc_run_fsm *run, const struct sfc_run_event *e,
         sfc_run_on_rewind(run, e, actions);
         return;
     }
+    if (e->type == SFC_EV_SET_LR && ok && run->started) {
+        sfc_run_on_set_lr(run, e, actions);
+        return;
+    }
     switch (e->type) {
     case SFC_EV_START:
         ok = ok && run->config.load;
@@ -308,6 +312,7 @@ static void on_control(struct sfc_run_fsm *run, const struct sfc_run_event *e,
         ok = false;
         break;
     case SFC_EV_REWIND:
+    case SFC_EV_SET_LR:
         ok = false;
         break;
     default:
@@ -346,6 +351,7 @@ static void on_tick(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     sfc_tickets_tick(&run->tickets, e->now_ms);
     if (!sfc_run_ended(run)) {
         sfc_run_rewind_tick(run, e->now_ms, actions);
+        sfc_run_set_lr_tick(run, e->now_ms, actions);
         sfc_run_moves_tick(run, e->now_ms, actions);
     }
     if (run->record_again_ms == 0 || e->now_ms < run->record_again_ms || sfc_run_ended(run))
@@ -398,7 +404,11 @@ void sfc_run_handle(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     case SFC_EV_STOP:
     case SFC_EV_DROP:
     case SFC_EV_REWIND:
+    case SFC_EV_SET_LR:
         on_control(run, e, actions);
+        return;
+    case SFC_EV_LR_WRITTEN:
+        sfc_run_on_lr_written(run, e);
         return;
     case SFC_EV_DROPPED:
         on_dropped(run, e, actions);

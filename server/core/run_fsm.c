@@ -63,7 +63,8 @@ static void begin_restored(struct sfc_run_fsm *run, const struct sfc_run_restore
     run->start_wanted = run->started; /* a run that was restored is past that, too */
     run->failed = restore->state == SFC_RUN_FAILED;
     run->restoring = !run->failed;
-    run->paused = restore->state == SFC_RUN_PAUSED;
+    run->paused = restore->paused || restore->state == SFC_RUN_PAUSED;
+    run->paused_shown = run->paused;
     run->blocked = restore->state == SFC_RUN_BLOCKED;
     run->blocked_before_restart = run->blocked;
     if (run->failed)
@@ -125,6 +126,9 @@ int sfc_run_init(struct sfc_run_fsm *run, const struct sfc_run_config *config,
     rc = sfc_tickets_init(&n.tickets, &tickets, c->incarnation, committed + 1, err);
     if (rc == SFC_OK)
         rc = sfc_commit_init(&n.commit, &commit, err);
+    if (rc == SFC_OK)
+        rc = sfc_lr_changes_init(&n.lr_changes, c->lr_changes, c->lr_change_count, &c->schedule,
+                                 err);
     if (rc != SFC_OK)
         goto fail;
     n.shards = calloc(c->max_shards, sizeof(*n.shards));
@@ -137,6 +141,7 @@ int sfc_run_init(struct sfc_run_fsm *run, const struct sfc_run_config *config,
     }
     take_places(&n, c->shard_ids);
     n.config.shard_ids = NULL; /* the caller's */
+    n.config.lr_changes = NULL;
     n.commit.committed = committed;
     n.durable = committed;
     n.commit.round = n.tickets.last;
@@ -156,6 +161,7 @@ void sfc_run_free(struct sfc_run_fsm *run)
     if (run->tickets.steps)
         sfc_tickets_free(&run->tickets);
     sfc_commit_free(&run->commit);
+    sfc_lr_changes_free(&run->lr_changes);
     free(run->shards);
     free(run->waiting);
     free(run->drops);
@@ -250,12 +256,17 @@ static bool is_provisional(const struct sfc_run_fsm *run, uint64_t step)
            !stands_at(run, step) && !sfc_run_wants_boundary(run);
 }
 
+bool sfc_run_busy(const struct sfc_run_fsm *run)
+{
+    return run->commit.phase == SFC_PHASE_PREPARE || run->commit.phase == SFC_PHASE_RECORD;
+}
+
 bool sfc_run_still(const struct sfc_run_fsm *run)
 {
     const struct sfc_commit_fsm *c = &run->commit;
     return sfc_run_active(run) && !run->restoring && !sfc_run_rewinds(run) && !sfc_run_flips(run) &&
-           c->phase != SFC_PHASE_PREPARE && c->phase != SFC_PHASE_RECORD &&
-           sfc_commit_idle(c, SFC_DUTY_COMMIT) && sfc_commit_idle(c, SFC_DUTY_OPEN);
+           !sfc_run_busy(run) && sfc_commit_idle(c, SFC_DUTY_COMMIT) &&
+           sfc_commit_idle(c, SFC_DUTY_OPEN);
 }
 
 static void leave_loading(struct sfc_run_fsm *run)
@@ -308,6 +319,7 @@ static void advance(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_act
         sfc_run_moves_advance(run, now_ms, actions);
         return;
     }
+    sfc_run_set_lr_advance(run, actions);
     sfc_run_rewind_advance(run, actions);
     sfc_run_recover(run, actions);
     leave_loading(run);
@@ -319,18 +331,21 @@ static void advance(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_act
         return;
     sfc_run_moves_advance(run, now_ms, actions);
     if (c->phase == SFC_PHASE_COLLECT && may_plan(run) &&
-        sfc_tickets_complete(&run->tickets, c->committed + 1)) {
+        sfc_tickets_complete(&run->tickets, c->committed + 1) &&
+        !sfc_run_lr_open(run, c->committed + 1)) {
         c->phase = SFC_PHASE_COMPUTE;
         sfc_commit_plan(c, false);
     }
     if (c->phase == SFC_PHASE_COMPUTE && c->done_count == c->config.micro_batches &&
-        sfc_run_gate_open(run) && run->rewind.phase != SFC_REWIND_ASKING) {
+        sfc_run_gate_open(run) && run->rewind.phase != SFC_REWIND_ASKING &&
+        !sfc_run_lr_open(run, c->committed + 1)) {
         c->phase = SFC_PHASE_PREPARE;
         run->provisional = is_provisional(run, c->committed + 1);
         sfc_commit_want_all(c, SFC_DUTY_PREPARE);
     }
     if ((c->phase == SFC_PHASE_COMPUTE || c->phase == SFC_PHASE_PREPARE) &&
-        !sfc_run_wants_boundary(run) && sfc_tickets_complete(&run->tickets, c->committed + 2))
+        !sfc_run_wants_boundary(run) && sfc_tickets_complete(&run->tickets, c->committed + 2) &&
+        !sfc_run_lr_open(run, c->committed + 2))
         sfc_commit_plan(c, true);
     if (c->committed == run->config.schedule.steps && sfc_run_still(run))
         run->finished = true;
@@ -338,7 +353,7 @@ static void advance(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_act
 
 void sfc_run_decide(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
 {
-    double lr = sfc_schedule_lr(&run->config.schedule, run->commit.committed + 1);
+    double lr = sfc_run_lr(run, run->commit.committed + 1);
     if (sfc_commit_decide(&run->commit, lr, run->config.map_version, &run->error) != SFC_OK) {
         sfc_run_fail(run, run->error.text);
         return;
@@ -420,13 +435,15 @@ static enum sfc_run_state derive_state(const struct sfc_run_fsm *run)
 static void show_state(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
 {
     enum sfc_run_state state = derive_state(run);
-    if (state == run->state)
+    if (state == run->state && run->paused == run->paused_shown)
         return;
     run->state = state;
+    run->paused_shown = run->paused;
     if (state != SFC_RUN_FAILED && state != SFC_RUN_BLOCKED)
         run->reason[0] = '\0';
     struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_STATE);
     a->state = state;
+    a->paused = run->paused;
     a->text = run->reason;
 }
 
@@ -444,7 +461,7 @@ static void send(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_action
         a->recover = duty == SFC_DUTY_OPEN && run->started;
         a->provisional = duty == SFC_DUTY_PREPARE && run->provisional;
         if (duty == SFC_DUTY_PLAN || duty == SFC_DUTY_PLAN_NEXT)
-            a->lr = sfc_schedule_lr(&run->config.schedule, a->step);
+            a->lr = sfc_run_lr(run, a->step);
         bool opens = a->recover || duty == SFC_DUTY_JOIN;
         if (duty == SFC_DUTY_COMMIT || (opens && run->commit.record.step == a->step))
             a->record = run->commit.record;
@@ -479,6 +496,11 @@ uint64_t sfc_run_committed(const struct sfc_run_fsm *run)
 uint64_t sfc_run_durable_step(const struct sfc_run_fsm *run)
 {
     return run->durable;
+}
+
+double sfc_run_lr(const struct sfc_run_fsm *run, uint64_t step)
+{
+    return sfc_lr_of_step(&run->lr_changes, &run->config.schedule, step);
 }
 
 const uint64_t *sfc_run_labels(struct sfc_run_fsm *run, uint64_t step)
@@ -525,8 +547,9 @@ void sfc_run_waits_for(struct sfc_run_fsm *run, char *out, size_t size)
                  run->record_error);
         return;
     }
-    if (sfc_run_waits_for_rewind(run, out, size) || sfc_run_waits_for_map(run, out, size) ||
-        sfc_run_waits_for_shard(run, out, size) || run->finished)
+    if (sfc_run_waits_for_lr(run, out, size) || sfc_run_waits_for_rewind(run, out, size) ||
+        sfc_run_waits_for_map(run, out, size) || sfc_run_waits_for_shard(run, out, size) ||
+        run->finished)
         return;
     if (!run->started)
         snprintf(out, size, "start");

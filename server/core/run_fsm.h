@@ -14,7 +14,8 @@
  * step. Several at once, again while it recovers, and together with our own restart are the same.
  *
  * REWIND goes back to an earlier step: run_rewind.c. Shards join and leave, and blocks move from
- * one to another, while the run goes on: run_moves.c.
+ * one to another, while the run goes on: run_moves.c. SET_LR changes the learning rate:
+ * run_set_lr.c.
  *
  * With durable_every N only every N-th step is durable when it commits, and the last one, and where
  * the run stands still. The steps between are provisional: their records are in memory, their
@@ -26,14 +27,15 @@
  * action, now or at a later event; after CANCEL it gets none. Every SEND gets exactly one
  * SHARD_REPLY (a transport failure is a reply with its code); SEND is emitted again when that says
  * "unavailable". Every WRITE_RECORD gets exactly one RECORD_DURABLE or RECORD_FAILED, every
- * WRITE_DROP one DROPPED, every READ_RECORD one RECORD_READ, every WRITE_REWIND one REWOUND, every
- * WRITE_MAP one MAP_DURABLE or MAP_FAILED, every ORDER one ORDER_DONE. TICK at least every 250 ms.
- * Texts in actions live until the next event.
+ * WRITE_DROP one DROPPED, every WRITE_LR one LR_WRITTEN, every READ_RECORD one RECORD_READ, every
+ * WRITE_REWIND one REWOUND, every WRITE_MAP one MAP_DURABLE or MAP_FAILED, every ORDER one
+ * ORDER_DONE. TICK at least every 250 ms. Texts in actions live until the next event.
  */
 #ifndef SFC_CORE_RUN_FSM_H
 #define SFC_CORE_RUN_FSM_H
 
 #include "server/core/commit_fsm.h"
+#include "server/core/lr_changes.h"
 #include "server/core/schedule.h"
 #include "server/core/tickets.h"
 
@@ -64,11 +66,13 @@ struct sfc_run_config {
     uint32_t micro_batch;
     uint32_t dense_blocks;
     double clip;
-    struct sfc_schedule schedule; /* .steps is the last step */
-    uint64_t start_step;          /* committed at the beginning: 0, or the checkpoint's */
-    bool load;                    /* wait for START after OpenRun */
-    bool session;                 /* data set kind SESSION */
-    uint32_t durable_every;       /* 0: 1 */
+    struct sfc_schedule schedule;           /* .steps is the last step */
+    const struct sfc_lr_change *lr_changes; /* [lr_change_count], steps ascending; copied */
+    size_t lr_change_count;
+    uint64_t start_step;    /* committed at the beginning: 0, or the checkpoint's */
+    bool load;              /* wait for START after OpenRun */
+    bool session;           /* data set kind SESSION */
+    uint32_t durable_every; /* 0: 1 */
     /* limits and times; 0 = default */
     uint32_t lead_steps;       /* 3 */
     uint32_t max_waiting;      /* 1024 waiting calls */
@@ -94,6 +98,7 @@ struct sfc_run_restore {
     struct sfc_commit_record record; /* of the last committed step */
     enum sfc_run_state state;        /* LOADING: OpenRun is sent again to shards without the run (no
                                         record yet); otherwise such shards recover */
+    bool paused;                     /* by a person, whatever the state */
     const char *reason;              /* of BLOCKED and FAILED; copied. NULL: none */
     const struct sfc_run_drop *drops; /* of steps that are not committed */
     size_t drop_count;
@@ -116,18 +121,20 @@ enum sfc_run_event_type {
     SFC_EV_START,
     SFC_EV_PAUSE,
     SFC_EV_RESUME,
-    SFC_EV_STOP,        /* token */
-    SFC_EV_DROP,        /* token, step, j */
-    SFC_EV_DROPPED,     /* number (of the WRITE_DROP), step, j, code, text: it is durable, or not */
-    SFC_EV_REWIND,      /* token, step, oldest (step that shards say they can go back to) */
-    SFC_EV_RECORD_READ, /* step, code, text; record */
-    SFC_EV_REWOUND,     /* step, code, text: the records of later steps are gone, or not */
-    SFC_EV_SHARD_REPLY, /* shard, life, duty, step, round (as in the SEND), code, text; prepare;
-                           of OpenRun: applied */
-    SFC_EV_SHARD_BACK,  /* shard, shard_run_id, map_version, step (applied), prepared_step: it
-                           registered again with the same boot id (or for the first time since our
-                           restart) */
-    SFC_EV_SHARD_LOST,  /* shard: it restarted and lost its memory */
+    SFC_EV_STOP,    /* token */
+    SFC_EV_DROP,    /* token, step, j */
+    SFC_EV_DROPPED, /* number (of the WRITE_DROP), step, j, code, text: it is durable, or not */
+    SFC_EV_SET_LR,  /* token, step (from it on; 0: the first that can be), lr (0: the schedule's) */
+    SFC_EV_LR_WRITTEN,     /* step, code, text: the change is durable, or not */
+    SFC_EV_REWIND,         /* token, step, oldest (step that shards say they can go back to) */
+    SFC_EV_RECORD_READ,    /* step, code, text; record */
+    SFC_EV_REWOUND,        /* step, code, text: the records of later steps are gone, or not */
+    SFC_EV_SHARD_REPLY,    /* shard, life, duty, step, round (as in the SEND), code, text; prepare;
+                              of OpenRun: applied */
+    SFC_EV_SHARD_BACK,     /* shard, shard_run_id, map_version, step (applied), prepared_step: it
+                              registered again with the same boot id (or for the first time since our
+                              restart) */
+    SFC_EV_SHARD_LOST,     /* shard: it restarted and lost its memory */
     SFC_EV_SHARD_PROGRESS, /* shard, step (recovered so far), to_step, eta_s (0 = not known) */
     SFC_EV_SHARD_GONE,     /* shard: silent for its lease; only shown in the reason */
     SFC_EV_RECORD_DURABLE, /* step; of a provisional record: it is kept */
@@ -189,6 +196,7 @@ struct sfc_run_event {
     uint64_t to_step;
     double eta_s;
     uint64_t oldest;
+    double lr;
     const struct sfc_commit_record *record;
 };
 
@@ -199,6 +207,8 @@ enum sfc_run_action_type {
                              for OpenRun(join), FetchBlocks, TakeBlocks, SetMap, CancelMove: number
                              (of the order; of SetMap the one that made the present map) */
     SFC_ACT_WRITE_DROP,   /* number, step, j */
+    SFC_ACT_WRITE_LR,     /* step, lr: a change of the learning rate, in the place of all that begin
+                             at its step or later */
     SFC_ACT_WRITE_RECORD, /* record, provisional; attempts, digests and labels from sfc_run_done(),
                              _labels(). Provisional: keep it in memory; else make it durable with
                              those that are kept, all or none of them */
@@ -206,15 +216,17 @@ enum sfc_run_action_type {
     SFC_ACT_READ_RECORD,    /* step: its commit record, kept or durable */
     SFC_ACT_WRITE_REWIND,   /* step, round (the newest one given before the run went back, to be
                                noted: what shards have from it of later steps is void): everything of
-                               later steps goes, in one piece; records that are   kept of steps up to
-                               this one become durable in it */
-    SFC_ACT_REPLY, /* token, code, text: Announce, GiveUp, Release, controls; and any failure */
+                               later steps goes, changes that begin with them too, in one piece;
+                               records that are   kept of steps up to   this one become durable in it
+                             */
+    SFC_ACT_REPLY,    /* token, code, text: Announce, GiveUp, Release, controls; and any failure */
+    SFC_ACT_REPLY_LR, /* token, step (from it on), lr */
     SFC_ACT_REPLY_TICKET,  /* token, granted, data, step, j, attempt, dropped */
     SFC_ACT_REPLY_DONE,    /* token, accepted */
     SFC_ACT_REPLY_SESSION, /* token, session, step (next), attempt */
     SFC_ACT_REPLY_HOLD,    /* token, hold_id (of a watch 0), held, step */
     SFC_ACT_COMMITTED,     /* step, record: for statistics and history */
-    SFC_ACT_STATE,         /* state, text (reason): it changed; make it durable */
+    SFC_ACT_STATE,         /* state, paused, text (reason): it changed; make it durable */
     SFC_ACT_WRITE_MAP,     /* number, step, version: the map that the order makes of the present
                               one, for the steps after `step`; make it durable */
     SFC_ACT_MAP,           /* number: it is durable, and the present one from now on; what is sent
@@ -249,6 +261,7 @@ struct sfc_run_action {
     bool recover;
     bool provisional;
     enum sfc_run_state state;
+    bool paused;
 };
 
 struct sfc_run_actions {
@@ -265,7 +278,8 @@ enum sfc_waiting_kind {
     SFC_WAITING_WATCH,
     SFC_WAITING_SESSION,
     SFC_WAITING_DROP,
-    SFC_WAITING_REWIND
+    SFC_WAITING_REWIND,
+    SFC_WAITING_LR
 };
 
 struct sfc_waiting {
@@ -320,6 +334,20 @@ struct sfc_run_moves {
     uint64_t map_step, map_order; /* of the present map: as in sfc_run_restore */
 };
 
+enum sfc_set_lr_phase {
+    SFC_SET_LR_NONE,
+    SFC_SET_LR_WRITING,
+    SFC_SET_LR_WRITTEN, /* waits for a step that is being prepared */
+};
+
+/* A change of the learning rate that does not count yet. */
+struct sfc_run_set_lr {
+    enum sfc_set_lr_phase phase;
+    struct sfc_lr_change change;
+    uint64_t again_ms; /* when it is written again; 0: it is on its way */
+    char error[256];   /* why it failed the last time */
+};
+
 struct sfc_hold {
     uint64_t id; /* 0 = free */
     uint64_t at_step;
@@ -355,6 +383,7 @@ struct sfc_run_fsm {
     struct sfc_tickets tickets;
     struct sfc_commit_fsm commit;
     bool paused; /* by a person */
+    bool paused_shown;
     bool blocked;
     uint64_t blocked_step;
     uint32_t blocked_j;          /* UINT32_MAX: not a micro-batch */
@@ -370,6 +399,8 @@ struct sfc_run_fsm {
     struct sfc_run_moves moves;
     uint64_t last_drop; /* number */
     struct sfc_run_rewind rewind;
+    struct sfc_lr_changes lr_changes; /* that count */
+    struct sfc_run_set_lr set_lr;
     uint64_t durable; /* last step whose record is durable */
     struct sfc_commit_record durable_record;
     bool provisional;           /* the step that is being prepared */
@@ -401,6 +432,8 @@ void sfc_run_step(struct sfc_run_fsm *run, const struct sfc_run_event *event,
 
 uint64_t sfc_run_committed(const struct sfc_run_fsm *run);
 uint64_t sfc_run_durable_step(const struct sfc_run_fsm *run);
+/* Learning rate of a step, as of now. */
+double sfc_run_lr(const struct sfc_run_fsm *run, uint64_t step);
 /* [global_batch] of a step that is complete, or NULL; until the step is committed. */
 const uint64_t *sfc_run_labels(struct sfc_run_fsm *run, uint64_t step);
 /* Of the open step from PREPARE until the record is durable; NULL before. */

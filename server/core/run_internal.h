@@ -1,6 +1,6 @@
 /* Shared by run_fsm.c (moves of the step), run_calls.c (workers and people), run_shards.c (shards),
- * run_moves.c (the map), run_rewind.c (back to an earlier step) and run_waiting.c (waiting calls);
- * not for others. */
+ * run_moves.c (the map), run_rewind.c (back to an earlier step), run_set_lr.c (learning rate) and
+ * run_waiting.c (waiting calls); not for others. */
 #ifndef SFC_CORE_RUN_INTERNAL_H
 #define SFC_CORE_RUN_INTERNAL_H
 
@@ -18,6 +18,9 @@ bool sfc_run_still(const struct sfc_run_fsm *run);
 bool sfc_run_active(const struct sfc_run_fsm *run); /* started, and not at its end */
 /* Pause and block let nothing be prepared; so do holds. */
 bool sfc_run_gate_open(const struct sfc_run_fsm *run);
+bool sfc_run_busy(const struct sfc_run_fsm *run); /* the open step is being prepared or recorded */
+/* The first step at which the run can stand still: a durable one. */
+uint64_t sfc_run_first_stop(const struct sfc_run_fsm *run);
 void sfc_run_decide(struct sfc_run_fsm *run, struct sfc_run_actions *actions);
 void sfc_run_write_record(struct sfc_run_fsm *run, struct sfc_run_actions *actions);
 void sfc_run_durable(struct sfc_run_fsm *run, uint64_t step, struct sfc_run_actions *actions);
@@ -88,6 +91,16 @@ void sfc_run_rewind_refused(struct sfc_run_fsm *run, uint32_t shard, int code, c
                             struct sfc_run_actions *actions);
 void sfc_run_rewind_tick(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_actions *actions);
 bool sfc_run_waits_for_rewind(const struct sfc_run_fsm *run, char *out, size_t size);
+
+/* run_set_lr.c */
+void sfc_run_on_set_lr(struct sfc_run_fsm *run, const struct sfc_run_event *event,
+                       struct sfc_run_actions *actions);
+void sfc_run_on_lr_written(struct sfc_run_fsm *run, const struct sfc_run_event *event);
+void sfc_run_set_lr_advance(struct sfc_run_fsm *run, struct sfc_run_actions *actions);
+void sfc_run_set_lr_tick(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_actions *actions);
+/* The rate of this step is not known yet: it is neither planned nor prepared. */
+bool sfc_run_lr_open(const struct sfc_run_fsm *run, uint64_t step);
+bool sfc_run_waits_for_lr(const struct sfc_run_fsm *run, char *out, size_t size);
 
 /* run_calls.c */
 void sfc_run_block(struct sfc_run_fsm *run, uint64_t step, uint32_t j, int code, const char *cause);

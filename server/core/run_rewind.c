@@ -206,7 +206,7 @@ void sfc_run_rewind_advance(struct sfc_run_fsm *run, struct sfc_run_actions *act
     struct sfc_run_rewind *r = &run->rewind;
     /* first it is known what is committed, and where blocks are */
     bool record = run->commit.phase == SFC_PHASE_RECORD || sfc_run_writes_map(run);
-    if (r->phase == SFC_REWIND_WANTED && !record)
+    if (r->phase == SFC_REWIND_WANTED && !record && run->set_lr.phase == SFC_SET_LR_NONE)
         want_record(run, actions);
     if (r->phase == SFC_REWIND_READ && !record) {
         r->phase = SFC_REWIND_ASKING;
@@ -255,6 +255,9 @@ void sfc_run_on_rewound(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     run->durable = r->step;
     run->durable_record = r->record;
     run->drop_count = 0;
+#if SFC_PLANT_BUG != 17 /* a change that a rewind gave up goes on */
+    sfc_lr_changes_cut(&run->lr_changes, r->step);
+#endif
     unblock(run);
     answer(run, SFC_OK, "", actions);
 }

@@ -99,11 +99,10 @@ static int check_state(struct sfc_run_fsm *run)
     return SFC_OK;
 }
 
-/* The first step at which the run can stand still: a durable one. */
-static uint64_t first_stop(const struct sfc_run_fsm *run, bool busy)
+uint64_t sfc_run_first_stop(const struct sfc_run_fsm *run)
 {
     uint64_t next = run->commit.committed + 1;
-    if (busy)
+    if (sfc_run_busy(run))
         return run->provisional ? next + 1 : next;
     return run->durable == run->commit.committed ? run->commit.committed : next;
 }
@@ -112,8 +111,7 @@ static int new_hold(struct sfc_run_fsm *run, const struct sfc_run_event *e, stru
 {
     const struct sfc_commit_fsm *c = &run->commit;
     struct sfc_hold *h = find_hold(run, 0);
-    bool busy = c->phase == SFC_PHASE_PREPARE || c->phase == SFC_PHASE_RECORD;
-    uint64_t first = first_stop(run, busy);
+    uint64_t first = sfc_run_first_stop(run);
     if (!h)
         return sfc_fail(&run->error, SFC_ELIMIT, "%u holds are there already", SFC_MAX_HOLDS);
     int rc = check_end(run, e->step);
@@ -308,8 +306,8 @@ static bool serve_session(struct sfc_run_fsm *run, const struct sfc_waiting *w,
     return true;
 }
 
-/* Otherwise the rewind answers it. */
-static bool serve_rewind(const struct sfc_run_fsm *run, const struct sfc_waiting *w,
+/* Otherwise what it waits for answers it. */
+static bool serve_change(const struct sfc_run_fsm *run, const struct sfc_waiting *w,
                          struct sfc_run_actions *actions)
 {
     if (sfc_run_ended(run))
@@ -333,8 +331,8 @@ void sfc_run_serve(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_acti
             answered = serve_watch(run, w, now_ms, actions);
         else if (w->kind == SFC_WAITING_SESSION)
             answered = serve_session(run, w, actions);
-        else if (w->kind == SFC_WAITING_REWIND)
-            answered = serve_rewind(run, w, actions);
+        else if (w->kind == SFC_WAITING_REWIND || w->kind == SFC_WAITING_LR)
+            answered = serve_change(run, w, actions);
         else
             answered = false; /* DROPPED answers it */
         if (answered)

@@ -7,7 +7,8 @@
  *   DIR/dense-NNNNNN.f32    block N of the backbone's parameter vector: values, momentum, with
  *                           adamw second moments
  *   DIR/history-000000.f32  momentum mode dense: the learning rate of each step, negative: skipped
- *   DIR/manifest.json       step, digests and lengths of all files, the state digest
+ *   DIR/manifest.json       step, digests and lengths of all files, the state digest, changes of
+ *                           the learning rate
  *   DIR/manifest.xxh3       XXH3-128 of manifest.json in hex
  *
  * The directory is written beside its final name and renamed when everything is on disk, so DIR is
@@ -47,6 +48,15 @@ int sfc_checkpoint_may_create(const char *dir, struct sfc_error *err);
  */
 int sfc_checkpoint_create(const char *dir, const Shardfc__V1__RunConfig *config, uint64_t step,
                           struct sfc_checkpoint_writer **out, struct sfc_error *err);
+/* The changes of the learning rate that a run needs to go on with the same rates; steps ascending.
+ * Copied; before the end. They are no part of the state digest: some are of later steps. */
+struct sfc_checkpoint_lr {
+    uint64_t from_step;
+    double lr; /* 0: the configuration's again */
+};
+int sfc_checkpoint_set_lr(struct sfc_checkpoint_writer *writer,
+                          const struct sfc_checkpoint_lr *changes, size_t count,
+                          struct sfc_error *err);
 int sfc_checkpoint_begin(struct sfc_checkpoint_writer *writer, Shardfc__V1__BlockKind kind,
                          uint64_t block, struct sfc_error *err);
 int sfc_checkpoint_append(struct sfc_checkpoint_writer *writer, const float *values, uint64_t count,
@@ -73,6 +83,9 @@ void sfc_checkpoint_close(struct sfc_checkpoint *checkpoint); /* NULL is fine */
 const Shardfc__V1__RunConfig *sfc_checkpoint_config(const struct sfc_checkpoint *checkpoint);
 uint64_t sfc_checkpoint_step(const struct sfc_checkpoint *checkpoint);
 const char *sfc_checkpoint_digest(const struct sfc_checkpoint *checkpoint);
+/* How many there are; *out: borrowed. */
+size_t sfc_checkpoint_lr(const struct sfc_checkpoint *checkpoint,
+                         const struct sfc_checkpoint_lr **out);
 /* n: values of a block. They are elements [0, n) of its file, momentum [n, 2n), last steps or
  * second moments the rest. */
 uint64_t sfc_checkpoint_block_elements(const struct sfc_checkpoint *checkpoint,

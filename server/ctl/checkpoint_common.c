@@ -28,8 +28,11 @@ bool sfc_config_is_adamw(const Shardfc__V1__RunConfig *config)
     return config->optimizer != NULL && strcmp(config->optimizer, "adamw") == 0;
 }
 
-int sfc_checkpoint_version(const Shardfc__V1__RunConfig *config)
+int sfc_checkpoint_version(const Shardfc__V1__RunConfig *config, size_t lr_changes)
 {
+    if (lr_changes > 0) {
+        return SFC_CHECKPOINT_VERSION_LR;
+    }
     return sfc_config_is_adamw(config) ? SFC_CHECKPOINT_VERSION_ADAMW : SFC_CHECKPOINT_VERSION;
 }
 

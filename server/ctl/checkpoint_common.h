@@ -12,9 +12,11 @@
 #define SFC_CHECKPOINT_VERSION 2
 /* With second moments, which readers of version 2 would take for damage. */
 #define SFC_CHECKPOINT_VERSION_ADAMW 3
+/* With changes of the learning rate, which readers of the other versions would not see. */
+#define SFC_CHECKPOINT_VERSION_LR 4
 
 /* The version that a checkpoint of this run has. */
-int sfc_checkpoint_version(const Shardfc__V1__RunConfig *config);
+int sfc_checkpoint_version(const Shardfc__V1__RunConfig *config, size_t lr_changes);
 
 struct sfc_block_entry {
     uint64_t elements; /* of values */

@@ -21,6 +21,8 @@ struct sfc_checkpoint {
     uint64_t step;
     char digest[SFC_DIGEST_HEX];
     struct sfc_block_table table;
+    struct sfc_checkpoint_lr *lr_changes;
+    size_t lr_count;
 };
 
 /* Reads DIR/name, at most `limit` bytes, into a fresh zero-terminated buffer. */
@@ -173,14 +175,52 @@ static int read_header(struct sfc_checkpoint *c, json_t *root, const char **conf
         strlen(digest) != SFC_DIGEST_HEX - 1) {
         return sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: not a checkpoint manifest", c->dir);
     }
-    if (version != SFC_CHECKPOINT_VERSION && version != SFC_CHECKPOINT_VERSION_ADAMW) {
+    if (version < SFC_CHECKPOINT_VERSION || version > SFC_CHECKPOINT_VERSION_LR) {
         return sfc_fail(err, SFC_EUNSUPPORTED,
-                        "%s: checkpoint version %d, this program reads versions %d and %d", c->dir,
-                        version, SFC_CHECKPOINT_VERSION, SFC_CHECKPOINT_VERSION_ADAMW);
+                        "%s: checkpoint version %d, this program reads versions %d to %d", c->dir,
+                        version, SFC_CHECKPOINT_VERSION, SFC_CHECKPOINT_VERSION_LR);
     }
     c->step = (uint64_t)step;
     memcpy(c->digest, digest, SFC_DIGEST_HEX);
     return SFC_OK;
+}
+
+static int read_change(struct sfc_checkpoint *c, json_t *item, struct sfc_error *err)
+{
+    json_int_t from;
+    double lr;
+    json_error_t where;
+    uint64_t before = c->lr_count > 0 ? c->lr_changes[c->lr_count - 1].from_step : 0;
+    if (json_unpack_ex(item, &where, 0, "{s:I, s:F}", "from_step", &from, "lr", &lr) != 0) {
+        return not_as_expected(c, "an entry of lr_changes is none", &where, err);
+    }
+    if (from < 1 || (uint64_t)from <= before || !(lr >= 0)) {
+        return sfc_fail(err, SFC_ECORRUPT,
+                        "%s/manifest.json: lr_changes: rate %g from step %lld; use another "
+                        "checkpoint",
+                        c->dir, lr, (long long)from);
+    }
+    c->lr_changes[c->lr_count++] = (struct sfc_checkpoint_lr){(uint64_t)from, lr};
+    return SFC_OK;
+}
+
+static int read_changes(struct sfc_checkpoint *c, json_t *root, struct sfc_error *err)
+{
+    json_t *list = json_object_get(root, "lr_changes");
+    size_t count = json_array_size(list);
+    int code = SFC_OK;
+    if (list != NULL && count == 0) {
+        return sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: lr_changes is no list with entries",
+                        c->dir);
+    }
+    c->lr_changes = calloc(count + 1, sizeof *c->lr_changes);
+    if (c->lr_changes == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for changes of the learning rate");
+    }
+    for (size_t i = 0; i < count && code == SFC_OK; i++) {
+        code = read_change(c, json_array_get(list, i), err);
+    }
+    return code;
 }
 
 static int load_config(struct sfc_checkpoint *c, const char *expected, struct sfc_error *err)
@@ -324,6 +364,9 @@ int sfc_checkpoint_open_manifest(const char *dir, struct sfc_checkpoint **out,
         code = read_header(c, root, &config_hex, err);
     }
     if (code == SFC_OK) {
+        code = read_changes(c, root, err);
+    }
+    if (code == SFC_OK) {
         code = load_config(c, config_hex, err);
     }
     if (code == SFC_OK) {
@@ -372,6 +415,7 @@ void sfc_checkpoint_close(struct sfc_checkpoint *c)
         shardfc__v1__run_config__free_unpacked(c->config, NULL);
     }
     sfc_block_table_free(&c->table);
+    free(c->lr_changes);
     free(c);
 }
 
@@ -388,6 +432,12 @@ uint64_t sfc_checkpoint_step(const struct sfc_checkpoint *c)
 const char *sfc_checkpoint_digest(const struct sfc_checkpoint *c)
 {
     return c->digest;
+}
+
+size_t sfc_checkpoint_lr(const struct sfc_checkpoint *c, const struct sfc_checkpoint_lr **out)
+{
+    *out = c->lr_changes;
+    return c->lr_count;
 }
 
 uint64_t sfc_checkpoint_block_count(const struct sfc_checkpoint *c, Shardfc__V1__BlockKind kind)

@@ -26,6 +26,8 @@ struct sfc_checkpoint_writer {
     Shardfc__V1__RunConfig *config;
     uint64_t step;
     struct sfc_block_table table;
+    struct sfc_checkpoint_lr *lr_changes;
+    size_t lr_count;
 };
 
 static int write_all(int fd, const void *data, size_t size, const char *name, struct sfc_error *err)
@@ -248,6 +250,37 @@ static int describe_blocks(const struct sfc_checkpoint_writer *w, json_t *files,
     return SFC_OK;
 }
 
+int sfc_checkpoint_set_lr(struct sfc_checkpoint_writer *w, const struct sfc_checkpoint_lr *changes,
+                          size_t count, struct sfc_error *err)
+{
+    struct sfc_checkpoint_lr *copy = calloc(count + 1, sizeof *copy);
+    if (copy == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for changes of the learning rate");
+    }
+    if (count > 0) {
+        memcpy(copy, changes, count * sizeof *copy);
+    }
+    free(w->lr_changes);
+    w->lr_changes = copy;
+    w->lr_count = count;
+    return SFC_OK;
+}
+
+/* False: no memory. Nothing where the schedule was never changed, as before there were changes. */
+static bool add_lr(const struct sfc_checkpoint_writer *w, json_t *root)
+{
+    json_t *list = json_array();
+    bool ok = list != NULL;
+    for (size_t i = 0; i < w->lr_count && ok; i++) {
+        ok = json_array_append_new(list, json_pack("{s:I, s:f}", "from_step",
+                                                   (json_int_t)w->lr_changes[i].from_step, "lr",
+                                                   w->lr_changes[i].lr)) == 0;
+    }
+    ok = ok && (w->lr_count == 0 || json_object_set(root, "lr_changes", list) == 0);
+    json_decref(list);
+    return ok;
+}
+
 static int write_config(struct sfc_checkpoint_writer *w, char hex[SFC_DIGEST_HEX],
                         struct sfc_error *err)
 {
@@ -276,11 +309,11 @@ static int write_manifest(struct sfc_checkpoint_writer *w, const char *digest,
     }
     json_t *root =
         json_pack("{s:s, s:i, s:I, s:s, s:s, s:I, s:i, s:s, s:s, s:O}", "format",
-                  SFC_CHECKPOINT_FORMAT, "version", sfc_checkpoint_version(w->config), "step",
-                  (json_int_t)w->step, "digest", digest, "run", w->config->name, "classes",
+                  SFC_CHECKPOINT_FORMAT, "version", sfc_checkpoint_version(w->config, w->lr_count),
+                  "step", (json_int_t)w->step, "digest", digest, "run", w->config->name, "classes",
                   (json_int_t)w->config->classes, "dim", (int)w->config->dim, "backbone",
                   w->config->backbone, "run_xxh3", config_hex, "files", files);
-    char *text = root == NULL ? NULL : json_dumps(root, JSON_INDENT(1));
+    char *text = root == NULL || !add_lr(w, root) ? NULL : json_dumps(root, JSON_INDENT(1));
     json_decref(root);
     json_decref(files);
     if (text == NULL || sfc_json_out_of_memory()) { /* a piece may be missing in the text */
@@ -332,6 +365,7 @@ static void free_writer(struct sfc_checkpoint_writer *w)
         shardfc__v1__run_config__free_unpacked(w->config, NULL);
     }
     sfc_block_table_free(&w->table);
+    free(w->lr_changes);
     free(w);
 }
 

@@ -7,6 +7,8 @@
 #include "server/ctl/hold.h"
 #include "server/ctl/pins.h"
 
+#define STATUS_DEADLINE_MS 10000
+
 struct checkpoint_options {
     const char *scheduler, *out;
     bool json;
@@ -118,6 +120,43 @@ static int copy_all(struct source *s, struct sfc_checkpoint_writer *writer, floa
     return SFC_OK;
 }
 
+/* Of the changes that were made up to now, those that the steps after this one need. */
+static int copy_lr(const Shardfc__V1__StatusReply *status, uint64_t step,
+                   struct sfc_checkpoint_writer *writer, struct sfc_error *err)
+{
+    size_t count = 0;
+    struct sfc_checkpoint_lr *changes = calloc(status->n_lr_changes + 1, sizeof *changes);
+    if (changes == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for changes of the learning rate");
+    }
+    for (size_t i = 0; i < status->n_lr_changes; i++) {
+        const Shardfc__V1__LrChange *c = status->lr_changes[i];
+        bool over =
+            i + 1 < status->n_lr_changes && status->lr_changes[i + 1]->from_step <= step + 1;
+        if (!over && (count > 0 || c->lr > 0)) {
+            changes[count++] = (struct sfc_checkpoint_lr){c->from_step, c->lr};
+        }
+    }
+    int code = sfc_checkpoint_set_lr(writer, changes, count, err);
+    free(changes);
+    return code;
+}
+
+static int take_lr(struct sfc_cluster *cluster, uint64_t step, struct sfc_checkpoint_writer *writer,
+                   struct sfc_error *err)
+{
+    Shardfc__V1__StatusRequest request = SHARDFC__V1__STATUS_REQUEST__INIT;
+    struct sfc_answer answer = {0};
+    int code = sfc_cluster_scheduler(cluster, "Status", &request.base,
+                                     &shardfc__v1__status_reply__descriptor, STATUS_DEADLINE_MS,
+                                     &answer, err);
+    if (code == SFC_OK) {
+        code = copy_lr((const Shardfc__V1__StatusReply *)answer.message, step, writer, err);
+    }
+    sfc_answer_free(&answer);
+    return code;
+}
+
 static void say_removed(void *ctx, const char *path)
 {
     (void)ctx;
@@ -125,8 +164,8 @@ static void say_removed(void *ctx, const char *path)
             path);
 }
 
-static int take(struct source *s, const char *out, char digest[SFC_DIGEST_HEX],
-                struct sfc_error *err)
+static int take(struct source *s, struct sfc_cluster *cluster, const char *out,
+                char digest[SFC_DIGEST_HEX], struct sfc_error *err)
 {
     struct sfc_checkpoint_writer *writer = NULL;
     float *piece = malloc(SFC_HOLD_PIECE * sizeof *piece);
@@ -136,7 +175,10 @@ static int take(struct source *s, const char *out, char digest[SFC_DIGEST_HEX],
         code = sfc_checkpoint_create(out, config_of(s), step_of(s), &writer, err);
     }
     if (code == SFC_OK) {
-        code = copy_all(s, writer, piece, err);
+        code = take_lr(cluster, step_of(s), writer, err);
+        if (code == SFC_OK) {
+            code = copy_all(s, writer, piece, err);
+        }
         if (code == SFC_OK) {
             code = sfc_checkpoint_finish(writer, digest, err);
         } else {
@@ -189,7 +231,7 @@ int sfc_cmd_checkpoint(int argc, char **argv)
         code = open_source(&source, cluster, o.at_step, &err);
         if (code == SFC_OK) {
             step = step_of(&source);
-            code = take(&source, o.out, digest, &err);
+            code = take(&source, cluster, o.out, digest, &err);
         }
         close_source(&source);
     }

@@ -261,6 +261,27 @@ static int load(struct loading *l, struct sfc_error *err)
                         : "the run may still be loading: `shardfc stop`, then restore it again");
 }
 
+/* The changes of the learning rate go on with the run. *items is the caller's to free. */
+static int take_lr(const struct sfc_checkpoint *checkpoint, Shardfc__V1__CreateRunRequest *request,
+                   Shardfc__V1__LrChange **items, struct sfc_error *err)
+{
+    const struct sfc_checkpoint_lr *changes;
+    size_t count = sfc_checkpoint_lr(checkpoint, &changes);
+    *items = calloc(count + 1, sizeof **items);
+    request->lr_changes = calloc(count + 1, sizeof(Shardfc__V1__LrChange *));
+    if (*items == NULL || request->lr_changes == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for changes of the learning rate");
+    }
+    for (size_t i = 0; i < count; i++) {
+        shardfc__v1__lr_change__init(&(*items)[i]);
+        (*items)[i].from_step = changes[i].from_step;
+        (*items)[i].lr = changes[i].lr;
+        request->lr_changes[i] = &(*items)[i];
+    }
+    request->n_lr_changes = count;
+    return SFC_OK;
+}
+
 static int restore(const struct restore_options *o, const struct sfc_checkpoint *checkpoint,
                    uint64_t *run_id, struct sfc_error *err)
 {
@@ -279,7 +300,11 @@ static int restore(const struct restore_options *o, const struct sfc_checkpoint 
     request.keeping = &keeping;
     request.load = true;
     request.start_step = sfc_checkpoint_step(checkpoint);
-    int code = sfc_cluster_connect(o->scheduler, &l.cluster, err);
+    Shardfc__V1__LrChange *lr_changes = NULL;
+    int code = take_lr(checkpoint, &request, &lr_changes, err);
+    if (code == SFC_OK) {
+        code = sfc_cluster_connect(o->scheduler, &l.cluster, err);
+    }
     if (code == SFC_OK) {
         code = sfc_cluster_scheduler(l.cluster, "CreateRun", &request.base,
                                      &shardfc__v1__create_run_reply__descriptor, CREATE_DEADLINE_MS,
@@ -294,6 +319,8 @@ static int restore(const struct restore_options *o, const struct sfc_checkpoint 
         code = load(&l, err);
     }
     free(l.block);
+    free(lr_changes);
+    free(request.lr_changes);
     sfc_answer_free(&answer);
     sfc_cluster_close(l.cluster);
     return code;

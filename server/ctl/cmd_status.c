@@ -117,6 +117,17 @@ static json_t *workers_json(const Shardfc__V1__StatusReply *s)
     return list;
 }
 
+static json_t *lr_changes_json(const Shardfc__V1__StatusReply *s)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < s->n_lr_changes; i++) {
+        const Shardfc__V1__LrChange *c = s->lr_changes[i];
+        json_array_append_new(list, json_pack("{s:I, s:o}", "from_step", (json_int_t)c->from_step,
+                                              "lr", c->lr > 0 ? json_real(c->lr) : json_null()));
+    }
+    return list;
+}
+
 static json_t *status_json(const Shardfc__V1__StatusReply *s)
 {
     json_t *counters = json_object();
@@ -140,14 +151,32 @@ static json_t *status_json(const Shardfc__V1__StatusReply *s)
     json_object_set_new(all, "goal", json_string(s->goal));
     json_object_set_new(all, "goal_bytes", json_integer((json_int_t)s->goal_bytes));
     json_object_set_new(all, "goal_moved", json_integer((json_int_t)s->goal_moved));
+    json_object_set_new(all, "lr_changes", lr_changes_json(s));
     json_object_set_new(all, "moves", moves_json(s));
     json_object_set_new(all, "elastic", json_boolean(s->keeping && s->keeping->elastic));
     return all;
 }
 
+/* The change that holds for the next step, and those to come. */
+static void print_lr_changes(const Shardfc__V1__StatusReply *s)
+{
+    for (size_t i = 0; i < s->n_lr_changes; i++) {
+        const Shardfc__V1__LrChange *c = s->lr_changes[i];
+        if (i + 1 < s->n_lr_changes && s->lr_changes[i + 1]->from_step <= s->step + 1) {
+            continue;
+        }
+        if (c->lr > 0) {
+            printf("lr set to %g from step %" PRIu64 " on\n", c->lr, c->from_step);
+        } else if (c->from_step > s->step) {
+            printf("lr of the schedule again from step %" PRIu64 " on\n", c->from_step);
+        }
+    }
+}
+
 static void print_status(const Shardfc__V1__StatusReply *s)
 {
     sfc_show_run(stdout, s);
+    print_lr_changes(s);
     sfc_show_goal(stdout, s);
     sfc_show_shards(stdout, s, SIZE_MAX);
     sfc_show_workers(stdout, s, SIZE_MAX);

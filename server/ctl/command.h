@@ -26,6 +26,7 @@ int sfc_cmd_pause(int argc, char **argv);
 int sfc_cmd_resume(int argc, char **argv);
 int sfc_cmd_stop(int argc, char **argv);
 int sfc_cmd_rewind(int argc, char **argv);
+int sfc_cmd_set(int argc, char **argv);
 int sfc_cmd_checkpoint(int argc, char **argv);
 int sfc_cmd_restore(int argc, char **argv);
 int sfc_cmd_verify(int argc, char **argv);

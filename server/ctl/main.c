@@ -19,6 +19,7 @@ static const struct command {
     {"events", sfc_cmd_events, "what happened, when, because of whom"},
     {"pause", sfc_cmd_pause, "stop giving out work after the present step"},
     {"resume", sfc_cmd_resume, "go on after a pause or a block"},
+    {"set", sfc_cmd_set, "set the learning rate of the run that lives"},
     {"stop", sfc_cmd_stop, "end the run and free its blocks"},
     {"rewind", sfc_cmd_rewind, "back to an earlier step, as if nothing had come after it"},
     {"checkpoint", sfc_cmd_checkpoint, "write the whole state at a step to a directory"},

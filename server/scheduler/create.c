@@ -9,7 +9,7 @@
 #include "proto/base/log.h"
 #include "proto/limits.h"
 #include "proto/run_config.h"
-#include "server/scheduler/scheduler_internal.h"
+#include "server/scheduler/run_parts.h"
 
 #define DEFAULT_DENSE_BLOCK (64u << 10)
 #define SESSION_WINDOW      1000u /* steps that a session's run can be rewound, unless it says */
@@ -23,6 +23,7 @@ struct create_task {
     uint64_t start_step;
     bool load;
     struct sfc_keeping keeping;
+    struct sfc_lr_changes lr_changes;
     uint64_t run_id, nonce;
     uint64_t bytes_per_shard, wire_bytes;
 };
@@ -281,13 +282,18 @@ static int check_keeping(const Shardfc__V1__RunKeeping *k, struct sfc_error *err
     return SFC_OK;
 }
 
+static struct sfc_schedule schedule_of(const Shardfc__V1__RunConfig *c)
+{
+    return (struct sfc_schedule){.lr = c->lr,
+                                 .warmup_steps = c->warmup_steps,
+                                 .power = c->lr_power,
+                                 .end = c->lr_end,
+                                 .steps = c->steps};
+}
+
 static int check_config(const Shardfc__V1__RunConfig *c, struct sfc_error *err)
 {
-    struct sfc_schedule schedule = {.lr = c->lr,
-                                    .warmup_steps = c->warmup_steps,
-                                    .power = c->lr_power,
-                                    .end = c->lr_end,
-                                    .steps = c->steps};
+    const struct sfc_schedule schedule = schedule_of(c);
     int code = sfc_run_config_check(c, err);
     if (code != SFC_OK)
         return code;
@@ -303,6 +309,7 @@ static void create_free(struct create_task *t)
 {
     sfc_message_free(t->config);
     sfc_message_free(t->map);
+    sfc_lr_changes_free(&t->lr_changes);
     free(t);
 }
 
@@ -317,10 +324,17 @@ static void create_work(struct sfc_store_task *task, struct sfc_store *store)
                                 .elastic = t->keeping.elastic,
                                 .map_version = t->map->version,
                                 .state = "loading"};
+    struct sfc_store_lr *lr = calloc(t->lr_changes.count + 1, sizeof *lr);
     run.config = sfc_message_pack(t->config, &run.config_size);
     run.map = sfc_message_pack(t->map, &run.map_size);
-    task->code = run.config && run.map ? sfc_store_add_run(store, &run, &t->run_id, &task->error)
-                                       : sfc_fail(&task->error, SFC_ENOMEM, "store the run");
+    for (uint32_t i = 0; lr && i < t->lr_changes.count; i++)
+        lr[i] = (struct sfc_store_lr){t->lr_changes.items[i].from_step, t->lr_changes.items[i].lr};
+    run.lr_changes = lr;
+    run.lr_change_count = t->lr_changes.count;
+    task->code = run.config && run.map && lr
+                     ? sfc_store_add_run(store, &run, &t->run_id, &task->error)
+                     : sfc_fail(&task->error, SFC_ENOMEM, "store the run");
+    free(lr);
     sfc_store_run_close(&run);
 }
 
@@ -328,8 +342,9 @@ static void begin(struct create_task *t)
 {
     struct sfc_scheduler *s = t->scheduler;
     struct sfc_sched_run *run = NULL;
-    int code = sfc_sched_run_new(s, t->run_id, t->config, t->map, t->start_step, t->load,
-                                 t->keeping, NULL, &run, &t->task.error);
+    int code =
+        sfc_sched_run_new(s, t->run_id, t->config, t->map, t->start_step, t->load, t->keeping,
+                          t->lr_changes.items, t->lr_changes.count, NULL, &run, &t->task.error);
     if (code != SFC_OK) {
         sfc_sched_refuse(s, t->call, &t->task.error);
         return;
@@ -385,6 +400,10 @@ static int create(struct sfc_scheduler *s, struct sfc_rpc_call *call,
     struct create_task *t = code == SFC_OK ? calloc(1, sizeof *t) : NULL;
     if (code == SFC_OK && !t)
         code = sfc_fail(err, SFC_ENOMEM, "create run");
+    if (code == SFC_OK) {
+        const struct sfc_schedule schedule = schedule_of(r->config);
+        code = sfc_sched_take_lr(r->lr_changes, r->n_lr_changes, &schedule, &t->lr_changes, err);
+    }
     if (code == SFC_OK && getrandom(&t->nonce, sizeof t->nonce, 0) != (ssize_t)sizeof t->nonce)
         code = sfc_fail_errno(err, "random bytes");
     if (code == SFC_OK)

@@ -314,6 +314,7 @@ static int control_event(int action, enum sfc_run_event_type *out, struct sfc_er
         [SHARDFC__V1__CONTROL_REQUEST__ACTION__STOP] = SFC_EV_STOP,
         [SHARDFC__V1__CONTROL_REQUEST__ACTION__DROP] = SFC_EV_DROP,
         [SHARDFC__V1__CONTROL_REQUEST__ACTION__REWIND] = SFC_EV_REWIND,
+        [SHARDFC__V1__CONTROL_REQUEST__ACTION__SET_LR] = SFC_EV_SET_LR,
     };
     if (action < 0 || (size_t)action >= sizeof types / sizeof *types)
         return sfc_fail(err, SFC_EINVAL, "action: %d", action);
@@ -333,6 +334,9 @@ static void note_control(struct sfc_scheduler *s, struct sfc_rpc_call *call,
                            r->micro_batch, r->step);
     else if (r->action == SHARDFC__V1__CONTROL_REQUEST__ACTION__REWIND)
         sfc_sched_event_by(s, call, "asks run %s to REWIND to step %" PRIu64, name, r->step);
+    else if (r->action == SHARDFC__V1__CONTROL_REQUEST__ACTION__SET_LR)
+        sfc_sched_event_by(s, call, "asks run %s to SET_LR %g from step %" PRIu64, name, r->lr,
+                           r->step);
     else
         sfc_sched_event_by(s, call, "asks run %s to %s", name, v ? v->name : "?");
 }
@@ -345,7 +349,7 @@ static void on_control(struct sfc_rpc_call *call, void *ctx)
         sfc_sched_unpack(s, call, &shardfc__v1__control_request__descriptor);
     if (!r)
         return;
-    struct sfc_run_event event = {.step = r->step, .j = r->micro_batch};
+    struct sfc_run_event event = {.step = r->step, .j = r->micro_batch, .lr = r->lr};
     int code = check_run(s, r->run_id, true, &err);
     if (code == SFC_OK)
         code = control_event((int)r->action, &event.type, &err);

@@ -74,7 +74,8 @@ static struct sfc_run_config machine_config(const struct sfc_sched_run *run, uin
 
 int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConfig *config,
                       Shardfc__V1__BlockMap *map, uint64_t start_step, bool load,
-                      struct sfc_keeping keeping, const struct sfc_run_restore *restore,
+                      struct sfc_keeping keeping, const struct sfc_lr_change *lr_changes,
+                      size_t lr_count, const struct sfc_run_restore *restore,
                       struct sfc_sched_run **out, struct sfc_error *err)
 {
     struct sfc_sched_run *run = calloc(1, sizeof *run);
@@ -95,6 +96,8 @@ int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConf
         shard_ids[k] = map->shards[k]->shard;
     if (code == SFC_OK) {
         struct sfc_run_config machine = machine_config(run, start_step, shard_ids);
+        machine.lr_changes = lr_changes;
+        machine.lr_change_count = lr_count;
         code = sfc_run_init(&run->fsm, &machine, restore, err);
     }
     if (code == SFC_OK)
@@ -188,6 +191,9 @@ static void perform(struct sfc_sched_run *run)
             sfc_scale_note_step(run, a->record.step);
             sfc_sched_write_record(run, a);
             break;
+        case SFC_ACT_WRITE_LR:
+            sfc_sched_write_lr(run, a);
+            break;
         case SFC_ACT_WRITE_DROP:
             sfc_sched_write_drop(run, a);
             break;
@@ -223,6 +229,7 @@ static void perform(struct sfc_sched_run *run)
             sfc_sched_order_done(run, a);
             break;
         case SFC_ACT_REPLY:
+        case SFC_ACT_REPLY_LR:
         case SFC_ACT_REPLY_TICKET:
         case SFC_ACT_REPLY_DONE:
         case SFC_ACT_REPLY_SESSION:
@@ -254,6 +261,7 @@ void sfc_sched_run_event(struct sfc_sched_run *run, struct sfc_run_event *event)
     event->now_ms = sfc_sched_now(run->scheduler);
     sfc_run_step(&run->fsm, event, &run->actions);
     perform(run);
+    sfc_sched_answer_controls(run);
     tell_kept(run);
     sfc_sched_create_progress(run);
 }
@@ -294,6 +302,14 @@ void sfc_sched_run_tick(struct sfc_sched_run *run)
         run->lost_drop_number = 0;
         sfc_sched_run_event(run, &event);
     }
+    if (run->lost_lr) {
+        struct sfc_run_event event = {.type = SFC_EV_LR_WRITTEN,
+                                      .step = run->lost_lr,
+                                      .code = SFC_ENOMEM,
+                                      .text = "no memory"};
+        run->lost_lr = 0;
+        sfc_sched_run_event(run, &event);
+    }
     if (run->lost_rewind) { /* only one of the two is waited for */
         struct sfc_run_event event = {.type = SFC_EV_RECORD_READ,
                                       .step = run->lost_rewind - 1,
@@ -304,6 +320,7 @@ void sfc_sched_run_tick(struct sfc_sched_run *run)
         event.type = SFC_EV_REWOUND;
         sfc_sched_run_event(run, &event);
     }
+    sfc_sched_store_state_again(run);
     if (run->lost_map) {
         struct sfc_run_event event = {.type = SFC_EV_MAP_FAILED,
                                       .number = run->lost_map,

@@ -71,14 +71,9 @@ static void reply_hold(struct sfc_sched_run *run, struct sfc_parked *p,
     sfc_call_reply(p->call, &m);
 }
 
-static void reply_plain(struct sfc_sched_run *run, struct sfc_parked *p)
+static void reply_plain(struct sfc_parked *p)
 {
-    if (p->kind == SFC_PARKED_CONTROL) {
-        Shardfc__V1__ControlReply m = SHARDFC__V1__CONTROL_REPLY__INIT;
-        m.state = (char *)(uintptr_t)sfc_run_state_name(run->fsm.state);
-        m.step = sfc_run_committed(&run->fsm);
-        sfc_call_reply(p->call, &m);
-    } else if (p->kind == SFC_PARKED_ANNOUNCE) {
+    if (p->kind == SFC_PARKED_ANNOUNCE) {
         Shardfc__V1__AnnounceReply m = SHARDFC__V1__ANNOUNCE_REPLY__INIT;
         sfc_call_reply(p->call, &m);
     } else {
@@ -115,8 +110,14 @@ void sfc_sched_reply(struct sfc_sched_run *run, const struct sfc_run_action *a)
         reply_session(run, p, a);
     } else if (a->type == SFC_ACT_REPLY_HOLD) {
         reply_hold(run, p, a);
+    } else if (a->type == SFC_ACT_REPLY_LR) {
+        sfc_sched_grant_control(run, p, a->step);
+        return;
+    } else if (p->kind == SFC_PARKED_CONTROL) {
+        sfc_sched_grant_control(run, p, 0);
+        return;
     } else {
-        reply_plain(run, p);
+        reply_plain(p);
     }
     sfc_sched_unpark(p);
 }

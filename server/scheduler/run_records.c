@@ -1,5 +1,4 @@
-/* What a run writes to the store and reads there: commit records, drops, its way back, its state.
- */
+/* What a run writes to the store and reads there: commit records, drops, its way back. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -327,49 +326,4 @@ void sfc_sched_read_record(struct sfc_sched_run *run, uint64_t step)
 void sfc_sched_write_rewind(struct sfc_sched_run *run, const struct sfc_run_action *a)
 {
     submit_rewind(run, a->step, a->round, rewind_work, rewind_done);
-}
-
-/* ---- its state */
-
-struct state_task {
-    struct sfc_store_task task;
-    uint64_t run_id;
-    char state[16];
-    char reason[512];
-};
-
-static void state_work(struct sfc_store_task *task, struct sfc_store *store)
-{
-    struct state_task *t = (struct state_task *)task;
-    task->code = sfc_store_set_run_state(store, t->run_id, t->state, t->reason, &task->error);
-}
-
-static void state_done(struct sfc_store_task *task)
-{
-    if (task->code != SFC_OK)
-        sfc_error_log("%s", task->error.text);
-    free(task);
-}
-
-void sfc_sched_write_state(struct sfc_sched_run *run, const struct sfc_run_action *a)
-{
-    const char *name = a->state == SFC_RUN_IDLE ? "stopped" : sfc_run_state_name(a->state);
-    sfc_sched_event(run->scheduler, "run %" PRIu64 " (%s): %s at step %" PRIu64 "%s%s", run->id,
-                    run->config->name, name, sfc_run_committed(&run->fsm),
-                    a->text && *a->text ? ": " : "", a->text ? a->text : "");
-    if (a->state != SFC_RUN_RUNNING)
-        run->last_commit_us = 0; /* standing still does not count as slow steps */
-    else
-        run->running_us = uv_hrtime() / 1000;
-    struct state_task *t = calloc(1, sizeof *t);
-    if (!t) {
-        sfc_error_log("no memory to store the state of run %" PRIu64, run->id);
-        return;
-    }
-    t->task.work = state_work;
-    t->task.done = state_done;
-    t->run_id = run->id;
-    snprintf(t->state, sizeof t->state, "%s", name);
-    snprintf(t->reason, sizeof t->reason, "%s", a->text ? a->text : "");
-    sfc_store_queue_submit(&run->scheduler->queue, &t->task);
 }

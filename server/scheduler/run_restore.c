@@ -98,11 +98,14 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
     Shardfc__V1__RunConfig *config = NULL;
     Shardfc__V1__BlockMap *map = NULL;
     struct sfc_run_drop *drops = NULL;
+    struct sfc_lr_change *lr_changes = NULL;
+    size_t lr_count = 0;
     if (!restore_state(stored.state, &restore.state))
         goto done; /* stopped: only its history is left */
     restore.reason = stored.reason;
     restore.map_step = stored.map_step;
     restore.map_order = stored.map_order;
+    restore.paused = stored.paused;
     int map_code;
     config = sfc_unpack((struct sfc_bytes){stored.config, stored.config_size},
                         &shardfc__v1__run_config__descriptor, &code);
@@ -121,10 +124,12 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
     if (code == SFC_OK)
         code = restore_drops(s, stored.run_id, config, &restore, &drops, err);
     if (code == SFC_OK)
+        code = sfc_sched_read_lr(s->store, stored.run_id, &lr_changes, &lr_count, err);
+    if (code == SFC_OK)
         code = sfc_sched_run_new(
             s, stored.run_id, config, map, stored.start_step, stored.load,
             (struct sfc_keeping){stored.rewind_window, stored.durable_every, stored.elastic},
-            &restore, &s->run, err);
+            lr_changes, lr_count, &restore, &s->run, err);
     if (code == SFC_OK) {
         config = NULL;
         map = NULL;
@@ -148,6 +153,7 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
     }
 done:
     free(drops);
+    free(lr_changes);
     sfc_message_free(config);
     sfc_message_free(map);
     sfc_store_run_close(&stored);

@@ -26,6 +26,7 @@ enum {
 _Static_assert(SFC_CORE_MAX_SHARDS == SFC_LIMIT_SHARDS, "docs/PROTOCOL.md names one number");
 _Static_assert(SFC_CORE_MAX_MICRO_BATCHES == SFC_LIMIT_MICRO_BATCHES, "the same");
 _Static_assert(SFC_LINEAGE_MAX == SFC_LIMIT_RETURNS, "the same");
+_Static_assert(SFC_CORE_LR_CHANGES == SFC_LIMIT_LR_CHANGES, "the same");
 
 struct sfc_counter_set {
     uint32_t count;
@@ -93,7 +94,9 @@ struct sfc_parked {
     uint64_t boot_id;                     /* shard */
     uint64_t due_ms;                      /* JOIN and heartbeats: answer then */
     uint64_t bytes_per_shard, wire_bytes; /* CREATE */
-    Shardfc__V1__JoinRequest *join;       /* JOIN; owned */
+    bool granted;                         /* CONTROL: done, but not durable yet */
+    uint64_t state_number, from_step; /* CONTROL: waits for this state to be stored; of SET_LR */
+    Shardfc__V1__JoinRequest *join;   /* JOIN; owned */
 };
 
 /* Commit records that are in memory only, in order of step. */
@@ -107,6 +110,13 @@ struct sfc_keeping {
     uint64_t rewind_window;
     uint32_t durable_every;
     bool elastic; /* shards that announce themselves take part */
+};
+
+/* Where a run stands, as the store has it. */
+struct sfc_run_standing {
+    char state[16];
+    bool paused;
+    char reason[512];
 };
 
 struct sfc_sched_run {
@@ -158,6 +168,10 @@ struct sfc_sched_run {
     uint64_t lost_drop_number; /* 0: none */
     uint64_t lost_rewind;      /* step + 1, 0: none */
     uint64_t lost_map;         /* number of its order, 0: none */
+    uint64_t lost_lr;          /* step, 0: none */
+    struct sfc_run_standing standing;
+    uint64_t state_number, stored_number; /* of `standing`; of the last one in the store */
+    bool state_lost;                      /* it could not be stored: again at the next tick */
 };
 
 struct sfc_scheduler {
@@ -222,10 +236,12 @@ int sfc_sched_restore_shards(struct sfc_scheduler *s, struct sfc_error *err);
 
 /* ---- run.c */
 bool sfc_sched_run_active(const struct sfc_scheduler *s); /* may not be replaced */
-/* Builds a run from its messages (taken on success only). restore: as for sfc_run_init. */
+/* Builds a run from its messages (taken on success only). lr_changes: [lr_count], copied. restore:
+ * as for sfc_run_init. */
 int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConfig *config,
                       Shardfc__V1__BlockMap *map, uint64_t start_step, bool load,
-                      struct sfc_keeping keeping, const struct sfc_run_restore *restore,
+                      struct sfc_keeping keeping, const struct sfc_lr_change *lr_changes,
+                      size_t lr_count, const struct sfc_run_restore *restore,
                       struct sfc_sched_run **out, struct sfc_error *err);
 void sfc_sched_run_free(
     struct sfc_sched_run *run); /* waiting calls of it are refused; NULL is fine */

@@ -17,6 +17,12 @@
 
 struct sfc_store;
 
+/* From a step on another number takes the place of the configuration's lr. */
+struct sfc_store_lr {
+    uint64_t from_step;
+    double lr; /* 0: the configuration's again */
+};
+
 /* A run as it was created, plus where it stands. Blobs are packed protocol messages. */
 struct sfc_store_run {
     uint64_t run_id;
@@ -28,6 +34,7 @@ struct sfc_store_run {
     bool elastic; /* shards that want to become part of it do so by themselves */
     uint64_t map_version;
     char state[16]; /* see sfc_store_set_run_state */
+    bool paused;    /* by a person, whatever the state */
     char reason[512];
     char numerics[128]; /* class of its workers; "" until the first one joined */
     uint8_t *config;    /* RunConfig; owned by the struct, see sfc_store_run_close */
@@ -35,6 +42,8 @@ struct sfc_store_run {
     uint8_t *map; /* BlockMap; on read the newest one, as map_version is */
     size_t map_size;
     uint64_t map_step, map_order; /* of that one, see below; 0 for the map it was created with */
+    const struct sfc_store_lr *lr_changes; /* it begins with; borrowed (NULL on read) */
+    size_t lr_change_count;
 };
 
 /* A later map of a run. */
@@ -105,7 +114,7 @@ int sfc_store_add_run(struct sfc_store *store, const struct sfc_store_run *run, 
                       struct sfc_error *err);
 /* state: loading | running | paused | blocked | finished | failed | stopped. */
 int sfc_store_set_run_state(struct sfc_store *store, uint64_t run_id, const char *state,
-                            const char *reason, struct sfc_error *err);
+                            bool paused, const char *reason, struct sfc_error *err);
 int sfc_store_set_run_numerics(struct sfc_store *store, uint64_t run_id, const char *numerics,
                                struct sfc_error *err);
 /* The newest run. SFC_ENOTFOUND: there is none. Release with sfc_store_run_close. */
@@ -131,9 +140,9 @@ int sfc_store_last_commit(struct sfc_store *store, uint64_t run_id, struct sfc_s
 /* The record of one step. SFC_ENOTFOUND: it has none. */
 int sfc_store_commit_of(struct sfc_store *store, uint64_t run_id, uint64_t step,
                         struct sfc_store_commit *out, struct sfc_error *err);
-/* The run goes back to a step: records and drops of later ones are gone, in one transaction, which
- * also adds those of `commits` that are not after it, and puts the lineage in the place of the one
- * before (NULL: leaves it). Again is fine. */
+/* The run goes back to a step: records, drops and changes of the learning rate of later ones are
+ * gone, in one transaction, which also adds the records of `commits` that are not after it, and
+ * puts the lineage in the place of the one before (NULL: leaves it). Again is fine. */
 int sfc_store_rewind(struct sfc_store *store, uint64_t run_id, uint64_t step,
                      const struct sfc_store_commit *commits, size_t count,
                      const struct sfc_lineage *lineage, struct sfc_error *err);
@@ -150,6 +159,13 @@ int sfc_store_put_drop(struct sfc_store *store, uint64_t run_id, const struct sf
 /* Drops of steps > after_step, ascending, at most limit. */
 int sfc_store_drops(struct sfc_store *store, uint64_t run_id, uint64_t after_step, size_t limit,
                     struct sfc_store_drop *out, size_t *count, struct sfc_error *err);
+
+/* Takes the place of every change that begins at its step or later. Again is fine. */
+int sfc_store_put_lr(struct sfc_store *store, uint64_t run_id, const struct sfc_store_lr *change,
+                     struct sfc_error *err);
+/* By ascending step, at most limit. */
+int sfc_store_lr_changes(struct sfc_store *store, uint64_t run_id, size_t limit,
+                         struct sfc_store_lr *out, size_t *count, struct sfc_error *err);
 
 /* The shards that are known. An address has one id; putting it again, or dropping what is not
  * there, is fine. */

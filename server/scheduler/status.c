@@ -7,8 +7,8 @@
 
 #include "proto/base/log.h"
 #include "proto/limits.h"
+#include "server/scheduler/run_parts.h"
 #include "server/scheduler/scale.h"
-#include "server/scheduler/scheduler_internal.h"
 
 enum { MAX_TOTALS = 128, MAX_WAITS = 512 };
 
@@ -31,6 +31,8 @@ struct status {
     char move_reason[512];
     Shardfc__V1__WorkerStatus workers[SFC_MAX_WORKERS];
     Shardfc__V1__WorkerStatus *worker_list[SFC_MAX_WORKERS];
+    Shardfc__V1__LrChange lr_changes[SFC_CORE_LR_CHANGES];
+    Shardfc__V1__LrChange *lr_list[SFC_CORE_LR_CHANGES];
     char waits_for[MAX_WAITS + 16];
 };
 
@@ -283,6 +285,9 @@ static void fill_run(struct sfc_sched_run *run, struct status *st)
     else if (run->fsm.state == SFC_RUN_FINISHED || run->fsm.state == SFC_RUN_FAILED)
         m->images_per_s = sfc_sched_run_average(run);
     m->lr = run->lr;
+    sfc_sched_show_lr(&run->fsm.lr_changes, st->lr_changes, st->lr_list);
+    m->n_lr_changes = run->fsm.lr_changes.count;
+    m->lr_changes = st->lr_list;
     if (running && m->images_per_s > 0 && m->steps > m->step)
         m->eta_s = (double)(m->steps - m->step) * c->global_batch / m->images_per_s;
     if (c->data && c->data->samples)

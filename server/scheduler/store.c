@@ -32,9 +32,9 @@ int sfc_store_add_run(struct sfc_store *store, const struct sfc_store_run *run, 
 }
 
 int sfc_store_set_run_state(struct sfc_store *store, uint64_t run_id, const char *state,
-                            const char *reason, struct sfc_error *err)
+                            bool paused, const char *reason, struct sfc_error *err)
 {
-    return store->ops->set_run_state(store, run_id, state, reason, err);
+    return store->ops->set_run_state(store, run_id, state, paused, reason, err);
 }
 
 int sfc_store_set_run_numerics(struct sfc_store *store, uint64_t run_id, const char *numerics,
@@ -116,7 +116,7 @@ int sfc_store_history(struct sfc_store *store, uint64_t run_id, uint64_t after_s
     return store->ops->history(store, run_id, after_step, limit, out, count, err);
 }
 
-/* ---- dropped micro-batches, shards, goals, events */
+/* ---- dropped micro-batches, learning rate, shards, goals, events */
 
 int sfc_store_put_drop(struct sfc_store *store, uint64_t run_id, const struct sfc_store_drop *drop,
                        struct sfc_error *err)
@@ -128,6 +128,18 @@ int sfc_store_drops(struct sfc_store *store, uint64_t run_id, uint64_t after_ste
                     struct sfc_store_drop *out, size_t *count, struct sfc_error *err)
 {
     return store->ops->drops(store, run_id, after_step, limit, out, count, err);
+}
+
+int sfc_store_put_lr(struct sfc_store *store, uint64_t run_id, const struct sfc_store_lr *change,
+                     struct sfc_error *err)
+{
+    return store->ops->put_lr(store, run_id, change, err);
+}
+
+int sfc_store_lr_changes(struct sfc_store *store, uint64_t run_id, size_t limit,
+                         struct sfc_store_lr *out, size_t *count, struct sfc_error *err)
+{
+    return store->ops->lr_changes(store, run_id, limit, out, count, err);
 }
 
 int sfc_store_put_shard(struct sfc_store *store, uint64_t shard, const char *address,

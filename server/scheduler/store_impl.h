@@ -11,7 +11,7 @@ struct sfc_store_ops {
     int (*next_incarnation)(struct sfc_store *store, uint64_t *out, struct sfc_error *err);
     int (*add_run)(struct sfc_store *store, const struct sfc_store_run *run, uint64_t *run_id,
                    struct sfc_error *err);
-    int (*set_run_state)(struct sfc_store *store, uint64_t run_id, const char *state,
+    int (*set_run_state)(struct sfc_store *store, uint64_t run_id, const char *state, bool paused,
                          const char *reason, struct sfc_error *err);
     int (*set_run_numerics)(struct sfc_store *store, uint64_t run_id, const char *numerics,
                             struct sfc_error *err);
@@ -32,6 +32,10 @@ struct sfc_store_ops {
                     struct sfc_error *err);
     int (*drops)(struct sfc_store *store, uint64_t run_id, uint64_t after_step, size_t limit,
                  struct sfc_store_drop *out, size_t *count, struct sfc_error *err);
+    int (*put_lr)(struct sfc_store *store, uint64_t run_id, const struct sfc_store_lr *change,
+                  struct sfc_error *err);
+    int (*lr_changes)(struct sfc_store *store, uint64_t run_id, size_t limit,
+                      struct sfc_store_lr *out, size_t *count, struct sfc_error *err);
     int (*put_shard)(struct sfc_store *store, uint64_t shard, const char *address,
                      struct sfc_error *err);
     int (*drop_shard)(struct sfc_store *store, uint64_t shard, struct sfc_error *err);

@@ -12,7 +12,7 @@
 
 #include "server/scheduler/store_impl.h"
 
-enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 9, EVENTS_KEPT = 10000, MAPS_KEPT = 64 };
+enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 10, EVENTS_KEPT = 10000, MAPS_KEPT = 64 };
 
 static const char SCHEMA[] =
     "BEGIN IMMEDIATE;"
@@ -23,7 +23,8 @@ static const char SCHEMA[] =
     "NULL,"
     " config BLOB NOT NULL, map BLOB NOT NULL, numerics TEXT NOT NULL DEFAULT '',"
     " rewind_window INTEGER NOT NULL DEFAULT 0, durable_every INTEGER NOT NULL DEFAULT 1,"
-    " nonce INTEGER NOT NULL DEFAULT 0, elastic INTEGER NOT NULL DEFAULT 0);"
+    " nonce INTEGER NOT NULL DEFAULT 0, elastic INTEGER NOT NULL DEFAULT 0,"
+    " paused INTEGER NOT NULL DEFAULT 0);"
     "CREATE TABLE commits(run_id INTEGER NOT NULL, step INTEGER NOT NULL, clip_scale REAL NOT NULL,"
     " applied INTEGER NOT NULL, loss BLOB NOT NULL, lr REAL NOT NULL, images_per_s REAL NOT NULL,"
     " classes INTEGER NOT NULL, map_version INTEGER NOT NULL, position INTEGER NOT NULL,"
@@ -39,12 +40,14 @@ static const char SCHEMA[] =
     " PRIMARY KEY(run_id, step)) WITHOUT ROWID;"
     "CREATE TABLE maps(run_id INTEGER NOT NULL, version INTEGER NOT NULL, step INTEGER NOT NULL,"
     " made_by INTEGER NOT NULL, map BLOB NOT NULL, PRIMARY KEY(run_id, version)) WITHOUT ROWID;"
+    "CREATE TABLE lr_changes(run_id INTEGER NOT NULL, from_step INTEGER NOT NULL, lr REAL NOT NULL,"
+    " PRIMARY KEY(run_id, from_step)) WITHOUT ROWID;"
     "CREATE TABLE shards(shard INTEGER PRIMARY KEY, address TEXT UNIQUE NOT NULL);"
     "CREATE TABLE events(id INTEGER PRIMARY KEY AUTOINCREMENT, time_ms INTEGER NOT NULL,"
     " run_id INTEGER NOT NULL, text TEXT NOT NULL, who TEXT NOT NULL DEFAULT '');"
     "CREATE TABLE goals(run_id INTEGER PRIMARY KEY, goal BLOB NOT NULL);"
     "PRAGMA application_id=1397113683;"
-    "PRAGMA user_version=9;"
+    "PRAGMA user_version=10;"
     "COMMIT;";
 
 /* Version 4 had no word on how a run is kept. */
@@ -85,6 +88,16 @@ static const char UPGRADE_8[] =
     "CREATE TABLE maps(run_id INTEGER NOT NULL, version INTEGER NOT NULL, step INTEGER NOT NULL,"
     " made_by INTEGER NOT NULL, map BLOB NOT NULL, PRIMARY KEY(run_id, version)) WITHOUT ROWID;"
     "PRAGMA user_version=9;"
+    "COMMIT;";
+
+/* Version 9 knew one learning rate for each run, and a pause only of one that was not blocked. */
+static const char UPGRADE_9[] =
+    "BEGIN IMMEDIATE;"
+    "CREATE TABLE lr_changes(run_id INTEGER NOT NULL, from_step INTEGER NOT NULL, lr REAL NOT NULL,"
+    " PRIMARY KEY(run_id, from_step)) WITHOUT ROWID;"
+    "ALTER TABLE runs ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;"
+    "UPDATE runs SET paused = 1 WHERE state = 'paused';"
+    "PRAGMA user_version=10;"
     "COMMIT;";
 
 struct sqlite_store {
@@ -356,20 +369,12 @@ static int check_schema(struct sqlite_store *store, struct sfc_error *err)
             err, SFC_ECORRUPT,
             "%s is an SQLite database of another program; give --state a folder of its own",
             store->path);
-    if (version == 4 && (code = db_transaction(store, UPGRADE_4, "upgrade state", err)) == SFC_OK)
-        version = 5;
-    if (code == SFC_OK && version == 5 &&
-        (code = db_transaction(store, UPGRADE_5, "upgrade state", err)) == SFC_OK)
-        version = 6;
-    if (code == SFC_OK && version == 6 &&
-        (code = db_transaction(store, UPGRADE_6, "upgrade state", err)) == SFC_OK)
-        version = 7;
-    if (code == SFC_OK && version == 7 &&
-        (code = db_transaction(store, UPGRADE_7, "upgrade state", err)) == SFC_OK)
-        version = 8;
-    if (code == SFC_OK && version == 8 &&
-        (code = db_transaction(store, UPGRADE_8, "upgrade state", err)) == SFC_OK)
-        version = 9;
+    static const char *const upgrades[] = {UPGRADE_4, UPGRADE_5, UPGRADE_6,
+                                           UPGRADE_7, UPGRADE_8, UPGRADE_9};
+    while (code == SFC_OK && version >= 4 && version < SCHEMA_VERSION) {
+        code = db_transaction(store, upgrades[version - 4], "upgrade state", err);
+        version++;
+    }
     if (code == SFC_OK && version != SCHEMA_VERSION)
         return sfc_fail(
             err, SFC_ECORRUPT,
@@ -435,10 +440,23 @@ static int sqlite_next_incarnation(struct sfc_store *base, uint64_t *out, struct
     return code;
 }
 
-static int sqlite_add_run(struct sfc_store *base, const struct sfc_store_run *run, uint64_t *run_id,
-                          struct sfc_error *err)
+static int insert_lr(struct sqlite_store *store, uint64_t run_id, const struct sfc_store_lr *change,
+                     struct sfc_error *err)
 {
-    struct sqlite_store *store = sqlite_of(base);
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store, "INSERT INTO lr_changes(run_id, from_step, lr) VALUES(?,?,?)", &s,
+                          "set the learning rate", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, run_id);
+    bind_u64(s, 2, change->from_step);
+    sqlite3_bind_double(s, 3, change->lr);
+    return db_finish(store, s, "set the learning rate", err);
+}
+
+static int insert_run(struct sqlite_store *store, const struct sfc_store_run *run, uint64_t *run_id,
+                      struct sfc_error *err)
+{
     sqlite3_stmt *s = NULL;
     int code =
         db_prepare(store,
@@ -466,18 +484,36 @@ static int sqlite_add_run(struct sfc_store *base, const struct sfc_store_run *ru
     return code;
 }
 
+static int sqlite_add_run(struct sfc_store *base, const struct sfc_store_run *run, uint64_t *run_id,
+                          struct sfc_error *err)
+{
+    struct sqlite_store *store = sqlite_of(base);
+    uint64_t id = 0;
+    int code = begin_transaction(store, "add run", err);
+    if (code == SFC_OK)
+        code = insert_run(store, run, &id, err);
+    for (size_t i = 0; i < run->lr_change_count && code == SFC_OK; i++)
+        code = insert_lr(store, id, &run->lr_changes[i], err);
+    code = end_transaction(store, code, "add run", err);
+    if (code == SFC_OK)
+        *run_id = id;
+    return code;
+}
+
 static int sqlite_set_run_state(struct sfc_store *base, uint64_t run_id, const char *state,
-                                const char *reason, struct sfc_error *err)
+                                bool paused, const char *reason, struct sfc_error *err)
 {
     struct sqlite_store *store = sqlite_of(base);
     sqlite3_stmt *s = NULL;
-    int code = db_prepare(store, "UPDATE runs SET state = ?, reason = ? WHERE run_id = ?", &s,
-                          "set run state", err);
+    int code =
+        db_prepare(store, "UPDATE runs SET state = ?, reason = ?, paused = ? WHERE run_id = ?", &s,
+                   "set run state", err);
     if (code != SFC_OK)
         return code;
     sqlite3_bind_text(s, 1, state, -1, SQLITE_STATIC);
     sqlite3_bind_text(s, 2, reason, -1, SQLITE_STATIC);
-    bind_u64(s, 3, run_id);
+    sqlite3_bind_int(s, 3, paused);
+    bind_u64(s, 4, run_id);
     code = db_finish(store, s, "set run state", err);
     if (code == SFC_OK && sqlite3_changes(store->db) == 0)
         code = sfc_fail(err, SFC_ENOTFOUND, "no run %llu", (unsigned long long)run_id);
@@ -506,7 +542,7 @@ static int sqlite_last_run(struct sfc_store *base, struct sfc_store_run *out, st
         store,
         "SELECT r.run_id, start_step, load, coalesce(m.version, map_version), state, reason,"
         " config, coalesce(m.map, r.map), numerics, rewind_window, durable_every, nonce,"
-        " coalesce(m.step, 0), coalesce(m.made_by, 0), elastic"
+        " coalesce(m.step, 0), coalesce(m.made_by, 0), elastic, paused"
         " FROM runs r LEFT JOIN maps m ON m.run_id = r.run_id"
         " ORDER BY r.run_id DESC, m.version DESC LIMIT 1",
         &s, "read run", err);
@@ -528,6 +564,7 @@ static int sqlite_last_run(struct sfc_store *base, struct sfc_store_run *out, st
         run.map_step = column_u64(s, 12);
         run.map_order = column_u64(s, 13);
         run.elastic = sqlite3_column_int(s, 14) != 0;
+        run.paused = sqlite3_column_int(s, 15) != 0;
         code = column_copy(s, 6, &run.config, &run.config_size, err);
         if (code == SFC_OK)
             code = column_copy(s, 7, &run.map, &run.map_size, err);
@@ -879,6 +916,9 @@ static int sqlite_rewind(struct sfc_store *base, uint64_t run_id, uint64_t step,
     if (code == SFC_OK)
         code = delete_after(store, "DELETE FROM drops WHERE run_id = ? AND step > ?", run_id, step,
                             err);
+    if (code == SFC_OK)
+        code = delete_after(store, "DELETE FROM lr_changes WHERE run_id = ? AND from_step > ?",
+                            run_id, step, err);
     for (size_t i = 0; i < count && code == SFC_OK; i++)
         if (commits[i].step <= step)
             code = put_commit(store, &commits[i], err);
@@ -926,6 +966,46 @@ static int sqlite_drops(struct sfc_store *base, uint64_t run_id, uint64_t after_
         out[n++] = (struct sfc_store_drop){column_u64(s, 0), (uint32_t)column_u64(s, 1)};
     if (n < limit && rc != SQLITE_DONE)
         code = db_fail(store, err, "read drops");
+    sqlite3_finalize(s);
+    if (code == SFC_OK)
+        *count = n;
+    return code;
+}
+
+/* ---- learning rate */
+
+static int sqlite_put_lr(struct sfc_store *base, uint64_t run_id, const struct sfc_store_lr *change,
+                         struct sfc_error *err)
+{
+    struct sqlite_store *store = sqlite_of(base);
+    int code = begin_transaction(store, "set the learning rate", err);
+    if (code == SFC_OK)
+        code = delete_after(store, "DELETE FROM lr_changes WHERE run_id = ? AND from_step >= ?",
+                            run_id, change->from_step, err);
+    if (code == SFC_OK)
+        code = insert_lr(store, run_id, change, err);
+    return end_transaction(store, code, "set the learning rate", err);
+}
+
+static int sqlite_lr_changes(struct sfc_store *base, uint64_t run_id, size_t limit,
+                             struct sfc_store_lr *out, size_t *count, struct sfc_error *err)
+{
+    struct sqlite_store *store = sqlite_of(base);
+    sqlite3_stmt *s = NULL;
+    int code = db_prepare(store,
+                          "SELECT from_step, lr FROM lr_changes WHERE run_id = ?"
+                          " ORDER BY from_step LIMIT ?",
+                          &s, "read learning rates", err);
+    if (code != SFC_OK)
+        return code;
+    bind_u64(s, 1, run_id);
+    bind_u64(s, 2, limit);
+    size_t n = 0;
+    int rc = SQLITE_DONE;
+    while (n < limit && (rc = sqlite3_step(s)) == SQLITE_ROW)
+        out[n++] = (struct sfc_store_lr){column_u64(s, 0), sqlite3_column_double(s, 1)};
+    if (n < limit && rc != SQLITE_DONE)
+        code = db_fail(store, err, "read learning rates");
     sqlite3_finalize(s);
     if (code == SFC_OK)
         *count = n;
@@ -1101,6 +1181,8 @@ static const struct sfc_store_ops sqlite_ops = {
     .history = sqlite_history,
     .put_drop = sqlite_put_drop,
     .drops = sqlite_drops,
+    .put_lr = sqlite_put_lr,
+    .lr_changes = sqlite_lr_changes,
     .put_shard = sqlite_put_shard,
     .drop_shard = sqlite_drop_shard,
     .shards = sqlite_shards,

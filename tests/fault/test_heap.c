@@ -214,13 +214,16 @@ static void write_store(struct sfc_store *store)
         TRY(sfc_store_put_commit(store, &commit, &err));
     }
     TRY(sfc_store_put_drop(store, 1, &drop, &err));
-    TRY(sfc_store_set_run_state(store, 1, "paused", "why", &err));
+    TRY(sfc_store_set_run_state(store, 1, "paused", true, "why", &err));
+    const struct sfc_store_lr rate = {STEPS, 0.5};
+    TRY(sfc_store_put_lr(store, 1, &rate, &err));
     const struct sfc_store_event event = {.time_ms = 1, .run_id = 1, .who = "who", .text = "text"};
     TRY(sfc_store_put_event(store, &event, &err));
     TRY(sfc_store_put_goal(store, 1, blob, sizeof blob, &err));
     sfc_lineage_add(&lineage, STEPS - 1, (struct sfc_attempt){1, 7});
     TRY(sfc_store_rewind(store, 1, STEPS - 1, NULL, 0, &lineage, &err)); /* takes the drop too */
     TRY(sfc_store_put_drop(store, 1, &drop, &err));
+    TRY(sfc_store_put_lr(store, 1, &rate, &err));
     commit.step = STEPS;
     sfc_lineage_add(&lineage, STEPS, (struct sfc_attempt){1, 9});
     TRY(sfc_store_put_commits(store, &commit, 1, &lineage, &err));
@@ -232,6 +235,7 @@ static void read_store(struct sfc_store *store)
     struct sfc_store_run run = {0};
     struct sfc_store_commit commits[STEPS + 1];
     struct sfc_store_drop drops[2];
+    struct sfc_store_lr rates[2];
     struct sfc_store_shard shards[2];
     struct sfc_lineage lineage;
     struct sfc_store_event events[2];
@@ -248,6 +252,8 @@ static void read_store(struct sfc_store *store)
     must(commits[0].step == STEPS, "another last commit", NULL);
     TRY(sfc_store_drops(store, 1, 0, 2, drops, &count, &err));
     must(count == 1 && drops[0].step == 9, "other drops", NULL);
+    TRY(sfc_store_lr_changes(store, 1, 2, rates, &count, &err));
+    must(count == 1 && rates[0].from_step == STEPS && rates[0].lr == 0.5, "other rates", NULL);
     TRY(sfc_store_lineage(store, 1, &lineage, &err));
     must(lineage.count == 2 && lineage.returns[0].step == STEPS - 1 &&
              lineage.returns[1].last.counter == 9,

@@ -17,7 +17,15 @@
 #include "server/scheduler/state_store.h"
 #include "tests/lib/memory_vfs.h"
 
-enum { OPS = 90, RETRIES = 20, LIVES = 12, MAX_BLOB = 9000, MAX_COMMITS = 64, MAX_DROPS = 16 };
+enum {
+    OPS = 90,
+    RETRIES = 20,
+    LIVES = 12,
+    MAX_BLOB = 9000,
+    MAX_COMMITS = 64,
+    MAX_DROPS = 16,
+    RATES = 5
+};
 
 enum op {
     ADD_RUN,
@@ -26,6 +34,7 @@ enum op {
     COMMIT,
     COMMITS, /* two of them, after a return to the step before, with it in one transaction */
     DROP,
+    SET_LR,
     PUT_SHARD,
     DROP_SHARD,
     EVENT,
@@ -39,6 +48,7 @@ struct world {
     uint64_t state, numerics;   /* which text */
     uint64_t steps;             /* committed, of the newest run */
     uint64_t drops;             /* of the newest run */
+    uint64_t rates[RATES];      /* operation that set the one from this step on, 0: none */
     uint64_t shards;            /* bits */
     struct sfc_lineage lineage; /* of the newest run; zeros behind its end */
 };
@@ -89,7 +99,7 @@ static enum op operation(uint64_t seed, uint64_t i)
 {
     static const enum op first[] = {PUT_SHARD, PUT_SHARD, ADD_RUN, NUMERICS, RUN_STATE, COMMIT};
     static const enum op later[] = {COMMIT, COMMIT,     COMMIT,    COMMIT, DROP,
-                                    EVENT,  DROP_SHARD, PUT_SHARD, DROP,   EVENT,
+                                    EVENT,  DROP_SHARD, PUT_SHARD, SET_LR, EVENT,
                                     REWIND, RUN_STATE,  REWIND,    COMMITS};
     if (i % 45 < sizeof first / sizeof *first) { /* the second half has a run of its own */
         return first[i % 45];
@@ -133,15 +143,20 @@ static struct world after(struct world w, enum op op, uint64_t seed, uint64_t i)
     case DROP:
         w.drops += w.drops < MAX_DROPS;
         break;
+    case SET_LR:
+        memset(&w.rates[i % RATES], 0, (RATES - i % RATES) * sizeof w.rates[0]);
+        w.rates[i % RATES] = i;
+        break;
     case PUT_SHARD:
         w.shards |= UINT64_C(1) << shard;
         break;
     case DROP_SHARD:
         w.shards &= ~(UINT64_C(1) << shard);
         break;
-    case REWIND: /* drops are of later steps: all of them go */
+    case REWIND: /* drops and learning rates are of later steps: all of them go */
         w.steps = back_to(&w);
         w.drops = 0;
+        memset(w.rates, 0, sizeof w.rates);
         note_return(&w.lineage, w.steps, i);
         break;
     case EVENT:
@@ -206,7 +221,7 @@ static int do_operation(struct scheduler *s, enum op op, struct sfc_error *err)
         return code;
     }
     case RUN_STATE:
-        return sfc_store_set_run_state(s->store, w->run, text, text, err);
+        return sfc_store_set_run_state(s->store, w->run, text, i % 2 == 1, text, err);
     case NUMERICS:
         return sfc_store_set_run_numerics(s->store, w->run, text, err);
     case COMMIT: {
@@ -222,6 +237,10 @@ static int do_operation(struct scheduler *s, enum op op, struct sfc_error *err)
     }
     case DROP:
         return w->drops < MAX_DROPS ? sfc_store_put_drop(s->store, w->run, &drop, err) : SFC_OK;
+    case SET_LR: {
+        const struct sfc_store_lr change = {1000 + i % RATES, (double)i};
+        return sfc_store_put_lr(s->store, w->run, &change, err);
+    }
     case PUT_SHARD:
         snprintf(text, sizeof text, "shard-%" PRIu64, shard);
         return sfc_store_put_shard(s->store, shard, text, err);
@@ -291,6 +310,21 @@ static int64_t count_drops(struct scheduler *s, uint64_t run, struct sfc_error *
     return (int64_t)count;
 }
 
+static int read_rates(struct scheduler *s, struct world *w, struct sfc_error *err)
+{
+    struct sfc_store_lr found[RATES + 1];
+    size_t count = 0;
+    int code = sfc_store_lr_changes(s->store, w->run, RATES + 1, found, &count, err);
+    for (size_t i = 0; i < count && code == SFC_OK; i++) {
+        if (found[i].from_step < 1000 || found[i].from_step >= 1000 + RATES) {
+            failed(s, "a learning rate from another step", NULL);
+            return code;
+        }
+        w->rates[found[i].from_step - 1000] = (uint64_t)found[i].lr;
+    }
+    return code;
+}
+
 static int read_run(struct scheduler *s, struct world *w, struct sfc_error *err)
 {
     static uint8_t bytes[MAX_BLOB], map[MAX_BLOB];
@@ -308,7 +342,8 @@ static int read_run(struct scheduler *s, struct world *w, struct sfc_error *err)
     size_t size = blob(run.run_id, bytes), map_size = blob(run.run_id + 1, map);
     if (run.config_size != size || memcmp(run.config, bytes, size) != 0 ||
         run.map_size != map_size || memcmp(run.map, map, map_size) != 0 ||
-        (w->state != 0 && strcmp(run.state, run.reason) != 0)) {
+        (w->state != 0 && strcmp(run.state, run.reason) != 0) ||
+        run.paused != (w->state % 2 == 1)) {
         failed(s, "a run has another content", NULL);
     }
     sfc_store_run_close(&run);
@@ -319,7 +354,7 @@ static int read_run(struct scheduler *s, struct world *w, struct sfc_error *err)
     int64_t steps = count_commits(s, w->run, err), drops = count_drops(s, w->run, err);
     w->steps = (uint64_t)steps;
     w->drops = (uint64_t)drops;
-    return steps < 0 || drops < 0 ? SFC_EIO : SFC_OK;
+    return steps < 0 || drops < 0 ? SFC_EIO : read_rates(s, w, err);
 }
 
 static int read_world(struct scheduler *s, struct world *w, struct sfc_error *err)

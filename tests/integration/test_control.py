@@ -21,7 +21,7 @@ from cluster import Cluster, Failure, pb, wait_until
 from inputs import (Records, check, expect, jpegs, make_images, one_json, small_run, tool, write_pairs)
 
 PROGRAMS = ("shardfc", "shardfc-scheduler", "shardfc-shard", "shardfc-worker")
-COMMANDS = ("create", "status", "watch", "pause", "resume", "stop", "rewind", "checkpoint", "restore", "verify", "log",
+COMMANDS = ("create", "status", "watch", "pause", "resume", "set", "stop", "rewind", "checkpoint", "restore", "verify", "log",
             "export", "eval", "rank", "bench")
 
 

@@ -372,6 +372,9 @@ static void dispatch(struct sim *s, struct event *e)
     case E_DROP_STORED:
         store_drop_written(s, e);
         break;
+    case E_LR_STORED:
+        store_lr_written(s, e);
+        break;
     case E_STORED:
         store_written(s, e);
         break;
@@ -436,6 +439,7 @@ static void release(struct sim *s)
     free(s->oracle.promises);
     free(s->old_copy);
     free(s->right_disk);
+    sfc_lr_changes_free(&s->store.lr_changes);
 }
 
 static void add_counts(struct counts *to, const struct counts *from)
@@ -458,6 +462,10 @@ int sim_run(uint64_t seed, bool verbose, char *failure, size_t size, struct coun
     s->token_count = 1; /* token 0 names no call */
     shape(s);
     oracle_init(s);
+    const struct sfc_schedule schedule = scheduler_rates(s);
+    struct sfc_error err;
+    if (sfc_lr_changes_init(&s->store.lr_changes, NULL, 0, &schedule, &err) != SFC_OK)
+        exit(1);
     plan_faults(s);
     scheduler_start(s);
     for (uint32_t k = 0; k < s->k; k++) {

@@ -47,6 +47,7 @@
 #define MAX_COPIES   8    /* snapshots of a block */
 #define DROP_TOKEN   (UINT64_MAX - 1)
 #define REWIND_TOKEN (UINT64_MAX - 2)
+#define LR_TOKEN     (UINT64_MAX - 3)
 #define WORKER_START 1 /* timer of a worker that is dead */
 
 enum method {
@@ -132,6 +133,7 @@ enum event_kind {
     E_STORED,
     E_STATE_STORED,
     E_DROP_STORED,
+    E_LR_STORED,
     E_RECORD_READ,
     E_NOTIFY,
     E_SNAPSHOT,
@@ -277,12 +279,14 @@ struct store {
     bool writing;        /* `task` was given to it, and it has not said that it is durable */
     uint64_t busy_until; /* it writes one thing after the other */
     enum sfc_run_state state;
+    bool paused;
     char reason[512];
     struct record records[MAX_STEPS + 1]; /* by step, 1..last */
     uint64_t last;
     struct sfc_lineage lineage;
     struct store_task task;
     bool dropped; /* the poisoned micro-batch */
+    struct sfc_lr_changes lr_changes;
     uint64_t shard_ids[MAX_K];
 };
 
@@ -302,6 +306,7 @@ struct scheduler {
     struct sfc_lineage lineage;
     bool lineage_new;
     enum sfc_rewind_phase seen_phase;
+    struct sfc_lr_change set_lr; /* on its way to the store; step 0: none */
 };
 
 /* What a Done promised; the oracle checks it when it is committed. */
@@ -327,7 +332,7 @@ struct oracle {
 struct counts {
     uint64_t events, kills, restarts, cuts, aborts, crashes, recoveries, flush_errors;
     uint64_t store_errors, sessions, unsure_records;
-    uint64_t rewinds, refused_rewinds, returns, given_up, fetched, old_copies;
+    uint64_t rates, rewinds, refused_rewinds, returns, given_up, fetched, old_copies;
 };
 
 struct sim {
@@ -379,10 +384,11 @@ void sim_call(struct sim *s, struct node from, struct node to, enum method metho
 void sim_answer(struct sim *s, uint64_t token, const struct body *body);
 struct body *sim_request(struct sim *s, uint64_t token);
 
-/* sim_operator.c: people, who drop, hold, pause and rewind */
+/* sim_operator.c: people, who drop, hold, pause, rewind and set the learning rate */
 void operator_plan(struct sim *s);
 void operator_acts(struct sim *s, uint64_t what);
 void operator_rewound(struct sim *s, int code, const char *text);
+void operator_set_lr(struct sim *s, uint64_t step, double lr); /* it was acknowledged */
 
 /* sim_scheduler.c */
 void scheduler_start(struct sim *s);
@@ -410,6 +416,8 @@ void store_written(struct sim *s, const struct event *e);
 void store_notify(struct sim *s, const struct event *e);
 void store_record_read(struct sim *s, const struct event *e);
 void store_drop_written(struct sim *s, const struct event *e);
+void store_write_lr(struct sim *s, const struct sfc_run_action *a);
+void store_lr_written(struct sim *s, const struct event *e);
 void store_state_written(struct sim *s, const struct event *e);
 /* Returns of the run, with the one that shards are on their way for. */
 void store_lineage(const struct sim *s, struct sfc_lineage *out);

@@ -1,4 +1,5 @@
-/* People: they drop what blocks the run, hold it for a checkpoint, pause it, take it back. */
+/* People: they drop what blocks the run, hold it for a checkpoint, pause it, take it back, and set
+ * its learning rate. */
 #include "tests/sim/sim.h"
 
 typedef unsigned long long ull;
@@ -79,14 +80,41 @@ void operator_rewound(struct sim *s, int code, const char *text)
         sim_after(s, 100 + sim_below(s, 1000), E_OPERATOR)->a = 7;
 }
 
+/* ---- learning rate */
+
+static void set_lr(struct sim *s)
+{
+    static const double rates[] = {0, 0.05, 0.3, 0.7};
+    struct sfc_run_event e = {
+        .type = SFC_EV_SET_LR, .token = LR_TOKEN, .lr = rates[sim_below(s, 4)]};
+    if (sim_below(s, 3) == 0) /* now and then too late */
+        e.step = sfc_run_committed(&s->scheduler.run) + sim_below(s, 5);
+    sim_log(s, "operator: learning rate %g from step %llu on", e.lr, (ull)e.step);
+    scheduler_run_event(s, &e);
+}
+
+void operator_set_lr(struct sim *s, uint64_t step, double lr)
+{
+    const struct sfc_lr_change change = {step, lr};
+    s->counts.rates++;
+    sim_log(s, "learning rate %g from step %llu on is acknowledged", lr, (ull)step);
+    if (step <= sfc_run_committed(&s->scheduler.run))
+        sim_fail(s, "a learning rate is acknowledged from step %llu on, which is over", (ull)step);
+    if (!sfc_lr_changes_has(&s->store.lr_changes, &change))
+        sim_fail(s, "a learning rate from step %llu on is acknowledged and not durable", (ull)step);
+    if (s->now < s->chaos_end && sim_below(s, 4) == 0)
+        sim_after(s, sim_below(s, 200), E_KILL_SCHEDULER);
+}
+
 /* ---- all that they do */
 
-/* 1: the run is blocked; 2: hold; 3: ask again; 4: release; 5: pause; 6: resume; 7: rewind. */
+/* 1: the run is blocked; 2: hold; 3: ask again; 4: release; 5: pause; 6: resume; 7: rewind;
+ * 8: learning rate. */
 void operator_acts(struct sim *s, uint64_t what)
 {
     struct sfc_run_event hold = {.type = SFC_EV_HOLD, .token = UINT64_MAX, .hold_id = s->hold_id};
     if (!s->scheduler.up || !s->scheduler.has_run) {
-        if (what != 5 && what != 7) /* a pause that comes late could overtake its resume */
+        if (what != 5 && what < 7) /* a pause that comes late could overtake its resume */
             sim_after(s, 200, E_OPERATOR)->a = what;
         return;
     }
@@ -114,6 +142,9 @@ void operator_acts(struct sim *s, uint64_t what)
     case 7:
         rewind_some(s);
         break;
+    case 8:
+        set_lr(s);
+        break;
     default:
         control(s, what == 5 ? SFC_EV_PAUSE : SFC_EV_RESUME);
         break;
@@ -131,6 +162,8 @@ void operator_plan(struct sim *s)
         sim_after(s, at + 500, E_OPERATOR)->a = 6;
         sim_after(s, end + 2000, E_OPERATOR)->a = 6; /* whatever a restart did to the first one */
     }
+    for (uint32_t i = sim_below(s, 2) ? sim_below(s, 10) : 0; i > 0; i--)
+        sim_after(s, sim_below(s, end), E_OPERATOR)->a = 8;
     for (uint32_t i = s->window ? sim_below(s, 12) : 0; i > 0; i--) {
         uint32_t at = sim_below(s, end);
         sim_after(s, at, E_OPERATOR)->a = 7;

@@ -268,6 +268,16 @@ static struct record present_record(struct sim *s)
     return record;
 }
 
+/* What people set counts when it is durable, and then for every step from its own on. */
+static void check_rate(struct sim *s, const struct sfc_commit_record *r)
+{
+    const struct sfc_schedule schedule = scheduler_rates(s);
+    double lr = sfc_lr_of_step(&s->store.lr_changes, &schedule, r->step);
+    if (r->lr != lr)
+        sim_fail(s, "record of step %llu with learning rate %g, expected %g", (ull)r->step, r->lr,
+                 lr);
+}
+
 /* Whatever happened before: every shard is at the step before it, and a durable step makes those
  * before it durable. */
 struct record oracle_check_record(struct sim *s, bool provisional)
@@ -278,6 +288,7 @@ struct record oracle_check_record(struct sim *s, bool provisional)
         return record;
     if (step != store_committed(s) + 1)
         sim_fail(s, "I3: record of step %llu after step %llu", (ull)step, (ull)store_committed(s));
+    check_rate(s, &record.r);
     for (uint32_t k = 0; k < s->k; k++) {
         const struct shard *sh = &s->shards[k];
         if (sh->has_run && sfc_step_applied(&sh->fsm) + 1 != step)
@@ -330,7 +341,7 @@ static void check_alone(struct sim *s)
             sample[b] = model_sample(s, t, b, labels);
         for (uint32_t j = 0; j < s->j; j++)
             compute_alone(s, t, j, state, dense, sample, &inputs[j]);
-        apply(s, t, sfc_schedule_lr(&rates, t), inputs, sample, state, dense);
+        apply(s, t, sfc_lr_of_step(&s->store.lr_changes, &rates, t), inputs, sample, state, dense);
     }
     if (memcmp(state, o->class_state[s->steps], sizeof(state)) != 0 ||
         memcmp(dense, o->dense_state[s->steps], s->d * sizeof(*dense)) != 0)

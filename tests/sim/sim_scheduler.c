@@ -27,6 +27,8 @@ static struct sfc_run_config run_config(const struct sim *s)
         .session = s->session,
         .clip = 5.0,
         .schedule = scheduler_rates(s),
+        .lr_changes = s->store.lr_changes.items,
+        .lr_change_count = s->store.lr_changes.count,
         .durable_every = s->durable_every,
         .lead_steps = 2,
         .max_waiting = 64,
@@ -91,6 +93,7 @@ void scheduler_start(struct sim *s)
         const struct sfc_run_restore restore = {.has_record = s->store.last > 0,
                                                 .record = s->store.records[s->store.last].r,
                                                 .state = s->store.state,
+                                                .paused = s->store.paused,
                                                 .reason = s->store.reason,
                                                 .drops = &drop,
                                                 .drop_count = s->store.dropped &&
@@ -117,6 +120,7 @@ void scheduler_stop(struct sim *s)
     }
     sc->has_run = false;
     sc->seen_phase = SFC_REWIND_NONE;
+    sc->set_lr = (struct sfc_lr_change){0};
     memset(sc->oldest, 0, sizeof(sc->oldest));
     s->rewinding = false;
     s->hold_id = 0;
@@ -175,6 +179,7 @@ static void new_state(struct sim *s, const struct sfc_run_action *a)
     sim_log(s, "run is %s: %s", sfc_run_state_name(a->state), a->text);
     struct event *e = store_after(s, E_STATE_STORED);
     e->a = a->state;
+    e->c = a->paused;
     strncpy(e->body.text, a->text, sizeof(e->body.text) - 1);
     if (a->state == SFC_RUN_FAILED)
         sim_fail(s, "the run failed: %s", a->text);
@@ -239,6 +244,12 @@ static void act(struct sim *s, const struct sfc_run_action *a)
         break;
     case SFC_ACT_WRITE_DROP:
         store_after(s, E_DROP_STORED)->a = a->number;
+        break;
+    case SFC_ACT_WRITE_LR:
+        store_write_lr(s, a);
+        break;
+    case SFC_ACT_REPLY_LR:
+        operator_set_lr(s, a->step, a->lr);
         break;
     case SFC_ACT_REPLY:
         if (a->token == DROP_TOKEN && a->code == SFC_OK)

@@ -62,6 +62,8 @@ static void put_task(struct sim *s)
         st->lineage = t->lineage;
     if (st->last != t->step)
         sim_fail(s, "I3: the store ends at step %llu instead of %llu", (ull)st->last, (ull)t->step);
+    if (t->rewind)
+        sfc_lr_changes_cut(&st->lr_changes, t->step);
     if (t->rewind && s->poison_step > t->step) {
         st->dropped = false;
         s->drop_acknowledged = false;
@@ -74,6 +76,8 @@ static void put_task(struct sim *s)
 
 void store_crash(struct sim *s)
 {
+    if (s->scheduler.set_lr.from_step != 0 && sim_below(s, 2) == 0)
+        sfc_lr_changes_set(&s->store.lr_changes, &s->scheduler.set_lr);
     if (s->store.writing && sim_below(s, 2) == 0) { /* what it was writing, or failed to write */
         s->counts.unsure_records++;
         put_task(s);
@@ -285,10 +289,35 @@ void store_drop_written(struct sim *s, const struct event *e)
     scheduler_run_event(s, &n);
 }
 
+void store_write_lr(struct sim *s, const struct sfc_run_action *a)
+{
+    s->scheduler.set_lr = (struct sfc_lr_change){a->step, a->lr};
+    store_after(s, E_LR_STORED);
+    if (s->now < s->chaos_end && sim_below(s, 4) == 0) /* somebody dies of it */
+        sim_after(s, sim_below(s, 100), E_KILL_SCHEDULER);
+}
+
+void store_lr_written(struct sim *s, const struct event *e)
+{
+    struct scheduler *sc = &s->scheduler;
+    struct sfc_run_event n = {.type = SFC_EV_LR_WRITTEN, .step = sc->set_lr.from_step};
+    if (e->b != sc->life)
+        return;
+    if (fails(s)) { /* it may be there after a crash: until then it is tried again */
+        n.code = SFC_EIO;
+        n.text = "the disk is full";
+    } else {
+        sfc_lr_changes_set(&s->store.lr_changes, &sc->set_lr);
+        sc->set_lr = (struct sfc_lr_change){0};
+    }
+    scheduler_run_event(s, &n);
+}
+
 void store_state_written(struct sim *s, const struct event *e)
 {
     if (e->b != s->scheduler.life)
         return;
     s->store.state = (enum sfc_run_state)e->a;
+    s->store.paused = e->c != 0;
     memcpy(s->store.reason, e->body.text, sizeof(e->body.text));
 }

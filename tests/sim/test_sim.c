@@ -70,7 +70,8 @@ int main(int argc, char **argv)
     printf(
         "%llu seeds, %llu events, %llu workers killed, %llu shard crashes, %llu recoveries, %llu "
         "scheduler restarts, %llu cuts, %llu failed flushes, %llu failed writes of the store, %llu "
-        "records kept of those unsure at a crash, %llu sessions, %llu aborts sent, %llu rewinds, "
+        "records kept of those unsure at a crash, %llu sessions, %llu aborts sent, %llu rates set, "
+        "%llu rewinds, "
         "%llu "
         "refused, %llu returns with %llu steps given up, %llu steps from other shards, %llu "
         "old copies of a disk, %llu failures\n",
@@ -80,9 +81,9 @@ int main(int argc, char **argv)
         (unsigned long long)stats.cuts, (unsigned long long)stats.flush_errors,
         (unsigned long long)stats.store_errors, (unsigned long long)stats.unsure_records,
         (unsigned long long)stats.sessions, (unsigned long long)stats.aborts,
-        (unsigned long long)stats.rewinds, (unsigned long long)stats.refused_rewinds,
-        (unsigned long long)stats.returns, (unsigned long long)stats.given_up,
-        (unsigned long long)stats.fetched, (unsigned long long)stats.old_copies,
-        (unsigned long long)failures);
+        (unsigned long long)stats.rates, (unsigned long long)stats.rewinds,
+        (unsigned long long)stats.refused_rewinds, (unsigned long long)stats.returns,
+        (unsigned long long)stats.given_up, (unsigned long long)stats.fetched,
+        (unsigned long long)stats.old_copies, (unsigned long long)failures);
     return (failures > 0) == o.expect_failure ? 0 : 1;
 }

@@ -99,19 +99,52 @@ static void write_block(struct sfc_checkpoint_writer *writer, const struct fixtu
     assert_int_equal(sfc_checkpoint_end(writer, &err), SFC_OK);
 }
 
-static void write_all(const struct fixture *f, const char *dir, uint64_t step, float tweak,
-                      char digest[SFC_DIGEST_HEX])
+static void write_blocks(struct sfc_checkpoint_writer *writer, const struct fixture *f, float tweak)
 {
-    struct sfc_checkpoint_writer *writer;
-    struct sfc_error err;
-    assert_int_equal(sfc_checkpoint_create(dir, &f->config, step, &writer, &err), SFC_OK);
     for (int kind = SFC_CHECKPOINT_KINDS - 1; kind >= 0; kind--) { /* any order */
         uint64_t count = sfc_config_block_count(&f->config, (Shardfc__V1__BlockKind)kind);
         for (uint64_t b = count; b-- > 0;) {
             write_block(writer, f, kind, b, kind == 0 && b == 1 ? tweak : 0);
         }
     }
+}
+
+static void write_all(const struct fixture *f, const char *dir, uint64_t step, float tweak,
+                      char digest[SFC_DIGEST_HEX])
+{
+    struct sfc_checkpoint_writer *writer;
+    struct sfc_error err;
+    assert_int_equal(sfc_checkpoint_create(dir, &f->config, step, &writer, &err), SFC_OK);
+    write_blocks(writer, f, tweak);
     assert_int_equal(sfc_checkpoint_finish(writer, digest, &err), SFC_OK);
+}
+
+static void lr_changes_go_with_it(void **state)
+{
+    static const struct sfc_checkpoint_lr changes[] = {{3, 1.0 / 3}, {9, 0}, {10, 1e-6}};
+    struct fixture *f = *state;
+    struct sfc_checkpoint_writer *writer;
+    struct sfc_checkpoint *c;
+    const struct sfc_checkpoint_lr *got;
+    struct sfc_error err;
+    char plain[SFC_DIGEST_HEX], changed[SFC_DIGEST_HEX], other[128];
+    snprintf(other, sizeof other, "%s-lr", f->dir);
+    write_all(f, f->dir, STEP, 0, plain);
+    assert_int_equal(sfc_checkpoint_create(other, &f->config, STEP, &writer, &err), SFC_OK);
+    assert_int_equal(sfc_checkpoint_set_lr(writer, changes, 3, &err), SFC_OK);
+    write_blocks(writer, f, 0);
+    assert_int_equal(sfc_checkpoint_finish(writer, changed, &err), SFC_OK);
+    assert_string_equal(plain, changed); /* of the state, not of what is still to come */
+    assert_int_equal(sfc_checkpoint_open(f->dir, &c, &err), SFC_OK);
+    assert_int_equal(sfc_checkpoint_lr(c, &got), 0);
+    sfc_checkpoint_close(c);
+    assert_int_equal(sfc_checkpoint_open(other, &c, &err), SFC_OK);
+    assert_int_equal(sfc_checkpoint_lr(c, &got), 3);
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(got[i].from_step, changes[i].from_step);
+        assert_true(got[i].lr == changes[i].lr);
+    }
+    sfc_checkpoint_close(c);
 }
 
 static void round_trip(void **state)
@@ -384,6 +417,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(round_trip, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(lr_changes_go_with_it, set_up, tear_down),
         cmocka_unit_test_setup_teardown(dense_mode_keeps_last_steps_and_history, set_up, tear_down),
         cmocka_unit_test_setup_teardown(adamw_keeps_second_moments, set_up, tear_down),
         cmocka_unit_test_setup_teardown(digest_tells_states_apart, set_up, tear_down),

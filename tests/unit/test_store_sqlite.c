@@ -102,9 +102,10 @@ static void test_runs(void **state)
     assert_int_equal(sfc_store_add_run(store, &run, &first, NULL), SFC_OK);
     assert_int_equal(sfc_store_add_run(store, &run, &second, NULL), SFC_OK);
     assert_true(second > first);
-    assert_int_equal(sfc_store_set_run_state(store, second, "failed", "shard 1 lost", NULL),
+    assert_int_equal(sfc_store_set_run_state(store, second, "failed", true, "shard 1 lost", NULL),
                      SFC_OK);
-    assert_int_equal(sfc_store_set_run_state(store, second + 9, "failed", "", NULL), SFC_ENOTFOUND);
+    assert_int_equal(sfc_store_set_run_state(store, second + 9, "failed", false, "", NULL),
+                     SFC_ENOTFOUND);
     assert_int_equal(sfc_store_last_run(store, &got, NULL), SFC_OK);
     assert_string_equal(got.numerics, "");
     sfc_store_run_close(&got);
@@ -328,6 +329,9 @@ static void test_upgrade(void **state)
                                   "ALTER TABLE runs DROP COLUMN elastic;"
                                   "ALTER TABLE events DROP COLUMN who;"
                                   "DROP TABLE returns;"
+                                  "ALTER TABLE runs DROP COLUMN paused;"
+                                  "DROP TABLE lr_changes;"
+                                  "UPDATE runs SET state = 'paused';"
                                   "DROP TABLE goals;"
                                   "DROP TABLE maps;"
                                   "PRAGMA user_version=4",
@@ -338,6 +342,7 @@ static void test_upgrade(void **state)
     assert_int_equal(sfc_store_last_run(store, &got, NULL), SFC_OK);
     assert_int_equal(got.run_id, id);
     assert_int_equal(got.rewind_window, 0);
+    assert_true(got.paused);
     sfc_store_run_close(&got);
     assert_int_equal(got.nonce, 0);
     run.rewind_window = 12;
@@ -410,6 +415,48 @@ static void test_events(void **state)
     assert_int_equal(count, 1);
     assert_true(got[10].id == got[9].id);
     free(got);
+    sfc_store_close(store);
+}
+
+static void expect_lr(struct sfc_store *store, uint64_t run, const struct sfc_store_lr *expected,
+                      size_t count)
+{
+    struct sfc_store_lr got[8];
+    size_t n = 99;
+    assert_int_equal(sfc_store_lr_changes(store, run, 8, got, &n, NULL), SFC_OK);
+    assert_int_equal(n, count);
+    for (size_t i = 0; i < n; i++) {
+        assert_int_equal(got[i].from_step, expected[i].from_step);
+        assert_true(got[i].lr == expected[i].lr);
+    }
+}
+
+/* A change takes the place of later ones, and goes with the steps that a rewind takes back. */
+static void test_lr(void **state)
+{
+    static const struct sfc_store_lr first[] = {{3, 0.1}, {7, 0}, {UINT64_MAX >> 1, 1e-300}};
+    struct sfc_store *store = must_open(*state);
+    struct sfc_store_run run = {.state = "loading", .lr_changes = first, .lr_change_count = 3};
+    uint64_t id = 0, other = 0;
+    assert_int_equal(sfc_store_add_run(store, &run, &id, NULL), SFC_OK);
+    assert_int_equal(sfc_store_add_run(store, &run, &other, NULL), SFC_OK);
+    expect_lr(store, id, first, 3);
+    const struct sfc_store_lr four = {4, 1.0 / 3}, nine = {9, 0.2};
+    assert_int_equal(sfc_store_put_lr(store, id, &four, NULL), SFC_OK);
+    assert_int_equal(sfc_store_put_lr(store, id, &four, NULL), SFC_OK); /* again */
+    assert_int_equal(sfc_store_put_lr(store, id, &nine, NULL), SFC_OK);
+    sfc_store_close(store);
+    store = must_open(*state);
+    const struct sfc_store_lr now[] = {first[0], four, nine};
+    expect_lr(store, id, now, 3);
+    expect_lr(store, other, first, 3);
+    assert_int_equal(sfc_store_rewind(store, id, 9, NULL, 0, NULL, NULL), SFC_OK);
+    expect_lr(store, id, now, 3);
+    assert_int_equal(sfc_store_rewind(store, id, 8, NULL, 0, NULL, NULL), SFC_OK);
+    expect_lr(store, id, now, 2);
+    assert_int_equal(sfc_store_rewind(store, id, 0, NULL, 0, NULL, NULL), SFC_OK);
+    expect_lr(store, id, now, 0);
+    expect_lr(store, other, first, 3);
     sfc_store_close(store);
 }
 
@@ -520,6 +567,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_rewind, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lineage, setup, teardown),
         cmocka_unit_test_setup_teardown(test_upgrade, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_lr, setup, teardown),
         cmocka_unit_test_setup_teardown(test_shards, setup, teardown),
         cmocka_unit_test_setup_teardown(test_goals, setup, teardown),
         cmocka_unit_test_setup_teardown(test_events, setup, teardown),
