@@ -82,6 +82,7 @@ def wander(c):
             run.recover([slot])
             run.steps(1)
         check_same(run)
+        run.stop()
 
 
 def test_sampled():
@@ -246,6 +247,25 @@ def test_words():
         refused(ENOTFOUND, "not one of this shard's", lambda: run.stub(0).BeginCopy(copy))
         refused(ENOTFOUND, "map version 2", lambda: run.read(0, pb.CLASS_BLOCK, 0, pb.VALUES, 10))
         check_same(run)
+
+
+def test_ends():
+    """Shards that end in the middle of a move, at each stage, end at once and leave nothing over; so does a run."""
+    for stage in ("begun", "close", "taken"):
+        for close in (False, True):
+            with Cluster() as cluster:
+                run = Standin(cluster, backbone(momentum_mode="dense"), shards=2, options=OFTEN)
+                run.open()
+                run.steps(2)
+                blocks = dict(class_blocks=[0, 2, 4], dense_blocks=[0])
+                if stage == "begun":
+                    check(not run.fetch_once(1, run.fetch_request(0, **blocks, bytes_per_s=20000)), "at once")
+                else:
+                    request = run.fetch(0, 1, **blocks)
+                    run.take(1, request) if stage == "taken" else None
+                for slot in run.members() if close else ():
+                    run.stub(slot).CloseRun(pb.CloseRunRequest(run_id=7, incarnation=1), timeout=30)
+                run.stop()
 
 
 def test_memory():
