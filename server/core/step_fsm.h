@@ -242,6 +242,11 @@ enum sfc_step_open {
 };
 enum sfc_step_open sfc_step_opens(struct sfc_step_fsm *s, struct sfc_attempt round, bool recover,
                                   uint64_t step);
+/* The same, with the version of the map that it names: a recovery with a newer one is from the
+ * disk, wherever the machine is (a SetMap was refused, or lost with the scheduler that sent it);
+ * one with an older map is stale. */
+enum sfc_step_open sfc_step_opens_map(struct sfc_step_fsm *s, struct sfc_attempt round,
+                                      bool recover, uint64_t step, uint64_t map_version);
 /* OpenRun is answered with success. */
 void sfc_step_opened(struct sfc_step_fsm *s);
 /* The newest round that it heard of: an OpenRun of an older one is stale, also when the run was

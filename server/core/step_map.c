@@ -95,6 +95,18 @@ void sfc_step_on_map(struct sfc_step_fsm *s, const struct sfc_step_event *e,
         begin(s, e, out);
 }
 
+enum sfc_step_open sfc_step_opens_map(struct sfc_step_fsm *s, struct sfc_attempt round,
+                                      bool recover, uint64_t step, uint64_t map_version)
+{
+    uint64_t own = s->config.map_version;
+    if (recover && map_version < own)
+        return SFC_STEP_OPEN_STALE;
+    if (recover && map_version > own)
+        return sfc_attempt_compare(round, sfc_step_newest_round(s)) < 0 ? SFC_STEP_OPEN_STALE
+                                                                        : SFC_STEP_OPEN_ANEW;
+    return sfc_step_opens(s, round, recover, step);
+}
+
 /* Its job was the last one in the queue: nothing is on its way to the attempts of before. */
 void sfc_step_mapped(struct sfc_step_fsm *s, struct sfc_step_actions *out)
 {

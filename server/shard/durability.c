@@ -710,28 +710,27 @@ void sfc_durability_mapped(struct sfc_shard_run *run)
     kick(run);
 }
 
-static int lists_work(struct sfc_task *task, struct sfc_error *err)
+static int list_work(struct sfc_task *task, struct sfc_error *err)
 {
     struct sfc_shard_run *run = task->owner;
-    struct sfc_dense_set now = {run->dense_blocks, run->dense_count};
-    return sfc_storage_keep_lists(&of(run)->storage, now, of(run)->lists_then, err);
+    return sfc_storage_keep_list(&of(run)->storage, of(run)->list_then, err);
 }
 
-static void lists_done(struct sfc_task *task)
+static void list_done(struct sfc_task *task)
 {
     struct sfc_shard_run *run = task->owner;
     if (!run->closed)
-        of(run)->lists_kept(run, task->code ? SFC_EUNAVAILABLE : SFC_OK, task->error.text);
+        of(run)->list_kept(run, task->code ? SFC_EUNAVAILABLE : SFC_OK, task->error.text);
 }
 
-void sfc_durability_keep_lists(struct sfc_shard_run *run, struct sfc_dense_set then,
-                               void (*done)(struct sfc_shard_run *run, int code, const char *text))
+void sfc_durability_keep_list(struct sfc_shard_run *run, struct sfc_dense_set then,
+                              void (*done)(struct sfc_shard_run *run, int code, const char *text))
 {
     struct sfc_durability *d = of(run);
-    d->lists_then = then;
-    d->lists_kept = done;
-    d->lists_task = (struct sfc_task){.work = lists_work, .done = lists_done, .owner = run};
-    sfc_tasks_submit(run->shard->log_thread, &d->lists_task);
+    d->list_then = then;
+    d->list_kept = done;
+    d->list_task = (struct sfc_task){.work = list_work, .done = list_done, .owner = run};
+    sfc_tasks_submit(run->shard->log_thread, &d->list_task);
 }
 
 static int dense_work(struct sfc_task *task, struct sfc_error *err)

@@ -78,9 +78,9 @@ struct sfc_durability {
         void *parts[SFC_SNAPSHOT_PARTS];
         void (*done)(struct sfc_shard_run *run, int code, const char *text);
     } adoption;
-    struct sfc_task lists_task, dense_task;
-    struct sfc_dense_set lists_then; /* of lists_task */
-    void (*lists_kept)(struct sfc_shard_run *run, int code, const char *text);
+    struct sfc_task list_task, dense_task;
+    struct sfc_dense_set list_then; /* of list_task */
+    void (*list_kept)(struct sfc_shard_run *run, int code, const char *text);
     struct sfc_log_geometry dense_geometry; /* of dense_task */
     struct sfc_task drop_task;
     bool dropping; /* the snapshots of blocks that have left */
@@ -165,8 +165,8 @@ bool sfc_durability_withdraw(struct sfc_shard_run *run);
 /* Before dense blocks change: the log must be readable afterwards. `then` is borrowed until `done`,
  * on the loop thread, not from in here, unless the run was closed meanwhile. Only while it is on.
  */
-void sfc_durability_keep_lists(struct sfc_shard_run *run, struct sfc_dense_set then,
-                               void (*done)(struct sfc_shard_run *run, int code, const char *text));
+void sfc_durability_keep_list(struct sfc_shard_run *run, struct sfc_dense_set then,
+                              void (*done)(struct sfc_shard_run *run, int code, const char *text));
 /* The run has other blocks from now on (lists as of run->class_blocks, run->dense_blocks), at the
  * step that is applied. No snapshot goes by their index meanwhile: the machine is MAPPING. Those of
  * blocks that left are deleted. */

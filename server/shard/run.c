@@ -381,7 +381,9 @@ static bool keep_open(struct sfc_shard *shard, struct sfc_rpc_call *call,
     struct sfc_error err = {0};
     struct sfc_attempt newest = sfc_step_newest_round(&run->fsm);
     uint64_t step = r->last_commit ? r->last_commit->step : r->start_step;
-    enum sfc_step_open way = sfc_step_opens(&run->fsm, round_of(r), r->recover, step);
+    uint64_t map_version = r->map ? r->map->version : 0;
+    enum sfc_step_open way =
+        sfc_step_opens_map(&run->fsm, round_of(r), r->recover, step, map_version);
     int code = SFC_OK;
     if (way == SFC_STEP_OPEN_STALE) {
         code = stale(round_of(r), newest, &err);

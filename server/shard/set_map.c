@@ -14,7 +14,7 @@ struct sfc_map_change {
     struct sfc_shard_blocks own;        /* from now on */
     struct sfc_shard_blocks come, gone; /* of those */
     bool changes, given;
-    bool needs_history, has_history, needs_lists, has_lists, keeps_lists;
+    bool needs_history, has_history, needs_list, has_list, keeps_list;
     struct sfc_run_buffers buffers; /* where dense blocks change */
 };
 
@@ -112,7 +112,7 @@ static int look(struct sfc_shard_run *run, struct sfc_map_change *c, struct sfc_
         code = sfc_run_buffers_new(run, &c->own, &c->buffers, err);
     c->changes = dense || c->come.class_count + c->gone.class_count > 0;
     c->given = c->come.class_count + c->come.dense_count > 0;
-    c->needs_lists = dense && run->durability.on;
+    c->needs_list = dense && run->durability.on;
     c->needs_history = run->setup.head.momentum_mode == SFC_MOMENTUM_DENSE &&
                        c->request->step > sfc_step_applied(&run->fsm);
     c->event.dense_blocks = (uint32_t)c->own.dense_count;
@@ -132,25 +132,25 @@ static void has_history(struct sfc_shard_run *run, int code, const char *text)
         sfc_set_map_tick(run);
 }
 
-static void has_lists(struct sfc_shard_run *run, int code, const char *text)
+static void has_list(struct sfc_shard_run *run, int code, const char *text)
 {
     struct sfc_map_change *c = run->map_change;
-    c->keeps_lists = false;
-    c->has_lists = code == SFC_OK;
+    c->keeps_list = false;
+    c->has_list = code == SFC_OK;
     if (code != SFC_OK)
         refuse(run, code, text);
     else
         sfc_set_map_tick(run);
 }
 
-static void keep_lists(struct sfc_shard_run *run)
+static void keep_list(struct sfc_shard_run *run)
 {
     struct sfc_map_change *c = run->map_change;
     struct sfc_dense_set then = {c->own.dense_blocks, c->own.dense_count};
-    if (c->keeps_lists)
+    if (c->keeps_list)
         return;
-    c->keeps_lists = true;
-    sfc_durability_keep_lists(run, then, has_lists);
+    c->keeps_list = true;
+    sfc_durability_keep_list(run, then, has_list);
 }
 
 /* Nothing reads the blocks by their place in the lists any more. */
@@ -193,8 +193,8 @@ bool sfc_set_map_tick(struct sfc_shard_run *run)
             sfc_history_fetch(run, true, c->request->step, has_history);
         return true;
     }
-    if (c->needs_lists && !c->has_lists) {
-        keep_lists(run);
+    if (c->needs_list && !c->has_list) {
+        keep_list(run);
         return true;
     }
     give_event(run);

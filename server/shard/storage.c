@@ -167,6 +167,17 @@ static int limit_again(struct sfc_storage *s, struct sfc_error *err)
     return SFC_OK;
 }
 
+/* Which dense blocks the log's steps are of: known before there are any, because the shard may be
+ * opened with others at any time from then on. */
+static int keep_own_list(struct sfc_storage *s, struct sfc_error *err)
+{
+    const struct sfc_dense_list *own =
+        sfc_dense_lists_find(&s->lists, s->config.geometry.dense_blocks);
+    return s->setup->dense_blocks > 0 ? sfc_dense_list_store(s->log_folder, &s->config.identity,
+                                                             own->blocks, own->count, err)
+                                      : SFC_OK;
+}
+
 int sfc_storage_create(struct sfc_storage *s, struct sfc_error *err)
 {
     bool existed = false;
@@ -185,6 +196,8 @@ int sfc_storage_create(struct sfc_storage *s, struct sfc_error *err)
     if (code == SFC_OK)
         code = sfc_log_limit_store(s->log_folder, &s->config.identity, s->config.limit_bytes, err);
     if (code == SFC_OK)
+        code = keep_own_list(s, err);
+    if (code == SFC_OK)
         code = sfc_step_log_create(s->log_folder, &s->config, &log, err);
     if (code == SFC_OK)
         sfc_storage_set_log(s, log);
@@ -199,6 +212,9 @@ static int load_lists(struct sfc_storage *s, struct sfc_error *err)
     struct sfc_dense_lists lists = {0};
     char loud[256];
     int code = sfc_dense_lists_load(s->log_folder, &s->config.identity, &lists, loud, err);
+    bool kept = sfc_dense_lists_find(&lists, s->config.geometry.dense_blocks);
+    if (code == SFC_OK && !kept)
+        code = keep_own_list(s, err);
     if (code == SFC_OK && loud[0])
         sfc_warning_log("run %" PRIu64 ": %s; steps that need it can't be gone through again",
                         s->run_id, loud);
@@ -316,13 +332,10 @@ int sfc_storage_check_dense(const struct sfc_storage *s, struct sfc_dense_set bl
     return code == SFC_OK ? sfc_step_log_check_limit(&geometry, s->config.limit_bytes, err) : code;
 }
 
-int sfc_storage_keep_lists(struct sfc_storage *s, struct sfc_dense_set now,
-                           struct sfc_dense_set then, struct sfc_error *err)
+int sfc_storage_keep_list(struct sfc_storage *s, struct sfc_dense_set blocks, struct sfc_error *err)
 {
-    const struct sfc_run_identity *own = &s->config.identity;
-    int code = sfc_dense_list_store(s->log_folder, own, now.blocks, now.count, err);
-    return code == SFC_OK ? sfc_dense_list_store(s->log_folder, own, then.blocks, then.count, err)
-                          : code;
+    return sfc_dense_list_store(s->log_folder, &s->config.identity, blocks.blocks, blocks.count,
+                                err);
 }
 
 int sfc_storage_set_dense(struct sfc_storage *s, struct sfc_dense_set blocks, struct sfc_error *err)

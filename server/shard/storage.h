@@ -86,12 +86,12 @@ int sfc_storage_sums(const struct sfc_storage *storage, const struct sfc_log_pre
                      uint64_t step, struct sfc_dense_set blocks, const uint64_t *stamps, void *room,
                      const void **sums, struct sfc_error *err);
 
-/* Dense blocks come or go: the sets are written down (log thread), then steps are logged with the
+/* Dense blocks come or go: the new set is written down (log thread), then steps are logged with the
  * new one (loop thread, then log thread). SFC_EINVAL: --log-limit holds too few such steps. */
 int sfc_storage_check_dense(const struct sfc_storage *storage, struct sfc_dense_set blocks,
                             struct sfc_error *err);
-int sfc_storage_keep_lists(struct sfc_storage *storage, struct sfc_dense_set now,
-                           struct sfc_dense_set then, struct sfc_error *err);
+int sfc_storage_keep_list(struct sfc_storage *storage, struct sfc_dense_set blocks,
+                          struct sfc_error *err);
 int sfc_storage_set_dense(struct sfc_storage *storage, struct sfc_dense_set blocks,
                           struct sfc_error *err);
 void sfc_storage_log_dense(struct sfc_storage *storage, const struct sfc_log_geometry *geometry);

@@ -183,18 +183,20 @@ def disturb(run, victim, stage, **blocks):
 
 def killed(c, **blocks):
     for victim in (0, 1):
-        with Cluster() as cluster:
-            run = Standin(cluster, c, shards=2, options=OFTEN)
-            run.open()
-            run.steps(4)
-            for stage in STAGES:
+        for stage in STAGES:
+            with Cluster() as cluster:
+                run = Standin(cluster, c, shards=2, options=OFTEN)
+                run.open()
+                run.steps(4)
                 moved = disturb(run, victim, stage, **blocks)
                 run.steps(2)
                 check_same(run)
                 if not moved:
                     run.move(0, 1, **blocks)
                 run.steps(1)
-                run.move(1, 0, **blocks)  # and back for the next stage
+                run.move(1, 0, **blocks)  # and back
+                run.restart(1 - victim)
+                run.recover([1 - victim])
                 run.steps(1)
                 check_same(run)
 
@@ -305,6 +307,22 @@ def test_lost_source():
             return [p.name for p in run.processes[1].state.glob("run-7/class-*.sfs")
                     if int(p.name.split("-")[1]) in BLOCKS["class_blocks"]]
         wait_until("snapshots of a move that failed to go", lambda: not left(), 10, context=left)
+
+
+def test_lost_map():
+    """A shard that lives and has not got SetMap (or has not got its blocks any more) is opened anew with the map."""
+    with Cluster() as cluster:
+        run = Standin(cluster, backbone(momentum_mode="dense"), shards=2, options=OFTEN)
+        run.open()
+        run.steps(3)
+        for source, destination, late in ((0, 1, 1), (1, 0, 1)):
+            request = run.fetch(source, destination, **BLOCKS, dense_blocks=[0])
+            run.take(destination, request)
+            run.flip(run.map_with(destination, request), request.move, but=[late])
+            run.recover([late])
+            run.steps(2)
+            check_same(run)
+        run.stop()
 
 
 def test_scheduler():

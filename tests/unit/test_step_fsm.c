@@ -637,6 +637,23 @@ static void test_a_map_voids_by_its_round(void **state)
     refused(f, SFC_EDEVICE, "broken");
 }
 
+/* SetMap was refused, or its scheduler died: OpenRun brings the map, at the step where the machine
+ * is. */
+static void test_open_run_with_another_map(void **state)
+{
+    struct fixture *f = *state;
+    const struct sfc_attempt first = {1, 0}, second = {1, 5}, third = {1, 7};
+    assert_int_equal(sfc_step_opens_map(&f->s, second, true, 0, 1), SFC_STEP_OPEN_HERE);
+    sfc_step_opened(&f->s);
+    assert_int_equal(sfc_step_opens_map(&f->s, second, true, 0, 1), SFC_STEP_OPEN_ANSWERED);
+    assert_int_equal(sfc_step_opens_map(&f->s, second, true, 0, 2), SFC_STEP_OPEN_ANEW);
+    assert_int_equal(sfc_step_opens_map(&f->s, first, true, 0, 2), SFC_STEP_OPEN_STALE);
+    set_map(f, 0, 2);
+    job_done(f, SFC_OK);
+    assert_int_equal(sfc_step_opens_map(&f->s, third, true, 0, 1), SFC_STEP_OPEN_STALE);
+    assert_int_equal(sfc_step_opens_map(&f->s, third, true, 0, 2), SFC_STEP_OPEN_HERE);
+}
+
 static void test_a_joiner_jumps(void **state)
 {
     struct fixture *f = *state;
@@ -688,6 +705,7 @@ int main(void)
         TEST(test_a_map_at_the_boundary),
         TEST(test_a_map_voids_by_its_round),
         TEST(test_a_joiner_jumps),
+        TEST(test_open_run_with_another_map),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
