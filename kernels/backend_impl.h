@@ -206,6 +206,9 @@ static inline bool sfc_dense_left_out(const struct sfc_dense_part *part, size_t 
 
 /* Whether a run with this optimiser has a part; LAST_STEP is for momentum mode dense alone. */
 bool sfc_has_part(enum sfc_optimizer optimizer, bool last_step, enum sfc_block_part part);
+/* Index of the first number that is not finite; n: none. Looks at many at once: nearly never one of
+ * them is broken. */
+size_t sfc_first_broken(const float *v, size_t n);
 /* Values that may be written to a part: finite, second moments at least 0. what as above. */
 int sfc_values_check(const char *what, uint64_t block, enum sfc_block_part part, uint64_t offset,
                      uint64_t count, const float *values, struct sfc_error *err);

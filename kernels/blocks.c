@@ -3,6 +3,7 @@
 #include "kernels/backend_impl.h"
 
 #include <math.h>
+#include <string.h>
 
 size_t sfc_block_index(const uint64_t *blocks, size_t count, uint64_t block)
 {
@@ -45,18 +46,36 @@ bool sfc_has_part(enum sfc_optimizer optimizer, bool last_step, enum sfc_block_p
     return false;
 }
 
+size_t sfc_first_broken(const float *v, size_t n)
+{
+    const uint32_t exponent = 0x7f800000;
+    for (size_t begin = 0, end; begin < n; begin = end) {
+        uint32_t broken = 0;
+        end = n - begin < 1024 ? n : begin + 1024;
+        for (size_t k = begin; k < end; k++) {
+            uint32_t bits;
+            memcpy(&bits, &v[k], sizeof bits);
+            broken |= (bits & exponent) == exponent;
+        }
+        for (size_t k = begin; broken && k < end; k++)
+            if (!isfinite(v[k]))
+                return k;
+    }
+    return n;
+}
+
 int sfc_values_check(const char *what, uint64_t block, enum sfc_block_part part, uint64_t offset,
                      uint64_t count, const float *values, struct sfc_error *err)
 {
-    for (uint64_t i = 0; i < count; i++) {
-        if (!isfinite(values[i]))
-            return sfc_fail(err, SFC_EINVAL, "%s: element %llu written to block %llu is not finite",
-                            what, (unsigned long long)(offset + i), (unsigned long long)block);
-        if (part == SFC_PART_SECOND_MOMENT && values[i] < 0)
+    uint64_t broken = sfc_first_broken(values, count);
+    if (broken < count)
+        return sfc_fail(err, SFC_EINVAL, "%s: element %llu written to block %llu is not finite",
+                        what, (unsigned long long)(offset + broken), (unsigned long long)block);
+    for (uint64_t i = 0; part == SFC_PART_SECOND_MOMENT && i < count; i++)
+        if (values[i] < 0)
             return sfc_fail(err, SFC_EINVAL,
                             "%s: second moment %llu written to block %llu is below 0", what,
                             (unsigned long long)(offset + i), (unsigned long long)block);
-    }
     return SFC_OK;
 }
 

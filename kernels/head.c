@@ -101,26 +101,6 @@ static int check_call(const struct sfc_head *head, const char *pass, size_t n,
     return SFC_OK;
 }
 
-/* Index of the first number that is not finite; n: none. Looks at many at once: there are as many
- * as a batch has features, and nearly never one of them is broken. */
-static size_t first_broken(const float *v, size_t n)
-{
-    const uint32_t exponent = 0x7f800000;
-    for (size_t begin = 0, end; begin < n; begin = end) {
-        uint32_t broken = 0;
-        end = n - begin < 1024 ? n : begin + 1024;
-        for (size_t k = begin; k < end; k++) {
-            uint32_t bits;
-            memcpy(&bits, &v[k], sizeof bits);
-            broken |= (bits & exponent) == exponent;
-        }
-        for (size_t k = begin; broken && k < end; k++)
-            if (!isfinite(v[k]))
-                return k;
-    }
-    return n;
-}
-
 static int check_logits_item(const struct sfc_head *head, const struct sfc_head_logits_item *items,
                              size_t i, struct sfc_error *err)
 {
@@ -134,7 +114,7 @@ static int check_logits_item(const struct sfc_head *head, const struct sfc_head_
     for (size_t k = 0; k < i; k++)
         if (items[k].slot == item->slot)
             return sfc_fail(err, SFC_EINVAL, "logits: slot %u is named twice", item->slot);
-    size_t numbers = (size_t)c->micro_batch * c->dim, k = first_broken(item->features, numbers);
+    size_t numbers = (size_t)c->micro_batch * c->dim, k = sfc_first_broken(item->features, numbers);
     if (k < numbers)
         return sfc_fail(err, SFC_EINVAL,
                         "logits: feature %zu of row %zu of micro-batch %u is not finite",
