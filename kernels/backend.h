@@ -198,8 +198,8 @@ int sfc_head_read(struct sfc_head *head, uint64_t block, enum sfc_block_part par
 int sfc_head_write(struct sfc_head *head, uint64_t block, enum sfc_block_part part, uint64_t offset,
                    uint64_t count, const float *values, struct sfc_error *err);
 
-/* The same of whole rows of a block, in any order: [count, dim], LAST_STEP [count]. SFC_EINVAL: a
- * row outside the block. */
+/* The same of whole rows of a block, each at most once, in any order: [count, dim], LAST_STEP
+ * [count]. SFC_EINVAL: a row outside the block. */
 int sfc_head_read_rows(struct sfc_head *head, uint64_t block, enum sfc_block_part part,
                        const uint32_t *rows, size_t count, float *out, struct sfc_error *err);
 int sfc_head_write_rows(struct sfc_head *head, uint64_t block, enum sfc_block_part part,

@@ -190,6 +190,11 @@ int sfc_cuda_head_read(struct sfc_head_part *head, size_t index, enum sfc_block_
 int sfc_cuda_head_write(struct sfc_head_part *head, size_t index, enum sfc_block_part part,
                         uint64_t offset, uint64_t count, const float *values,
                         struct sfc_error *err);
+int sfc_cuda_head_read_rows(struct sfc_head_part *head, size_t index, enum sfc_block_part part,
+                            const uint32_t *rows, size_t count, float *out, struct sfc_error *err);
+int sfc_cuda_head_write_rows(struct sfc_head_part *head, size_t index, enum sfc_block_part part,
+                             const uint32_t *rows, size_t count, const float *values,
+                             struct sfc_error *err);
 int sfc_cuda_head_plan(struct sfc_head_part *head, uint64_t step, const uint64_t *labels,
                        uint64_t *sampled, struct sfc_error *err);
 void sfc_cuda_head_sample(const struct sfc_head_part *head, size_t index, const uint32_t **rows,

@@ -55,7 +55,8 @@ static size_t lag_bytes(const struct sfc_cuda_head *head)
 
 size_t sfc_cuda_state_lay_out(struct sfc_cuda_head *head, struct sfc_cuda_carver *scratch)
 {
-    size_t largest = head->sizes.max_block * head->config.dim * sizeof(float);
+    /* with the numbers of the rows, where they are a list */
+    size_t largest = head->sizes.max_block * ((size_t)head->config.dim + 1) * sizeof(float);
     struct sfc_cuda_state layout = {.piece_bytes = smaller(PIECE_BYTES, round_up(largest))};
     for (size_t i = 0; i < SFC_CUDA_LANES; i++)
         layout.pieces[i].device = sfc_cuda_carve(scratch, layout.piece_bytes, 1);
@@ -171,15 +172,17 @@ void sfc_cuda_state_free(struct sfc_cuda_head *head)
 
 /* ---- reading and writing the store */
 
-/* A range of a part of one block in pieces that follow each other; piece i goes through lane and
- * buffers i % SFC_CUDA_LANES. */
+/* A range of a part of one block, or a list of its rows, in pieces that follow each other; piece i
+ * goes through lane and buffers i % SFC_CUDA_LANES. */
 struct copy {
     struct sfc_cuda_head *head;
     struct sfc_cuda_store store;
     uint32_t tensor;
     size_t first_row, width; /* of the block; numbers of a row */
-    uint64_t offset, count;
-    size_t length; /* numbers of a piece */
+    uint64_t offset, count;  /* numbers; of a list from its beginning */
+    const uint32_t *rows;    /* the list, or NULL */
+    size_t room;             /* words of a buffer */
+    size_t length;           /* numbers of a piece; the rows of a list's piece follow them */
     uint64_t pieces;
     const char *what;
 };
@@ -201,10 +204,23 @@ static struct copy copy_of(struct sfc_cuda_head *head, size_t index, enum sfc_bl
         .width = last ? 1 : head->config.dim,
         .offset = offset,
         .count = count,
+        .room = length,
         .length = length,
         .pieces = (count + length - 1) / length,
         .what = what,
     };
+}
+
+/* Of whole rows instead. */
+static struct copy copy_of_list(struct sfc_cuda_head *head, size_t index, enum sfc_block_part part,
+                                const uint32_t *rows, size_t count, const char *what)
+{
+    struct copy c = copy_of(head, index, part, 0, 0, what);
+    c.rows = rows;
+    c.count = (uint64_t)count * c.width;
+    c.length = c.room / (c.width + 1) * c.width;
+    c.pieces = (c.count + c.length - 1) / c.length;
+    return c;
 }
 
 static size_t piece_length(const struct copy *c, uint64_t i)
@@ -226,7 +242,7 @@ static struct sfc_cuda_run run_of(const struct copy *c, uint64_t i)
 
 static float *staging_of(const struct copy *c, uint64_t i)
 {
-    return (float *)c->head->staging + i % SFC_CUDA_LANES * c->length;
+    return (float *)c->head->staging + i % SFC_CUDA_LANES * c->room;
 }
 
 static struct piece *piece_of(const struct copy *c, uint64_t i)
@@ -268,12 +284,41 @@ static int wait_for(const struct copy *c, uint64_t i, struct sfc_error *err)
     return sfc_cuda_check(c->head->cuda, cudaEventSynchronize(piece_of(c, i)->done), c->what, err);
 }
 
+/* Sends the rows of a list's piece; they stay behind the numbers. */
+static cudaError_t send_rows(const struct copy *c, uint64_t i, struct sfc_cuda_list *out)
+{
+    float *host = staging_of(c, i) + c->length, *device = piece_of(c, i)->device + c->length;
+    size_t bytes = piece_length(c, i) / c->width * sizeof *c->rows;
+    memcpy(host, c->rows + i * (c->length / c->width), bytes);
+    *out = (struct sfc_cuda_list){.tensor = c->tensor,
+                                  .first = c->first_row,
+                                  .rows = (const void *)device,
+                                  .count = (uint32_t)piece_length(c, i)};
+    return cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, lane_of(c, i));
+}
+
+/* Between the store and the piece's device memory. */
+static cudaError_t convert(const struct copy *c, uint64_t i, bool reads)
+{
+    float *device = piece_of(c, i)->device;
+    cudaStream_t lane = lane_of(c, i);
+    struct sfc_cuda_list list;
+    if (!c->rows)
+        return reads ? sfc_cuda_run_read(&c->store, run_of(c, i), device, lane)
+                     : sfc_cuda_run_write(&c->store, run_of(c, i), device, lane);
+    cudaError_t status = send_rows(c, i, &list);
+    if (status != cudaSuccess)
+        return status;
+    return reads ? sfc_cuda_list_read(&c->store, list, device, lane)
+                 : sfc_cuda_list_write(&c->store, list, device, lane);
+}
+
 static int start_read(const struct copy *c, uint64_t i, struct sfc_error *err)
 {
     struct piece *p = piece_of(c, i);
     cudaStream_t lane = lane_of(c, i);
     size_t bytes = piece_length(c, i) * sizeof(float);
-    cudaError_t status = sfc_cuda_run_read(&c->store, run_of(c, i), p->device, lane);
+    cudaError_t status = convert(c, i, true);
     if (status == cudaSuccess)
         status = cudaMemcpyAsync(staging_of(c, i), p->device, bytes, cudaMemcpyDeviceToHost, lane);
     if (status == cudaSuccess)
@@ -289,7 +334,7 @@ static int start_write(const struct copy *c, uint64_t i, struct sfc_error *err)
     cudaError_t status =
         cudaMemcpyAsync(p->device, staging_of(c, i), bytes, cudaMemcpyHostToDevice, lane);
     if (status == cudaSuccess)
-        status = sfc_cuda_run_write(&c->store, run_of(c, i), p->device, lane);
+        status = convert(c, i, false);
     if (status == cudaSuccess)
         status = cudaEventRecord(p->done, lane);
     return sfc_cuda_check(c->head->cuda, status, c->what, err);
@@ -306,24 +351,44 @@ static int copy_end(const struct copy *c, int rc)
     return rc;
 }
 
+static int copy_out(const struct copy *c, float *out, struct sfc_error *err)
+{
+    int rc = copy_begin(c, err);
+    for (uint64_t i = 0; !rc && i < c->pieces + SFC_CUDA_LANES; i++) {
+        uint64_t ready = i - SFC_CUDA_LANES; /* in the buffers that piece i gets */
+        if (i >= SFC_CUDA_LANES && ready < c->pieces) {
+            rc = wait_for(c, ready, err);
+            if (!rc)
+                memcpy(out + ready * c->length, staging_of(c, ready),
+                       piece_length(c, ready) * sizeof *out);
+        }
+        if (!rc && i < c->pieces)
+            rc = start_read(c, i, err);
+    }
+    return copy_end(c, rc);
+}
+
+static int copy_in(const struct copy *c, const float *values, struct sfc_error *err)
+{
+    int rc = copy_begin(c, err);
+    for (uint64_t i = 0; !rc && i < c->pieces + SFC_CUDA_LANES; i++) {
+        uint64_t before = i - SFC_CUDA_LANES; /* had the buffers that piece i gets */
+        if (i >= SFC_CUDA_LANES && before < c->pieces)
+            rc = wait_for(c, before, err);
+        if (!rc && i < c->pieces) {
+            memcpy(staging_of(c, i), values + i * c->length, piece_length(c, i) * sizeof *values);
+            rc = start_write(c, i, err);
+        }
+    }
+    return copy_end(c, rc);
+}
+
 int sfc_cuda_head_read(struct sfc_head_part *base, size_t index, enum sfc_block_part part,
                        uint64_t offset, uint64_t count, float *out, struct sfc_error *err)
 {
     const struct copy c = copy_of((struct sfc_cuda_head *)base, index, part, offset, count,
                                   "reading class centres from the device");
-    int rc = copy_begin(&c, err);
-    for (uint64_t i = 0; !rc && i < c.pieces + SFC_CUDA_LANES; i++) {
-        uint64_t ready = i - SFC_CUDA_LANES; /* in the buffers that piece i gets */
-        if (i >= SFC_CUDA_LANES && ready < c.pieces) {
-            rc = wait_for(&c, ready, err);
-            if (!rc)
-                memcpy(out + ready * c.length, staging_of(&c, ready),
-                       piece_length(&c, ready) * sizeof *out);
-        }
-        if (!rc && i < c.pieces)
-            rc = start_read(&c, i, err);
-    }
-    return copy_end(&c, rc);
+    return copy_out(&c, out, err);
 }
 
 int sfc_cuda_head_write(struct sfc_head_part *base, size_t index, enum sfc_block_part part,
@@ -331,17 +396,24 @@ int sfc_cuda_head_write(struct sfc_head_part *base, size_t index, enum sfc_block
 {
     const struct copy c = copy_of((struct sfc_cuda_head *)base, index, part, offset, count,
                                   "writing class centres to the device");
-    int rc = copy_begin(&c, err);
-    for (uint64_t i = 0; !rc && i < c.pieces + SFC_CUDA_LANES; i++) {
-        uint64_t before = i - SFC_CUDA_LANES; /* had the buffers that piece i gets */
-        if (i >= SFC_CUDA_LANES && before < c.pieces)
-            rc = wait_for(&c, before, err);
-        if (!rc && i < c.pieces) {
-            memcpy(staging_of(&c, i), values + i * c.length, piece_length(&c, i) * sizeof *values);
-            rc = start_write(&c, i, err);
-        }
-    }
-    return copy_end(&c, rc);
+    return copy_in(&c, values, err);
+}
+
+int sfc_cuda_head_read_rows(struct sfc_head_part *base, size_t index, enum sfc_block_part part,
+                            const uint32_t *rows, size_t count, float *out, struct sfc_error *err)
+{
+    const struct copy c = copy_of_list((struct sfc_cuda_head *)base, index, part, rows, count,
+                                       "reading class centres from the device");
+    return copy_out(&c, out, err);
+}
+
+int sfc_cuda_head_write_rows(struct sfc_head_part *base, size_t index, enum sfc_block_part part,
+                             const uint32_t *rows, size_t count, const float *values,
+                             struct sfc_error *err)
+{
+    const struct copy c = copy_of_list((struct sfc_cuda_head *)base, index, part, rows, count,
+                                       "writing class centres to the device");
+    return copy_in(&c, values, err);
 }
 
 /* ---- how large the numbers are */

@@ -84,6 +84,47 @@ cudaError_t sfc_cuda_run_write(const struct sfc_cuda_store *store, struct sfc_cu
     return cudaGetLastError();
 }
 
+__global__ static void __launch_bounds__(THREADS)
+    read_list(struct sfc_cuda_store s, struct sfc_cuda_list list, float *out)
+{
+    const uint32_t width = list.tensor == SFC_CUDA_LAST ? 1 : s.dim;
+    for (uint32_t i = blockIdx.x * THREADS + threadIdx.x; i < list.count;
+         i += gridDim.x * THREADS) {
+        uint64_t row = list.first + list.rows[i / width];
+        out[i] = list.tensor == SFC_CUDA_LAST
+                     ? (float)s.last[row]
+                     : get(s, s.records + row * s.record, list.tensor, i % width);
+    }
+}
+
+__global__ static void __launch_bounds__(THREADS)
+    write_list(struct sfc_cuda_store s, struct sfc_cuda_list list, const float *values)
+{
+    const uint32_t width = list.tensor == SFC_CUDA_LAST ? 1 : s.dim;
+    for (uint32_t i = blockIdx.x * THREADS + threadIdx.x; i < list.count;
+         i += gridDim.x * THREADS) {
+        uint64_t row = list.first + list.rows[i / width];
+        if (list.tensor == SFC_CUDA_LAST)
+            s.last[row] = (uint32_t)values[i];
+        else
+            put(s, s.records + row * s.record, list.tensor, i % width, values[i]);
+    }
+}
+
+cudaError_t sfc_cuda_list_read(const struct sfc_cuda_store *store, struct sfc_cuda_list list,
+                               float *out, cudaStream_t stream)
+{
+    SFC_LAUNCH(read_list, grid_for(list.count, THREADS), THREADS, stream, *store, list, out);
+    return cudaGetLastError();
+}
+
+cudaError_t sfc_cuda_list_write(const struct sfc_cuda_store *store, struct sfc_cuda_list list,
+                                const float *values, cudaStream_t stream)
+{
+    SFC_LAUNCH(write_list, grid_for(list.count, THREADS), THREADS, stream, *store, list, values);
+    return cudaGetLastError();
+}
+
 /* ---- whole rows: a warp takes one at a time */
 
 /* The block of a row: the last that begins at or before it. */

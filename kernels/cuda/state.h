@@ -17,6 +17,14 @@ struct sfc_cuda_run {
     uint32_t column, count;
 };
 
+/* Whole rows of one block, in any order. */
+struct sfc_cuda_list {
+    uint32_t tensor;
+    uint64_t first;       /* store row of the block's row 0 */
+    const uint32_t *rows; /* on the device */
+    uint32_t count;       /* numbers of all rows */
+};
+
 /* Where the rows of a store belong. */
 struct sfc_cuda_rows {
     uint64_t rows; /* of the store */
@@ -31,6 +39,10 @@ cudaError_t sfc_cuda_run_read(const struct sfc_cuda_store *store, struct sfc_cud
                               float *out, cudaStream_t stream);
 cudaError_t sfc_cuda_run_write(const struct sfc_cuda_store *store, struct sfc_cuda_run run,
                                const float *values, cudaStream_t stream);
+cudaError_t sfc_cuda_list_read(const struct sfc_cuda_store *store, struct sfc_cuda_list list,
+                               float *out, cudaStream_t stream);
+cudaError_t sfc_cuda_list_write(const struct sfc_cuda_store *store, struct sfc_cuda_list list,
+                                const float *values, cudaStream_t stream);
 /* Of each block, all rows caught up by the store's table (last steps from store->now on count as
  * caught up): the largest |w|, |m| and |m| / (sqrt(v) + epsilon) (0 without v) as bits of f32,
  * which order like the numbers, NaN above all; [blocks, 3]. */

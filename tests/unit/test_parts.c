@@ -266,6 +266,48 @@ static void test_changed_rows_are_those_that_differ(void **state)
     }
 }
 
+/* More rows than go in one piece, in an order of their own. */
+static void test_lists_of_rows_are_read_and_written(void **state)
+{
+    (void)state;
+    enum { ROWS = 1200, WIDE = 300, LISTED = 1111 };
+    for (int format = 0; format < FORMATS; format++) {
+        struct sfc_head_config c = config_of(format, DENSE);
+        struct sfc_error err = {0};
+        struct sfc_backend *backend = NULL;
+        struct sfc_head *head = NULL;
+        c.classes = c.block_size = ROWS;
+        c.dim = WIDE;
+        size_t all = (size_t)ROWS * WIDE;
+        float *want = calloc(all, sizeof *want), *got = calloc(all, sizeof *got);
+        float *some = calloc(all, sizeof *some);
+        uint32_t rows[LISTED];
+        assert_true(want && got && some);
+        must(sfc_backend_open(TESTED, 1, &backend, &err), &err);
+        must(sfc_head_new(backend, &c, &(const uint64_t){0}, 1, &head, &err), &err);
+        for (size_t i = 0; i < LISTED; i++)
+            rows[i] = (uint32_t)(i * 7 % ROWS);
+        for (int i = SFC_PART_VALUES; i <= SFC_PART_LAST_STEP; i++) {
+            enum sfc_block_part part = (enum sfc_block_part)i;
+            size_t width = part == SFC_PART_LAST_STEP ? 1 : WIDE;
+            must(sfc_head_read(head, 0, part, 0, ROWS * width, want, &err), &err);
+            for (size_t k = 0; k < LISTED; k++)
+                for (size_t j = 0; j < width; j++)
+                    want[rows[k] * width + j] = some[k * width + j] = (float)((k + j) % 97);
+            must(sfc_head_write_rows(head, 0, part, rows, LISTED, some, &err), &err);
+            must(sfc_head_read(head, 0, part, 0, ROWS * width, got, &err), &err);
+            assert_memory_equal(got, want, ROWS * width * sizeof *got);
+            memset(got, 0xff, all * sizeof *got);
+            must(sfc_head_read_rows(head, 0, part, rows, LISTED, got, &err), &err);
+            assert_memory_equal(got, some, LISTED * width * sizeof *got);
+            must(sfc_head_read_rows(head, 0, part, rows, 0, got, &err), &err);
+        }
+        sfc_head_free(head);
+        sfc_backend_close(backend);
+        free(want), free(got), free(some);
+    }
+}
+
 static void test_tracking_ends_when_the_block_is_written(void **state)
 {
     (void)state;
@@ -436,6 +478,7 @@ int main(void)
         cmocka_unit_test(test_parts_have_the_bits_of_one_head),
         cmocka_unit_test(test_moves_change_no_bit),
         cmocka_unit_test(test_changed_rows_are_those_that_differ),
+        cmocka_unit_test(test_lists_of_rows_are_read_and_written),
         cmocka_unit_test(test_tracking_ends_when_the_block_is_written),
         cmocka_unit_test(test_a_head_without_blocks_answers_zero),
         cmocka_unit_test(test_memory_is_known_and_given_back),
