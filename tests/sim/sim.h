@@ -324,6 +324,11 @@ struct oracle {
     struct record records[MAX_STEPS + 1]; /* of the step as it was committed last */
     uint64_t low, head; /* no shard may be more than a commit before, or after these */
     uint64_t most;      /* highest step that was ever committed */
+    struct sfc_attempt
+        accepted[MAX_J]; /* the Dones that the scheduler took of step accepted_step, */
+    uint64_t accepted_step;
+    struct sfc_attempt accepted_round; /* in this round */
+    bool taken[MAX_J];
     struct promise *promises;
     size_t promise_count, promise_capacity;
 };
@@ -333,6 +338,7 @@ struct counts {
     uint64_t events, kills, restarts, cuts, aborts, crashes, recoveries, flush_errors;
     uint64_t store_errors, sessions, unsure_records;
     uint64_t rates, rewinds, refused_rewinds, returns, given_up, fetched, old_copies;
+    uint64_t second_grants, second_data;
 };
 
 struct sim {
@@ -341,6 +347,7 @@ struct sim {
     char failure[512];
     /* shape */
     uint32_t k, j, d, workers, steps;
+    unsigned slowness[MAX_WORKERS]; /* a worker takes so many times as long as a quick one */
     uint32_t class_owner[BLOCKS], dense_owner[MAX_D];
     unsigned drop_ppm, repeat_ppm, slow_ppm, give_up_ppm;
     bool mixed, not_finite, session;
@@ -509,6 +516,10 @@ void oracle_check(struct sim *s); /* after every event */
 /* The scheduler is about to write this record. */
 struct record oracle_check_record(struct sim *s, bool provisional);
 void oracle_check_grant(struct sim *s, uint64_t step);
+/* The scheduler says that this Done counts: the first one of its micro-batch, for good. */
+void oracle_accept(struct sim *s, uint64_t step, uint32_t j, struct sfc_attempt attempt);
+/* At most two grants of a micro-batch are out, and more than one only while shards keep both. */
+void oracle_check_tickets(struct sim *s);
 /* A shard goes through this step again, as of this round. */
 void oracle_check_replay(struct sim *s, uint32_t k, uint64_t step, struct sfc_attempt round);
 void oracle_check_end(struct sim *s);

@@ -263,6 +263,10 @@ static struct record present_record(struct sim *s)
             return record;
         }
         record.attempts[j] = done->attempt;
+        if (!s->oracle.taken[j] || sfc_attempt_compare(s->oracle.accepted[j], done->attempt) != 0)
+            sim_fail(s,
+                     "the record of step %llu names an attempt at %u that was not the first done",
+                     (ull)record.r.step, j);
     }
     memcpy(record.labels, labels, s->j * ROWS * sizeof(*labels));
     return record;
@@ -308,6 +312,36 @@ void oracle_check_grant(struct sim *s, uint64_t step)
     if (step != store_committed(s) + 1)
         sim_fail(s, "a grant of step %llu, but the oldest uncommitted step is %llu", (ull)step,
                  (ull)store_committed(s) + 1);
+}
+
+void oracle_accept(struct sim *s, uint64_t step, uint32_t j, struct sfc_attempt attempt)
+{
+    struct oracle *o = &s->oracle;
+    const struct sfc_attempt round = s->scheduler.run.commit.round;
+    if (o->accepted_step != step || sfc_attempt_compare(o->accepted_round, round) != 0)
+        memset(o->taken, 0, sizeof(o->taken));
+    o->accepted_step = step;
+    o->accepted_round = round;
+    if (o->taken[j] && sfc_attempt_compare(o->accepted[j], attempt) != 0)
+        sim_fail(s, "two Dones of step %llu micro-batch %u count", (ull)step, j);
+    o->taken[j] = true;
+    o->accepted[j] = attempt;
+}
+
+void oracle_check_tickets(struct sim *s)
+{
+    struct sfc_tickets *t = &s->scheduler.run.tickets;
+    const struct sfc_ticket_step *open = sfc_tickets_step(t, t->open_step);
+    for (uint32_t j = 0; j < s->j && open; j++) {
+        const struct sfc_micro_batch *m = &open->micro_batches[j];
+        bool out = m->grant == SFC_TICKET_OUT;
+        if (out != (m->out_count > 0) || m->out_count > 2 ||
+            (m->out_count == 2 && t->given > MAX_SLOTS - MAX_J + s->j))
+            sim_fail(s, "%u grants of step %llu micro-batch %u are out, %u of %u slots were given",
+                     m->out_count, (ull)t->open_step, j, t->given, MAX_SLOTS - MAX_J + s->j);
+        if (m->out_count == 2 && m->out[0].worker == m->out[1].worker)
+            sim_fail(s, "worker %llx has micro-batch %u twice", (ull)m->out[0].worker, j);
+    }
 }
 
 void oracle_check_replay(struct sim *s, uint32_t k, uint64_t step, struct sfc_attempt round)

@@ -211,6 +211,15 @@ static void reply_ticket(struct sim *s, const struct sfc_run_action *a)
     sim_answer(s, a->token, &b);
 }
 
+static void reply_done(struct sim *s, const struct sfc_run_action *a)
+{
+    const struct body *r = sim_request(s, a->token);
+    const struct body b = {.code = SFC_OK, .accepted = a->accepted};
+    if (a->accepted && r->step == sfc_run_committed(&s->scheduler.run) + 1)
+        oracle_accept(s, r->step, r->j, r->attempt);
+    sim_answer(s, a->token, &b);
+}
+
 /* What a checkpoint relies on: while held, every shard is at the held step and stays there. */
 static void reply_hold(struct sim *s, const struct sfc_run_action *a)
 {
@@ -267,7 +276,7 @@ static void act(struct sim *s, const struct sfc_run_action *a)
         reply_ticket(s, a);
         break;
     case SFC_ACT_REPLY_DONE:
-        sim_answer(s, a->token, &b);
+        reply_done(s, a);
         break;
     case SFC_ACT_REPLY_HOLD:
         reply_hold(s, a);
@@ -319,8 +328,12 @@ void scheduler_run_event(struct sim *s, struct sfc_run_event *event)
     struct scheduler *sc = &s->scheduler;
     if (!sc->up || !sc->has_run)
         return;
+    uint64_t grants = sfc_run_second_grants(&sc->run), data = sfc_run_second_data(&sc->run);
     event->now_ms = s->now;
     sfc_run_step(&sc->run, event, &sc->actions);
+    s->counts.second_grants += sfc_run_second_grants(&sc->run) - grants;
+    s->counts.second_data += sfc_run_second_data(&sc->run) - data;
+    oracle_check_tickets(s);
     for (size_t i = 0; i < sc->actions.count; i++)
         act(s, &sc->actions.items[i]);
     disturb_rewind(s);

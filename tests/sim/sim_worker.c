@@ -172,7 +172,7 @@ static void next_phase(struct sim *s, uint32_t w)
     switch (wk->phase) {
     case P_PULL:
         wk->phase = P_COMPUTE;
-        timer(s, w, 5 + sim_below(s, 30), T_COMPUTE);
+        timer(s, w, (5 + sim_below(s, 30)) * s->slowness[w], T_COMPUTE);
         break;
     case P_LOGITS:
         wk->lse = model_lse(wk->sum);
@@ -252,7 +252,7 @@ static void ticket(struct sim *s, uint32_t w, bool data, const struct body *b)
     if (data) {
         wk->data_step = b->step;
         wk->data_j = b->j;
-        timer(s, w, 1 + sim_below(s, 20), T_READ);
+        timer(s, w, (1 + sim_below(s, 20)) * s->slowness[w], T_READ);
         return;
     }
     wk->step = b->step;

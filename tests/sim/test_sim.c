@@ -74,7 +74,7 @@ int main(int argc, char **argv)
         "%llu rewinds, "
         "%llu "
         "refused, %llu returns with %llu steps given up, %llu steps from other shards, %llu "
-        "old copies of a disk, %llu failures\n",
+        "old copies of a disk, %llu second grants, %llu second data tickets, %llu failures\n",
         (unsigned long long)o.seeds, (unsigned long long)stats.events,
         (unsigned long long)stats.kills, (unsigned long long)stats.crashes,
         (unsigned long long)stats.recoveries, (unsigned long long)stats.restarts,
@@ -84,6 +84,7 @@ int main(int argc, char **argv)
         (unsigned long long)stats.rates, (unsigned long long)stats.rewinds,
         (unsigned long long)stats.refused_rewinds, (unsigned long long)stats.returns,
         (unsigned long long)stats.given_up, (unsigned long long)stats.fetched,
-        (unsigned long long)stats.old_copies, (unsigned long long)failures);
+        (unsigned long long)stats.old_copies, (unsigned long long)stats.second_grants,
+        (unsigned long long)stats.second_data, (unsigned long long)failures);
     return (failures > 0) == o.expect_failure ? 0 : 1;
 }
