@@ -23,7 +23,12 @@ void sfc_pace_note(struct sfc_pace *pace, double ms)
         pace->deviation_ms = ms / 2;
     } else {
         pace->deviation_ms += (fabs(ms - pace->mean_ms) - pace->deviation_ms) / 4;
-        pace->mean_ms += (ms - pace->mean_ms) / 8;
+        pace->mean_ms += (ms - pace->mean_ms) / 4;
     }
     pace->count += pace->count < SFC_PACE_KNOWN;
+}
+
+void sfc_pace_guess(struct sfc_pace *pace, double ms)
+{
+    pace->mean_ms += (fmin(ms, 4 * sfc_pace_limit(pace)) - pace->mean_ms) / 4;
 }

@@ -17,6 +17,8 @@ struct sfc_pace {
 /* One time more. It counts as at most four times the limit, once there is one: a peer that stood
  * still for minutes says little about the next time. */
 void sfc_pace_note(struct sfc_pace *pace, double ms);
+/* A guess instead of a time: it moves the mean alone. */
+void sfc_pace_guess(struct sfc_pace *pace, double ms);
 bool sfc_pace_known(const struct sfc_pace *pace);
 /* What takes longer is late: mean and four deviations, at least twice the mean and the floor.
  * INFINITY while the pace is not known. */

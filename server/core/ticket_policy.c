@@ -43,17 +43,19 @@ static double remains(struct sfc_tickets *t, const struct sfc_grant *g, uint64_t
     return fabs(mean_of(t, g->place) - since(now_ms, g->since_ms));
 }
 
-/* The same for a micro-batch that may be given again; 0: it may not. */
+/* The same for a micro-batch that may be given again; 0: it may not, or its holder is only overdue.
+ */
 static double remains_again(struct sfc_tickets *t, const struct sfc_micro_batch *m, uint64_t now_ms)
 {
     if (m->grant != SFC_TICKET_OUT || m->again || !sfc_pace_known(&t->grant_pace))
         return 0;
     const struct sfc_grant *g = &m->out[0];
-    if (since(now_ms, g->since_ms) > limit_of(t, g->place))
+    double elapsed = since(now_ms, g->since_ms);
+    if (elapsed > limit_of(t, g->place))
         return INFINITY;
     /* both attempts must have a place at the shards, or the holder's work would be lost */
     bool spare = t->given < t->config.micro_batches + SFC_SPARE_ATTEMPTS;
-    return spare ? remains(t, g, now_ms) : 0;
+    return spare ? fmax(mean_of(t, g->place) - elapsed, 0) : 0;
 }
 
 static bool data_again(const struct sfc_tickets *t, const struct sfc_micro_batch *m,

@@ -107,20 +107,46 @@ uint32_t sfc_tickets_worker(struct sfc_tickets *t, uint64_t worker)
     return place;
 }
 
-static void note_grant(struct sfc_tickets *t, const struct sfc_grant *g, uint64_t now_ms)
+/* What is known of all is where one begins with a worker, so that one time alone says little. NULL:
+ * a stranger. */
+static struct sfc_pace *pace_of(struct sfc_tickets *t, uint32_t place)
 {
-    double ms = now_ms > g->since_ms ? (double)(now_ms - g->since_ms) : 0;
-    sfc_pace_note(&t->grant_pace, ms);
-    if (g->place != SFC_TICKET_STRANGER)
-        sfc_pace_note(&t->workers[g->place].pace, ms);
+    if (place == SFC_TICKET_STRANGER)
+        return NULL;
+    struct sfc_pace *pace = &t->workers[place].pace;
+    if (pace->count == 0 && sfc_pace_known(&t->grant_pace)) {
+        *pace = t->grant_pace;
+        pace->count = 1;
+    }
+    return pace;
 }
 
-/* Another was done before this holder, who began earlier: one guesses that it is half done. */
+static double time_of(const struct sfc_grant *g, uint64_t now_ms)
+{
+    return now_ms > g->since_ms ? (double)(now_ms - g->since_ms) : 0;
+}
+
+static void note_grant(struct sfc_tickets *t, const struct sfc_grant *g, uint64_t now_ms)
+{
+    struct sfc_pace *pace = pace_of(t, g->place);
+    if (pace) {
+        sfc_pace_note(pace, time_of(g, now_ms));
+        t->workers[g->place].overtaken = 0;
+    }
+    sfc_pace_note(&t->grant_pace, time_of(g, now_ms));
+}
+
+/* Another was done before this holder, who began earlier. How long it would have taken is not
+ * known: the more often that happens, the longer, one guesses. */
 static void note_straggler(struct sfc_tickets *t, const struct sfc_grant *g, uint64_t now_ms)
 {
-    double ms = now_ms > g->since_ms ? 2 * (double)(now_ms - g->since_ms) : 0;
-    if (g->place != SFC_TICKET_STRANGER && ms > t->workers[g->place].pace.mean_ms)
-        sfc_pace_note(&t->workers[g->place].pace, ms);
+    struct sfc_pace *pace = pace_of(t, g->place);
+    double ms = time_of(g, now_ms);
+    if (!pace)
+        return;
+    ms *= ++t->workers[g->place].overtaken;
+    if (ms > pace->mean_ms)
+        sfc_pace_guess(pace, ms);
 }
 
 static void forget_worker(struct sfc_tickets *t, uint64_t worker)
@@ -139,7 +165,7 @@ static void count_step(struct sfc_tickets *t)
         struct sfc_ticket_worker *w = &t->workers[i];
         if (++w->steps < SFC_TICKET_TRIAL)
             continue;
-        w->pace = (struct sfc_pace){0};
+        w->pace.mean_ms = (w->pace.mean_ms + t->grant_pace.mean_ms) / 2;
         w->steps = 0;
     }
 }

@@ -61,6 +61,7 @@ struct sfc_ticket_worker {
     uint64_t id;          /* 0: free */
     struct sfc_pace pace; /* of its grants */
     uint32_t steps;       /* in a row of which it was granted nothing */
+    uint32_t overtaken;   /* grants in a row that another was done with first */
     /* of the survey (ticket_policy.h): */
     uint32_t idle;  /* so many of its calls wait for a grant */
     double held_ms; /* since its oldest grant */

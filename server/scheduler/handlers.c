@@ -208,10 +208,12 @@ static void on_give_up(struct sfc_rpc_call *call, void *ctx)
                                       .data = r->data,
                                       .code = r->code,
                                       .text = r->reason};
-        s->gave_up++;
-        sfc_sched_event(s,
-                        "worker %" PRIu64 " gave up step %" PRIu64 ", micro-batch %u: %s: %.300s",
-                        r->worker, r->step, r->micro_batch, sfc_status_name(r->code), r->reason);
+        if (r->code != SFC_ESTALE) { /* a void attempt: another was faster, or a round ended */
+            s->gave_up++;
+            sfc_sched_event(
+                s, "worker %" PRIu64 " gave up step %" PRIu64 ", micro-batch %u: %s: %.300s",
+                r->worker, r->step, r->micro_batch, sfc_status_name(r->code), r->reason);
+        }
         give(s, call, SFC_PARKED_EMPTY, r->worker, &event);
     } else {
         sfc_sched_refuse(s, call, &err);
