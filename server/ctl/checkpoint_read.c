@@ -96,14 +96,15 @@ static int no_manifest(const char *dir, struct sfc_error *err)
 }
 
 static int check_digest(const char *dir, const char *name, const void *data, size_t size,
-                        const char *expected, struct sfc_error *err)
+                        const char *expected, const char *kept_in, struct sfc_error *err)
 {
     XXH128_hash_t want;
     XXH128_hash_t got = XXH3_128bits(data, size);
     if (sfc_digest_parse(expected, &want) != SFC_OK || !XXH128_isEqual(want, got)) {
         return sfc_fail(err, SFC_ECORRUPT,
-                        "%s/%s: checksum differs from the recorded one; use another checkpoint",
-                        dir, name);
+                        "%s/%s: bytes 0 to %zu: checksum differs from the one in %s; use another "
+                        "checkpoint",
+                        dir, name, size, kept_in);
     }
     return SFC_OK;
 }
@@ -127,7 +128,7 @@ static int load_manifest(struct sfc_checkpoint *c, json_t **out, struct sfc_erro
         code = read_small(c->dir, "manifest.xxh3", &sum, &sum_size, err);
     }
     if (code == SFC_OK) {
-        code = check_digest(c->dir, "manifest.json", text, size, sum, err);
+        code = check_digest(c->dir, "manifest.json", text, size, sum, "manifest.xxh3", err);
     }
     if (code == SFC_OK) {
         json_error_t where;
@@ -229,7 +230,7 @@ static int load_config(struct sfc_checkpoint *c, const char *expected, struct sf
     size_t size;
     int code = read_small(c->dir, "run.pb", &packed, &size, err);
     if (code == SFC_OK) {
-        code = check_digest(c->dir, "run.pb", packed, size, expected, err);
+        code = check_digest(c->dir, "run.pb", packed, size, expected, "manifest.json", err);
     }
     if (code == SFC_OK) {
         const struct sfc_bytes bytes = {(const uint8_t *)packed, size};
@@ -482,7 +483,9 @@ int sfc_checkpoint_read(const struct sfc_checkpoint *c, Shardfc__V1__BlockKind k
     }
     if (!XXH128_isEqual(entry->digest, XXH3_128bits(out, count * sizeof *out))) {
         return sfc_fail(err, SFC_ECORRUPT,
-                        "%s: checksum differs from the manifest; use another checkpoint", path);
+                        "%s: bytes 0 to %zu: checksum differs from the one in manifest.json; use "
+                        "another checkpoint",
+                        path, count * sizeof *out);
     }
     return SFC_OK;
 }

@@ -321,6 +321,9 @@ static void every_flipped_byte_is_found(void **state)
             flip(path, at);
             assert_int_equal(code, SFC_ECORRUPT);
             assert_non_null(strstr(err.text, f->dir));
+            assert_non_null(strstr(err.text, files[i]));
+            assert_non_null(strstr(err.text, ": bytes 0 to "));
+            assert_non_null(strstr(err.text, "use another checkpoint"));
         }
     }
     assert_int_equal(check(f->dir, NULL), SFC_OK);
