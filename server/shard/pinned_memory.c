@@ -70,7 +70,7 @@ static int class_room(struct sfc_shard_run *run, uint64_t room, uint64_t *needed
     struct sfc_head_config c = sfc_pinned_head_config(run);
     struct sfc_memory one, two;
     size_t n = run->class_count < 2 ? run->class_count : 2;
-    int code = sfc_head_memory(p->backend, &c, run->class_blocks, 1, &one, err);
+    int code = sfc_head_memory(p->backend, &c, run->class_blocks, n < 1 ? n : 1, &one, err);
     if (code == SFC_OK)
         code = sfc_head_memory(p->backend, &c, run->class_blocks, n, &two, err);
     if (code != SFC_OK)

@@ -5,12 +5,13 @@ every block ends with the bits of a run that nothing happened to.
     test_shard_moves.py [sampled|dense|...]     default: all
 A Python stand-in (standin.py) is the scheduler, so that each stage is met exactly.
 """
+import hashlib
 import sys
 
 import grpc
 
 from cluster import Cluster, Failure, pb, run_config, wait_until
-from inputs import check
+from inputs import check, expect, tool
 from standin import ENOMEM, ENOTFOUND, ESTALE, ESTATE, EINVAL, Standin, code_of
 
 # Copies of every block every few steps, so that a crash finds snapshots of all ages.
@@ -307,6 +308,49 @@ def test_lost_source():
             return [p.name for p in run.processes[1].state.glob("run-7/class-*.sfs")
                     if int(p.name.split("-")[1]) in BLOCKS["class_blocks"]]
         wait_until("snapshots of a move that failed to go", lambda: not left(), 10, context=left)
+
+
+def pinned_digest(run, slot, pin, step, kind, block, part, count):
+    def ready():
+        reply = run.stub(slot).ReadBlock(pb.ReadBlockRequest(
+            run_id=7, step=step, kind=kind, block=block, part=part, offset=0, count=count, pin=pin), timeout=30)
+        return None if reply.making else reply.payload
+    return hashlib.sha256(wait_until(f"block {block} of the pinned step", ready, 30)).hexdigest()
+
+
+def test_pins():
+    """A checkpoint that began before blocks moved ends with the reason; one of a step after it is made from snapshots and
+    a log that has steps of several sets of dense blocks."""
+    with Cluster() as cluster:
+        run = Standin(cluster, backbone(momentum_mode="dense"), shards=2)
+        run.open()
+        run.steps(3)
+        pin = pb.PinStepRequest(run_id=7, pin=55, step=run.step + 20)
+        check(run.stub(0).PinStep(pin, timeout=30).pinned, "not pinned")
+        blocks = dict(class_blocks=[0, 2, 4], dense_blocks=[0])
+        run.move(0, 1, **blocks)
+        read = pb.ReadBlockRequest(run_id=7, step=pin.step, kind=pb.CLASS_BLOCK, block=2, count=1, pin=55)
+        refused(ESTATE, "blocks have moved", lambda: run.stub(0).ReadBlock(read))
+        run.steps(2)
+        step, expected = run.step, run.digests()
+        for slot in (0, 1):
+            pin = pb.PinStepRequest(run_id=7, pin=60 + slot, step=step)
+            reply = run.stub(slot).PinStep(pin, timeout=30)
+            check(reply.pinned, f"shard {slot} begins at step {reply.first}, not {step}")
+        run.steps(3)  # so that nothing comes from memory
+        c = run.config
+        for b, slot in enumerate(run.map.class_owner):
+            rows = min(c.block_size, c.classes - b * c.block_size)
+            for part, count in ((pb.VALUES, rows * c.dim), (pb.MOMENTUM, rows * c.dim), (pb.LAST_STEP, rows)):
+                got = pinned_digest(run, slot, 60 + slot, step, pb.CLASS_BLOCK, b, part, count)
+                check(got == expected[pb.CLASS_BLOCK, b, part], f"class block {b}, part {part}")
+        for b, slot in enumerate(run.map.dense_owner):
+            got = pinned_digest(run, slot, 60 + slot, step, pb.DENSE_BLOCK, b, pb.VALUES, run.dense_length(b))
+            check(got == expected[pb.DENSE_BLOCK, b, pb.VALUES], f"dense block {b}")
+        folders = [p.state for p in run.processes]
+        run.stop()
+        for folder in folders:  # segments of both sets are whole
+            expect(tool("shardfc", "log", folder), 0)
 
 
 def test_lost_map():
