@@ -32,6 +32,20 @@ function(sfc_library name)
   sfc_settings(${name})
 endfunction()
 
+# sfc_proto(NAME FILE): the messages of a .proto file, given from the top of the repository, as a library.
+function(sfc_proto name file)
+  string(REGEX REPLACE "\\.proto$" ".pb-c" stem ${CMAKE_BINARY_DIR}/generated/${file})
+  add_custom_command(
+    OUTPUT ${stem}.c ${stem}.h
+    COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_BINARY_DIR}/generated
+    COMMAND ${PROTOC_C} --proto_path=${CMAKE_SOURCE_DIR} --c_out=${CMAKE_BINARY_DIR}/generated ${file}
+    DEPENDS ${CMAKE_SOURCE_DIR}/${file}
+    VERBATIM)
+  add_library(${name} STATIC ${stem}.c)
+  target_include_directories(${name} SYSTEM PUBLIC ${CMAKE_BINARY_DIR}/generated)
+  target_link_libraries(${name} PUBLIC PkgConfig::PROTOBUF_C)
+endfunction()
+
 function(sfc_program name)
   cmake_parse_arguments(A "" "" "SOURCES;LINK" ${ARGN})
   add_executable(${name} ${A_SOURCES})

@@ -8,6 +8,7 @@
 #ifndef SFC_SCHEDULER_STATE_STORE_H
 #define SFC_SCHEDULER_STATE_STORE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -100,16 +101,35 @@ struct sfc_store_event {
     char text[512];  /* what, and why */
 };
 
-/* where: a folder, made with mode 0700 if it does not exist. SFC_EUNSUPPORTED: etcd://. SFC_ESTATE:
- * another scheduler has it open. SFC_ECORRUPT: the file is damaged, or not ours, or of a newer
- * schema; the message names the file and says what to do. */
+/* where: a folder, made with mode 0700 if it does not exist, or "etcd://HOST:PORT,...[/PREFIX]".
+ * SFC_ESTATE: another scheduler has it open. SFC_ECORRUPT: the file is damaged, or not ours, or of
+ * a newer schema; the message names the file and says what to do. SFC_EUNAVAILABLE: etcd does not
+ * answer. */
 int sfc_store_open(const char *where, struct sfc_store **out, struct sfc_error *err);
+
+/* A state in etcd is shared by several schedulers, of which one leads: it has the store open. */
+bool sfc_store_shared(const char *where);
+struct sfc_store_owner {
+    const char *address; /* where this scheduler serves; outlives the store */
+    /* While another one leads, or nobody knows: whenever the reason changes. */
+    void (*waits)(void *ctx, const char *why);
+    /* At most once, from another thread, until the store is closed: this scheduler leads no more.
+     * Every write fails with SFC_ESTALE from now on. */
+    void (*lost)(void *ctx, const char *why);
+    void *ctx;
+    atomic_bool stop; /* SFC_ECANCELED soon after it is set */
+};
+/* Opens a shared state as soon as this scheduler leads: may take for ever. owner outlives the
+ * store. */
+int sfc_store_open_shared(const char *where, struct sfc_store_owner *owner, struct sfc_store **out,
+                          struct sfc_error *err);
 void sfc_store_close(struct sfc_store *store); /* NULL is fine */
 
 /* Adds one to the incarnation, durably, and returns the new one (first: 1). */
 int sfc_store_next_incarnation(struct sfc_store *store, uint64_t *out, struct sfc_error *err);
 
-/* Adds a run; its id is chosen here (ascending, never used twice). run->run_id is ignored. */
+/* Adds a run; its id is chosen here (ascending, never used twice). run->run_id is ignored. In etcd
+ * the newest 8 runs are kept. */
 int sfc_store_add_run(struct sfc_store *store, const struct sfc_store_run *run, uint64_t *run_id,
                       struct sfc_error *err);
 /* state: loading | running | paused | blocked | finished | failed | stopped. */
@@ -121,13 +141,14 @@ int sfc_store_set_run_numerics(struct sfc_store *store, uint64_t run_id, const c
 int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struct sfc_error *err);
 void sfc_store_run_close(struct sfc_store_run *run);
 
-/* From now on the run has this map (sfc_store_last_run). The newest 64 are kept. SFC_ECONFLICT: a
- * map of this version exists and is another one; the same again is fine. */
+/* From now on the run has this map (sfc_store_last_run). The newest 64 are kept (in etcd 2).
+ * SFC_ECONFLICT: a map of this version exists and is another one, or in etcd there is a newer one;
+ * the same again is fine. */
 int sfc_store_put_map(struct sfc_store *store, const struct sfc_store_map *map,
                       struct sfc_error *err);
 
 /* SFC_ECONFLICT: a record of this (run, step) exists and says something else; the same again is
- * fine. */
+ * fine. In etcd the records of the newest 100,000 steps of a run are kept. */
 int sfc_store_put_commit(struct sfc_store *store, const struct sfc_store_commit *commit,
                          struct sfc_error *err);
 /* The same of several, in one transaction, which also puts the lineage of their run in the place of

@@ -4,12 +4,21 @@
 
 #include "server/scheduler/store_impl.h"
 
+bool sfc_store_shared(const char *where)
+{
+    return strncmp(where, "etcd://", 7) == 0;
+}
+
 int sfc_store_open(const char *where, struct sfc_store **out, struct sfc_error *err)
 {
-    if (strncmp(where, "etcd://", 7) == 0)
-        return sfc_fail(err, SFC_EUNSUPPORTED,
-                        "--state %s: etcd is not supported yet; give a folder", where);
-    return sfc_store_open_sqlite(where, out, err);
+    return sfc_store_shared(where) ? sfc_store_open_etcd(where, NULL, out, err)
+                                   : sfc_store_open_sqlite(where, out, err);
+}
+
+int sfc_store_open_shared(const char *where, struct sfc_store_owner *owner, struct sfc_store **out,
+                          struct sfc_error *err)
+{
+    return sfc_store_open_etcd(where, owner, out, err);
 }
 
 void sfc_store_close(struct sfc_store *store)

@@ -57,5 +57,8 @@ struct sfc_store {
 };
 
 int sfc_store_open_sqlite(const char *folder, struct sfc_store **out, struct sfc_error *err);
+/* owner NULL: tries once. */
+int sfc_store_open_etcd(const char *where, struct sfc_store_owner *owner, struct sfc_store **out,
+                        struct sfc_error *err);
 
 #endif
