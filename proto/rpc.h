@@ -52,6 +52,9 @@ int sfc_rpc_server_start(struct sfc_rpc_loop *loop, const char *listen,
                          const struct sfc_rpc_method *methods, size_t count, void *ctx,
                          struct sfc_rpc_server **out, int *port, struct sfc_error *err);
 void sfc_rpc_server_set_ready(struct sfc_rpc_server *server, bool ready);
+/* From now on calls end with this failure, health checks aside, and no handler sees them. SFC_OK: not
+ * any more. */
+void sfc_rpc_server_refuse(struct sfc_rpc_server *server, int code, const char *text);
 
 struct sfc_bytes sfc_rpc_call_head(const struct sfc_rpc_call *call);   /* protobuf bytes without 15 */
 struct sfc_bytes sfc_rpc_call_tensor(const struct sfc_rpc_call *call); /* field 15, 8-byte aligned */
@@ -71,9 +74,17 @@ void sfc_rpc_fail(struct sfc_rpc_call *call, int code, const char *text);
 
 /* ---- client */
 
-/* A lazily connected channel; reconnects by itself with backoff and jitter. */
+enum { SFC_RPC_ADDRESSES = 16 };
+
+/* A lazily connected channel; reconnects by itself with backoff and jitter. address: "HOST:PORT", or several
+ * of them with commas between, of which one is the one to ask: a try that ends with SFC_EUNAVAILABLE or
+ * SFC_ETIMEOUT makes the next one, of this call or another, go to the next address. */
 int sfc_rpc_client_new(struct sfc_rpc_loop *loop, const char *address, struct sfc_rpc_client **out,
                        struct sfc_error *err);
+/* Another one with the same addresses, which begins with the one that `other` asks now. Loop thread. */
+int sfc_rpc_client_like(const struct sfc_rpc_client *other, struct sfc_rpc_client **out,
+                        struct sfc_error *err);
+unsigned sfc_rpc_client_addresses(const struct sfc_rpc_client *client); /* how many */
 /* Loop thread; NULL is fine. Pending calls end with SFC_ECANCELED, later, not from in here; every future of
  * sfc_rpc_start must have been waited for. */
 void sfc_rpc_client_free(struct sfc_rpc_client *client);

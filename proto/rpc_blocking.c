@@ -84,6 +84,13 @@ static void connect_on_loop(void *ctx)
     sem_post(&job->done);
 }
 
+static void connect_like_on_loop(void *ctx)
+{
+    struct client_job *job = ctx;
+    job->code = sfc_rpc_client_like(job->client, &job->client, job->err);
+    sem_post(&job->done);
+}
+
 static void disconnect_on_loop(void *ctx)
 {
     struct client_job *job = ctx;
@@ -106,6 +113,17 @@ int sfc_rpc_runner_connect(struct sfc_rpc_runner *runner, const char *address,
 {
     struct client_job job = {.runner = runner, .address = address, .err = err};
     do_job(&job, connect_on_loop);
+    if (job.code == SFC_OK) {
+        *out = job.client;
+    }
+    return job.code;
+}
+
+int sfc_rpc_runner_connect_like(struct sfc_rpc_runner *runner, struct sfc_rpc_client *other,
+                                struct sfc_rpc_client **out, struct sfc_error *err)
+{
+    struct client_job job = {.runner = runner, .client = other, .err = err};
+    do_job(&job, connect_like_on_loop);
     if (job.code == SFC_OK) {
         *out = job.client;
     }

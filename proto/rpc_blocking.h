@@ -19,6 +19,9 @@ struct sfc_rpc_loop *sfc_rpc_runner_loop(struct sfc_rpc_runner *runner);
 /* Creates or frees a client on the loop thread and waits for it. */
 int sfc_rpc_runner_connect(struct sfc_rpc_runner *runner, const char *address,
                            struct sfc_rpc_client **out, struct sfc_error *err);
+/* sfc_rpc_client_like. */
+int sfc_rpc_runner_connect_like(struct sfc_rpc_runner *runner, struct sfc_rpc_client *other,
+                                struct sfc_rpc_client **out, struct sfc_error *err);
 void sfc_rpc_runner_disconnect(struct sfc_rpc_runner *runner, struct sfc_rpc_client *client);
 
 struct sfc_ask {

@@ -11,8 +11,10 @@ enum { BACKOFF_FIRST_MS = 50, BACKOFF_MAX_MS = 2000 };
 struct sfc_rpc_client {
     struct sfc_rpc_link link;
     struct sfc_rpc_loop *loop;
-    grpc_channel *channel;
-    char *address;
+    grpc_channel *channels[SFC_RPC_ADDRESSES]; /* gone: NULL */
+    unsigned count;                            /* of addresses */
+    unsigned current;                          /* where the next try goes */
+    char *address;                             /* all of them, as they were given */
     struct sfc_rpc_link calls; /* struct client_call.link */
     size_t batches;            /* on their way */
     bool closing;
@@ -36,6 +38,7 @@ struct client_call {
     struct sfc_rpc_loan loan;
     bool batch_out, loan_out, canceled;
     /* of one try */
+    unsigned at; /* address */
     grpc_call *grpc;
     grpc_byte_buffer *outgoing, *incoming;
     grpc_metadata_array initial, trailing;
@@ -148,6 +151,17 @@ static void free_try(struct client_call *call)
     call->grpc = NULL;
 }
 
+/* Whoever was there does not answer, or is not the one to ask: the next try goes to the next address.
+ */
+static void look_elsewhere(const struct client_call *call)
+{
+    struct sfc_rpc_client *client = call->client;
+    if ((call->code == SFC_EUNAVAILABLE || call->code == SFC_ETIMEOUT) &&
+        client->current == call->at) {
+        client->current = (client->current + 1) % client->count;
+    }
+}
+
 static void on_batch(struct sfc_rpc_tag *tag, bool ok)
 {
     (void)ok; /* always true for a batch that receives the status */
@@ -160,6 +174,7 @@ static void on_batch(struct sfc_rpc_tag *tag, bool ok)
         take_reply(call);
     } else {
         take_failure(call);
+        look_elsewhere(call);
     }
     free_try(call);
     struct sfc_rpc_client *client = call->client;
@@ -204,10 +219,12 @@ static void start_try(struct client_call *call)
     gpr_timespec deadline =
         gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
                      gpr_time_from_millis((int64_t)call->deadline_ms, GPR_TIMESPAN));
+    call->at = client->current;
     if (call->tries++ > 0) {
-        grpc_channel_reset_connect_backoff(client->channel); /* our pauses set the pace */
+        /* our pauses set the pace */
+        grpc_channel_reset_connect_backoff(client->channels[call->at]);
     }
-    call->grpc = grpc_channel_create_call(client->channel, NULL, GRPC_PROPAGATE_DEFAULTS,
+    call->grpc = grpc_channel_create_call(client->channels[call->at], NULL, GRPC_PROPAGATE_DEFAULTS,
                                           loop->queue, call->method, NULL, deadline, NULL);
     grpc_metadata_array_init(&call->initial);
     grpc_metadata_array_init(&call->trailing);
@@ -394,43 +411,92 @@ static bool address_valid(const char *address)
     return colon[1 + digits] == '\0' && port >= 1 && port <= 65535;
 }
 
+/* Channels for "HOST:PORT,HOST:PORT,...". */
+static int add_channels(struct sfc_rpc_client *client, const char *list, struct sfc_error *err)
+{
+    for (const char *at = list;; at++) {
+        char address[SFC_LIMIT_ADDRESS + 1];
+        size_t size = strcspn(at, ",");
+        snprintf(address, sizeof address, "%.*s", (int)(size < sizeof address ? size : 0), at);
+        if (!address_valid(address)) {
+            return sfc_fail(err, SFC_EINVAL,
+                            "\"%.*s\" is not HOST:PORT with a port of 1 to 65535",
+                            (int)(size < SFC_LIMIT_ADDRESS ? size : SFC_LIMIT_ADDRESS), at);
+        }
+        if (client->count == SFC_RPC_ADDRESSES) {
+            return sfc_fail(err, SFC_EINVAL, "more than %d addresses", SFC_RPC_ADDRESSES);
+        }
+        client->channels[client->count++] = make_channel(address);
+        at += size;
+        if (*at == '\0') {
+            return SFC_OK;
+        }
+    }
+}
+
+static void drop_channels(struct sfc_rpc_client *client)
+{
+    for (unsigned i = 0; i < client->count; i++) {
+        if (client->channels[i] != NULL) {
+            grpc_channel_destroy(client->channels[i]);
+            client->channels[i] = NULL;
+        }
+    }
+}
+
 int sfc_rpc_client_new(struct sfc_rpc_loop *loop, const char *address, struct sfc_rpc_client **out,
                        struct sfc_error *err)
 {
     if (loop->stopping) {
         return sfc_fail(err, SFC_ESTATE, "the RPC loop is stopping");
     }
-    if (!address_valid(address)) {
-        return sfc_fail(err, SFC_EINVAL, "\"%.256s\" is not HOST:PORT with a port of 1 to 65535",
-                        address);
-    }
     struct sfc_rpc_client *client = calloc(1, sizeof *client);
     char *copy = strdup(address);
     if (client == NULL || copy == NULL) {
         free(client);
         free(copy);
-        return sfc_fail(err, SFC_ENOMEM, "no memory for a client of %s", address);
+        return sfc_fail(err, SFC_ENOMEM, "no memory for a client of %.256s", address);
     }
     client->loop = loop;
     client->address = copy;
-    client->channel = make_channel(address);
+    int code = add_channels(client, address, err);
+    if (code != SFC_OK) {
+        drop_channels(client);
+        free(copy);
+        free(client);
+        return code;
+    }
     sfc_rpc_list_init(&client->calls);
     sfc_rpc_list_insert_before(&loop->clients, &client->link);
     *out = client;
     return SFC_OK;
 }
 
-/* The channel goes as soon as no batch is on its way (that also makes gRPC let go of loans that a
+int sfc_rpc_client_like(const struct sfc_rpc_client *other, struct sfc_rpc_client **out,
+                        struct sfc_error *err)
+{
+    struct sfc_rpc_client *client = NULL;
+    int code = sfc_rpc_client_new(other->loop, other->address, &client, err);
+    if (code == SFC_OK) {
+        client->current = other->current;
+        *out = client;
+    }
+    return code;
+}
+
+unsigned sfc_rpc_client_addresses(const struct sfc_rpc_client *client)
+{
+    return client->count;
+}
+
+/* The channels go as soon as no batch is on its way (that also makes gRPC let go of loans that a
  * peer doesn't read), the client after its last call. */
 static void client_settle(struct sfc_rpc_client *client)
 {
     if (!client->closing || client->batches > 0) {
         return;
     }
-    if (client->channel != NULL) {
-        grpc_channel_destroy(client->channel);
-        client->channel = NULL;
-    }
+    drop_channels(client);
     if (sfc_rpc_list_empty(&client->calls)) {
         sfc_rpc_list_remove(&client->link);
         free(client->address);
@@ -453,8 +519,10 @@ void sfc_rpc_client_free(struct sfc_rpc_client *client)
 
 void sfc_rpc_client_reconnect(struct sfc_rpc_client *client)
 {
-    if (client->channel != NULL) {
-        grpc_channel_reset_connect_backoff(client->channel);
+    for (unsigned i = 0; i < client->count; i++) {
+        if (client->channels[i] != NULL) {
+            grpc_channel_reset_connect_backoff(client->channels[i]);
+        }
     }
 }
 

@@ -324,6 +324,8 @@ static void on_received(struct sfc_rpc_tag *tag, bool ok)
         sfc_rpc_fail(call, code, err.text);
     } else if (is_health(call)) {
         health_answer(call);
+    } else if (call->server->refusal.code != SFC_OK) {
+        sfc_rpc_fail(call, call->server->refusal.code, call->server->refusal.text);
     } else {
         call->with_handler = true;
         call->method->spec.handler(call, call->server->ctx);
@@ -513,4 +515,9 @@ const char *sfc_rpc_call_peer(const struct sfc_rpc_call *call)
 void sfc_rpc_server_set_ready(struct sfc_rpc_server *server, bool ready)
 {
     server->ready = ready;
+}
+
+void sfc_rpc_server_refuse(struct sfc_rpc_server *server, int code, const char *text)
+{
+    sfc_fail(&server->refusal, code, "%s", text);
 }

@@ -20,6 +20,7 @@ struct sfc_rpc_server {
     unsigned accepts; /* calls asked for now */
     uint64_t bytes;   /* of requests held */
     size_t users;     /* the loop and every call; the last one frees */
+    struct sfc_error refusal; /* of every call; SFC_OK: none */
     bool ready;
     bool stopping;
     bool down; /* shutdown is over */

@@ -6,11 +6,13 @@
 #include <string.h>
 
 #include "kernels/backend.h"
+#include "proto/find_leader.h"
 #include "proto/limits.h"
 
 #define SCHEDULER        "/shardfc.v1.Scheduler/"
 #define LONG_POLL_MS     20000u
 #define CALL_MS          15000u
+#define SWITCH_MS        5000u /* of calls that find out whether another scheduler leads by now */
 #define MAX_DENSE_FLOATS ((uint64_t)1 << 31)
 
 int sfc_client_new(const char *scheduler, struct sfc_client **out, struct sfc_error *err)
@@ -44,6 +46,17 @@ void sfc_client_free(struct sfc_client *client)
         sfc_rpc_runner_disconnect(client->runner, client->scheduler);
     sfc_rpc_runner_stop(client->runner);
     free(client);
+}
+
+unsigned sfc_client_addresses(const struct sfc_client *client)
+{
+    return sfc_rpc_client_addresses(client->scheduler);
+}
+
+/* Calls that the scheduler holds for a second or two: so a silence of SWITCH_MS means something. */
+static unsigned patience_ms(const struct sfc_client *client)
+{
+    return sfc_client_addresses(client) > 1 ? SWITCH_MS : LONG_POLL_MS;
 }
 
 /* ---- calls of a member */
@@ -180,7 +193,7 @@ static int new_member(struct sfc_client *client, struct sfc_answer answer,
     if (!rc)
         rc = count_dense(config, m, err);
     if (!rc)
-        rc = sfc_rpc_runner_connect(client->runner, client->address, &m->scheduler, err);
+        rc = sfc_rpc_runner_connect_like(client->runner, client->scheduler, &m->scheduler, err);
     if (!rc)
         rc = sfc_route_change(m, (struct sfc_answer){0}, map, err);
     if (rc) {
@@ -213,7 +226,7 @@ int sfc_client_join(struct sfc_client *client, const struct sfc_join *join, stru
     request.data = &data;
     struct sfc_ask ask = {.method = SCHEDULER "Join",
                           .message = &request.base,
-                          .deadline_ms = LONG_POLL_MS,
+                          .deadline_ms = patience_ms(client),
                           .reply_type = &shardfc__v1__join_reply__descriptor};
     struct sfc_answer answer = {0};
     int rc = sfc_ask(client->scheduler, &ask, &answer, err);
@@ -244,6 +257,9 @@ int sfc_client_open_session(struct sfc_client *client, const char *name, uint64_
     request.protocol = SFC_PROTOCOL_VERSION;
     request.name = (char *)(uintptr_t)name;
     request.run_id = run_id;
+    int found = sfc_find_leader(client->scheduler, err);
+    if (found)
+        return found;
     struct sfc_ask ask = {.method = SCHEDULER "OpenSession",
                           .message = &request.base,
                           .deadline_ms = CALL_MS,
@@ -344,9 +360,12 @@ int sfc_member_heartbeat(struct sfc_member *member, struct sfc_pulse *out, struc
 {
     Shardfc__V1__HeartbeatRequest request = SHARDFC__V1__HEARTBEAT_REQUEST__INIT;
     request.worker = member->worker;
+    struct sfc_ask ask = {.method = SCHEDULER "Heartbeat",
+                          .message = &request.base,
+                          .deadline_ms = patience_ms(member->client),
+                          .reply_type = &shardfc__v1__heartbeat_reply__descriptor};
     struct sfc_answer answer = {0};
-    int rc = ask_scheduler(member, SCHEDULER "Heartbeat", &request,
-                           &shardfc__v1__heartbeat_reply__descriptor, 0, &answer, err);
+    int rc = sfc_member_ask(member, &ask, &answer, err);
     if (rc)
         return rc;
     const Shardfc__V1__HeartbeatReply *reply = (const void *)answer.message;

@@ -12,7 +12,7 @@
 struct sfc_client {
     struct sfc_rpc_runner *runner;
     struct sfc_rpc_client *scheduler;
-    char address[256];
+    char address[SFC_RPC_ADDRESSES * (SFC_LIMIT_ADDRESS + 1)];
 };
 
 /* The dense blocks of one shard. */
@@ -58,6 +58,9 @@ struct sfc_member {
     pthread_mutex_t route_lock;
     struct sfc_route *route; /* the present one */
 };
+
+/* How many addresses the scheduler may be at. */
+unsigned sfc_client_addresses(const struct sfc_client *client);
 
 const Shardfc__V1__RunConfig *sfc_member_config(const struct sfc_member *member);
 

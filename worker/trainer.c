@@ -10,11 +10,13 @@
 
 #include "proto/base/backoff.h"
 #include "proto/base/log.h"
+#include "worker/client.h"
 #include "worker/crew.h"
 
 #define PROGRESS_MS      5000u
 #define BACKOFF_FIRST_MS 100u
 #define BACKOFF_LAST_MS  5000u
+#define SWITCH_LAST_MS   500u /* between tries over several schedulers: one will lead soon */
 #define UNFIT_PAUSE_MS   2000u
 #define HISTORY_POINTS   512u
 #define MODEL_NUMERICS   1 /* raise it when the bits of a backbone or of the head exchange change */
@@ -336,8 +338,9 @@ static bool still_unfit(struct sfc_trainer *t)
 /* The next run to work on; *out NULL: told to stop, or done. */
 static int next_run(struct sfc_trainer *t, struct sfc_member **out, struct sfc_error *err)
 {
-    struct sfc_backoff backoff =
-        sfc_backoff(BACKOFF_FIRST_MS, BACKOFF_LAST_MS, now_ms() ^ (uint64_t)getpid() << 32);
+    struct sfc_backoff backoff = sfc_backoff(
+        BACKOFF_FIRST_MS, sfc_client_addresses(t->client) > 1 ? SWITCH_LAST_MS : BACKOFF_LAST_MS,
+        now_ms() ^ (uint64_t)getpid() << 32);
     while (!stopping(t)) {
         struct sfc_member *member;
         struct sfc_run_info run;

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/find_leader.h"
 #include "server/ctl/command.h"
 
 #define SHARD_DEADLINE_MS  60000
@@ -32,6 +33,9 @@ int sfc_cluster_connect(const char *scheduler, struct sfc_cluster **out, struct 
         if (code == SFC_EINVAL) {
             sfc_prefix(err, "--scheduler");
         }
+    }
+    if (code == SFC_OK) {
+        code = sfc_find_leader(cluster->scheduler, err);
     }
     if (code != SFC_OK) {
         sfc_cluster_close(cluster);

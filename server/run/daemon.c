@@ -20,9 +20,16 @@ void sfc_daemon_quit(struct sfc_daemon *daemon)
     sfc_rpc_loop_stop(daemon->rpc, rpc_stopped, NULL);
 }
 
+void sfc_daemon_quit_again(struct sfc_daemon *daemon)
+{
+    daemon->again = !daemon->stopping;
+    sfc_daemon_quit(daemon);
+}
+
 static void on_signal(uv_signal_t *handle, int number)
 {
     struct sfc_daemon *daemon = handle->data;
+    daemon->again = false;
     if (!daemon->stopping)
         sfc_info_log("%s: shutting down", number == SIGTERM ? "SIGTERM" : "SIGINT");
     sfc_daemon_quit(daemon);
@@ -59,10 +66,11 @@ void sfc_daemon_run(struct sfc_daemon *daemon, const char *address, void (*stop)
         sfc_daemon_quit(daemon);
     }
     uv_run(&daemon->uv, UV_RUN_DEFAULT);
-    /* A second signal must not kill a process that is ending well. */
+    /* A second signal must not kill a process that is ending well; one that begins anew it must. */
     for (int i = 0; i < 2; i++) {
         uv_close((uv_handle_t *)&daemon->signals[i], NULL);
-        signal(i ? SIGINT : SIGTERM, SIG_IGN);
+        if (!daemon->again)
+            signal(i ? SIGINT : SIGTERM, SIG_IGN);
     }
     uv_run(&daemon->uv, UV_RUN_DEFAULT);
     if (uv_loop_close(&daemon->uv) != 0)

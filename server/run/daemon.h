@@ -12,6 +12,7 @@ struct sfc_daemon {
     void (*stop)(void *ctx); /* see sfc_daemon_run */
     void *ctx;
     bool stopping;
+    bool again; /* see sfc_daemon_quit_again */
 };
 
 int sfc_daemon_init(struct sfc_daemon *daemon, struct sfc_error *err);
@@ -22,5 +23,8 @@ void sfc_daemon_run(struct sfc_daemon *daemon, const char *address, void (*stop)
                     void *ctx);
 /* From the loop thread: as if a signal had come. */
 void sfc_daemon_quit(struct sfc_daemon *daemon);
+/* The same, to begin anew with another sfc_daemon_init: daemon->again stays true unless a signal
+ * came as well, and signals are not ignored behind the end. */
+void sfc_daemon_quit_again(struct sfc_daemon *daemon);
 
 #endif

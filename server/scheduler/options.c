@@ -11,16 +11,25 @@ static const struct sfc_option table[] = {
      .offset = AT(listen),
      .help = "address to serve on, printed as 'listening ADDR'; port 0: the one that the kernel "
              "chose when "
-             "this --state was first served, so that others find it again"},
+             "this --state was first served, so that others find it again (with etcd: any)"},
+    {.name = "advertise",
+     .type = SFC_OPTION_STRING,
+     .metavar = "HOST",
+     .max = 200,
+     .offset = AT(advertise),
+     .help = "with a state in etcd: host name or address under which others reach this scheduler "
+             "(default: the host of --listen)"},
     {.name = "state",
      .type = SFC_OPTION_STRING,
-     .metavar = "DIR",
+     .metavar = "DIR|etcd://HOST:PORT,...[/PREFIX]",
      .max = 3000,
      .flags = SFC_OPTION_REQUIRED,
      .offset = AT(state),
      .help =
          "folder of the durable state (SQLite), made with mode 0700 and used by one scheduler at a "
-         "time"},
+         "time; or the members of an etcd cluster and what the keys begin with there (default "
+         "/shardfc), used by several schedulers: one leads, and another takes over when it is "
+         "gone"},
     {.name = "lease",
      .type = SFC_OPTION_DURATION,
      .min = 1000,
@@ -39,7 +48,7 @@ static const struct sfc_option table[] = {
 const struct sfc_program sfc_scheduler_program = {
     .name = "shardfc-scheduler",
     .summary = "Decides who computes what in a ShardFC cluster and keeps the record of committed "
-               "steps. One per cluster.",
+               "steps. One leads in a cluster; with a state in etcd others stand by.",
     .options = table,
     .count = sizeof table / sizeof *table,
 };

@@ -6,6 +6,7 @@
 
 struct sfc_scheduler_options {
     const char *listen;
+    const char *advertise; /* NULL: the host of listen */
     const char *state;
     uint64_t lease_ms;
     uint64_t move_rate; /* bytes per second, 0 = no limit */

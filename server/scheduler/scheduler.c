@@ -176,8 +176,55 @@ static void take_address(struct sfc_scheduler *s, int port)
     snprintf(s->listening, sizeof s->listening, "%.*s:%d", host, listen, port);
 }
 
+int sfc_sched_listen(struct sfc_scheduler *s, const char *folder, struct sfc_error *err)
+{
+    int port = 0;
+    const struct sfc_listen listen = {s->options->listen, folder, sfc_scheduler_methods,
+                                      sfc_scheduler_method_count, s};
+    int code = sfc_listen_start(s->rpc, &listen, &s->server, &port, err);
+    if (code == SFC_OK)
+        take_address(s, port);
+    return code;
+}
+
+int sfc_sched_take_up(struct sfc_scheduler *s, struct sfc_error *err)
+{
+    int code = sfc_store_next_incarnation(s->store, &s->incarnation, err);
+    if (code != SFC_OK)
+        return code;
+    sfc_store_queue_init(&s->queue, s->uv, s->store);
+    uv_update_time(s->uv);
+    if ((code = members_start(s, err)) == SFC_OK)
+        code = sfc_sched_restore_run(s, err);
+    return code;
+}
+
+void sfc_sched_serve(struct sfc_scheduler *s)
+{
+    uv_timer_init(s->uv, &s->timer);
+    s->timer.data = s;
+    s->timer_open = true;
+    uv_timer_start(&s->timer, on_tick, SFC_TICK_MS, SFC_TICK_MS);
+    sfc_rpc_server_set_ready(s->server, true);
+    sfc_info_log("incarnation %llu, state in %s", (unsigned long long)s->incarnation,
+                 s->options->state);
+}
+
+static int start_alone(struct sfc_scheduler *s, struct sfc_error *err)
+{
+    int code = sfc_store_open(s->options->state, &s->store, err);
+    if (code == SFC_OK)
+        code = sfc_sched_take_up(s, err);
+    if (code == SFC_OK)
+        code = sfc_sched_listen(s, s->options->state, err);
+    if (code == SFC_OK)
+        sfc_sched_serve(s);
+    return code;
+}
+
 int sfc_scheduler_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
-                        const struct sfc_scheduler_options *options, struct sfc_scheduler **out,
+                        const struct sfc_scheduler_options *options,
+                        const struct sfc_scheduler_end *end, struct sfc_scheduler **out,
                         const char **address, struct sfc_error *err)
 {
     struct sfc_scheduler *s = calloc(1, sizeof *s);
@@ -187,32 +234,11 @@ int sfc_scheduler_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
     s->rpc = rpc;
     s->uv = uv;
     s->options = options;
-    int code = sfc_store_open(options->state, &s->store, err);
+    s->end = *end;
+    int code = sfc_store_shared(options->state) ? sfc_sched_stand_by(s, err) : start_alone(s, err);
     if (code == SFC_OK)
-        code = sfc_store_next_incarnation(s->store, &s->incarnation, err);
-    if (code != SFC_OK)
-        return code;
-    sfc_store_queue_init(&s->queue, uv, s->store);
-    uv_update_time(uv);
-    if ((code = members_start(s, err)) != SFC_OK ||
-        (code = sfc_sched_restore_run(s, err)) != SFC_OK)
-        return code;
-    int port = 0;
-    const struct sfc_listen listen = {options->listen, options->state, sfc_scheduler_methods,
-                                      sfc_scheduler_method_count, s};
-    code = sfc_listen_start(rpc, &listen, &s->server, &port, err);
-    if (code != SFC_OK)
-        return code;
-    take_address(s, port);
-    uv_timer_init(uv, &s->timer);
-    s->timer.data = s;
-    s->timer_open = true;
-    uv_timer_start(&s->timer, on_tick, SFC_TICK_MS, SFC_TICK_MS);
-    sfc_rpc_server_set_ready(s->server, true);
-    sfc_info_log("incarnation %llu, state in %s", (unsigned long long)s->incarnation,
-                 options->state);
-    *address = s->listening;
-    return SFC_OK;
+        *address = s->listening;
+    return code;
 }
 
 void sfc_scheduler_stop(struct sfc_scheduler *s)
@@ -220,6 +246,7 @@ void sfc_scheduler_stop(struct sfc_scheduler *s)
     if (!s || s->stopping)
         return;
     s->stopping = true;
+    sfc_sched_leave(s);
     if (s->timer_open)
         uv_close((uv_handle_t *)&s->timer, NULL);
     s->timer_open = false;
@@ -238,5 +265,6 @@ void sfc_scheduler_free(struct sfc_scheduler *s)
     sfc_member_actions_free(&s->member_actions);
     sfc_membership_free(&s->members);
     sfc_store_close(s->store);
+    sfc_sched_standby_free(s->standby);
     free(s);
 }

@@ -9,11 +9,21 @@
 
 struct sfc_scheduler;
 
+/* A scheduler of a shared state that can't go on after its start calls ended, once, on the loop: it
+ * has to be stopped and freed. SFC_ESTALE: another one leads now, and this one may be started again
+ * to wait for its turn. */
+struct sfc_scheduler_end {
+    void (*ended)(void *ctx, int code);
+    void *ctx;
+};
+
 /* Opens the store, makes a new incarnation durable, takes up the run that the store holds, binds
- * the address. *out is set on failure, too: stop and free it. *address is owned by the scheduler.
- */
+ * the address. With a shared state (etcd) it binds the address, refuses calls with SFC_EUNAVAILABLE
+ * and does the rest when it leads. *out is set on failure, too: stop and free it. *address is owned
+ * by the scheduler. */
 int sfc_scheduler_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
-                        const struct sfc_scheduler_options *options, struct sfc_scheduler **out,
+                        const struct sfc_scheduler_options *options,
+                        const struct sfc_scheduler_end *end, struct sfc_scheduler **out,
                         const char **address, struct sfc_error *err);
 /* Stops the timer and answers waiting calls; then stop the RPC loop, run the loop to its end, free.
  */

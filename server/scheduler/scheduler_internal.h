@@ -174,6 +174,8 @@ struct sfc_sched_run {
     bool state_lost;                      /* it could not be stored: again at the next tick */
 };
 
+struct sfc_standby;
+
 struct sfc_scheduler {
     uv_loop_t *uv;
     struct sfc_rpc_loop *rpc;
@@ -194,6 +196,8 @@ struct sfc_scheduler {
     uv_timer_t timer;
     bool timer_open;
     bool stopping;
+    struct sfc_scheduler_end end;
+    struct sfc_standby *standby; /* of a shared state; else NULL */
     uint64_t refused[SFC_EINTERNAL + 1];
     uint64_t broken_rows;    /* announced with weight 0 because their sample can't be read */
     uint64_t gave_up;        /* attempts and data tickets that workers gave back with a reason */
@@ -202,6 +206,20 @@ struct sfc_scheduler {
     unsigned events_waiting; /* on their way to the store */
     uint64_t events_lost;    /* logged, but not stored: too many at a time */
 };
+
+/* ---- scheduler.c: the steps of a start */
+/* folder: where the port is kept; NULL: nowhere. */
+int sfc_sched_listen(struct sfc_scheduler *s, const char *folder, struct sfc_error *err);
+/* A new incarnation with what the open store has. */
+int sfc_sched_take_up(struct sfc_scheduler *s, struct sfc_error *err);
+void sfc_sched_serve(struct sfc_scheduler *s);
+
+/* ---- standby.c: a state that several schedulers share */
+/* Listens, refuses calls and waits until this scheduler leads; then takes up the state and serves.
+ */
+int sfc_sched_stand_by(struct sfc_scheduler *s, struct sfc_error *err);
+void sfc_sched_leave(struct sfc_scheduler *s); /* it stops: waits no longer, and hears no more */
+void sfc_sched_standby_free(struct sfc_standby *standby); /* NULL is fine */
 
 /* ---- scheduler.c */
 uint64_t sfc_sched_now(const struct sfc_scheduler *s);

@@ -12,9 +12,11 @@
 enum {
     REGISTER_DEADLINE_MS = 5000,
     HEARTBEAT_DEADLINE_MS = 15000, /* the scheduler holds a heartbeat for about a second */
+    SWITCH_DEADLINE_MS = 4000,     /* the same where another scheduler may lead by now */
     HEARTBEAT_PAUSE_MS = 100,
     BACKOFF_FIRST_MS = 100,
-    BACKOFF_MAX_MS = 2000
+    BACKOFF_MAX_MS = 2000,
+    SWITCH_BACKOFF_MAX_MS = 500 /* between rounds over several schedulers: one will lead soon */
 };
 
 static void on_timer(uv_timer_t *timer);
@@ -25,13 +27,21 @@ static void later(struct sfc_shard *shard, uint64_t ms)
         uv_timer_start(&shard->timer, on_timer, ms, 0);
 }
 
+/* The other addresses of a list are tried at once, one after another. */
 static void retry(struct sfc_shard *shard, const char *why)
 {
     if (shard->failures == 0 || shard->id)
         sfc_warning_log("scheduler %s: %s; trying again", shard->options->scheduler, why);
     shard->id = 0;
     shard->failures++;
-    later(shard, sfc_backoff_next(&shard->backoff));
+    bool all = shard->failures % sfc_rpc_client_addresses(shard->scheduler) == 0;
+    later(shard, all ? sfc_backoff_next(&shard->backoff) : 0);
+}
+
+static unsigned heartbeat_deadline(const struct sfc_shard *shard)
+{
+    return sfc_rpc_client_addresses(shard->scheduler) > 1 ? SWITCH_DEADLINE_MS
+                                                          : HEARTBEAT_DEADLINE_MS;
 }
 
 static int call(struct sfc_shard *shard, const char *method, const void *message,
@@ -189,7 +199,7 @@ static void heartbeat_now(struct sfc_shard *shard)
     r.n_counters = fill_counters(shard, items, list, names);
     r.counters = list;
     struct sfc_error err = {0};
-    if (call(shard, "/shardfc.v1.Scheduler/ShardHeartbeat", &r, HEARTBEAT_DEADLINE_MS,
+    if (call(shard, "/shardfc.v1.Scheduler/ShardHeartbeat", &r, heartbeat_deadline(shard),
              heartbeat_answered, &err) != SFC_OK)
         retry(shard, err.text);
 }
@@ -217,7 +227,9 @@ int sfc_shard_register_start(struct sfc_shard *shard, struct sfc_error *err)
     uv_timer_init(shard->uv, &shard->moves);
     shard->moves.data = shard;
     shard->timer_open = true;
-    shard->backoff = sfc_backoff(BACKOFF_FIRST_MS, BACKOFF_MAX_MS, shard->boot_id);
+    bool several = sfc_rpc_client_addresses(shard->scheduler) > 1;
+    shard->backoff = sfc_backoff(BACKOFF_FIRST_MS, several ? SWITCH_BACKOFF_MAX_MS : BACKOFF_MAX_MS,
+                                 shard->boot_id);
     later(shard, 0);
     return SFC_OK;
 }

@@ -306,6 +306,81 @@ static void test_health(void **state)
     service_stop(&service);
 }
 
+/* ---- one of several servers is the one to ask */
+
+static void become_standby(void *ctx)
+{
+    sfc_rpc_server_refuse(((struct service *)ctx)->server, SFC_EUNAVAILABLE, "a standby");
+}
+
+static void become_leader(void *ctx)
+{
+    sfc_rpc_server_refuse(((struct service *)ctx)->server, SFC_OK, "");
+}
+
+struct connecting {
+    struct peer *peer;
+    char list[200];
+};
+
+static void connect_list(void *ctx)
+{
+    struct connecting *c = ctx;
+    struct sfc_error err = {0};
+    sfc_rpc_client_free(c->peer->client);
+    assert_int_equal(sfc_rpc_client_new(c->peer->side.rpc, c->list, &c->peer->client, &err),
+                     SFC_OK);
+}
+
+static void connect_like(void *ctx)
+{
+    struct peer *peer = ctx;
+    struct sfc_rpc_client *other = peer->client;
+    struct sfc_error err = {0};
+    assert_int_equal(sfc_rpc_client_addresses(other), 3);
+    assert_int_equal(sfc_rpc_client_like(other, &peer->client, &err), SFC_OK);
+    sfc_rpc_client_free(other);
+}
+
+static int ask(struct peer *peer, unsigned retries, struct sfc_error *err)
+{
+    struct sfc_rpc_owned reply = {0};
+    int code = blocking(peer, "/test.v1.Test/Echo", SMALL, NOTHING, 5000, retries, &reply, err);
+    sfc_rpc_owned_free(&reply);
+    return code;
+}
+
+static void test_one_of_several(void **state)
+{
+    (void)state;
+    struct service a, b;
+    struct peer peer;
+    struct sfc_error err = {0};
+    uint8_t status = 0;
+    service_start(&a, 0);
+    service_start(&b, 0);
+    side_do(&a.side, become_standby, &a);
+    peer_start(&peer, a.port);
+    assert_int_equal(health(&peer, "test.v1.Test", &status), SFC_OK); /* is never refused */
+    struct connecting connecting = {.peer = &peer};
+    snprintf(connecting.list, sizeof connecting.list, "127.0.0.1:%d,127.0.0.1:1,127.0.0.1:%d",
+             a.port, b.port);
+    side_do(&peer.side, connect_list, &connecting);
+    assert_int_equal(ask(&peer, 0, &err), SFC_EUNAVAILABLE);
+    assert_string_equal(err.text, "a standby");
+    assert_int_equal(ask(&peer, 0, &err), SFC_EUNAVAILABLE); /* nobody is at the second address */
+    assert_int_equal(ask(&peer, 0, &err), SFC_OK);
+    assert_int_equal(ask(&peer, 0, &err), SFC_OK); /* stays */
+    side_do(&peer.side, connect_like, &peer);
+    assert_int_equal(ask(&peer, 0, &err), SFC_OK);
+    side_do(&a.side, become_leader, &a);
+    side_do(&b.side, become_standby, &b);
+    assert_int_equal(ask(&peer, 1, &err), SFC_OK); /* one call goes on elsewhere by itself */
+    peer_stop(&peer);
+    service_stop(&a);
+    service_stop(&b);
+}
+
 static void try_addresses(void *ctx)
 {
     struct service *service = ctx;
@@ -319,6 +394,9 @@ static void try_addresses(void *ctx)
                      SFC_EUNAVAILABLE);
     static const char *const bad[] = {"",           "localhost",       ":1",
                                       "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:x"};
+    static const char *const bad_lists[] = {"a:1,", ",a:1", "a:1,,b:2", "a:1,b",
+                                            "a:1,a:1,a:1,a:1,a:1,a:1,a:1,a:1,a:1,a:1,a:1,a:1,a:1,"
+                                            "a:1,a:1,a:1,a:1"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(sfc_rpc_server_start(service->side.rpc, bad[i], rig_methods, 1, service,
                                               &server, &port, &err),
@@ -326,6 +404,10 @@ static void try_addresses(void *ctx)
     }
     struct sfc_rpc_client *client;
     assert_int_equal(sfc_rpc_client_new(service->side.rpc, "nowhere", &client, &err), SFC_EINVAL);
+    for (size_t i = 0; i < sizeof bad_lists / sizeof *bad_lists; i++) {
+        assert_int_equal(sfc_rpc_client_new(service->side.rpc, bad_lists[i], &client, &err),
+                         SFC_EINVAL);
+    }
 }
 
 static void test_addresses(void **state)
@@ -406,6 +488,7 @@ int main(void)
         cmocka_unit_test(test_many_in_flight),
         cmocka_unit_test(test_wait_for),
         cmocka_unit_test(test_health),
+        cmocka_unit_test(test_one_of_several),
         cmocka_unit_test(test_addresses),
         cmocka_unit_test(test_garbage),
         cmocka_unit_test(test_tensor_not_last),

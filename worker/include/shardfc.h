@@ -61,7 +61,8 @@ struct sfc_run_info {
 
 /* ---- connection */
 
-/* Starts the network thread. scheduler: "HOST:PORT". Connects lazily: a wrong address shows at the
+/* Starts the network thread. scheduler: "HOST:PORT", or those of several schedulers of which one leads,
+ * with commas between. Connects lazily: a wrong address shows at the
  * first call. */
 int sfc_client_new(const char *scheduler, struct sfc_client **out, struct sfc_error *err);
 /* After all members were freed. NULL is fine. */

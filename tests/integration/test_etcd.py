@@ -1,0 +1,264 @@
+#!/usr/bin/python3
+"""Several schedulers with one state in etcd: who leads, who waits, and what happens when the leader, or etcd,
+dies, stands still or is cut off. Real etcd members on loopback (Debian's etcd-server); without it the tests fail.
+
+    test_etcd.py [failover|fenced|gone|refusals]...
+"""
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import grpc
+
+from cluster import BIN, Cluster, Failure, pb, pb_grpc, wait_until
+
+SEED = random.SystemRandom().randrange(1 << 31)
+STEPS = 300
+TAKES_OVER_S = 10
+
+
+def check(condition, message):
+    if not condition:
+        raise Failure(message)
+
+
+def free_ports(count):
+    """Ports that the kernel chose, different ones."""
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Schedulers(Cluster):
+    """A cluster whose scheduler is whoever leads of several."""
+
+    def __init__(self):
+        super().__init__()
+        self.members, self.clients = [], []
+        self.schedulers = []
+
+    def start_etcd(self, count):
+        ports = free_ports(2 * count)
+        urls = [f"http://127.0.0.1:{p}" for p in ports]
+        clients, peers = urls[:count], urls[count:]
+        together = ",".join(f"m{i}={peer}" for i, peer in enumerate(peers))
+        for i in range(count):
+            self.members.append(self.start("etcd", [
+                "etcd", "--name", f"m{i}", "--data-dir", self.folder / f"etcd{i}", "--listen-client-urls", clients[i],
+                "--advertise-client-urls", clients[i], "--listen-peer-urls", peers[i],
+                "--initial-advertise-peer-urls", peers[i], "--initial-cluster", together]))
+        self.clients = [url.removeprefix("http://") for url in clients]
+
+    @property
+    def state(self):
+        return f"etcd://{','.join(self.clients)}/test"
+
+    def start_one(self, *extra):
+        scheduler = self.start("scheduler", [BIN / "shardfc-scheduler", "--listen", "127.0.0.1:0",
+                                             "--state", self.state, *extra])
+        scheduler.wait_listening()
+        self.schedulers.append(scheduler)
+        return scheduler
+
+    def start_all(self, count):
+        for _ in range(count):
+            self.start_one()
+        self.leader()
+
+    @property
+    def address(self):
+        return ",".join(s.address for s in self.schedulers)
+
+    def ask(self, scheduler):
+        return pb_grpc.SchedulerStub(self.channel(scheduler.address)).Status(pb.StatusRequest(), timeout=2)
+
+    def answers(self, scheduler):
+        try:
+            return self.ask(scheduler)
+        except grpc.RpcError:
+            return None
+
+    def leader(self, seconds=30, but=None):
+        """The one that answers, as soon as one does."""
+        def there():
+            return next((s for s in self.schedulers
+                         if s is not but and s.running() and self.answers(s)), None)
+        return wait_until("a scheduler that leads", there, seconds, context=self.tails)
+
+    def refusal(self, scheduler):
+        """What a standby says."""
+        try:
+            self.ask(scheduler)
+        except grpc.RpcError as e:
+            return e.details() if e.code() == grpc.StatusCode.UNAVAILABLE else None
+        return None
+
+    @property
+    def stub(self):
+        return pb_grpc.SchedulerStub(self.channel(self.leader().address))
+
+    def status(self):
+        return self.ask(self.leader())
+
+    def begin(self, steps=STEPS):
+        self.start_shards(2)
+        self.run_id = self.create_run(classes=2000, samples=3000, steps=steps, seed=SEED).run_id
+        self.start_workers(1)
+
+    def finish(self, steps=STEPS):
+        self.wait_state("finished", 240)
+        digest = self.state_digest()
+        done = [p.step for p in self.history()]
+        check(done == list(range(1, steps + 1)), f"steps in the record: {len(done)} of {steps}: {done[-5:]}")
+        check(digest[0] == steps, f"the state is of step {digest[0]}")
+        return digest
+
+
+def etcd_leader(c):
+    """The member that leads etcd: losing that one is the hard case."""
+    done = subprocess.run(["etcdctl", "--endpoints", ",".join(c.clients), "endpoint", "status"],
+                          capture_output=True, text=True, timeout=30, env={"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin"})
+    for i, line in enumerate(done.stdout.splitlines()):
+        if line.split(", ")[4] == "true":
+            return c.members[i]
+    raise Failure(f"no member leads: {done.stdout}{done.stderr}")
+
+
+def undisturbed():
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(2)
+        c.create_run(classes=2000, samples=3000, steps=STEPS, seed=SEED)
+        c.start_workers(1)
+        c.wait_state("finished", 240)
+        return c.state_digest()
+
+
+def test_failover():
+    """An etcd member dies, then the active scheduler: a standby goes on within 10 s, with every step once and
+    the bits of an undisturbed run."""
+    expected = undisturbed()
+    with Schedulers() as c:
+        c.start_etcd(3)
+        c.start_all(2)
+        c.begin()
+        step = c.wait_step(20).step
+        old = c.leader()
+        before = c.ask(old).incarnation
+        etcd_leader(c).kill()
+        old.kill()
+        begin = time.monotonic()
+        new = c.leader(TAKES_OVER_S)
+        check(c.ask(new).incarnation == before + 1, f"incarnation {c.ask(new).incarnation} after {before}")
+        took = time.monotonic() - begin
+        here = c.ask(new).step
+        check(here >= step, f"back at step {here}, {step} was committed")
+        wait_until("the run to go on", lambda: c.ask(new).step > here, TAKES_OVER_S - took, context=c.tails)
+        print(f"led after {took:.1f} s, went on after {time.monotonic() - begin:.1f} s", flush=True)
+        digest = c.finish()
+        check(digest == expected, f"state {digest}, undisturbed {expected}")
+
+
+def test_fenced():
+    """The leader stands still, a standby takes over; the old one wakes up, commits nothing, says so and waits for
+    its turn, which comes when the new one ends."""
+    expected = undisturbed()
+    with Schedulers() as c:
+        c.start_etcd(1)
+        c.start_all(2)
+        c.begin()
+        c.wait_step(20)
+        old = c.leader()
+        old.signal(signal.SIGSTOP)
+        new = c.leader(TAKES_OVER_S, but=old)
+        here = c.ask(new).step
+        wait_until("the run to go on", lambda: c.ask(new).step > here + 5, 30, context=c.tails)
+        old.signal(signal.SIGCONT)
+        wait_until("the old leader to notice", lambda: "leads no more" in old.stderr(), 20, context=c.tails)
+        wait_until("it to wait and to name the leader", lambda: new.address in (c.refusal(old) or ""), 20,
+                   context=c.tails)
+        check(old.running(), "the old leader has ended")
+        c.wait_step(150)
+        check(new.terminate() == 0, f"the leader ended badly\n{new.tail()}")
+        check(c.leader(TAKES_OVER_S) is old, "somebody else leads")
+        digest = c.finish()
+        check(digest == expected, f"state {digest}, undisturbed {expected}")
+        check(old.terminate() == 0, f"the last one ended badly\n{old.tail()}")
+
+
+def test_gone():
+    """etcd stands still for longer than the leader waits: it gives up by itself, and when etcd is back somebody
+    leads again."""
+    expected = undisturbed()
+    with Schedulers() as c:
+        c.start_etcd(1)
+        c.start_all(1)
+        c.begin()
+        c.wait_step(20)
+        only = c.leader()
+        c.members[0].signal(signal.SIGSTOP)
+        wait_until("the leader to give up", lambda: "could not be renewed" in only.stderr(), 20, context=c.tails)
+        wait_until("it to wait", lambda: "standby" in (c.refusal(only) or ""), 20, context=c.tails)
+        c.members[0].signal(signal.SIGCONT)
+        c.leader(TAKES_OVER_S)
+        check(only.running() and c.status().incarnation == 2, "not the same process with its next incarnation")
+        digest = c.finish()
+        check(digest == expected, f"state {digest}, undisturbed {expected}")
+
+
+def test_refusals():
+    """What people see: a standby names the leader, commands find it in a list, and etcd that is not there is
+    waited for."""
+    with Schedulers() as c:
+        c.start_etcd(1)
+        c.start_all(2)
+        leader = c.leader()
+        standby = next(s for s in c.schedulers if s is not leader)
+        wait_until("the standby to know who leads", lambda: leader.address in (c.refusal(standby) or ""), 20,
+                   context=c.tails)
+        c.schedulers = [standby]
+        done = c.ctl("status", check=False)
+        check(done.returncode == 1 and f"at {leader.address}" in done.stderr, f"{done.returncode}: {done.stderr}")
+        c.schedulers = [standby, leader]
+        check(c.ctl_json("status")["incarnation"] == 1, "another incarnation")
+        c.begin(20)
+        c.finish(20)
+        done = c.ctl("events")
+        check(re.search(rf"the scheduler at {leader.address} leads, incarnation 1", done.stdout), done.stdout)
+        check(leader.terminate() == 0 and c.leader(5) is standby, "the standby does not lead at once")
+        standby.terminate()
+        c.schedulers = [leader, standby]
+        done = c.ctl("status", check=False)
+        check(done.returncode == 1 and "none of the schedulers" in done.stderr, f"{done.returncode}: {done.stderr}")
+        for where, word in (("etcd://", "HOST:PORT"), ("etcd://127.0.0.1:1/", None), ("etcd://x:1/a b", "ASCII")):
+            waiting = c.start("scheduler", [BIN / "shardfc-scheduler", "--state", where])
+            if word:
+                check(waiting.wait(20) == 2 and word in waiting.stderr(), f"{where}: {waiting.tail()}")
+            else:
+                wait_until("no etcd to be noticed", lambda: "no member answers" in waiting.stderr(), 20,
+                           context=waiting.tail)
+                check(waiting.terminate() == 0, waiting.tail())
+
+
+def main():
+    for name in sys.argv[1:] or ["failover", "fenced", "gone", "refusals"]:
+        begin = time.monotonic()
+        try:
+            globals()[f"test_{name}"]()
+        except BaseException:
+            print(f"FAILED {name}, seed {SEED}", file=sys.stderr)
+            raise
+        print(f"ok {name} {time.monotonic() - begin:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    main()
