@@ -35,7 +35,12 @@ uint64_t sfc_epoch_at(uint64_t samples, uint64_t position)
 
 uint64_t sfc_sample_at(uint64_t seed, uint64_t samples, uint64_t position)
 {
-    uint64_t epoch = position / samples, x = position % samples;
+    return sfc_sample_of_epoch(seed, samples, position / samples, position % samples);
+}
+
+uint64_t sfc_sample_of_epoch(uint64_t seed, uint64_t samples, uint64_t epoch, uint64_t place)
+{
+    uint64_t x = place;
     if (samples == 1) {
         return 0;
     }

@@ -8,6 +8,8 @@
 
 /* samples >= 1. */
 uint64_t sfc_sample_at(uint64_t seed, uint64_t samples, uint64_t position);
+/* perm_epoch(place); place < samples. */
+uint64_t sfc_sample_of_epoch(uint64_t seed, uint64_t samples, uint64_t epoch, uint64_t place);
 uint64_t sfc_epoch_at(uint64_t samples, uint64_t position);
 
 #endif
