@@ -61,6 +61,8 @@ static void run(const char *store, const struct sfc_head_config *c, struct outco
             for (size_t i = 0; i < rig.setup.heads; i++) /* a plan is open: it must not notice */
                 sfc_head_prefetch(rig.head[i], t + 1, next);
         rig_commit(&rig, 0.1);
+        if (store && t == 2) /* into a file of their own; those of the others get holes */
+            rig_move(&rig, (const uint64_t[]){1, 5, 7}, 3, 0);
     }
     rig_read(&rig, SFC_PART_VALUES, out->w);
     rig_read(&rig, SFC_PART_MOMENTUM, out->m);
@@ -137,12 +139,37 @@ static void test_plan(void **state)
     sfc_backend_close(backend);
 }
 
+/* Where the file system can punch holes; a head that counts them has asked for them. */
+static void test_removed_blocks_free_their_space(void **state)
+{
+    (void)state;
+    struct sfc_head_config c = configuration(SFC_DTYPE_F32);
+    c.dim = 512; /* a block: 1 MiB */
+    struct sfc_backend *backend;
+    struct sfc_head *head = NULL;
+    struct sfc_error err = {0};
+    struct sfc_memory before, after;
+    const uint64_t blocks[] = {0, 1, 2, 3, 4, 5, 6, 7}, gone[] = {1, 2, 5};
+    assert_int_equal(sfc_backend_open("cpu", 1, &backend, &err), SFC_OK);
+    assert_int_equal(sfc_backend_set_store(backend, folder, &err), SFC_OK);
+    assert_int_equal(sfc_head_new(backend, &c, blocks, 8, &head, &err), SFC_OK);
+    sfc_head_used(head, &before);
+    assert_int_equal(sfc_head_remove(head, gone, 3, &err), SFC_OK);
+    sfc_head_used(head, &after);
+    uint64_t given = before.state_bytes - after.state_bytes,
+             block = 2 * BLOCK * 512 * sizeof(float);
+    assert_true(given == 0 || given >= 3 * (block - 2 * 4096)); /* 0: no holes here */
+    sfc_head_free(head);
+    sfc_backend_close(backend);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_bits),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_plan),
+        cmocka_unit_test(test_removed_blocks_free_their_space),
     };
     strcpy(folder, "/tmp/sfc-store-XXXXXX");
     if (!mkdtemp(folder))

@@ -431,6 +431,34 @@ static void test_memory_is_known_and_given_back(void **state)
     sfc_backend_close(backend);
 }
 
+/* A block with numbers at the limit lets no step pass; when it has gone, whatever it still has in
+ * memory doesn't count. */
+static void test_a_removed_block_stops_no_step(void **state)
+{
+    (void)state;
+    struct sfc_head_config c = config_of(0, DENSE);
+    struct sfc_error err = {0};
+    struct pair p;
+    float huge[BLOCK * DIM];
+    for (size_t i = 0; i < BLOCK * DIM; i++)
+        huge[i] = 1e17f;
+    pair_open(&p, TESTED, 1, 1, &c);
+    struct rig *rig = &p.moving;
+    must(sfc_head_write(rig->head[0], 1, SFC_PART_MOMENTUM, 0, BLOCK * DIM, huge, &err), &err);
+    rig_read(rig, SFC_PART_VALUES, p.w[0]);
+    for (uint32_t r = 0; r < BATCH; r++)
+        p.labels[r] = r % BLOCK; /* of block 0 */
+    rig_features(1, &c, p.labels, p.w[0], p.x);
+    rig_forward(rig, 1, p.labels, p.x, &p.b);
+    assert_false(rig_finite(rig, 10));
+    must(sfc_head_remove(rig->head[0], &(const uint64_t){1}, 1, &err), &err);
+    for (uint64_t t = 1; t <= 3; t++) {
+        rig_forward(rig, t, p.labels, p.x, &p.b);
+        rig_commit(rig, 10); /* asserts that it may */
+    }
+    pair_close(&p);
+}
+
 static void test_bad_calls_change_nothing(void **state)
 {
     (void)state;
@@ -482,6 +510,7 @@ int main(void)
         cmocka_unit_test(test_tracking_ends_when_the_block_is_written),
         cmocka_unit_test(test_a_head_without_blocks_answers_zero),
         cmocka_unit_test(test_memory_is_known_and_given_back),
+        cmocka_unit_test(test_a_removed_block_stops_no_step),
         cmocka_unit_test(test_bad_calls_change_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
