@@ -10,7 +10,7 @@
 #define MEASURED_STEPS 20u /* fewer say nothing of a block's load yet */
 /* A batch is one pause: of class blocks the rows that changed in the last steps cross the wire in
  * it, of dense blocks everything. */
-#define BATCH_BYTES       (64ull << 20)
+#define BATCH_BYTES       (32ull << 20)
 #define DENSE_BATCH_BYTES (4ull << 20)
 #define FREE_RATE         400e6 /* bytes per second that a copy takes without a limit, about */
 #define BATCH_STEPS       3     /* that pass before a batch has caught up and the map flips */
