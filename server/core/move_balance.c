@@ -79,7 +79,7 @@ static void list_take(struct sfc_plan_work *w, uint32_t block)
     list->count--;
     memmove(list->items + at, list->items + at + 1, (list->count - at) * sizeof *list->items);
     w->bytes[k] -= w->input->blocks[block].bytes;
-    w->time[k] = 0; /* anew, so that no rounding errors remain */
+    w->time[k] = w->input->base_load * w->cost[k]; /* anew, so that no rounding errors remain */
     for (uint32_t i = 0; i < list->count; i++)
         w->time[k] += load_of(w, list->items[i]) * w->cost[k];
 }
@@ -130,6 +130,8 @@ int sfc_plan_work_init(struct sfc_plan_work *w, const struct sfc_plan_input *inp
     set_costs(w);
     w->owner = calloc(w->blocks ? w->blocks : 1, sizeof *w->owner);
     int code = w->owner ? SFC_OK : sfc_fail(err, SFC_ENOMEM, "plan of moves: owners");
+    for (uint32_t k = 0; k < input->shard_count; k++)
+        w->time[k] = input->base_load * w->cost[k];
     for (uint32_t b = 0; b < w->blocks && code == SFC_OK; b++)
         code = list_add(w, input->blocks[b].owner, b, err);
     if (code != SFC_OK)
@@ -392,8 +394,10 @@ static double mean_time(const struct sfc_plan_work *w)
     double load = 0, speed = 0;
     for (uint32_t b = 0; b < w->blocks; b++)
         load += load_of(w, b);
-    for (uint32_t k = 0; k < w->input->shard_count; k++)
+    for (uint32_t k = 0; k < w->input->shard_count; k++) {
+        load += w->in[k] ? w->input->base_load : 0;
         speed += w->in[k] ? 1 / w->cost[k] : 0;
+    }
     return load / speed;
 }
 

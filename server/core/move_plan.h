@@ -1,12 +1,12 @@
 /* Which blocks move where, so that a run has the shards that somebody asked for and each shard's
  * step takes about as long. Pure and deterministic: the same question has the same answer.
  *
- * The expected time of a shard's step is the sum of its blocks' loads times its measured cost per
- * load. Blocks of shards that leave must move; then blocks go from the slowest shard to the others
- * as long as that makes it faster by a good part of the block, the largest that fit first, so that
- * few move. A rebalance goes further: it also exchanges blocks, and stops when the slowest shard is
- * within SFC_PLAN_SLOWEST of the mean. No shard ever has more bytes than it has room for, neither
- * at the end nor between two batches.
+ * The expected time of a shard's step is the sum of its blocks' loads and of what every shard does,
+ * times how slow it is. Blocks of shards that leave must move; then blocks go from the slowest
+ * shard to the others as long as that makes it faster by a good part of the block, the largest that
+ * fit first, so that few move. A rebalance goes further: it also exchanges blocks, and stops when
+ * the slowest shard is within SFC_PLAN_SLOWEST of the mean. No shard ever has more bytes than it
+ * has room for, neither at the end nor between two batches.
  *
  * A plan is carried out as batches, one after another: some blocks of one shard to one other, of
  * one kind, at most so many bytes. */
@@ -38,7 +38,7 @@ struct sfc_plan_shard {
     bool ready;       /* answers, and may hold blocks of this run; else it is only counted */
     uint64_t limit;   /* bytes that the run may use there */
     uint64_t fixed;   /* of them used whatever its blocks are */
-    double cost;      /* measured: time of a step per load; 0: not known */
+    double cost;      /* measured: how slow it is (step_cost.h); 0: not known */
 };
 
 struct sfc_plan_block {
@@ -54,6 +54,7 @@ struct sfc_plan_input {
     uint32_t shard_count;
     const struct sfc_plan_block *blocks; /* class blocks, then dense blocks */
     uint32_t class_blocks, dense_blocks;
+    double base_load;     /* of every shard, whatever its blocks are (step_cost.h) */
     bool measured;        /* the loads are; false: they are what blocks are expected to be */
     uint64_t batch_bytes; /* of class blocks in one batch; at least one block; 0: no bound */
     uint64_t dense_bytes; /* the same of dense blocks, which are copied while the run waits */

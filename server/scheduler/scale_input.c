@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "server/core/step_cost.h"
 #include "server/scheduler/scale_parts.h"
 
 #define MEASURABLE_MS  2.0 /* a step that takes less is no measure of a shard's speed */
@@ -86,23 +87,27 @@ static void add_shard(struct sfc_sched_run *run, struct sfc_scale_input *x,
                                            .fixed = run->scale->memory.fixed_bytes};
 }
 
-/* Time of a step per load, where a shard's blocks are what takes the time: it has a good part of
- * them, and computes for longer than messages take. */
+/* How slow each shard is, and what all do alike, from what members say a step takes: of those with
+ * a good part of the blocks, which compute for longer than messages take. */
 static void set_costs(struct sfc_sched_run *run, struct sfc_scale_input *x)
 {
+    struct sfc_step_cost c[SFC_CORE_MAX_SHARDS];
     double all = 0;
     uint32_t members = 0;
     for (uint32_t k = 0; k < x->in.shard_count; k++) {
-        all += load_of_shard(x, k);
+        c[k] = (struct sfc_step_cost){.load = load_of_shard(x, k)};
+        all += c[k].load;
         members += x->shards[k].member;
     }
     for (uint32_t k = 0; k < x->in.shard_count; k++) {
         const struct sfc_shard_info *info = sfc_sched_shard(run->scheduler, x->shards[k].id);
-        double load = load_of_shard(x, k);
-        if (x->shards[k].member && info && 4 * load * members >= all &&
+        if (x->shards[k].member && info && 4 * c[k].load * members >= all &&
             info->step_ms >= MEASURABLE_MS)
-            x->shards[k].cost = info->step_ms / load;
+            c[k].time = info->step_ms;
     }
+    x->in.base_load = sfc_step_cost_fit(c, x->in.shard_count);
+    for (uint32_t k = 0; k < x->in.shard_count; k++)
+        x->shards[k].cost = c[k].slow;
 }
 
 static uint64_t row_state(const struct sfc_head_config *h)

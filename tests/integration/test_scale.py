@@ -1,16 +1,19 @@
 #!/usr/bin/python3
 """Shards that come and go by command, and what people see of it.
 
-    test_scale.py [events|plan|out_in|waits|auto|restart|refused ...]     default: all
+    test_scale.py [events|plan|out_in|waits|auto|restart|killed|skew|refused ...]     default: all
 """
 import hashlib
 import json
-import subprocess
+import re
 import sys
 import threading
 
-from cluster import Cluster, wait_until
+import numpy as np
+
+from cluster import TIME_SCALE, Cluster, pb, wait_until
 from inputs import check, expect
+from test_head_session import Session, session_config
 
 
 def events(c, *argv):
@@ -113,26 +116,33 @@ def shared(c, n):
     return len(now) == n and sum(now.values()) == 32 and min(now.values()) >= 0.6 * 32 / n
 
 
-def digest_at(c, step):
-    held = c.hold(at_step=step)
+def digest(c, held):
+    """(step, digest of what every block is after it)."""
     try:
-        digest = hashlib.sha256()
+        state = hashlib.sha256()
         for name, data in c.read_state(held):
             if name != "history":
-                digest.update(name.encode() + data)
-        return held.step, digest.hexdigest()
+                state.update(name.encode() + data)
+        return held.step, state.hexdigest()
     finally:
         c.release(held)
 
 
 def undisturbed(step):
+    """The same of a run on one shard that nothing happens to."""
     with Cluster() as c:
         c.start_scheduler()
         c.start_shards(1)
         create(c)
+        ask = lambda number: c.stub.Hold(pb.HoldRequest(at_step=step, hold_id=number), timeout=30 * TIME_SCALE)
+        number = ask(0).hold_id  # before there is a worker, so that the step can't have passed
         c.start_workers(1)
-        c.wait_step(min(step, 5))
-        return digest_at(c, step)
+        return digest(c, wait_until("the step", lambda: (lambda h: h if h.held else None)(ask(number)), 120))
+
+
+def check_bits(c):
+    got = digest(c, c.hold())
+    check(got == undisturbed(got[0]), "other bits than those of a run that nothing happened to")
 
 
 def command(c, *argv):
@@ -168,8 +178,7 @@ def test_out_in():
         expect(c.ctl("rebalance", check=False, seconds=240), 0)
         said = [e["what"] for e in events(c)]
         check(sum("blocks moved from shard" in t for t in said) >= 4, f"events: {said}")
-        step = c.ctl_json("status")["step"] + 5
-        check(digest_at(c, step) == undisturbed(step), "other bits than those of a run that nothing happened to")
+        check_bits(c)
 
 
 def test_waits():
@@ -216,7 +225,7 @@ def test_auto():
 def test_restart():
     """The scheduler dies in the middle: the goal is reached, and the command sees it."""
     with Cluster() as c:
-        c.start_scheduler("--move-rate", "64K")
+        c.start_scheduler("--move-rate", "512K")
         c.start_shards(1)
         create(c)
         c.start_shards(1)
@@ -229,6 +238,65 @@ def test_restart():
         c.start_scheduler()
         end(0)
         check(shared(c, 2), f"blocks: {blocks(c)}")
+
+
+def test_killed():
+    """The destination dies in the middle, then the source: the move is void, and made when they are back."""
+    with Cluster() as c:
+        c.start_scheduler("--move-rate", "512K")
+        c.start_shards(1)
+        create(c)
+        c.start_shards(1)
+        c.start_workers(1)
+        c.wait_step(3)
+        end = command(c, "scale", "--shards", "2")
+        for victim in (1, 0):
+            wait_until("blocks to be on their way", lambda: c.ctl_json("status")["moves"], 60, pause=0.01,
+                       context=lambda: str(c.ctl_json("status")))
+            shard = c.shards[victim]
+            shard.kill()
+            c.restart_shard(shard)
+            c.shards.sort(key=lambda s: s.address != first_address(c))
+        end(0)
+        check(shared(c, 2), f"blocks: {blocks(c)}")
+        check(any("planned anew" in e["what"] for e in events(c)), f"events: {events(c)}")
+        check_bits(c)
+
+
+def first_address(c):
+    return c.ctl_json("status")["shards"][0]["address"]
+
+
+def test_skew():
+    """Labels by a Zipf law over sorted ids, brought by a session: rebalance sees them in what steps sampled."""
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(2)
+        c.create_run(**session_config(classes=16384, block_size=256, dim=8, global_batch=256, micro_batch=64,
+                                      steps=100000, sample_ppm=1000))
+        weights = np.arange(1, 16385, dtype=float) ** -1.1
+        rng = np.random.default_rng(7)
+        training = {"stop": False}
+
+        def train():
+            session = Session(c)
+            while not training["stop"]:
+                labels = rng.choice(16384, 256, p=weights / weights.sum()).astype(np.uint64)
+                session.train_step(rng.standard_normal((256, 8)).astype(np.float32), labels)
+        thread = threading.Thread(target=train)
+        thread.start()
+        try:
+            c.wait_step(60)
+            plan = dry(c, "rebalance")
+            now, then = (float(x) for x in re.search(r"slowest shard: ([0-9.]+) x the mean now, ([0-9.]+) x",
+                                                     plan["explanation"]).groups())
+            check("measured over the last steps" in plan["explanation"], f"measured: {plan}")
+            check(now > 1.15 >= 1.08 >= then and plan["moves"], f"skew: {plan['explanation']}")
+            expect(c.ctl("rebalance", check=False, seconds=240), 0)
+            check(c.ctl_json("status")["map_version"] > 1, "nothing moved")
+        finally:
+            training["stop"] = True
+            thread.join()
 
 
 def test_refused():

@@ -222,6 +222,7 @@ static void test_anything(void **state)
         uint32_t members = 1 + (uint32_t)(seed % 7), others = (uint32_t)(seed / 7 % 5);
         make(&w, seed, members, others, 1 + (uint32_t)(seed * 13 % 200), (uint32_t)(seed % 40));
         w.in.measured = seed % 2;
+        w.in.base_load = seed % 3 ? 0 : 500;
         for (uint32_t k = 0; k < members + others; k++) {
             w.shards[k].limit = (10 + 4 + draw(&w, 400)) * MIB;
             w.shards[k].cost = draw(&w, 3) ? 0.5 + (double)draw(&w, 100) / 40 : 0;
@@ -366,6 +367,27 @@ static void test_slow_shard(void **state)
     sfc_move_plan_free(&p);
 }
 
+/* What all shards do alike makes differences smaller, and is no reason to move more. */
+static void test_base_load(void **state)
+{
+    (void)state;
+    static struct world w;
+    struct sfc_move_plan p;
+    struct outcome o;
+    make(&w, 1, 2, 0, 40, 0);
+    for (uint32_t b = 0; b < 40; b++)
+        w.blocks[b].owner = b >= 30; /* 3000 to 1000 */
+    w.in.base_load = 2000;           /* 5000 to 3000 */
+    plan(&w, (struct sfc_goal){SFC_GOAL_REBALANCE, 0, 0}, &p, &o);
+    assert_true(fabs(p.slowest_before - 1.25) < 1e-9);
+    assert_true(o.load[0] <= 2200 && p.slowest_after <= SFC_PLAN_SLOWEST);
+    sfc_move_plan_free(&p);
+    w.in.base_load = 50000; /* within 1.05 already */
+    plan(&w, (struct sfc_goal){SFC_GOAL_REBALANCE, 0, 0}, &p, &o);
+    assert_true(sfc_move_plan_empty(&p));
+    sfc_move_plan_free(&p);
+}
+
 static void test_exchange(void **state)
 {
     (void)state;
@@ -495,6 +517,7 @@ int main(void)
         cmocka_unit_test(test_rebalance_of_skewed_data),
         cmocka_unit_test(test_noise_moves_nothing),
         cmocka_unit_test(test_slow_shard),
+        cmocka_unit_test(test_base_load),
         cmocka_unit_test(test_exchange),
         cmocka_unit_test(test_spreads_over_hosts),
         cmocka_unit_test(test_refusals_say_what_to_do),
