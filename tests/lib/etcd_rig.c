@@ -39,13 +39,25 @@ static int free_port(void)
     return ntohs(at.sin_port);
 }
 
+/* Does it say that it can decide something? Its port is open before that. */
 static int answers(int port)
 {
+    static const char request[] = "GET /health HTTP/1.0\r\n\r\n";
+    const struct timeval patience = {.tv_sec = 5};
     struct sockaddr_in at;
+    char text[1024] = "";
     int fd = loopback(port, &at);
-    int rc = connect(fd, (struct sockaddr *)&at, sizeof at);
+    size_t size = 0;
+    ssize_t got = 1;
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    if (connect(fd, (struct sockaddr *)&at, sizeof at) == 0 &&
+        send(fd, request, sizeof request - 1, MSG_NOSIGNAL) == (ssize_t)sizeof request - 1)
+        while (size < sizeof text - 1 && got > 0) {
+            got = recv(fd, text + size, sizeof text - 1 - size, 0);
+            size += got > 0 ? (size_t)got : 0;
+        }
     close(fd);
-    return rc == 0;
+    return strstr(text, "\"health\":\"true\"") != NULL;
 }
 
 static void run_etcd(const struct etcd_rig *rig, int peer_port)
