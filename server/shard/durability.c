@@ -504,7 +504,9 @@ static void write_done(struct sfc_task *task)
     if (d->written) {
         bool lower = d->written_floor < d->floor; /* of blocks before a change it can't rise */
         d->floor = lower || d->written_list == d->list ? d->written_floor : d->floor;
-        note_oldest(run, d->oldest_from, d->written_oldest);
+        bool higher = d->written_oldest > d->oldest; /* likewise it can't fall */
+        bool counts = higher || d->written_list == d->list;
+        note_oldest(run, d->oldest_from, counts ? d->written_oldest : d->oldest);
     }
     if (d->written)
         snapshot_done(run);
@@ -664,6 +666,8 @@ static void note_change(struct sfc_shard_run *run, const size_t *was)
             sfc_move_stamp(run, b->kind == SFC_SNAPSHOT_DENSE, b->block, &stamp)) {
             sfc_sweep_stamped(&d->sweep, i, stamp);
             d->floor = stamp < d->floor ? stamp : d->floor;
+            if (!sfc_storage_seeds(&d->storage, b)) /* nothing leads to before it came */
+                d->oldest = stamp > d->oldest ? stamp : d->oldest;
         }
     }
     d->index = index;

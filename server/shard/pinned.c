@@ -180,9 +180,7 @@ static uint64_t first_of(struct sfc_shard_run *run, const struct sfc_snapshot_bl
     struct sfc_storage *s = sfc_pinned_storage(run);
     uint64_t stamp = 0, any = 0;
     /* without the seed and a snapshot the base is on its way */
-    bool moved =
-        block->kind == SFC_SNAPSHOT_DENSE && s->lists.count > 1; /* the log may lack its sums */
-    bool has_start = (s->from_seed && !moved) ||
+    bool has_start = sfc_storage_seeds(s, block) ||
                      !sfc_snapshot_store_least(s->store, block->kind, block->block, 0, &any);
     if (has_start && p->log_from <= s->start_step + 1)
         return s->start_step;

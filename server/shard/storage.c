@@ -316,7 +316,7 @@ int sfc_storage_sums(const struct sfc_storage *s, const struct sfc_log_prepare_v
     *sums = room;
     if (missed == blocks.count)
         return SFC_OK;
-    return sfc_fail(err, SFC_ECORRUPT,
+    return sfc_fail(err, list ? SFC_ENOTFOUND : SFC_ECORRUPT,
                     "the backbone gradient of dense block %" PRIu64 " (snapshot of step %" PRIu64
                     ") is not in this shard's log: %s",
                     blocks.blocks[missed], stamps[missed],
@@ -340,7 +340,9 @@ int sfc_storage_keep_list(struct sfc_storage *s, struct sfc_dense_set blocks, st
 
 int sfc_storage_set_dense(struct sfc_storage *s, struct sfc_dense_set blocks, struct sfc_error *err)
 {
+    pthread_mutex_lock(&s->list_lock);
     int code = sfc_dense_lists_add(&s->lists, blocks.blocks, blocks.count, err);
+    pthread_mutex_unlock(&s->list_lock);
     if (code == SFC_OK)
         s->config.geometry = geometry_of(s->setup, blocks);
     return code;
@@ -371,11 +373,29 @@ uint64_t sfc_storage_floor(struct sfc_storage *s)
 
 uint64_t sfc_storage_oldest(struct sfc_storage *s, uint64_t log_from)
 {
+    uint64_t oldest = s->start_step;
     pthread_mutex_lock(&s->list_lock);
-    uint64_t oldest = sfc_snapshot_store_oldest(s->store, s->blocks, s->count, s->start_step,
-                                                s->from_seed, log_from);
+    for (size_t i = 0; i < s->count; i++) {
+        bool seed = sfc_storage_seeds(s, &s->blocks[i]);
+        uint64_t own =
+            sfc_snapshot_store_oldest(s->store, &s->blocks[i], 1, s->start_step, seed, log_from);
+        oldest = own > oldest ? own : oldest;
+    }
     pthread_mutex_unlock(&s->list_lock);
     return oldest;
+}
+
+bool sfc_storage_seeds(const struct sfc_storage *s, const struct sfc_snapshot_block *block)
+{
+    bool always = s->from_seed;
+    for (size_t i = 0; block->kind == SFC_SNAPSHOT_DENSE && i < s->lists.count; i++) {
+        const struct sfc_dense_list *list = &s->lists.items[i];
+        bool has = false;
+        for (size_t k = 0; k < list->count && !has; k++)
+            has = list->blocks[k] == block->block;
+        always = always && has;
+    }
+    return always;
 }
 
 /* ---- blocks come and go */

@@ -81,10 +81,15 @@ int sfc_storage_find_step(struct sfc_storage *storage, uint64_t step,
 /* Bytes of the inputs of any step that the log has. */
 size_t sfc_storage_body_bytes(struct sfc_storage *storage);
 /* The sums of these dense blocks in the record that was read: *sums is the record's, or `room` with
- * those that it has (sfc_dense_sums_cut). SFC_ECORRUPT: one that is needed is not there. */
+ * those that it has (sfc_dense_sums_cut). SFC_ENOTFOUND: one that is needed came to this shard
+ * later; SFC_ECORRUPT: which blocks the record has is not known. */
 int sfc_storage_sums(const struct sfc_storage *storage, const struct sfc_log_prepare_view *view,
                      uint64_t step, struct sfc_dense_set blocks, const uint64_t *stamps, void *room,
                      const void **sums, struct sfc_error *err);
+
+/* Is the block as the seed makes it, with all steps of a whole log? Of a dense block only if it was
+ * here from the beginning, so that the log has its gradients. */
+bool sfc_storage_seeds(const struct sfc_storage *storage, const struct sfc_snapshot_block *block);
 
 /* Dense blocks come or go: the new set is written down (log thread), then steps are logged with the
  * new one (loop thread, then log thread). SFC_EINVAL: --log-limit holds too few such steps. */

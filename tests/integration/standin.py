@@ -47,7 +47,7 @@ class Standin:
                                class_owner=[b % shards for b in range(class_blocks)],
                                dense_owner=[b % shards for b in range(dense_blocks)])
         self.incarnation, self.counter = 1, 0
-        self.step, self.last = 0, None
+        self.step, self.last, self.records, self.returns = 0, None, {}, []
         self.moves = 0
         self.round = self.new_round()
 
@@ -73,8 +73,8 @@ class Standin:
     # ---- opening
 
     def open_request(self, slot, **more):
-        return pb.OpenRunRequest(run_id=RUN, incarnation=self.incarnation, config=self.config, map=self.map,
-                                 self=slot, round=self.round, nonce=99, last_commit=self.last, **more)
+        return pb.OpenRunRequest(run_id=RUN, keeping=pb.RunKeeping(rewind_window=100), incarnation=self.incarnation, config=self.config, map=self.map,
+                                 self=slot, round=self.round, nonce=99, last_commit=self.last, returns=self.returns, **more)
 
     def open_run(self, slot, **more):
         request = self.open_request(slot, **more)
@@ -106,6 +106,21 @@ class Standin:
             if slot not in but:
                 self.stub(slot).Abort(pb.AbortRequest(run_id=RUN, incarnation=self.incarnation, step=self.step + 1,
                                                       round=self.round), timeout=WAIT)
+
+    def check_rewind(self, slot, step):
+        self.stub(slot).CheckRewind(pb.CheckRewindRequest(run_id=RUN, incarnation=self.incarnation, step=step,
+                                                          last_commit=self.records[step]), timeout=WAIT)
+
+    def rewind(self, step):
+        """Every shard goes back from its own disk; what came after never happened."""
+        for slot in self.members():
+            self.check_rewind(slot, step)
+        self.returns.append(pb.Return(step=step, last=self.round))
+        self.round = self.new_round()
+        self.step, self.last = step, self.records[step]
+        for slot in self.members():
+            self.open_run(slot, recover=True)
+        self.abort()
 
     def recover(self, slots):
         """Everybody else gives the open step up; these come back to the last commit."""
@@ -186,7 +201,7 @@ class Standin:
             blocks = self.prepare(slot, t, done)
             if blocks != self.own_dense(slot):
                 raise Failure(f"shard {slot} has dense blocks {blocks}, not {self.own_dense(slot)}")
-        self.last = pb.CommitRecord(step=t, round=self.round, clip_scale=1.0, lr=0.1 / (1 + t), apply=t % 5 != 0)
+        self.records[t] = self.last = pb.CommitRecord(step=t, round=self.round, clip_scale=1.0, lr=0.1 / (1 + t), apply=t % 5 != 0)
         for slot in self.members():
             self.commit(slot)
         self.step = t

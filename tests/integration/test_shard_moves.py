@@ -353,6 +353,32 @@ def test_pins():
             expect(tool("shardfc", "log", folder), 0)
 
 
+def test_rewind():
+    """Back to a step after the move: through steps of several sets of blocks. To one before it there is no way: the
+    destination has no state of that time, and says so while nothing has changed yet."""
+    with Cluster() as cluster:
+        run = Standin(cluster, backbone(momentum_mode="dense"), shards=2, options=OFTEN)
+        run.open()
+        run.steps(4)
+        before = run.step
+        run.steps(2)
+        run.move(0, 1, class_blocks=[0, 2], dense_blocks=[2])
+        run.steps(2)
+        after = run.step
+        run.move(1, 0, class_blocks=[1], dense_blocks=[1])
+        run.steps(3)
+        last = run.step
+        refused(ENOTFOUND, "its disk leads to step", lambda: run.check_rewind(1, before))
+        refused(ENOTFOUND, "its disk leads to step", lambda: run.check_rewind(0, after - 1))
+        run.steps(3)
+        run.rewind(last)
+        expected, _ = undisturbed(run.config, last)
+        check(run.digests() == expected, "other bits after a rewind")
+        run.steps(3)
+        check_same(run)
+        run.stop()
+
+
 def test_lost_map():
     """A shard that lives and has not got SetMap (or has not got its blocks any more) is opened anew with the map."""
     with Cluster() as cluster:
