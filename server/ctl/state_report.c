@@ -6,6 +6,7 @@
 
 #include "server/ctl/given_up.h"
 #include "server/durable/log_index.h"
+#include "server/durable/dense_list.h"
 #include "server/durable/log_limit.h"
 #include "server/durable/log_scan.h"
 #include "server/durable/snapshot_store.h"
@@ -13,7 +14,7 @@
 struct report {
     struct sfc_folder *folder;
     bool records;
-    json_t *root, *segments, *record_list, *bad, *snapshots;
+    json_t *root, *segments, *record_list, *bad, *snapshots, *dense_lists;
     struct sfc_log_chain chain;
     struct sfc_log_index index;
     struct sfc_run_identity identity;
@@ -260,6 +261,28 @@ static int add_limit(struct report *r, struct sfc_error *err)
     return SFC_OK;
 }
 
+/* Which dense blocks the sums in segments are of. */
+static int add_dense_list(void *arg, const char *name, struct sfc_error *err)
+{
+    struct report *r = arg;
+    struct sfc_error why = {.text = ""};
+    struct sfc_dense_list list = {0};
+    uint64_t digest;
+    if (!sfc_dense_list_parse_name(name, &digest)) {
+        return SFC_OK;
+    }
+    int code = sfc_dense_list_read(r->folder, name, &r->identity, &list, &why);
+    if (code == SFC_ENOMEM) {
+        return sfc_fail(err, code, "%s", why.text);
+    }
+    json_array_append_new(r->dense_lists,
+                          json_pack("{s:s, s:o, s:b, s:s}", "file", name, "blocks",
+                                    number(list.count), "ok", code == SFC_OK, "why", why.text));
+    r->problems += code != SFC_OK;
+    free(list.blocks);
+    return SFC_OK;
+}
+
 /* ---- snapshots */
 
 static int add_snapshot(void *arg, const char *name, struct sfc_error *err)
@@ -424,7 +447,10 @@ static int fill(struct report *r, struct sfc_error *err)
             "shard, a run-ID folder in it, or what `shardfc checkpoint --out` made",
             r->folder->path);
     }
-    if (r->has_identity && (code = add_limit(r, err)) != SFC_OK) {
+    if (r->has_identity && (code = add_limit(r, err)) == SFC_OK) {
+        code = r->folder->ops->list(r->folder, add_dense_list, r, err);
+    }
+    if (code != SFC_OK) {
         return code;
     }
     struct stamps stamps = read_stamps(r);
@@ -443,11 +469,13 @@ int sfc_state_report(struct sfc_folder *folder, bool records, json_t **out, stru
                        .segments = json_array(),
                        .record_list = json_array(),
                        .bad = json_array(),
-                       .snapshots = json_array()};
+                       .snapshots = json_array(),
+                       .dense_lists = json_array()};
     json_object_set_new(r.root, "folder", json_string(folder->path));
     json_object_set_new(r.root, "segments", r.segments);
     json_object_set_new(r.root, "records", r.record_list);
     json_object_set_new(r.root, "bad", r.bad);
+    json_object_set_new(r.root, "dense_lists", r.dense_lists);
     json_object_set_new(r.root, "snapshots", r.snapshots);
     int code = fill(&r, err);
     sfc_log_chain_free(&r.chain);
@@ -521,6 +549,24 @@ static void print_log(const json_t *report, FILE *file)
     }
 }
 
+static void print_dense_lists(const json_t *report, FILE *file)
+{
+    size_t i;
+    json_t *o;
+    json_array_foreach(json_object_get(report, "dense_lists"), i, o)
+    {
+        if (json_is_true(json_object_get(o, "ok"))) {
+            fprintf(file, "%s  %" PRIu64 " dense blocks  ok\n", text_of(o, "file"),
+                    number_of(o, "blocks"));
+        } else {
+            fprintf(file,
+                    "corrupt: %s: %s: sums in segments that name it are of unknown blocks; put it "
+                    "back from a copy of this folder\n",
+                    text_of(o, "file"), text_of(o, "why"));
+        }
+    }
+}
+
 void sfc_state_report_print(const json_t *report, FILE *file)
 {
     size_t i;
@@ -529,6 +575,7 @@ void sfc_state_report_print(const json_t *report, FILE *file)
             text_of(report, "folder"), number_of(report, "run"), text_of(report, "numerics"),
             text_of(report, "config"));
     print_log(report, file);
+    print_dense_lists(report, file);
     json_array_foreach(json_object_get(report, "snapshots"), i, o)
     {
         bool ok = json_is_true(json_object_get(o, "ok"));

@@ -15,6 +15,7 @@
  *   records     [{file, offset, bytes, type, step, round, ..., void, why}], with `records`
  *   bad         [{file, offset, end, step, state: torn|corrupt|foreign, why}]
  *   snapshots   [{file, kind, block, step, bytes, raw_bytes, ok, void, why}]
+ *   dense_lists [{file, blocks, ok, why}]: which dense blocks sums in segments are of
  *   floor       steps up to it aren't needed any more
  *   recoverable {from, to, prepared} or null: states that the folder can give back; prepared: so
  *               can this step, if the scheduler committed it

@@ -194,26 +194,42 @@ static int read_file(struct sfc_folder *folder, const char *name, uint8_t **out,
     return SFC_OK;
 }
 
+int sfc_dense_list_read(struct sfc_folder *folder, const char *name,
+                        const struct sfc_run_identity *own, struct sfc_dense_list *out,
+                        struct sfc_error *err)
+{
+    uint64_t digest = 0;
+    uint8_t *data = NULL;
+    size_t size = 0;
+    struct sfc_dense_list list = {0};
+    if (!sfc_dense_list_parse_name(name, &digest)) {
+        return sfc_fail(err, SFC_EINVAL, "%s is no name of a list of blocks", name);
+    }
+    int code = read_file(folder, name, &data, &size, err);
+    if (code == SFC_OK) {
+        code = sfc_dense_list_decode(data, size, own, &list, err);
+    }
+    free(data);
+    if (code == SFC_OK && list.digest != digest) {
+        free(list.blocks);
+        return sfc_fail(err, SFC_ECORRUPT, "its blocks have another digest");
+    }
+    if (code == SFC_OK) {
+        *out = list;
+    }
+    return code;
+}
+
 static int visit(void *ctx, const char *name, struct sfc_error *err)
 {
     struct loading *l = ctx;
     struct sfc_dense_list list;
     struct sfc_error why = {0};
     uint64_t digest = 0;
-    uint8_t *data = NULL;
-    size_t size = 0;
     if (!sfc_dense_list_parse_name(name, &digest)) {
         return SFC_OK;
     }
-    int code = read_file(l->folder, name, &data, &size, &why);
-    if (code == SFC_OK) {
-        code = sfc_dense_list_decode(data, size, l->own, &list, &why);
-    }
-    free(data);
-    if (code == SFC_OK && list.digest != digest) {
-        free(list.blocks);
-        code = sfc_fail(&why, SFC_ECORRUPT, "its blocks have another digest");
-    }
+    int code = sfc_dense_list_read(l->folder, name, l->own, &list, &why);
     if (code == SFC_ENOMEM || code == SFC_ESTALE || code == SFC_EUNSUPPORTED) {
         return sfc_fail(err, code, "%s/%s: %.200s", l->folder->path, name, why.text);
     }

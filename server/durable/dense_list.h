@@ -29,6 +29,11 @@ int sfc_dense_list_encode(const struct sfc_run_identity *own, const uint64_t *bl
 int sfc_dense_list_decode(const uint8_t *data, size_t size, const struct sfc_run_identity *own,
                           struct sfc_dense_list *out, struct sfc_error *err);
 
+/* One file of a folder: as sfc_dense_list_decode says, and SFC_ECORRUPT when its blocks are not
+ * those of its name. */
+int sfc_dense_list_read(struct sfc_folder *folder, const char *name,
+                        const struct sfc_run_identity *own, struct sfc_dense_list *out,
+                        struct sfc_error *err);
 /* Durable when it says SFC_OK. */
 int sfc_dense_list_store(struct sfc_folder *folder, const struct sfc_run_identity *own,
                          const uint64_t *blocks, size_t count, struct sfc_error *err);

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "server/ctl/state_report.h"
+#include "server/durable/dense_list.h"
 #include "server/durable/run_folder.h"
 #include "tests/lib/log_rig.h"
 #include "tests/lib/snapshot_rig.h"
@@ -204,6 +205,39 @@ static void damage_is_listed(void **state)
     assert_int_equal(exit_status(f, "--json"), 1);
 }
 
+static void every_byte_of_a_list_of_blocks_is_checked(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_run_identity identity;
+    const uint64_t blocks[] = {1, 4, 5};
+    const char *name = NULL;
+    uint64_t size = 40 + 3 * 8 + 8;
+    rig_identity(&identity);
+    write_log(f, 1);
+    write_snapshots(f, 8);
+    assert_int_equal(sfc_dense_list_store(f->folder, &identity, blocks, 3, &f->err), SFC_OK);
+    json_t *report = report_of(f);
+    json_t *list = json_array_get(json_object_get(report, "dense_lists"), 0);
+    assert_int_equal(number(list, "blocks"), 3);
+    assert_int_equal(number(report, "problems"), 0);
+    name = json_string_value(json_object_get(list, "file"));
+    assert_int_equal(exit_status(f, ""), 0);
+    assert_true(said(f, "3 dense blocks  ok"));
+    for (uint64_t at = 0; at < size; at++) {
+        flip(f, name, at);
+        json_t *damaged = report_of(f);
+        assert_int_equal(number(damaged, "problems"), 1);
+        json_decref(damaged);
+        if (at == 50) {
+            assert_int_equal(exit_status(f, ""), 1);
+            assert_true(said(f, name) && said(f, "byte 0: the checksum is wrong") &&
+                        said(f, "from a copy"));
+        }
+        flip(f, name, at);
+    }
+    json_decref(report);
+}
+
 static void a_gap_is_not_recoverable(void **state)
 {
     struct fixture *f = *state;
@@ -318,9 +352,10 @@ static void a_foreign_snapshot_is_named(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(whole_state_is_clean),     TEST(damage_is_listed),
-        TEST(a_gap_is_not_recoverable), TEST(what_was_given_up_is_void),
-        TEST(an_aborted_try_is_void),   TEST(a_foreign_snapshot_is_named),
+        TEST(whole_state_is_clean),        TEST(damage_is_listed),
+        TEST(a_gap_is_not_recoverable),    TEST(every_byte_of_a_list_of_blocks_is_checked),
+        TEST(what_was_given_up_is_void),   TEST(an_aborted_try_is_void),
+        TEST(a_foreign_snapshot_is_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
