@@ -257,6 +257,39 @@ class HeadSession(unittest.TestCase):
     def test_sampled_classes(self):
         self.train(3, sample_ppm=250000, margin_m1=1.0, margin_m2=0.5, margin_m3=0.0)
 
+    def walk(self, c, until):
+        """Trains until `until(steps done)` says so: (steps, session, final weights' bytes)."""
+        session, rng, t = Session(c), np.random.default_rng(11), 0
+        while not until(t):
+            x, y = batch(rng, session.config)
+            session.train_step(x, y)
+            t += 1
+        c.wait_step(t)
+        return t, session, read_weights(c)[1].tobytes()
+
+    def test_session_goes_on_while_blocks_move(self):
+        fields = dict(session_config(steps=100000), seed=3)
+        with Cluster() as c:
+            c.start_scheduler()
+            c.start_shards(1)
+            c.create_run(**fields)
+            c.start_shards(1)
+            c.ctl("scale", "--shards", "2", "--no-wait")
+            end = []
+
+            def moved(t):  # and three steps more
+                if not end and c.status().map_version > 1 and not c.status().goal:
+                    end.append(t + 3)
+                return end and t >= end[0]
+            steps, session, weights = self.walk(c, moved)
+            self.assertEqual(len(session.shards), 2)
+            self.assertGreater(session.map_version, 1)
+        with Cluster() as c:
+            c.start_scheduler()
+            c.start_shards(1)
+            c.create_run(**fields)
+            self.assertEqual(self.walk(c, lambda t: t >= steps)[2], weights)
+
     def test_new_session_voids_the_open_step(self):
         with Cluster() as c:
             c.start_scheduler()

@@ -1,7 +1,7 @@
 """Workers come and go while a run goes on, and stand still: the run doesn't wait for them, and nothing of it
 is in the result.
 
-    test_workers.py [elastic] [slow]
+    test_workers.py [elastic] [slow] [map]
 """
 import random
 import signal
@@ -29,10 +29,10 @@ def worker_of(cluster, process):
     return next((w for w in cluster.status().workers if w.name.endswith(f":{process.pid}")), None)
 
 
-def start_run(cluster, steps=STEPS):
+def start_run(cluster, steps=STEPS, shards=2):
     data = make_images(cluster)
     cluster.start_scheduler("--lease", LEASE)
-    cluster.start_shards(2)
+    cluster.start_shards(shards)
     cluster.ctl("create", "--run", "workers", "--data", data, "--backbone", "tiny", "--dim", "64",
                 "--sample-rate", "0.2", "--margin", "cosface:0.2", "--scale", "32", "--lr", "0.05",
                 "--schedule", "poly:10", "--global-batch", BATCH, "--micro-batch", MICRO, "--steps", steps,
@@ -115,8 +115,31 @@ def test_slow():
         check(finish(c) == expected, "other results than those of the undisturbed run")
 
 
+def test_map():
+    """Shards come and go with dense blocks: workers take each new map, and stay the members that they were."""
+    expected = undisturbed()
+    with Cluster() as c:
+        data = start_run(c, shards=1)
+        workers = c.start_workers(2, data=data, threads=2)
+        c.wait_step(5)
+        members = [worker_of(c, w).id for w in workers]
+        versions = {c.status().map_version}
+        c.start_shards(2)
+        for shards in ("3", "2"):
+            c.ctl("scale", "--shards", shards)
+            versions.add(c.status().map_version)
+        check(len(versions) == 3, f"versions of the map: {versions}")
+        check(c.status().step < STEPS, "the run ended before its shards had moved")
+        check([worker_of(c, w).id for w in workers] == members, "a worker joined again")
+        digest, losses = finish(c)
+        check(losses == expected[1], "other losses than those of the undisturbed run")
+        check(digest == expected[0], "another state than that of the undisturbed run")
+        for w in workers:
+            check(w.stderr().count("joined run") == 1, f"it joined more than once\n{w.tail()}")
+
+
 def main():
-    for name in sys.argv[1:] or ["elastic", "slow"]:
+    for name in sys.argv[1:] or ["elastic", "slow", "map"]:
         begin = time.monotonic()
         try:
             globals()[f"test_{name}"]()
