@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 
-from cluster import Cluster, Failure, wait_until
+from cluster import Cluster, Failure, once, wait_until
 from test_train import SEED, check, check_records, make_images
 
 STEPS, BATCH, MICRO = 200, 64, 8
@@ -49,11 +49,12 @@ def finish(cluster, steps=STEPS):
     return digest, losses
 
 
-def undisturbed():
+@once
+def undisturbed(steps=STEPS):
     with Cluster() as c:
-        data = start_run(c)
+        data = start_run(c, steps)
         c.start_worker(data=data)
-        return finish(c)
+        return finish(c, steps)
 
 
 def stand_still(cluster, worker, steps):
@@ -117,9 +118,10 @@ def test_slow():
 
 def test_map():
     """Shards come and go with dense blocks: workers take each new map, and stay the members that they were."""
-    expected = undisturbed()
+    steps = 120
+    expected = undisturbed(steps)
     with Cluster() as c:
-        data = start_run(c, shards=1)
+        data = start_run(c, steps, shards=1)
         workers = c.start_workers(2, data=data, threads=2)
         c.wait_step(5)
         members = [worker_of(c, w).id for w in workers]
@@ -129,9 +131,9 @@ def test_map():
             c.ctl("scale", "--shards", shards)
             versions.add(c.status().map_version)
         check(len(versions) == 3, f"versions of the map: {versions}")
-        check(c.status().step < STEPS, "the run ended before its shards had moved")
+        check(c.status().step < steps, "the run ended before its shards had moved")
         check([worker_of(c, w).id for w in workers] == members, "a worker joined again")
-        digest, losses = finish(c)
+        digest, losses = finish(c, steps)
         check(losses == expected[1], "other losses than those of the undisturbed run")
         check(digest == expected[0], "another state than that of the undisturbed run")
         for w in workers:
