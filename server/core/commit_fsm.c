@@ -19,7 +19,7 @@ const char *const sfc_duty_names[SFC_DUTY_COUNT] = {
 /* A shard gets a message only when it has acknowledged these. */
 static const unsigned duty_waits_for[SFC_DUTY_COUNT] = {
     [SFC_DUTY_COMMIT] = BIT(SFC_DUTY_OPEN),
-    [SFC_DUTY_ABORT] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT),
+    [SFC_DUTY_ABORT] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT) | BIT(SFC_DUTY_SETMAP),
     [SFC_DUTY_PLAN] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_ABORT) | BIT(SFC_DUTY_SETMAP),
     [SFC_DUTY_PLAN_NEXT] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT) | BIT(SFC_DUTY_ABORT) |
                            BIT(SFC_DUTY_PLAN) | BIT(SFC_DUTY_SETMAP),
@@ -28,7 +28,7 @@ static const unsigned duty_waits_for[SFC_DUTY_COUNT] = {
     [SFC_DUTY_CHECK] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT) | BIT(SFC_DUTY_SETMAP),
     [SFC_DUTY_FETCH] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_CANCEL),
     [SFC_DUTY_TAKE] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT),
-    [SFC_DUTY_SETMAP] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT) | BIT(SFC_DUTY_ABORT),
+    [SFC_DUTY_SETMAP] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT),
 };
 
 int sfc_commit_init(struct sfc_commit_fsm *c, const struct sfc_commit_config *config,

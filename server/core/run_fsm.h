@@ -139,12 +139,13 @@ enum sfc_run_event_type {
     SFC_EV_SHARD_GONE,     /* shard: silent for its lease; only shown in the reason */
     SFC_EV_RECORD_DURABLE, /* step; of a provisional record: it is kept */
     SFC_EV_RECORD_FAILED,  /* step, code, text: tried again later, or the run fails */
-    SFC_EV_ORDER,          /* number, order, shard, from, shard_id; only when sfc_run_may_order */
-    SFC_EV_ORDER_CANCEL,   /* number; 0: whichever is at work. Not once its map is being written */
-    SFC_EV_MAP_DURABLE,    /* number */
-    SFC_EV_MAP_FAILED,     /* number, code, text: SFC_EINVAL: this map can't be, the order is void;
-                              SFC_EIO, _ENOMEM, _ESTATE: tried again later; else the run fails */
-    SFC_EV_SHARD_STRAY,    /* shard (a free place), shard_id: it has the run open and no place */
+    SFC_EV_ORDER, /* number (ascending, above incarnation << 32), order, shard, from, shard_id;
+                     only when sfc_run_may_order */
+    SFC_EV_ORDER_CANCEL, /* number; 0: whichever is at work. Not once its map is being written */
+    SFC_EV_MAP_DURABLE,  /* number */
+    SFC_EV_MAP_FAILED,   /* number, code, text: SFC_EINVAL: this map can't be, the order is void;
+                            SFC_EIO, _ENOMEM, _ESTATE: tried again later; else the run fails */
+    SFC_EV_SHARD_STRAY,  /* shard (a free place), shard_id: it has the run open and no place */
 };
 
 /* Changes of the map, one at a time. */
@@ -205,7 +206,8 @@ enum sfc_run_action_type {
                              none); for CheckRewind: record, the same; for Commit: record; for Plan: lr and
                              sfc_run_labels(); for Prepare: sfc_run_done() of each j, provisional;
                              for OpenRun(join), FetchBlocks, TakeBlocks, SetMap, CancelMove: number
-                             (of the order; of SetMap the one that made the present map) */
+                             (of the order; of SetMap the one that made the present map); for
+                             OpenRun and CloseRun: number (of the newest order) */
     SFC_ACT_WRITE_DROP,   /* number, step, j */
     SFC_ACT_WRITE_LR,     /* step, lr: a change of the learning rate, in the place of all that begin
                              at its step or later */

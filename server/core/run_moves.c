@@ -270,10 +270,6 @@ static void begin_flip(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_
     }
     m->phase = SFC_ORDER_TAKING;
     m->since_ms = now_ms;
-#if SFC_PLANT_BUG == 19 /* the last changes are left out */
-    write_map(run, actions);
-    return;
-#endif
     sfc_commit_want(&run->commit, m->shard, SFC_DUTY_TAKE);
 }
 
@@ -461,7 +457,8 @@ uint64_t sfc_run_move_number(const struct sfc_run_fsm *run, uint32_t k, enum sfc
         return run->shards[k].cancelled;
     if (duty == SFC_DUTY_SETMAP)
         return run->moves.map_order;
-    return sfc_run_is_move_duty(duty) ? run->moves.number : 0;
+    bool newest = sfc_run_is_move_duty(duty) || duty == SFC_DUTY_OPEN || duty == SFC_DUTY_CLOSE;
+    return newest ? run->moves.number : 0;
 }
 
 static void acknowledged(struct sfc_run_fsm *run, enum sfc_duty duty,
@@ -474,6 +471,19 @@ static void acknowledged(struct sfc_run_fsm *run, enum sfc_duty duty,
         write_map(run, actions);
 }
 
+/* Its disk leads to what the map says. The round is a newer one than it has heard of, or OpenRun
+ * would look like a late copy to it. */
+static void recover_with_map(struct sfc_run_fsm *run, uint32_t k)
+{
+    sfc_run_lose(run, k);
+    if (!run->restoring)
+        return;
+    sfc_run_new_round(run);
+    for (uint32_t i = 0; i < run->config.shards; i++)
+        if (!run->shards[i].known) /* it may need a Commit first */
+            run->commit.duties[i][SFC_DUTY_ABORT] = (struct sfc_shard_duty){0};
+}
+
 static void refused(struct sfc_run_fsm *run, const struct sfc_run_event *e,
                     struct sfc_run_actions *actions)
 {
@@ -481,7 +491,7 @@ static void refused(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     bool old = sfc_attempt_compare(e->round, run->commit.round) != 0; /* an Abort overtook it */
     if (e->duty == SFC_DUTY_SETMAP) {
         if (!sfc_run_transient(e->code) && !old)
-            sfc_run_lose(run, e->shard); /* its disk leads to what the map says */
+            recover_with_map(run, e->shard);
         return;
     }
     snprintf(run->moves.error, sizeof(run->moves.error), "%.255s", text);

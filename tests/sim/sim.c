@@ -168,6 +168,7 @@ void sim_call(struct sim *s, struct node from, struct node to, enum method metho
     e->a = id;
     e->body.step = body->step; /* the scheduler needs the key of what failed */
     e->body.round = body->round;
+    e->body.move = body->move;
 }
 
 static void request_arrives(struct sim *s, const struct event *e)
@@ -206,6 +207,7 @@ void sim_answer(struct sim *s, uint64_t token, const struct body *body)
     if (s->rpcs[t->rpc].from.kind == SCHEDULER) {
         b.step = t->request->step;
         b.round = t->request->round;
+        b.move = t->request->move;
     }
     free(t->request);
     t->request = NULL;
@@ -256,6 +258,8 @@ static void plan_faults(struct sim *s)
             sim_after(s, at + sim_below(s, 100), E_KILL_SCHEDULER);
     }
     operator_plan(s);
+    if (s->elastic)
+        sim_after(s, sim_below(s, 500), E_ORDER);
 }
 
 static void kill_scheduler(struct sim *s)
@@ -285,6 +289,22 @@ static void shape_workers(struct sim *s)
         s->slowness[w] = slow ? slowness[mix(s->seed, 2 + w) % 6] : 1;
 }
 
+/* Of an elastic run some shards wait outside at first. */
+static void shape_map(struct sim *s)
+{
+    struct map *m = &s->first_map;
+    s->elastic = s->k > 1 && sim_below(s, 2) == 0;
+    uint32_t members = s->elastic ? 1 + sim_below(s, s->k) : s->k;
+    m->version = 1;
+    for (uint32_t k = 0; k < members; k++)
+        m->member[k] = true;
+    for (uint32_t b = 0; b < BLOCKS; b++)
+        m->class_owner[b] = sim_below(s, members);
+    for (uint32_t d = 0; d < s->d; d++)
+        m->dense_owner[d] = sim_below(s, members);
+    s->store.map = *m;
+}
+
 static void shape(struct sim *s)
 {
     static const unsigned rates[] = {0, 0, 5000, 20000, 80000};
@@ -295,10 +315,7 @@ static void shape(struct sim *s)
     s->workers = 1 + sim_below(s, MAX_WORKERS);
     s->durable_every = every[sim_below(s, 6)];
     s->steps = 4 + sim_below(s, s->durable_every < 5 ? 7 : s->durable_every < 20 ? 13 : 21);
-    for (uint32_t b = 0; b < BLOCKS; b++)
-        s->class_owner[b] = sim_below(s, s->k);
-    for (uint32_t d = 0; d < s->d; d++)
-        s->dense_owner[d] = sim_below(s, s->k);
+    shape_map(s);
     s->drop_ppm = rates[sim_below(s, 5)];
     s->repeat_ppm = rates[sim_below(s, 5)];
     s->slow_ppm = rates[sim_below(s, 5)];
@@ -320,8 +337,10 @@ static void shape(struct sim *s)
         s->poison_step = 0;
     }
     s->bad_disk = sim_below(s, 2) == 0 && s->k > 1 ? sim_below(s, s->k) : s->k;
+    if (s->elastic)
+        s->bad_disk = s->k; /* what it lacks may be with a shard that has left */
     for (uint32_t d = 0; d < s->d; d++)
-        if (s->dense_owner[d] == s->bad_disk)
+        if (s->first_map.dense_owner[d] == s->bad_disk)
             s->bad_disk = s->k; /* what a dense block needs nobody else has */
     s->chaos_end = 2000 + sim_below(s, s->window || s->durable_every > 1 ? 20000 : 8000);
 }
@@ -364,6 +383,21 @@ static void dispatch(struct sim *s, struct event *e)
         break;
     case E_MADE_DURABLE:
         shard_made_durable(s, (uint32_t)e->a, e);
+        break;
+    case E_MAP_STORED:
+        moves_map_stored(s, e);
+        break;
+    case E_FETCHED:
+        moves_fetched(s, (uint32_t)e->a, e);
+        break;
+    case E_TAKEN:
+        moves_taken(s, (uint32_t)e->a, e);
+        break;
+    case E_JOINED:
+        moves_joined(s, (uint32_t)e->a, e);
+        break;
+    case E_ORDER:
+        moves_order(s);
         break;
     case E_RECOVERED:
         if (e->b == s->shards[e->a].opened)
@@ -424,10 +458,10 @@ static void dispatch(struct sim *s, struct event *e)
 static bool finished(const struct sim *s)
 {
     for (uint32_t k = 0; k < s->k; k++)
-        if (!s->shards[k].has_run)
+        if (s->store.map.member[k] && !s->shards[k].has_run)
             return false;
     return s->scheduler.up && s->scheduler.has_run && s->scheduler.run.state == SFC_RUN_FINISHED &&
-           s->now > s->chaos_end && !s->rewinding;
+           s->now > s->chaos_end && !s->rewinding && s->scheduler.run.moves.phase == SFC_ORDER_IDLE;
 }
 
 static void release(struct sim *s)

@@ -13,6 +13,10 @@
  * to earlier steps; one shard without dense blocks may have a disk that loses records, or is
  * replaced by a copy of before.
  *
+ * In half of the runs shards join and leave and blocks move (sim_moves.c): source, destination and
+ * scheduler like to die in every phase of it. Each node has the map that it was told; the place of
+ * shard k in it is k.
+ *
  * The arithmetic is replaced by hashes: a block's state after step t is a hash of (its state after
  * t-1, inputs of step t). The oracle (sim_oracle.c) knows no shards and no faults: it computes the
  * same chain from the committed records, and after EVERY event every shard must hold exactly the
@@ -66,16 +70,32 @@ enum method {
     M_PLAN,
     M_PREPARE,
     M_CHECK,
-    M_CLOSE, /* scheduler -> shard */
+    M_CLOSE,
+    M_OPEN_JOIN,
+    M_FETCH,
+    M_TAKE,
+    M_SET_MAP,
+    M_CANCEL, /* scheduler -> shard */
     M_LOGITS,
     M_GRADIENT,
     M_DENSE,
     M_PULL, /* worker -> shard */
 };
 
+/* Block map: the place of shard k is k. */
+struct map {
+    uint64_t version;
+    bool member[MAX_K];
+    uint32_t class_owner[BLOCKS], dense_owner[MAX_D];
+};
+
 /* Body of any request or reply. */
 struct body {
     int code;
+    struct map map;
+    uint64_t map_version, move;
+    uint32_t from;
+    bool blocks[MAX_BLOCKS];
     char text[128];
     uint64_t worker, session, boot_id, step, prepared_step, digest, run_id;
     uint32_t j;
@@ -141,6 +161,11 @@ enum event_kind {
     E_SETTLED,
     E_CHECKED,
     E_MADE_DURABLE,
+    E_MAP_STORED,
+    E_FETCHED,
+    E_TAKEN,
+    E_JOINED,
+    E_ORDER,
     E_RECOVERED,
     E_KILL_SHARD,
     E_START_SHARD,
@@ -181,7 +206,8 @@ struct log_record {
     uint64_t labels[MAX_B];
     struct sfc_attempt attempts[MAX_J];
     uint64_t features[MAX_J], lse[MAX_J];
-    uint64_t sums[MAX_D]; /* of the own dense blocks */
+    uint64_t sums[MAX_D]; /* of the own dense blocks, */
+    bool own[MAX_D];      /* which are these */
 };
 
 struct snapshot {
@@ -216,8 +242,22 @@ struct slot_data {
     uint64_t dense[MAX_D];
 };
 
+/* Blocks that a shard receives. */
+struct staged {
+    uint64_t move, incarnation; /* 0: none */
+    uint32_t from;
+    bool blocks[MAX_BLOCKS];
+    bool fetching, ready, taken;
+    uint64_t stamp, step; /* of the copies on its disk; of the blocks, once taken */
+    uint64_t state[MAX_BLOCKS];
+};
+
 struct shard {
     bool up;
+    struct map map, next_map; /* of the run that is open; of the MAP job */
+    uint64_t order;           /* newest that an OpenRun named */
+    struct staged staged;
+    bool joins;           /* opened the run, and is no member yet */
     uint64_t life;        /* of the process */
     uint64_t opened;      /* of the run in it: what was begun before says nothing */
     uint64_t boot_id, id; /* id given by the scheduler */
@@ -248,6 +288,7 @@ struct shard {
 struct worker {
     uint64_t life;
     bool alive;
+    struct map map;
     uint64_t id, salt;
     uint64_t session;
     /* the lane */
@@ -285,6 +326,9 @@ struct store {
     uint64_t last;
     struct sfc_lineage lineage;
     struct store_task task;
+    struct map map, next_map; /* durable; on its way */
+    uint64_t map_step, map_order, next_step, next_order;
+    bool writing_map;
     bool dropped; /* the poisoned micro-batch */
     struct sfc_lr_changes lr_changes;
     uint64_t shard_ids[MAX_K];
@@ -307,6 +351,14 @@ struct scheduler {
     bool lineage_new;
     enum sfc_rewind_phase seen_phase;
     struct sfc_lr_change set_lr; /* on its way to the store; step 0: none */
+    struct map map; /* the present one */
+    struct {        /* the order at work */
+        uint64_t number, count;
+        enum sfc_order_kind kind;
+        uint32_t shard, from;
+        bool blocks[MAX_BLOCKS];
+        enum sfc_order_phase seen_phase;
+    } order;
 };
 
 /* What a Done promised; the oracle checks it when it is committed. */
@@ -339,6 +391,7 @@ struct counts {
     uint64_t store_errors, sessions, unsure_records;
     uint64_t rates, rewinds, refused_rewinds, returns, given_up, fetched, old_copies;
     uint64_t second_grants, second_data;
+    uint64_t joins, moves, leaves, void_orders, refused_maps;
 };
 
 struct sim {
@@ -348,7 +401,8 @@ struct sim {
     /* shape */
     uint32_t k, j, d, workers, steps;
     unsigned slowness[MAX_WORKERS]; /* a worker takes so many times as long as a quick one */
-    uint32_t class_owner[BLOCKS], dense_owner[MAX_D];
+    struct map first_map;
+    bool elastic; /* shards come and go, blocks move */
     unsigned drop_ppm, repeat_ppm, slow_ppm, give_up_ppm;
     bool mixed, not_finite, session;
     uint32_t durable_every, window; /* of rewinds */
@@ -448,6 +502,10 @@ void shard_check_rewind(struct sim *s, uint32_t k, uint64_t token);
 void shard_made_durable(struct sim *s, uint32_t k, const struct event *e);
 void shard_checked(struct sim *s, uint32_t k, const struct event *e);
 void shard_unavailable(struct sim *s, uint64_t token, const char *text);
+void shard_refuse(struct sim *s, uint64_t token, int code, const char *text);
+void shard_close_run(struct sim *s, uint32_t k, uint64_t token);
+/* A shard that joins opens the run: it is at the step of `b`, and owns nothing. */
+void shard_join_run(struct sim *s, uint32_t k, const struct body *b);
 
 /* sim_disk.c: the model of a shard's log and snapshots */
 void disk_append(struct sim *s, struct disk *d, const struct log_record *record);
@@ -466,6 +524,10 @@ uint64_t disk_first_logged(const struct disk *d);      /* step; 0: none */
 void disk_take_snapshot(struct sim *s, uint32_t k);
 void disk_snapshot_written(struct sim *s, uint32_t k, const struct event *e);
 void disk_drop_hidden(struct sim *s, uint32_t k);
+/* A copy that came from another shard; an older one is not there. */
+void disk_put_copy(struct sim *s, uint32_t k, uint32_t block, uint64_t step, uint64_t state);
+/* Copies of blocks that this map gives to others go; keep: of these they stay (NULL: of none). */
+void disk_keep_owned(struct sim *s, uint32_t k, const struct map *map, const bool *keep);
 /* The inputs of a step from a round, NULL: not there. */
 const struct log_record *disk_find(const struct disk *d, uint64_t step, struct sfc_attempt round);
 enum disk_result { DISK_LEADS, DISK_LACKS, DISK_ASKS_LATER };
@@ -474,6 +536,25 @@ enum disk_result { DISK_LEADS, DISK_LACKS, DISK_ASKS_LATER };
  * replay of a block. */
 enum disk_result disk_recover(struct sim *s, uint32_t k, const struct sfc_commit_record *last,
                               bool keep, uint64_t *replayed);
+
+/* sim_moves.c: changes of the map */
+bool map_owns(const struct map *map, uint32_t k,
+              uint32_t block); /* class blocks, then dense ones */
+bool map_has_dense(const struct sim *s, const struct map *map, uint32_t k);
+void moves_order(struct sim *s); /* E_ORDER: somebody orders something */
+void moves_disturb(struct sim *s);
+void moves_write_map(struct sim *s, const struct sfc_run_action *a);
+void moves_map_stored(struct sim *s, const struct event *e);
+void moves_crash(struct sim *s); /* what was being written may be there */
+void moves_take_map(struct sim *s);
+void moves_done(struct sim *s, const struct sfc_run_action *a);
+void moves_fill(struct sim *s, const struct sfc_run_action *a, struct body *b); /* a request */
+/* At a shard. */
+void moves_request(struct sim *s, uint32_t k, uint64_t token, enum method method);
+void moves_fetched(struct sim *s, uint32_t k, const struct event *e);
+void moves_taken(struct sim *s, uint32_t k, const struct event *e);
+void moves_joined(struct sim *s, uint32_t k, const struct event *e);
+void moves_apply_map(struct sim *s, uint32_t k); /* the job */
 
 /* sim_session.c: worker w as a foreign framework */
 void session_open(struct sim *s, uint32_t w);
@@ -522,6 +603,8 @@ void oracle_accept(struct sim *s, uint64_t step, uint32_t j, struct sfc_attempt 
 void oracle_check_tickets(struct sim *s);
 /* A shard goes through this step again, as of this round. */
 void oracle_check_replay(struct sim *s, uint32_t k, uint64_t step, struct sfc_attempt round);
+/* A map is about to be written: nothing of the next step is planned anywhere. */
+void oracle_check_flip(struct sim *s, uint64_t step, const struct map *next);
 void oracle_check_end(struct sim *s);
 
 #endif

@@ -11,9 +11,7 @@ typedef unsigned long long ull;
 
 static bool owned(const struct sim *s, uint32_t k, uint32_t block)
 {
-    if (block < BLOCKS)
-        return s->class_owner[block] == k;
-    return block < BLOCKS + s->d && s->dense_owner[block - BLOCKS] == k;
+    return block < BLOCKS + s->d && map_owns(&s->shards[k].map, k, block);
 }
 
 static uint64_t *state_of(struct shard *sh, uint32_t block)
@@ -221,7 +219,23 @@ uint64_t disk_floor(const struct sim *s, uint32_t k)
                                                                   : c.items[two - 1].step;
         floor = step < floor ? step : floor;
     }
-    return floor == UINT64_MAX ? 0 : floor;
+    if (sh->staged.ready) /* what it owns from the flip on goes on from these copies */
+        floor = sh->staged.stamp < floor ? sh->staged.stamp : floor;
+    return floor == UINT64_MAX ? back : floor; /* who owns nothing needs nothing */
+}
+
+void disk_put_copy(struct sim *s, uint32_t k, uint32_t block, uint64_t step, uint64_t state)
+{
+    s->shards[k].disk.copies[block] = (struct copies){
+        .count = 1,
+        .items = {{.step = step, .state = state, .round = s->oracle.records[step].r.round}}};
+}
+
+void disk_keep_owned(struct sim *s, uint32_t k, const struct map *map, const bool *keep)
+{
+    for (uint32_t b = 0; b < MAX_BLOCKS; b++)
+        if (!(b < BLOCKS + s->d && map_owns(map, k, b)) && !(keep && keep[b]))
+            memset(&s->shards[k].disk.copies[b], 0, sizeof(struct copies));
 }
 
 uint64_t disk_oldest(const struct sim *s, uint32_t k)
@@ -264,6 +278,8 @@ void disk_take_snapshot(struct sim *s, uint32_t k)
 void disk_snapshot_written(struct sim *s, uint32_t k, const struct event *e)
 {
     struct copies *c = &s->shards[k].disk.copies[e->c];
+    if (!owned(s, k, (uint32_t)e->c))
+        return; /* it has moved away */
     if (c->count > 0 && c->items[0].step >= e->body.step)
         return;
     if (c->count == MAX_COPIES) {
@@ -393,7 +409,7 @@ static enum disk_result recover_block(struct sim *s, uint32_t k, uint32_t block,
         enum disk_result result = DISK_LEADS;
         if (!step_of(&s->shards[k], step, before, &inputs, &commit))
             result = block < BLOCKS ? fetch(s, k, step, keep, &inputs, &commit) : DISK_LACKS;
-        else if (block >= BLOCKS && inputs.fetched && commit.apply)
+        else if (block >= BLOCKS && commit.apply && (inputs.fetched || !inputs.own[block - BLOCKS]))
             result = DISK_LACKS;
         if (result != DISK_LEADS) {
             sim_log(s, "shard %u block %u: step %llu is not in the log", k, block, (ull)step);

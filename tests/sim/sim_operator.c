@@ -21,7 +21,8 @@ static void rewind_to(struct sim *s, uint64_t step)
 {
     struct sfc_run_event e = {.type = SFC_EV_REWIND, .token = REWIND_TOKEN, .step = step};
     for (uint32_t k = 0; k < s->k; k++)
-        e.oldest = s->scheduler.oldest[k] > e.oldest ? s->scheduler.oldest[k] : e.oldest;
+        if (s->scheduler.map.member[k])
+            e.oldest = s->scheduler.oldest[k] > e.oldest ? s->scheduler.oldest[k] : e.oldest;
     s->rewinding = true;
     s->rewind_to = step;
     sim_log(s, "operator: rewind to step %llu", (ull)step);
@@ -47,6 +48,7 @@ static void rewind_some(struct sim *s)
 static bool may_refuse(const struct sim *s)
 {
     return s->rewind_to + s->window < s->oracle.most ||
+           s->elastic || /* to before a block came to its shard */
            (s->bad_disk < s->k && s->rewind_to < s->scheduler.oldest[s->bad_disk]) ||
            (s->bad_disk < s->k && s->rewind_to < disk_oldest(s, s->bad_disk)) ||
            (s->flush_error_ppm > 0 && s->durable_every > 1);
@@ -59,7 +61,8 @@ static void check_rewound(struct sim *s)
         sim_fail(s, "rewound to step %llu, but step %llu is the last one of the store",
                  (ull)s->rewind_to, (ull)s->store.last);
     for (uint32_t k = 0; k < s->k; k++)
-        if (s->shards[k].has_run && sfc_step_applied(&s->shards[k].fsm) != s->rewind_to)
+        if (s->scheduler.map.member[k] && s->shards[k].has_run &&
+            sfc_step_applied(&s->shards[k].fsm) != s->rewind_to)
             sim_fail(s, "rewound to step %llu, but shard %u is at step %llu", (ull)s->rewind_to, k,
                      (ull)sfc_step_applied(&s->shards[k].fsm));
 }

@@ -164,10 +164,10 @@ static bool state_differs(const struct sim *s, uint32_t k, uint64_t step)
 {
     const struct shard *sh = &s->shards[k];
     for (uint32_t b = 0; b < BLOCKS; b++)
-        if (s->class_owner[b] == k && sh->class_state[b] != s->oracle.class_state[step][b])
+        if (sh->map.class_owner[b] == k && sh->class_state[b] != s->oracle.class_state[step][b])
             return true;
     for (uint32_t d = 0; d < s->d; d++)
-        if (s->dense_owner[d] == k && sh->dense_state[d] != s->oracle.dense_state[step][d])
+        if (sh->map.dense_owner[d] == k && sh->dense_state[d] != s->oracle.dense_state[step][d])
             return true;
     return false;
 }
@@ -178,6 +178,7 @@ static bool certain_step(const struct sim *s, uint32_t k, uint64_t *step)
     const struct scheduler *sc = &s->scheduler;
     const struct sfc_run_fsm *run = &sc->run;
     if (!sc->up || !sc->has_run || !run->started || run->restoring || run->shards[k].lost ||
+        run->commit.duties[k][SFC_DUTY_SETMAP].wanted || !run->commit.member[k] ||
         run->commit.duties[k][SFC_DUTY_OPEN].wanted)
         return false;
     *step = run->commit.committed;
@@ -189,6 +190,11 @@ static void check_shard(struct sim *s, uint32_t k)
     const struct shard *sh = &s->shards[k];
     const struct oracle *o = &s->oracle;
     uint64_t applied = sfc_step_applied(&sh->fsm), step;
+    if (sh->map.version > s->store.map.version)
+        sim_fail(s, "shard %u has map %llu, but map %llu is the durable one", k,
+                 (ull)sh->map.version, (ull)s->store.map.version);
+    if (sh->joins || !s->store.map.member[k])
+        return; /* it owns nothing, and the run may be anywhere */
     if (applied > o->head || applied + 1 < o->low)
         sim_fail(s, "I3: shard %u is at step %llu, steps %llu to %llu are possible", k,
                  (ull)applied, (ull)o->low, (ull)o->head);
@@ -247,7 +253,8 @@ static void check_sample(struct sim *s, uint32_t k, uint64_t step, const uint64_
 {
     const struct shard *sh = &s->shards[k];
     for (uint32_t b = 0; b < BLOCKS && sh->has_run; b++)
-        if (s->class_owner[b] == k && sh->sample[step & 1][b] != model_sample(s, step, b, labels))
+        if (sh->map.class_owner[b] == k &&
+            sh->sample[step & 1][b] != model_sample(s, step, b, labels))
             sim_fail(s, "I1: shard %u sampled block %u of step %llu differently", k, b, (ull)step);
 }
 
@@ -282,6 +289,36 @@ static void check_rate(struct sim *s, const struct sfc_commit_record *r)
                  lr);
 }
 
+/* One owner of each block: every member has the map of the step, and only members own anything.
+ * False: no member. */
+static bool check_owner(struct sim *s, uint32_t k, uint64_t version)
+{
+    const struct shard *sh = &s->shards[k];
+    if (version != s->store.map.version)
+        sim_fail(s, "the record speaks of map %llu, but map %llu is the durable one", (ull)version,
+                 (ull)s->store.map.version);
+    if (s->store.map.member[k] && sh->has_run && sh->map.version != version)
+        sim_fail(s, "shard %u has map %llu in a step of map %llu", k, (ull)sh->map.version,
+                 (ull)version);
+    return s->store.map.member[k];
+}
+
+/* Nobody who takes part has a plan of the next step, and the run is where the map begins. */
+void oracle_check_flip(struct sim *s, uint64_t step, const struct map *next)
+{
+    if (step != s->store.last || s->scheduler.kept_count > 0)
+        sim_fail(s, "a map after step %llu, but step %llu is the last durable one", (ull)step,
+                 (ull)s->store.last);
+    for (uint32_t k = 0; k < s->k; k++) {
+        const struct shard *sh = &s->shards[k];
+        if (!next->member[k] || !s->store.map.member[k] || !sh->has_run)
+            continue;
+        if (sfc_step_applied(&sh->fsm) != step || sh->fsm.phase != SFC_STEP_IDLE)
+            sim_fail(s, "a map after step %llu, but shard %u is %s after step %llu", (ull)step, k,
+                     sfc_step_phase_name(sh->fsm.phase), (ull)sfc_step_applied(&sh->fsm));
+    }
+}
+
 /* Whatever happened before: every shard is at the step before it, and a durable step makes those
  * before it durable. */
 struct record oracle_check_record(struct sim *s, bool provisional)
@@ -295,6 +332,8 @@ struct record oracle_check_record(struct sim *s, bool provisional)
     check_rate(s, &record.r);
     for (uint32_t k = 0; k < s->k; k++) {
         const struct shard *sh = &s->shards[k];
+        if (!check_owner(s, k, record.r.map_version))
+            continue;
         if (sh->has_run && sfc_step_applied(&sh->fsm) + 1 != step)
             sim_fail(s, "I3: record of step %llu, but shard %u is at step %llu", (ull)step, k,
                      (ull)sfc_step_applied(&sh->fsm));
@@ -396,7 +435,7 @@ void oracle_check_end(struct sim *s)
             sim_fail(s, "I3: the store has another round of step %llu than shards", (ull)t);
     }
     for (uint32_t k = 0; k < s->k; k++)
-        if (sfc_step_applied(&s->shards[k].fsm) != s->steps)
+        if (s->store.map.member[k] && sfc_step_applied(&s->shards[k].fsm) != s->steps)
             sim_fail(s, "finished, but shard %u is at step %llu of %u", k,
                      (ull)sfc_step_applied(&s->shards[k].fsm), s->steps);
     if (!s->mixed && !s->session && !s->failed)

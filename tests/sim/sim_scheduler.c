@@ -13,13 +13,17 @@ struct sfc_schedule scheduler_rates(const struct sim *s)
         .lr = 0.1, .warmup_steps = 3, .power = 1.5, .end = 0.02, .steps = s->steps};
 }
 
-static struct sfc_run_config run_config(const struct sim *s)
+static struct sfc_run_config run_config(const struct sim *s, uint64_t *ids)
 {
+    for (uint32_t k = 0; k < s->k; k++)
+        ids[k] = s->store.map.member[k] ? k + 1 : 0;
     return (struct sfc_run_config){
         .run_id = RUN_ID,
         .incarnation = s->store.incarnation,
         .shards = s->k,
-        .map_version = 1,
+        .max_shards = MAX_K,
+        .shard_ids = ids,
+        .map_version = s->store.map.version,
         .classes = CLASSES,
         .global_batch = s->j * ROWS,
         .micro_batch = ROWS,
@@ -34,18 +38,25 @@ static struct sfc_run_config run_config(const struct sim *s)
         .max_waiting = 64,
         .data_timeout_ms = 2000,
         .grant_timeout_ms = 4000,
+        .take_wait_ms = 1500,
+        .stall_ms = 300,
     };
 }
 
 static void open_machine(struct sim *s, const struct sfc_run_restore *restore)
 {
     struct scheduler *sc = &s->scheduler;
-    const struct sfc_run_config config = run_config(s);
+    uint64_t ids[MAX_K];
+    const struct sfc_run_config config = run_config(s, ids);
     struct sfc_error err;
     if (sfc_run_init(&sc->run, &config, restore, &err) != SFC_OK ||
         sfc_run_actions_init(&sc->actions, &sc->run, &err) != SFC_OK ||
         sfc_log_floor_init(&sc->floor, s->k, &err) != SFC_OK)
         sim_fail(s, "scheduler: %s", err.text);
+    for (uint32_t k = 0; k < s->k; k++)
+        sfc_log_floor_set_member(&sc->floor, k, s->store.map.member[k]);
+    sc->map = s->store.map;
+    memset(&sc->order, 0, sizeof(sc->order));
     sc->has_run = true;
 }
 
@@ -95,6 +106,8 @@ void scheduler_start(struct sim *s)
                                                 .state = s->store.state,
                                                 .paused = s->store.paused,
                                                 .reason = s->store.reason,
+                                                .map_step = s->store.map_step,
+                                                .map_order = s->store.map_order,
                                                 .drops = &drop,
                                                 .drop_count = s->store.dropped &&
                                                               s->poison_step > s->store.last};
@@ -141,14 +154,19 @@ static void name_returns(struct sim *s, struct body *b)
 static void send(struct sim *s, const struct sfc_run_action *a)
 {
     static const enum method methods[SFC_DUTY_COUNT] = {
-        [SFC_DUTY_OPEN] = M_OPEN,   [SFC_DUTY_COMMIT] = M_COMMIT,  [SFC_DUTY_ABORT] = M_ABORT,
-        [SFC_DUTY_PLAN] = M_PLAN,   [SFC_DUTY_PLAN_NEXT] = M_PLAN, [SFC_DUTY_PREPARE] = M_PREPARE,
-        [SFC_DUTY_CLOSE] = M_CLOSE, [SFC_DUTY_CHECK] = M_CHECK,
+        [SFC_DUTY_OPEN] = M_OPEN,     [SFC_DUTY_COMMIT] = M_COMMIT,  [SFC_DUTY_ABORT] = M_ABORT,
+        [SFC_DUTY_PLAN] = M_PLAN,     [SFC_DUTY_PLAN_NEXT] = M_PLAN, [SFC_DUTY_PREPARE] = M_PREPARE,
+        [SFC_DUTY_CLOSE] = M_CLOSE,   [SFC_DUTY_CHECK] = M_CHECK,    [SFC_DUTY_JOIN] = M_OPEN_JOIN,
+        [SFC_DUTY_FETCH] = M_FETCH,   [SFC_DUTY_TAKE] = M_TAKE,      [SFC_DUTY_SETMAP] = M_SET_MAP,
+        [SFC_DUTY_CANCEL] = M_CANCEL,
     };
     struct sfc_run_fsm *run = &s->scheduler.run;
     struct body b = {.step = a->step, .round = a->round, .lr = a->lr};
     b.incarnation = s->store.incarnation;
     b.provisional = a->provisional;
+    b.map = s->scheduler.map;
+    b.map_version = b.map.version;
+    moves_fill(s, a, &b);
     if (methods[a->duty] == M_PLAN)
         memcpy(b.labels, sfc_run_labels(run, a->step), s->j * ROWS * sizeof(*b.labels));
     for (uint32_t j = 0; j < s->j && a->duty == SFC_DUTY_PREPARE; j++) {
@@ -159,13 +177,13 @@ static void send(struct sim *s, const struct sfc_run_action *a)
     }
     b.clip_scale = a->record.clip_scale;
     b.apply = a->record.apply;
-    if (a->duty == SFC_DUTY_OPEN || a->duty == SFC_DUTY_CHECK) {
+    if (a->duty == SFC_DUTY_OPEN || a->duty == SFC_DUTY_CHECK || a->duty == SFC_DUTY_JOIN) {
         b.recover = a->recover;
         b.value = a->record.step;
         b.attempt = a->record.round;
         b.lr = a->record.lr;
     }
-    if (a->duty == SFC_DUTY_OPEN)
+    if (a->duty == SFC_DUTY_OPEN || a->duty == SFC_DUTY_JOIN)
         name_returns(s, &b);
     s->counts.aborts += a->duty == SFC_DUTY_ABORT;
     sim_log(s, "scheduler: %s of step %llu to shard %u", sfc_duty_names[a->duty], (ull)a->step,
@@ -205,7 +223,8 @@ static void reply_ticket(struct sim *s, const struct sfc_run_action *a)
                            .step = a->step,
                            .j = a->j,
                            .attempt = a->attempt,
-                           .dropped = a->dropped};
+                           .dropped = a->dropped,
+                           .map = s->scheduler.map};
     if (a->granted && !a->data)
         oracle_check_grant(s, a->step);
     sim_answer(s, a->token, &b);
@@ -226,7 +245,8 @@ static void reply_hold(struct sim *s, const struct sfc_run_action *a)
     s->hold_token = 0;
     s->hold_id = a->hold_id;
     for (uint32_t k = 0; k < s->k && a->held; k++)
-        if (s->shards[k].has_run && sfc_step_applied(&s->shards[k].fsm) != a->step)
+        if (s->scheduler.map.member[k] && s->shards[k].has_run &&
+            sfc_step_applied(&s->shards[k].fsm) != a->step)
             sim_fail(s, "held at step %llu, but shard %u is at %llu", (ull)a->step, k,
                      (ull)sfc_step_applied(&s->shards[k].fsm));
     struct event *e = sim_after(s, 100, E_OPERATOR);
@@ -297,12 +317,19 @@ static void act(struct sim *s, const struct sfc_run_action *a)
         b.session = a->session;
         b.step = a->step;
         b.attempt = a->attempt;
+        b.map = s->scheduler.map;
         sim_answer(s, a->token, &b);
         break;
-    case SFC_ACT_COMMITTED:
     case SFC_ACT_WRITE_MAP:
+        moves_write_map(s, a);
+        break;
     case SFC_ACT_MAP:
+        moves_take_map(s);
+        break;
     case SFC_ACT_ORDER_DONE:
+        moves_done(s, a);
+        break;
+    case SFC_ACT_COMMITTED:
         break;
     }
 }
@@ -337,6 +364,7 @@ void scheduler_run_event(struct sim *s, struct sfc_run_event *event)
     for (size_t i = 0; i < sc->actions.count; i++)
         act(s, &sc->actions.items[i]);
     disturb_rewind(s);
+    moves_disturb(s);
     store_feed(s);
 }
 
@@ -402,10 +430,16 @@ static void register_shard(struct sim *s, uint64_t token, const struct body *b)
     struct sfc_run_event e = {.type = SFC_EV_SHARD_BACK,
                               .shard = b->j,
                               .shard_run_id = b->run_id,
-                              .map_version = 1,
+                              .map_version = b->map_version,
                               .step = b->step,
                               .prepared_step = b->prepared_step};
-    if (!restarted)
+    bool stray = s->scheduler.has_run && b->run_id == RUN_ID &&
+                 s->scheduler.run.shards[b->j].place == SFC_PLACE_EMPTY;
+    if (stray) {
+        e.type = SFC_EV_SHARD_STRAY;
+        e.shard_id = b->j + 1;
+    }
+    if (!restarted || stray)
         scheduler_run_event(s, &e);
     create_run(s);
     sim_answer(s, token, &answer);
@@ -489,13 +523,14 @@ void scheduler_reply(struct sim *s, const struct rpc *rpc, const struct body *bo
     struct sfc_dense_report reports[MAX_D];
     uint32_t n = 0, k = rpc->to.index;
     for (uint32_t d = 0; d < s->d; d++)
-        if (s->dense_owner[d] == k)
+        if (s->scheduler.map.dense_owner[d] == k)
             reports[n++] = (struct sfc_dense_report){
                 .block = d, .sum_of_squares = body->sums[d], .finite = body->finite[d]};
     struct sfc_run_event e = {.type = SFC_EV_SHARD_REPLY,
                               .shard = k,
                               .duty = (enum sfc_duty)(rpc->tag & 255),
                               .life = rpc->shard_life,
+                              .number = body->move,
                               .applied = body->value,
                               .step = body->step,
                               .round = body->round,

@@ -45,6 +45,7 @@ static void call(struct sim *s, uint32_t w, struct node to, enum method method, 
     b->session = wk->session;
     b->attempt = wk->attempt;
     b->step = wk->step;
+    b->map_version = wk->map.version;
     sim_call(s, me(w), to, method, wk->round << 8 | which, timeout, b);
 }
 
@@ -106,9 +107,11 @@ static void to_shard(struct sim *s, uint32_t w, uint32_t k)
 static void to_all(struct sim *s, uint32_t w, unsigned phase)
 {
     enter(s, w, phase);
-    s->worker[w].waiting = s->k;
     for (uint32_t k = 0; k < s->k; k++)
-        to_shard(s, w, k);
+        s->worker[w].waiting += s->worker[w].map.member[k];
+    for (uint32_t k = 0; k < s->k; k++)
+        if (s->worker[w].map.member[k])
+            to_shard(s, w, k);
 }
 
 static void send_done(struct sim *s, uint32_t w)
@@ -145,6 +148,7 @@ static void opened(struct sim *s, uint32_t w, const struct body *b)
     wk->session = b->session;
     wk->attempt = b->attempt;
     wk->step = b->step;
+    wk->map = b->map;
     wk->salt = model_salt(mix(w, wk->life), b->attempt);
     begin_step(s, w);
 }
@@ -167,6 +171,13 @@ static void shard_answered(struct sim *s, uint32_t w, uint32_t k, const struct b
     struct worker *wk = &s->worker[w];
     if (sfc_run_transient(b->code) && ++wk->tries < MAX_TRIES) {
         to_shard(s, w, k);
+        return;
+    }
+    const struct scheduler *sc = &s->scheduler;
+    if (b->code == SFC_ESTALE && sc->up && sc->has_run && wk->phase == P_LOGITS &&
+        sc->map.version > wk->map.version) { /* GetMap: the session goes on with the new map */
+        wk->map = sc->map;
+        to_all(s, w, P_LOGITS);
         return;
     }
     if (b->code != SFC_OK) {

@@ -22,6 +22,7 @@ void shard_beat(struct sim *s, uint32_t k)
     b.has_run = sh->has_run;
     if (b.has_run) {
         b.run_id = RUN_ID;
+        b.map_version = sh->map.version;
         b.step = sfc_step_applied(&sh->fsm);
         b.prepared_step = sfc_step_prepared(&sh->fsm);
         b.has_floor = true;
@@ -63,7 +64,7 @@ static uint32_t own_digests(const struct sim *s, uint32_t k, const uint64_t *all
 {
     uint32_t n = 0;
     for (uint32_t d = 0; d < s->d; d++)
-        if (s->dense_owner[d] == k)
+        if (s->shards[k].map.dense_owner[d] == k)
             out[n++] = all[d];
     return n;
 }
@@ -124,6 +125,10 @@ void shard_request(struct sim *s, uint32_t k, uint64_t token)
         shard_open_run(s, k, token);
         return;
     }
+    if (method >= M_CLOSE && method <= M_CANCEL) {
+        moves_request(s, k, token, method);
+        return;
+    }
     if (!sh->has_run) {
         shard_unavailable(s, token, "no run is open here");
         return;
@@ -138,7 +143,7 @@ void shard_request(struct sim *s, uint32_t k, uint64_t token)
                                .incarnation = b->incarnation, /* for Commit */
                                .round = b->round,
                                .step = b->step,
-                               .map_version = 1,
+                               .map_version = b->map_version,
                                .j = b->j,
                                .attempt = b->attempt,
                                .digest = b->digest,
@@ -197,8 +202,10 @@ static void write_inputs(struct sim *s, uint32_t k, const struct sfc_step_action
         r->attempts[j] = sh->fsm.attempts[a->generation].slots[a->slots[j]].attempt;
         r->features[j] = d->features;
         r->lse[j] = d->lse;
-        for (uint32_t i = 0; i < s->d; i++)
-            r->sums[i] = mix(r->sums[i], d->dense[i]);
+        for (uint32_t i = 0; i < s->d; i++) {
+            r->own[i] = sh->map.dense_owner[i] == k;
+            r->sums[i] = r->own[i] ? mix(r->sums[i], d->dense[i]) : 0;
+        }
     }
     sh->provisional = a->provisional;
     sh->flush_waits = sh->unsettled;
@@ -240,7 +247,7 @@ static void reply_prepare(struct sim *s, uint32_t k, const struct sfc_step_actio
     b.count = a->missing_count;
     memcpy(b.missing, a->missing, a->missing_count * sizeof(*a->missing));
     for (uint32_t d = 0; d < s->d && a->ready; d++)
-        if (s->dense_owner[d] == k) {
+        if (s->shards[k].map.dense_owner[d] == k) {
             b.sums[d] = a->sums[n].sum_of_squares;
             b.finite[d] = a->sums[n].finite;
             n++;
@@ -320,7 +327,7 @@ static uint64_t sum_over_blocks(const struct sim *s, uint32_t k, const struct jo
     uint64_t sum = 0;
     for (uint32_t b = 0; b < BLOCKS; b++) {
         uint64_t state = sh->class_state[b], sample = sh->sample[job->generation][b];
-        if (s->class_owner[b] == k)
+        if (sh->map.class_owner[b] == k)
             sum += gradient ? model_gradient(state, sample, d->features, d->lse)
                             : model_logits(state, sample, d->features);
     }
@@ -347,11 +354,11 @@ static void run_commit(struct sim *s, uint32_t k, const struct job *job)
         inputs = mix(mix(inputs, d->features), d->lse);
     }
     for (uint32_t b = 0; b < BLOCKS; b++)
-        if (s->class_owner[b] == k)
+        if (sh->map.class_owner[b] == k)
             sh->class_state[b] = model_class_update(
                 sh->class_state[b], sh->sample[job->generation][b], inputs, job->lr);
     for (uint32_t d = 0; d < s->d; d++)
-        if (s->dense_owner[d] == k)
+        if (sh->map.dense_owner[d] == k)
             sh->dense_state[d] = model_dense_update(sh->dense_state[d], dense_sum(s, sh, job, d),
                                                     job->clip_scale, job->lr);
 }
@@ -397,7 +404,7 @@ void shard_job(struct sim *s, uint32_t k, const struct job *job)
         break;
     case SFC_JOB_PREPARE:
         for (uint32_t d = 0; d < s->d; d++)
-            if (s->dense_owner[d] == k)
+            if (sh->map.dense_owner[d] == k)
                 sums[n++] = (struct sfc_own_dense_sum){.sum_of_squares =
                                                            model_square(dense_sum(s, sh, job, d)),
                                                        .finite = model_finite(s, job->step, d)};
@@ -409,6 +416,9 @@ void shard_job(struct sim *s, uint32_t k, const struct job *job)
         sh->durable_step = sh->committing ? sh->committing : sh->durable_step;
         break;
     case SFC_JOB_PULL:
+        break;
+    case SFC_JOB_MAP:
+        moves_apply_map(s, k);
         break;
     default:
         run_call(s, k, job, &e, digests);

@@ -21,6 +21,9 @@ static void forget_run(struct shard *sh)
     sh->recovering = false;
     sh->unsettled = sh->settling = sh->flush_waits = sh->lost = false;
     sh->checks_back = false;
+    sh->joins = false;
+    memset(&sh->map, 0, sizeof(sh->map));
+    memset(&sh->staged, 0, sizeof(sh->staged));
     sh->back_until = sh->kept_until = 0;
     sh->top = UINT64_MAX;
 }
@@ -37,6 +40,7 @@ void shard_kill(struct sim *s, uint32_t k)
     sh->registering = false;
     sh->id = 0;
     sh->incarnation = 0;
+    sh->order = 0;
     sh->left_round = (struct sfc_attempt){0, 0};
     sh->boot_id = mix(sh->boot_id, sh->life) | 1;
     sh->busy_until = s->now;
@@ -53,7 +57,7 @@ void shard_start(struct sim *s, uint32_t k)
 
 /* ---- answers */
 
-static void refuse(struct sim *s, uint64_t token, int code, const char *text)
+void shard_refuse(struct sim *s, uint64_t token, int code, const char *text)
 {
     struct body answer = {.code = code};
     strncpy(answer.text, text, sizeof(answer.text) - 1);
@@ -62,7 +66,7 @@ static void refuse(struct sim *s, uint64_t token, int code, const char *text)
 
 void shard_unavailable(struct sim *s, uint64_t token, const char *text)
 {
-    refuse(s, token, SFC_EUNAVAILABLE, text);
+    shard_refuse(s, token, SFC_EUNAVAILABLE, text);
 }
 
 static void answer_open(struct sim *s, uint32_t k, uint64_t token)
@@ -79,12 +83,16 @@ static void open_machine(struct sim *s, uint32_t k, const struct body *b)
 {
     struct shard *sh = &s->shards[k];
     uint32_t own = 0;
+    sh->map = b->map;
     for (uint32_t d = 0; d < s->d; d++)
-        own += s->dense_owner[d] == k;
+        own += sh->map.dense_owner[d] == k;
+    if (!sh->map.member[k])
+        own = 0;
     const struct sfc_step_config config = {.run_id = RUN_ID,
                                            .incarnation = b->incarnation,
-                                           .map_version = 1,
-                                           .start_step = b->recover ? b->value : 0,
+                                           .map_version = b->map.version,
+                                           .start_step = b->recover || sh->joins ? b->value : 0,
+                                           .joins = sh->joins,
                                            .round = b->round,
                                            .global_batch = s->j * ROWS,
                                            .micro_batch = ROWS,
@@ -110,6 +118,7 @@ static void begin_recovery(struct sim *s, uint32_t k, uint64_t token, const stru
     sh->open_token = token;
     sh->open = *b;
     open_machine(s, k, b);
+    disk_keep_owned(s, k, &sh->map, NULL);
     e->a = k;
     e->b = sh->opened;
 }
@@ -128,7 +137,7 @@ static void refuse_open(struct sim *s, uint32_t k, int code, const char *text)
     struct shard *sh = &s->shards[k];
     uint64_t token = sh->open_token;
     forget_run(sh);
-    refuse(s, token, code, text);
+    shard_refuse(s, token, code, text);
 }
 
 /* Makes all of the log durable. True: a write failed, which may take steps along. */
@@ -199,18 +208,41 @@ void shard_made_durable(struct sim *s, uint32_t k, const struct event *e)
     if (e->b != sh->opened)
         shard_unavailable(s, e->c, "the run was closed");
     else if (sh->lost || disk_fails(s, k))
-        refuse(s, e->c, SFC_EIO, "the disk failed");
+        shard_refuse(s, e->c, SFC_EIO, "the disk failed");
     else
         answer_open(s, k, e->c);
 }
 
-static void close_run(struct sim *s, uint32_t k, struct sfc_attempt round)
+static void leave_run(struct sim *s, uint32_t k, struct sfc_attempt round)
 {
     struct shard *sh = &s->shards[k];
+    if (sh->recovering)
+        shard_refuse(s, sh->open_token, SFC_ESTALE, "the run is opened anew");
     sh->left_round = round;
     disk_close(s, k);
     forget_run(sh);
     sh->closing_until = s->now + sim_below(s, 300);
+}
+
+void shard_close_run(struct sim *s, uint32_t k, uint64_t token)
+{
+    struct shard *sh = &s->shards[k];
+    const struct body ok = {.code = SFC_OK};
+    if (sh->has_run || sh->recovering)
+        leave_run(s, k, (struct sfc_attempt){0, 0});
+    sim_answer(s, token, &ok);
+}
+
+void shard_join_run(struct sim *s, uint32_t k, const struct body *b)
+{
+    struct shard *sh = &s->shards[k];
+    if (sh->has_run || sh->recovering)
+        leave_run(s, k, (struct sfc_attempt){0, 0});
+    memset(&sh->disk, 0, sizeof(sh->disk));
+    sh->joins = true;
+    open_machine(s, k, b);
+    sh->has_run = true;
+    sh->trimmed = b->value;
 }
 
 /* The run is here. True: the call was answered; false: it is opened anew. */
@@ -219,7 +251,11 @@ static bool keep_open(struct sim *s, uint32_t k, uint64_t token, const struct bo
     struct shard *sh = &s->shards[k];
     enum sfc_step_open way = sfc_step_opens(&sh->fsm, b->round, b->recover, b->value);
     if (way == SFC_STEP_OPEN_STALE)
-        refuse(s, token, SFC_ESTALE, "an older round");
+        shard_refuse(s, token, SFC_ESTALE, "an older round");
+    else if (b->map.version < sh->map.version)
+        shard_refuse(s, token, SFC_ESTALE, "an older map");
+    else if (b->map.version != sh->map.version)
+        return false; /* its disk leads to what the map says */
     else if (sh->recovering)
         shard_unavailable(s, token, "the run is being opened");
     else if (way == SFC_STEP_OPEN_ANSWERED)
@@ -240,18 +276,23 @@ void shard_open_run(struct sim *s, uint32_t k, uint64_t token)
 {
     struct shard *sh = &s->shards[k];
     const struct body *b = sim_request(s, token);
+    if (b->move < sh->order) {
+        shard_refuse(s, token, SFC_ESTALE, "of an older order");
+        return;
+    }
     if ((sh->has_run || sh->recovering) && keep_open(s, k, token, b))
         return;
     if (sfc_attempt_compare(b->round, sh->left_round) < 0) {
-        refuse(s, token, SFC_ESTALE, "older than the round that was left");
+        shard_refuse(s, token, SFC_ESTALE, "older than the round that was left");
         return;
     }
-    if (sh->has_run)
-        close_run(s, k, b->round);
+    if (sh->has_run || sh->recovering)
+        leave_run(s, k, b->round);
     if (s->now < sh->closing_until) {
         shard_unavailable(s, token, "closing what was open");
         return;
     }
+    sh->order = b->move;
     if (b->recover) {
         begin_recovery(s, k, token, b);
         return;
@@ -278,7 +319,7 @@ void shard_check_rewind(struct sim *s, uint32_t k, uint64_t token)
         return;
     }
     if (b->step < disk_oldest(s, k)) {
-        refuse(s, token, SFC_ENOTFOUND, "the disk doesn't lead there");
+        shard_refuse(s, token, SFC_ENOTFOUND, "the disk doesn't lead there");
         return;
     }
     if (sh->checks_back) {
@@ -312,7 +353,7 @@ void shard_checked(struct sim *s, uint32_t k, const struct event *e)
         sim_answer(s, e->c, &ok);
         break;
     case DISK_LACKS:
-        refuse(s, e->c, SFC_ENOTFOUND, "the disk lacks a step");
+        shard_refuse(s, e->c, SFC_ENOTFOUND, "the disk lacks a step");
         break;
     case DISK_ASKS_LATER:
         shard_unavailable(s, e->c, "another shard may have a step that is lost here");

@@ -83,6 +83,7 @@ void store_crash(struct sim *s)
         put_task(s);
     }
     s->store.writing = false;
+    moves_crash(s);
     s->store.busy_until = s->now;
     s->scheduler.kept_count = 0;
     s->scheduler.kept_step = s->scheduler.found_step = 0;

@@ -78,7 +78,8 @@ static void to_shard(struct sim *s, uint32_t w, uint32_t k)
     static const enum method methods[] = {
         [P_PULL] = M_PULL, [P_LOGITS] = M_LOGITS, [P_GRADIENT] = M_GRADIENT, [P_DENSE] = M_DENSE};
     const struct worker *wk = &s->worker[w];
-    struct body b = {.step = wk->step, .j = wk->j, .attempt = wk->attempt};
+    struct body b = {
+        .step = wk->step, .j = wk->j, .attempt = wk->attempt, .map_version = wk->map.version};
     if (wk->phase == P_PULL)
         b.step = wk->step - 1;
     if (wk->phase == P_LOGITS)
@@ -96,14 +97,6 @@ static void to_shard(struct sim *s, uint32_t w, uint32_t k)
 
 static void next_phase(struct sim *s, uint32_t w);
 
-static bool has_dense(const struct sim *s, uint32_t k)
-{
-    for (uint32_t d = 0; d < s->d; d++)
-        if (s->dense_owner[d] == k)
-            return true;
-    return false;
-}
-
 /* Asks every shard that the phase concerns; a shard without dense blocks may be a commit behind
  * when its features come. */
 static void to_all(struct sim *s, uint32_t w, unsigned phase)
@@ -116,7 +109,7 @@ static void to_all(struct sim *s, uint32_t w, unsigned phase)
     wk->tries = 0;
     wk->sum = 0;
     for (uint32_t k = 0; k < s->k; k++) {
-        if (dense && !has_dense(s, k))
+        if (!wk->map.member[k] || (dense && !map_has_dense(s, &wk->map, k)))
             continue;
         wk->waiting++;
         to_shard(s, w, k);
@@ -225,7 +218,7 @@ static void shard_answer(struct sim *s, uint32_t w, const struct rpc *rpc, const
     wk->sum += b->value;
     if (wk->phase == P_PULL)
         for (uint32_t d = 0; d < s->d; d++)
-            if (s->dense_owner[d] == k)
+            if (wk->map.dense_owner[d] == k)
                 wk->dense[d] = b->dense[d];
     if (--wk->waiting == 0)
         next_phase(s, w);
@@ -259,6 +252,7 @@ static void ticket(struct sim *s, uint32_t w, bool data, const struct body *b)
     wk->j = b->j;
     wk->attempt = b->attempt;
     wk->dropped = b->dropped;
+    wk->map = b->map; /* GetMap, where it is a new one */
     wk->salt = s->mixed ? model_salt(mix(w, wk->life), wk->attempt) : 0;
     to_all(s, w, P_PULL);
 }
