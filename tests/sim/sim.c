@@ -316,6 +316,8 @@ static void shape(struct sim *s)
     s->durable_every = every[sim_below(s, 6)];
     s->steps = 4 + sim_below(s, s->durable_every < 5 ? 7 : s->durable_every < 20 ? 13 : 21);
     shape_map(s);
+    if (s->elastic) /* time for changes */
+        s->steps = s->steps + 10 < MAX_STEPS ? s->steps + 10 : MAX_STEPS;
     s->drop_ppm = rates[sim_below(s, 5)];
     s->repeat_ppm = rates[sim_below(s, 5)];
     s->slow_ppm = rates[sim_below(s, 5)];

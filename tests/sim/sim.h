@@ -244,10 +244,10 @@ struct slot_data {
 
 /* Blocks that a shard receives. */
 struct staged {
-    uint64_t move, incarnation; /* 0: none */
+    uint64_t move; /* the newest that it heard of */
     uint32_t from;
     bool blocks[MAX_BLOCKS];
-    bool fetching, ready, taken;
+    bool begun, ready, taken;
     uint64_t stamp, step; /* of the copies on its disk; of the blocks, once taken */
     uint64_t state[MAX_BLOCKS];
 };

@@ -41,6 +41,13 @@ static uint32_t members(const struct sim *s, const struct map *map)
 
 /* ---- orders */
 
+/* Or the order would be void at once; now and then that is tried. */
+static bool well(struct sim *s, uint32_t k)
+{
+    const struct sfc_run_fsm *run = &s->scheduler.run;
+    return (!run->shards[k].gone && !sfc_run_recovers(run, k)) || sim_below(s, 40) == 0;
+}
+
 static bool choose_move(struct sim *s, struct sfc_run_event *e)
 {
     struct scheduler *sc = &s->scheduler;
@@ -48,13 +55,21 @@ static bool choose_move(struct sim *s, struct sfc_run_event *e)
     e->order = SFC_ORDER_MOVE;
     e->from = sim_below(s, s->k);
     e->shard = sim_below(s, s->k);
-    if (e->from == e->shard || !sc->map.member[e->from] || !sc->map.member[e->shard])
+    if (e->from == e->shard || !sc->map.member[e->from] || !sc->map.member[e->shard] ||
+        !well(s, e->from) || !well(s, e->shard))
         return false;
     for (uint32_t b = 0; b < BLOCKS + s->d; b++) {
         sc->order.blocks[b] = map_owns(&sc->map, e->from, b) && (all || sim_below(s, 2) == 0);
         any = any || sc->order.blocks[b];
     }
     return any;
+}
+
+static bool registered(const struct sim *s, uint32_t k)
+{
+    const struct sfc_shard_member *m =
+        sfc_membership_shard(&s->scheduler.members, s->store.shard_ids[k]);
+    return m && m->ready;
 }
 
 static bool choose(struct sim *s, struct sfc_run_event *e)
@@ -65,7 +80,7 @@ static bool choose(struct sim *s, struct sfc_run_event *e)
     e->shard_id = k + 1;
     if (what == 0) {
         e->order = SFC_ORDER_JOIN;
-        return !sc->map.member[k] && sc->run.shards[k].place == SFC_PLACE_EMPTY && s->shards[k].up;
+        return !sc->map.member[k] && sc->run.shards[k].place == SFC_PLACE_EMPTY && registered(s, k);
     }
     if (what == 1) {
         e->order = SFC_ORDER_LEAVE;
@@ -79,16 +94,19 @@ void moves_order(struct sim *s)
     struct scheduler *sc = &s->scheduler;
     struct sfc_run_event e = {.type = SFC_EV_ORDER};
     if (s->now < s->chaos_end)
-        sim_after(s, 20 + sim_below(s, 200), E_ORDER);
+        sim_after(s, 10 + sim_below(s, 100), E_ORDER);
     if (!sc->up || !sc->has_run)
         return;
     if (!sfc_run_may_order(&sc->run)) {
         e.type = SFC_EV_ORDER_CANCEL;
-        if (sim_below(s, 40) == 0)
+        if (sim_below(s, 150) == 0)
             scheduler_run_event(s, &e);
         return;
     }
-    if (!choose(s, &e))
+    bool chosen = false;
+    for (int i = 0; i < 6 && !chosen; i++)
+        chosen = choose(s, &e);
+    if (!chosen)
         return;
     e.number = s->store.incarnation << 32 | ++sc->order.count;
     sc->order.number = e.number;
@@ -111,7 +129,7 @@ void moves_disturb(struct sim *s)
     if (!s->elastic || phase == sc->order.seen_phase)
         return;
     sc->order.seen_phase = phase;
-    if (s->now >= s->chaos_end || sim_below(s, 4) != 0)
+    if (s->now >= s->chaos_end || sim_below(s, 12) != 0)
         return;
     uint64_t soon = sim_below(s, phase >= SFC_ORDER_TAKING ? 40 : 300);
     uint32_t who = sim_below(s, 4);
@@ -261,16 +279,18 @@ static void fetch(struct sim *s, uint32_t k, uint64_t token, const struct body *
         shard_refuse(s, token, SFC_ESTALE, "a newer move is here");
     } else if (b->move == g->move && g->ready) {
         answer(s, token, SFC_OK);
+    } else if (b->move == g->move && !g->begun) {
+        shard_refuse(s, token, SFC_ENOTFOUND, "that move was given up");
     } else if (b->move == g->move) {
         shard_unavailable(s, token, "it copies");
     } else {
         disk_keep_owned(s, k, &sh->map, NULL);
-        *g = (struct staged){.move = b->move, .incarnation = b->incarnation, .from = b->from};
+        *g = (struct staged){.move = b->move, .from = b->from, .begun = true};
         memcpy(g->blocks, b->blocks, sizeof(g->blocks));
         for (uint32_t i = 0; i < BLOCKS + s->d; i++)
             if (g->blocks[i] && map_owns(&sh->map, k, i))
                 sim_fail(s, "shard %u is to fetch block %u, which it owns", k, i);
-        begin_copy(s, k, 20 + sim_below(s, 400));
+        begin_copy(s, k, 20 + sim_below(s, 200));
         shard_unavailable(s, token, "it copies");
     }
 }
@@ -370,7 +390,9 @@ static void set_map(struct sim *s, uint32_t k, uint64_t token, const struct body
                                .round = b->round,
                                .step = b->step,
                                .map_version = b->map.version};
-    if (b->map.version > sh->map.version && !has_gains(s, k, b)) {
+    /* Or it can't attach them: its disk leads there all the same. */
+    bool unable = s->now < s->chaos_end && sim_below(s, 30) == 0;
+    if (b->map.version > sh->map.version && (unable || !has_gains(s, k, b))) {
         s->counts.refused_maps++;
         shard_refuse(s, token, SFC_ESTATE, "its new blocks are not here");
         return;

@@ -23,7 +23,7 @@ static void forget_run(struct shard *sh)
     sh->checks_back = false;
     sh->joins = false;
     memset(&sh->map, 0, sizeof(sh->map));
-    memset(&sh->staged, 0, sizeof(sh->staged));
+    sh->staged = (struct staged){.move = sh->staged.move}; /* no older one comes after it */
     sh->back_until = sh->kept_until = 0;
     sh->top = UINT64_MAX;
 }
@@ -41,6 +41,7 @@ void shard_kill(struct sim *s, uint32_t k)
     sh->id = 0;
     sh->incarnation = 0;
     sh->order = 0;
+    sh->staged.move = 0;
     sh->left_round = (struct sfc_attempt){0, 0};
     sh->boot_id = mix(sh->boot_id, sh->life) | 1;
     sh->busy_until = s->now;
