@@ -108,6 +108,7 @@ static uint8_t *pack_open(const struct sfc_sched_run *run, const struct sfc_run_
     keeping.elastic = run->elastic;
     m.keeping = &keeping;
     m.nonce = run->nonce;
+    m.order = a->number;
     m.n_returns = pack_returns(run, &returns);
     m.returns = returns.list;
     if ((a->recover || m.join) && a->record.step != 0) {
@@ -180,11 +181,13 @@ static uint8_t *pack_check(const struct sfc_sched_run *run, const struct sfc_run
     return sfc_message_pack(&m, size);
 }
 
-static uint8_t *pack_close(const struct sfc_sched_run *run, size_t *size)
+static uint8_t *pack_close(const struct sfc_sched_run *run, const struct sfc_run_action *a,
+                           size_t *size)
 {
     Shardfc__V1__CloseRunRequest m = SHARDFC__V1__CLOSE_RUN_REQUEST__INIT;
     m.run_id = run->id;
     m.incarnation = run->scheduler->incarnation;
+    m.order = a->number;
     return sfc_message_pack(&m, size);
 }
 
@@ -277,7 +280,7 @@ static uint8_t *pack(struct sfc_sched_run *run, const struct sfc_run_action *a, 
     case SFC_DUTY_ABORT:
         return pack_abort(run, a, size);
     case SFC_DUTY_CLOSE:
-        return pack_close(run, size);
+        return pack_close(run, a, size);
     case SFC_DUTY_CHECK:
         return pack_check(run, a, size);
     case SFC_DUTY_FETCH:

@@ -92,6 +92,22 @@ static int newer(struct sfc_shard *shard, uint64_t incarnation, struct sfc_error
     return SFC_OK;
 }
 
+/* A message from before the change of the map that brought this shard where it is, or took it
+ * away. */
+static int in_order(struct sfc_shard *shard, uint64_t run_id, uint64_t number,
+                    struct sfc_error *err)
+{
+    if (shard->order.run == run_id && number < shard->order.number)
+        return sfc_fail(err, SFC_ESTALE,
+                        "order: %" PRIx64 " is older than %" PRIx64 ", the newest one here", number,
+                        shard->order.number);
+    if (run_id >= shard->order.run) {
+        shard->order.run = run_id;
+        shard->order.number = number;
+    }
+    return SFC_OK;
+}
+
 static void on_open_run(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_shard *shard = ctx;
@@ -102,7 +118,8 @@ static void on_open_run(struct sfc_rpc_call *call, void *ctx)
         return;
     if (shard->stopping)
         sfc_fail(&err, SFC_EUNAVAILABLE, "this shard is shutting down");
-    if (shard->stopping || newer(shard, r->incarnation, &err) != SFC_OK)
+    if (shard->stopping || newer(shard, r->incarnation, &err) != SFC_OK ||
+        in_order(shard, r->run_id, r->order, &err) != SFC_OK)
         refuse(shard, call, &err);
     else
         sfc_shard_open_run(shard, call, r);
@@ -117,7 +134,8 @@ static void on_close_run(struct sfc_rpc_call *call, void *ctx)
         sfc_shard_unpack(shard, call, &shardfc__v1__close_run_request__descriptor);
     if (!r)
         return;
-    if (newer(shard, r->incarnation, &err) != SFC_OK) {
+    if (newer(shard, r->incarnation, &err) != SFC_OK ||
+        in_order(shard, r->run_id, r->order, &err) != SFC_OK) {
         refuse(shard, call, &err);
     } else if (shard->run && shard->run->id == r->run_id) {
         shard->left = true;

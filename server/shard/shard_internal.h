@@ -141,11 +141,14 @@ struct sfc_shard {
     uint64_t boot_id;
     uint64_t id;          /* 0: not registered */
     uint64_t incarnation; /* greatest seen */
-    int lock;             /* of --state, -1: none */
-    uv_timer_t timer;     /* registration and heartbeats */
-    uv_timer_t tick;      /* pace of writing snapshots */
-    uv_timer_t pin;       /* of sfc_pinned_tick, while there is a pin */
-    uv_timer_t moves;     /* while blocks come, go or are copied */
+    struct {
+        uint64_t run, number; /* the newest change of the map that we heard of */
+    } order;
+    int lock;         /* of --state, -1: none */
+    uv_timer_t timer; /* registration and heartbeats */
+    uv_timer_t tick;  /* pace of writing snapshots */
+    uv_timer_t pin;   /* of sfc_pinned_tick, while there is a pin */
+    uv_timer_t moves; /* while blocks come, go or are copied */
     bool timer_open;
     bool stopping;
     unsigned failures; /* of registration in a row */

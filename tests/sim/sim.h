@@ -351,8 +351,8 @@ struct scheduler {
     bool lineage_new;
     enum sfc_rewind_phase seen_phase;
     struct sfc_lr_change set_lr; /* on its way to the store; step 0: none */
-    struct map map; /* the present one */
-    struct {        /* the order at work */
+    struct map map;              /* the present one */
+    struct {                     /* the order at work */
         uint64_t number, count;
         enum sfc_order_kind kind;
         uint32_t shard, from;

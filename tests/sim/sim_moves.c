@@ -432,8 +432,8 @@ void moves_joined(struct sim *s, uint32_t k, const struct event *e)
     if (!sh->up || s->tokens[e->c].life != sh->life)
         return;
     const struct body b = *sim_request(s, e->c);
-    bool here = sh->has_run && sh->joins && sh->order == b.move;
-    if (!here && b.move <= sh->order) {
+    bool here = sh->has_run && sh->order == b.move;
+    if (b.move < sh->order) {
         shard_refuse(s, e->c, SFC_ESTALE, "of an older order");
         return;
     }
@@ -452,6 +452,7 @@ void moves_request(struct sim *s, uint32_t k, uint64_t token, enum method method
     if (method == M_CLOSE && b.move < sh->order) {
         shard_refuse(s, token, SFC_ESTALE, "of an older order");
     } else if (method == M_CLOSE) {
+        sh->order = b.move;
         shard_close_run(s, k, token);
     } else if (method == M_OPEN_JOIN) {
         struct event *e = sim_after(s, 10 + sim_below(s, 300), E_JOINED);

@@ -250,13 +250,10 @@ void shard_join_run(struct sim *s, uint32_t k, const struct body *b)
 static bool keep_open(struct sim *s, uint32_t k, uint64_t token, const struct body *b)
 {
     struct shard *sh = &s->shards[k];
-    enum sfc_step_open way = sfc_step_opens(&sh->fsm, b->round, b->recover, b->value);
+    enum sfc_step_open way =
+        sfc_step_opens_map(&sh->fsm, b->round, b->recover, b->value, b->map.version);
     if (way == SFC_STEP_OPEN_STALE)
-        shard_refuse(s, token, SFC_ESTALE, "an older round");
-    else if (b->map.version < sh->map.version)
-        shard_refuse(s, token, SFC_ESTALE, "an older map");
-    else if (b->map.version != sh->map.version)
-        return false; /* its disk leads to what the map says */
+        shard_refuse(s, token, SFC_ESTALE, "an older round or map");
     else if (sh->recovering)
         shard_unavailable(s, token, "the run is being opened");
     else if (way == SFC_STEP_OPEN_ANSWERED)
@@ -287,7 +284,7 @@ void shard_open_run(struct sim *s, uint32_t k, uint64_t token)
         shard_refuse(s, token, SFC_ESTALE, "older than the round that was left");
         return;
     }
-    if (sh->has_run || sh->recovering)
+    if (sh->has_run)
         leave_run(s, k, b->round);
     if (s->now < sh->closing_until) {
         shard_unavailable(s, token, "closing what was open");
