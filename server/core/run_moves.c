@@ -202,7 +202,7 @@ static bool at_boundary(const struct sfc_run_fsm *run)
 {
     const struct sfc_commit_fsm *c = &run->commit;
     uint32_t dead = dead_leaver(run);
-#if SFC_PLANT_BUG == 20 /* the map flips in the middle of a plan */
+#if SFC_PLANT_BUG == 21 /* the map flips in the middle of a plan */
     bool unplanned = c->phase == SFC_PHASE_COLLECT || c->phase == SFC_PHASE_COMPUTE;
 #else
     bool unplanned = (c->phase == SFC_PHASE_COLLECT && !c->plan_sent && !c->next_plan_sent) ||
