@@ -141,7 +141,7 @@ int sfc_run_init(struct sfc_run_fsm *run, const struct sfc_run_config *config,
     }
     take_places(&n, c->shard_ids);
     n.moves.number = c->incarnation << 32; /* before the first order */
-    n.config.shard_ids = NULL; /* the caller's */
+    n.config.shard_ids = NULL;             /* the caller's */
     n.config.lr_changes = NULL;
     n.commit.committed = committed;
     n.durable = committed;
