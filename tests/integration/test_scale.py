@@ -268,7 +268,7 @@ def first_address(c):
 
 
 def test_skew():
-    """Labels by a Zipf law over sorted ids, brought by a session: rebalance sees them in what steps sampled."""
+    """Labels by a Zipf law over sorted ids, brought by a session: a plan knows what steps sampled of each block."""
     with Cluster() as c:
         c.start_scheduler()
         c.start_shards(2)
@@ -287,13 +287,12 @@ def test_skew():
         thread.start()
         try:
             c.wait_step(60)
+            # How long steps took counts as well, so what moves is not certain here; test_move_plan.c has that.
             plan = dry(c, "rebalance")
-            now, then = (float(x) for x in re.search(r"slowest shard: ([0-9.]+) x the mean now, ([0-9.]+) x",
-                                                     plan["explanation"]).groups())
             check("measured over the last steps" in plan["explanation"], f"measured: {plan}")
-            check(now > 1.15 >= 1.08 >= then and plan["moves"], f"skew: {plan['explanation']}")
+            share = float(re.search(r"shard 1 .* blocks, ([0-9.]+) -> ", plan["explanation"])[1])
+            check(60 < share < 75, f"of the work; the labels say 66: {plan['explanation']}")
             expect(c.ctl("rebalance", check=False, seconds=240), 0)
-            check(c.ctl_json("status")["map_version"] > 1, "nothing moved")
         finally:
             training["stop"] = True
             thread.join()
