@@ -132,6 +132,14 @@ void etcd_rig_signal(const struct etcd_rig *rig, int number)
         kill(rig->pid, number);
 }
 
+void etcd_rig_freeze(const struct etcd_rig *rig)
+{
+    int status = 0;
+    etcd_rig_signal(rig, SIGSTOP);
+    assert_int_equal(waitpid(rig->pid, &status, WUNTRACED), rig->pid);
+    assert_true(WIFSTOPPED(status));
+}
+
 void etcd_rig_stop(struct etcd_rig *rig)
 {
     etcd_rig_signal(rig, SIGKILL);

@@ -15,5 +15,7 @@ struct etcd_rig {
 void etcd_rig_start(struct etcd_rig *rig);
 void etcd_rig_stop(struct etcd_rig *rig);
 void etcd_rig_signal(const struct etcd_rig *rig, int number);
+/* SIGSTOP, and waits until all of it stands still: until then it may answer. */
+void etcd_rig_freeze(const struct etcd_rig *rig);
 
 #endif
