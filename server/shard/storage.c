@@ -216,7 +216,8 @@ static int load_lists(struct sfc_storage *s, struct sfc_error *err)
     if (code == SFC_OK && !kept)
         code = keep_own_list(s, err);
     if (code == SFC_OK && loud[0])
-        sfc_warning_log("run %" PRIu64 ": %s; steps that need it can't be gone through again",
+        sfc_warning_log("run %" PRIu64 ": %s; should a recovery need steps of before the blocks "
+                        "changed, it refuses: put back a copy of the file, or restore a checkpoint",
                         s->run_id, loud);
     for (size_t i = 0; code == SFC_OK && i < lists.count; i++)
         code = sfc_dense_lists_add(&s->lists, lists.items[i].blocks, lists.items[i].count, err);

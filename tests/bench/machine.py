@@ -70,7 +70,9 @@ class Others:
         self.began, self.busy, self.used = time.monotonic(), busy_seconds(), used_seconds(self.pids)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, failed, *_):
+        if failed:
+            return  # some of them may have ended
         took = (time.monotonic() - self.began) * PROCESSORS
         other = busy_seconds() - self.busy - (used_seconds(self.pids) - self.used)
         self.share = max(0.0, other / took)
