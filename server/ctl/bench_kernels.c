@@ -32,11 +32,7 @@ static const struct sfc_option table[] = {
      .max = 1024,
      .fallback = "0",
      .help = "compute threads, at most 8 per processor; 0: one per processor"},
-    {.name = "json",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(json),
-     .help = "print one JSON object",
-     .flags = SFC_OPTION_FLAG_ONLY},
+    SFC_COMMAND_JSON(AT(json)),
 };
 static const struct sfc_program program = {
     .name = "shardfc bench kernels",

@@ -57,11 +57,7 @@ static const struct sfc_option table[] = {
      .max = (uint64_t)1 << 40,
      .fallback = "512M",
      .help = "bytes sent for each size and direction"},
-    {.name = "json",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(json),
-     .help = "print one JSON object",
-     .flags = SFC_OPTION_FLAG_ONLY},
+    SFC_COMMAND_JSON(AT(json)),
 };
 static const struct sfc_program program = {
     .name = "shardfc bench rpc",

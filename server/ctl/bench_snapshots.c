@@ -16,11 +16,7 @@ struct options {
 
 #define AT(field) offsetof(struct options, field)
 static const struct sfc_option table[] = {
-    {.name = "json",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(json),
-     .help = "print one JSON object",
-     .flags = SFC_OPTION_FLAG_ONLY},
+    SFC_COMMAND_JSON(AT(json)),
 };
 static const struct sfc_program program = {
     .name = "shardfc bench snapshots",

@@ -134,11 +134,7 @@ static const struct sfc_option table[] = {
      .metavar = "DIR",
      .help = "write the first W and all that the first two steps took and gave to files in DIR "
              "(kernels/bench_head_dump.h lists them); W alone takes 4 bytes for each number"},
-    {.name = "json",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(json),
-     .help = "print one JSON object",
-     .flags = SFC_OPTION_FLAG_ONLY},
+    SFC_COMMAND_JSON(AT(json)),
 };
 static const struct sfc_program program = {
     .name = "shardfc bench head",

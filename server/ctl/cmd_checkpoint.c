@@ -17,12 +17,7 @@ struct checkpoint_options {
 
 #define AT(field) offsetof(struct checkpoint_options, field)
 static const struct sfc_option table[] = {
-    {.name = "scheduler",
-     .type = SFC_OPTION_STRING,
-     .offset = AT(scheduler),
-     .fallback = SFC_DEFAULT_SCHEDULER,
-     .metavar = "ADDR[,ADDR...]",
-     .help = "scheduler to talk to, or those of which one leads"},
+    SFC_COMMAND_SCHEDULER(AT(scheduler)),
     {.name = "out",
      .type = SFC_OPTION_STRING,
      .offset = AT(out),
@@ -37,11 +32,7 @@ static const struct sfc_option table[] = {
      .help =
          "the state after this step, which may be in the future or a little in the past; default: "
          "the newest step"},
-    {.name = "json",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(json),
-     .help = "print one JSON object",
-     .flags = SFC_OPTION_FLAG_ONLY},
+    SFC_COMMAND_JSON(AT(json)),
 };
 static const struct sfc_program program = {
     .name = "shardfc checkpoint",

@@ -14,17 +14,8 @@ struct control_options {
 
 #define AT(field) offsetof(struct control_options, field)
 static const struct sfc_option table[] = {
-    {.name = "scheduler",
-     .type = SFC_OPTION_STRING,
-     .offset = AT(scheduler),
-     .fallback = SFC_DEFAULT_SCHEDULER,
-     .metavar = "ADDR[,ADDR...]",
-     .help = "scheduler to talk to, or those of which one leads"},
-    {.name = "json",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(json),
-     .help = "print one JSON object",
-     .flags = SFC_OPTION_FLAG_ONLY},
+    SFC_COMMAND_SCHEDULER(AT(scheduler)),
+    SFC_COMMAND_JSON(AT(json)),
     {.name = "drop",
      .type = SFC_OPTION_STRING,
      .offset = AT(drop),

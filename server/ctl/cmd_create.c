@@ -36,12 +36,7 @@ struct create_options {
 
 #define AT(field) offsetof(struct create_options, field)
 static const struct sfc_option table[] = {
-    {.name = "scheduler",
-     .type = SFC_OPTION_STRING,
-     .offset = AT(scheduler),
-     .fallback = SFC_DEFAULT_SCHEDULER,
-     .metavar = "ADDR[,ADDR...]",
-     .help = "scheduler to talk to, or those of which one leads"},
+    SFC_COMMAND_SCHEDULER(AT(scheduler)),
     {.name = "run",
      .type = SFC_OPTION_STRING,
      .offset = AT(run),
@@ -276,11 +271,7 @@ static const struct sfc_option table[] = {
      .type = SFC_OPTION_BOOL,
      .offset = AT(mixed),
      .help = "allow members whose arithmetic may differ in the last bits"},
-    {.name = "json",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(json),
-     .help = "print one JSON object",
-     .flags = SFC_OPTION_FLAG_ONLY},
+    SFC_COMMAND_JSON(AT(json)),
 };
 static const struct sfc_program program = {
     .name = "shardfc create",

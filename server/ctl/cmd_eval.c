@@ -55,11 +55,7 @@ static const struct sfc_option table[] = {
      .fallback = "f32",
      .metavar = "f32|bf16|fp16",
      .help = "number format of the backbone's products and activations; cpu knows f32 alone"},
-    {.name = "json",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(json),
-     .help = "print one JSON object",
-     .flags = SFC_OPTION_FLAG_ONLY},
+    SFC_COMMAND_JSON(AT(json)),
 };
 static const struct sfc_program program = {
     .name = "shardfc eval",

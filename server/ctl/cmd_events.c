@@ -17,12 +17,7 @@ struct events_options {
 
 #define AT(field) offsetof(struct events_options, field)
 static const struct sfc_option table[] = {
-    {.name = "scheduler",
-     .type = SFC_OPTION_STRING,
-     .offset = AT(scheduler),
-     .fallback = SFC_DEFAULT_SCHEDULER,
-     .metavar = "ADDR[,ADDR...]",
-     .help = "scheduler to talk to, or those of which one leads"},
+    SFC_COMMAND_SCHEDULER(AT(scheduler)),
     {.name = "limit",
      .type = SFC_OPTION_U64,
      .offset = AT(limit),

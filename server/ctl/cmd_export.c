@@ -37,11 +37,7 @@ static const struct sfc_option table[] = {
      .metavar = "FILE",
      .help = "file to write",
      .flags = SFC_OPTION_REQUIRED},
-    {.name = "json",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(json),
-     .help = "print one JSON object",
-     .flags = SFC_OPTION_FLAG_ONLY},
+    SFC_COMMAND_JSON(AT(json)),
 };
 static const struct sfc_program program = {
     .name = "shardfc export",

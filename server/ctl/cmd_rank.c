@@ -24,12 +24,7 @@ struct rank_options {
 
 #define AT(field) offsetof(struct rank_options, field)
 static const struct sfc_option table[] = {
-    {.name = "scheduler",
-     .type = SFC_OPTION_STRING,
-     .offset = AT(scheduler),
-     .fallback = SFC_DEFAULT_SCHEDULER,
-     .metavar = "ADDR[,ADDR...]",
-     .help = "scheduler to talk to, or those of which one leads"},
+    SFC_COMMAND_SCHEDULER(AT(scheduler)),
     {.name = "queries",
      .type = SFC_OPTION_U64,
      .offset = AT(queries),
@@ -43,11 +38,7 @@ static const struct sfc_option table[] = {
      .max = SFC_LIMIT_CLASSES,
      .fallback = "100000",
      .help = "other classes to rank them among, spread evenly over the blocks"},
-    {.name = "json",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(json),
-     .help = "print one JSON object",
-     .flags = SFC_OPTION_FLAG_ONLY},
+    SFC_COMMAND_JSON(AT(json)),
 };
 static const struct sfc_program program = {
     .name = "shardfc rank",

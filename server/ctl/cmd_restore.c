@@ -20,12 +20,7 @@ struct restore_options {
 
 #define AT(field) offsetof(struct restore_options, field)
 static const struct sfc_option restore_table[] = {
-    {.name = "scheduler",
-     .type = SFC_OPTION_STRING,
-     .offset = AT(scheduler),
-     .fallback = SFC_DEFAULT_SCHEDULER,
-     .metavar = "ADDR[,ADDR...]",
-     .help = "scheduler to talk to, or those of which one leads"},
+    SFC_COMMAND_SCHEDULER(AT(scheduler)),
     {.name = "from",
      .type = SFC_OPTION_STRING,
      .offset = AT(from),
@@ -39,11 +34,7 @@ static const struct sfc_option restore_table[] = {
      .metavar = "NAME",
      .help = "name of the run; default: as in the checkpoint"},
     SFC_KEEPING_OPTIONS(AT(durable_every), AT(rewind_window), AT(elastic)),
-    {.name = "json",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(json),
-     .help = "print one JSON object",
-     .flags = SFC_OPTION_FLAG_ONLY},
+    SFC_COMMAND_JSON(AT(json)),
 };
 static const struct sfc_program restore_program = {
     .name = "shardfc restore",
@@ -368,11 +359,7 @@ int sfc_cmd_restore(int argc, char **argv)
 /* ---- verify */
 
 static const struct sfc_option verify_table[] = {
-    {.name = "json",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(json),
-     .help = "print one JSON object",
-     .flags = SFC_OPTION_FLAG_ONLY},
+    SFC_COMMAND_JSON(AT(json)),
 };
 static const struct sfc_program verify_program = {
     .name = "shardfc verify",

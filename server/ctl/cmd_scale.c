@@ -21,12 +21,7 @@ struct scale_options {
 #define AT(field) offsetof(struct scale_options, field)
 /* What all three have in common, then what only scale has. */
 static const struct sfc_option table[] = {
-    {.name = "scheduler",
-     .type = SFC_OPTION_STRING,
-     .offset = AT(scheduler),
-     .fallback = SFC_DEFAULT_SCHEDULER,
-     .metavar = "ADDR[,ADDR...]",
-     .help = "scheduler to talk to, or those of which one leads"},
+    SFC_COMMAND_SCHEDULER(AT(scheduler)),
     {.name = "dry-run",
      .type = SFC_OPTION_BOOL,
      .offset = AT(dry_run),
@@ -37,11 +32,7 @@ static const struct sfc_option table[] = {
      .offset = AT(no_wait),
      .help = "return as soon as the scheduler has noted it; `shardfc status` shows how far it is",
      .flags = SFC_OPTION_FLAG_ONLY},
-    {.name = "json",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(json),
-     .help = "print one JSON object",
-     .flags = SFC_OPTION_FLAG_ONLY},
+    SFC_COMMAND_JSON(AT(json)),
     {.name = "shards",
      .type = SFC_OPTION_U64,
      .offset = AT(shards),

@@ -15,12 +15,7 @@ struct set_options {
 
 #define AT(field) offsetof(struct set_options, field)
 static const struct sfc_option table[] = {
-    {.name = "scheduler",
-     .type = SFC_OPTION_STRING,
-     .offset = AT(scheduler),
-     .fallback = SFC_DEFAULT_SCHEDULER,
-     .metavar = "ADDR[,ADDR...]",
-     .help = "scheduler to talk to, or those of which one leads"},
+    SFC_COMMAND_SCHEDULER(AT(scheduler)),
     {.name = "from-step",
      .type = SFC_OPTION_U64,
      .offset = AT(from_step),
@@ -28,11 +23,7 @@ static const struct sfc_option table[] = {
      .metavar = "T",
      .help = "the first step with it, which may be in the future; default: the first that is not "
              "planned yet, and while the run is paused or blocked the next one"},
-    {.name = "json",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(json),
-     .help = "print one JSON object",
-     .flags = SFC_OPTION_FLAG_ONLY},
+    SFC_COMMAND_JSON(AT(json)),
 };
 static const struct sfc_program program = {
     .name = "shardfc set",
@@ -41,8 +32,7 @@ static const struct sfc_program program = {
         "`shardfc create`, and warm-up and decay go on as they were. `schedule` instead of X goes "
         "back to --lr. What was set for that step or later ones before is gone. The change is "
         "durable when this command returns; `shardfc status` lists it, a checkpoint carries it, "
-        "and "
-        "a rewind to a step before it takes it back.",
+        "and a rewind to a step before it takes it back.",
     .arguments = "lr X|schedule",
     .min_arguments = 2,
     .max_arguments = 2,

@@ -19,17 +19,8 @@ struct status_options {
 
 #define AT(field) offsetof(struct status_options, field)
 static const struct sfc_option status_table[] = {
-    {.name = "scheduler",
-     .type = SFC_OPTION_STRING,
-     .offset = AT(scheduler),
-     .fallback = SFC_DEFAULT_SCHEDULER,
-     .metavar = "ADDR[,ADDR...]",
-     .help = "scheduler to talk to, or those of which one leads"},
-    {.name = "json",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(json),
-     .help = "print one JSON object",
-     .flags = SFC_OPTION_FLAG_ONLY},
+    SFC_COMMAND_SCHEDULER(AT(scheduler)),
+    SFC_COMMAND_JSON(AT(json)),
 };
 static const struct sfc_program status_program = {
     .name = "shardfc status",

@@ -23,12 +23,7 @@ struct watch_options {
 
 #define AT(field) offsetof(struct watch_options, field)
 static const struct sfc_option watch_table[] = {
-    {.name = "scheduler",
-     .type = SFC_OPTION_STRING,
-     .offset = AT(scheduler),
-     .fallback = SFC_DEFAULT_SCHEDULER,
-     .metavar = "ADDR[,ADDR...]",
-     .help = "scheduler to talk to, or those of which one leads"},
+    SFC_COMMAND_SCHEDULER(AT(scheduler)),
     {.name = "interval",
      .type = SFC_OPTION_DURATION,
      .offset = AT(interval_ms),

@@ -14,6 +14,19 @@
 
 #define SFC_DEFAULT_SCHEDULER "127.0.0.1:7400"
 
+/* Options that mean the same in every command, for its table; at: offset of its field. */
+#define SFC_COMMAND_SCHEDULER(at)                                                                  \
+    {                                                                                              \
+        .name = "scheduler", .type = SFC_OPTION_STRING, .offset = (at),                            \
+        .fallback = SFC_DEFAULT_SCHEDULER, .metavar = "ADDR[,ADDR...]",                            \
+        .help = "scheduler to talk to, or those of which one leads"                                \
+    }
+#define SFC_COMMAND_JSON(at)                                                                       \
+    {                                                                                              \
+        .name = "json", .type = SFC_OPTION_BOOL, .offset = (at), .help = "print one JSON object",  \
+        .flags = SFC_OPTION_FLAG_ONLY                                                              \
+    }
+
 /* argv[0] is the word before the options (the subcommand). */
 int sfc_cmd_create(int argc, char **argv);
 int sfc_cmd_status(int argc, char **argv);
