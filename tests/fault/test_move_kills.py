@@ -129,13 +129,10 @@ def moving(now):
 
 def strike_once(party, chance, left, goal):
     """Waits for a move, and kills one of those who still have to die. False: the goal was reached before."""
-    while True:
-        now = party.peek()
-        if moving(now):
-            break
-        if party.reached(goal):
-            return False
-        time.sleep(0.01)
+    def seen():
+        return "moves" if moving(party.peek()) else "reached" if party.reached(goal) else None
+    if wait_until(f"a move to {goal} shards", seen, PATIENCE_S, 0.01, lambda: f"{party.peek()}\n{party.tails()}") == "reached":
+        return False
     time.sleep(chance.random() * 0.6)
     now = party.peek()
     if not moving(now):
