@@ -69,7 +69,7 @@ function(sfc_test name)
   add_executable(${name} ${A_SOURCES})
   target_link_libraries(${name} PRIVATE ${A_LINK} PkgConfig::CMOCKA m)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
-  if(SFC_SANITIZE MATCHES thread AND "single" IN_LIST A_LABELS) # not run there
+  if((SFC_SANITIZE MATCHES thread AND "single" IN_LIST A_LABELS) OR (SFC_SANITIZE AND "slow" IN_LIST A_LABELS)) # not run there
     set_target_properties(${name} PROPERTIES EXCLUDE_FROM_ALL ON)
   endif()
   sfc_settings(${name})

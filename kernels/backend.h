@@ -150,6 +150,12 @@ int sfc_head_check(const struct sfc_backend *backend, const struct sfc_head_conf
                    struct sfc_error *err);
 uint64_t sfc_head_block_count(const struct sfc_head_config *config);
 uint64_t sfc_head_block_rows(const struct sfc_head_config *config, uint64_t block);
+/* About how much work a block is in steps that sample `rows` of it on average, in rows of a
+ * product: a sample is worked on in tiles of equal length, and a block costs something whatever its
+ * sample is. numerics: of the backend (sfc_backend_numerics). For planning: blocks compare by it.
+ */
+double sfc_head_work(const struct sfc_head_config *config, const char *numerics, uint64_t block,
+                     double rows);
 /* What a head with these blocks (or none) will use, before anything is allocated (I7). A head to
  * which they are added takes at most that more. */
 int sfc_head_memory(const struct sfc_backend *backend, const struct sfc_head_config *config,
@@ -183,10 +189,17 @@ int sfc_head_add(struct sfc_head *head, const uint64_t *blocks, size_t count, bo
                  struct sfc_error *err);
 /* Lets go of blocks. "cpu" gives their memory back to the system (with a store folder, the file's
  * space, where the file system can punch holes; else when all blocks that were made together have
- * gone). "cuda" frees it when all blocks that were made together have gone. SFC_ENOTFOUND: one is
- * not held here; nothing changed then. */
+ * gone). "cuda" has 16 MiB or one block in each piece of memory, and frees it when no block of it
+ * is held any more. SFC_ENOTFOUND: one is not held here; nothing changed then. */
 int sfc_head_remove(struct sfc_head *head, const uint64_t *blocks, size_t count,
                     struct sfc_error *err);
+
+/* The configuration has more classes from now on. Blocks that are held keep their rows, so the last
+ * block, if it gets more, has to be removed before, and added anew. Ends the plan. SFC_EINVAL:
+ * fewer classes, or a configuration that can't be; SFC_ESTATE: a block that is held would get more
+ * rows.
+ */
+int sfc_head_grow(struct sfc_head *head, uint64_t classes, struct sfc_error *err);
 
 /* Raw state of a block as f32, exact for every dtype (written values are rounded to it) (elements
  * row-major [rows, dim]; LAST_STEP: [rows]); offset and count in elements of the part.

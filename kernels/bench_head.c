@@ -427,15 +427,8 @@ static uint64_t peak_rss(void)
 
 static int present_rss(uint64_t *out, struct sfc_error *err)
 {
-    unsigned long long pages = 0;
-    FILE *file = fopen("/proc/self/statm", "r");
-    bool known = file && fscanf(file, "%*u %llu", &pages) == 1;
-    if (file)
-        fclose(file);
-    if (!known)
-        return sfc_fail(err, SFC_EIO, "bench: /proc/self/statm can't be read");
-    *out = pages * (uint64_t)sysconf(_SC_PAGESIZE);
-    return SFC_OK;
+    *out = sfc_process_resident();
+    return *out > 0 ? SFC_OK : sfc_fail(err, SFC_EIO, "bench: /proc/self/statm can't be read");
 }
 
 /* Everything is allocated before the first step, so the peak is seen between steps. */

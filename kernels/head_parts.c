@@ -441,3 +441,26 @@ int sfc_head_remove(struct sfc_head *head, const uint64_t *blocks, size_t count,
     head->planned = false;
     return SFC_OK;
 }
+
+int sfc_head_grow(struct sfc_head *head, uint64_t classes, struct sfc_error *err)
+{
+    struct sfc_head_config grown = head->config;
+    size_t index = 0;
+    uint64_t last = head->config.classes / head->config.block_size;
+    if (classes < head->config.classes)
+        return sfc_fail(err, SFC_EINVAL, "head: %llu classes can't become %llu",
+                        (unsigned long long)head->config.classes, (unsigned long long)classes);
+    grown.classes = classes;
+    int rc = sfc_head_check(head->backend, &grown, err);
+    if (rc)
+        return rc;
+    if (holder(head, last, &index) &&
+        sfc_head_block_rows(&grown, last) != sfc_head_block_rows(&head->config, last))
+        return sfc_fail(err, SFC_ESTATE, "head: block %llu is held with fewer rows",
+                        (unsigned long long)last);
+    head->config = grown;
+    for (struct sfc_head_part *p = head->parts; p; p = p->next)
+        p->config.classes = classes;
+    head->planned = false;
+    return SFC_OK;
+}

@@ -11,7 +11,7 @@
 #define SFC_LIMIT_CONTROL      (16u << 20)  /* a control request: configurations, maps */
 #define SFC_LIMIT_SMALL        (64u << 10)  /* heartbeats, tickets and the like */
 #define SFC_LIMIT_METADATA     (16u << 10)  /* all HTTP/2 headers of a call */
-#define SFC_LIMIT_SERVER_BYTES (2ull << 30) /* requests held by one server at a time */
+#define SFC_LIMIT_SERVER_BYTES (2ull << 30) /* requests held by one server at a time, at most */
 
 /* calls */
 #define SFC_LIMIT_PENDING     4096u    /* of one method, unless its table entry says less */
@@ -41,15 +41,18 @@
 #define SFC_LIMIT_SEGMENTS      16384u
 #define SFC_LIMIT_BATCH         (1u << 20) /* rows of the global batch */
 #define SFC_LIMIT_MICRO_BATCHES 4096u      /* per step */
-#define SFC_LIMIT_DURABLE_EVERY 1000u      /* records of so many steps are kept in memory */
-#define SFC_LIMIT_RETURNS       256u       /* to earlier steps that are told apart */
-#define SFC_LIMIT_LR_CHANGES    1000u      /* of the learning rate, in one run */
+#define SFC_LIMIT_MIRRORS       8u         /* of a shard */
+#define SFC_LIMIT_GRACE_S       86400u
+#define SFC_LIMIT_DURABLE_EVERY 1000u /* records of so many steps are kept in memory */
+#define SFC_LIMIT_RETURNS       256u  /* to earlier steps that are told apart */
+#define SFC_LIMIT_LR_CHANGES    1000u /* of the learning rate, in one run */
 #define SFC_LIMIT_STEPS         (1ull << 40)
 #define SFC_LIMIT_DENSE_STEPS   (1u << 24) /* of momentum mode dense: kernels/lag.h */
 #define SFC_LIMIT_BETA1         0.9999
 #define SFC_LIMIT_BETA2         0.99999
 #define SFC_LIMIT_EPSILON_MIN   1e-12 /* with adamw */
 #define SFC_LIMIT_EPSILON_MAX   1.0
+#define SFC_LIMIT_GROWTHS       64u /* of a run */
 #define SFC_LIMIT_SAMPLES       (1ull << 48)
 #define SFC_LIMIT_SIDE          4096u /* width and height of an image */
 #define SFC_LIMIT_CHANNELS      4u
@@ -63,5 +66,7 @@
 #define SFC_LIMIT_COUNTERS 64u     /* in one heartbeat; more are ignored */
 #define SFC_LIMIT_HISTORY  100000u /* points in one reply */
 #define SFC_LIMIT_EVENTS   10000u  /* events in one reply */
+
+#define SFC_LIMIT_TRACE_STEPS 100u /* of one trace */
 
 #endif

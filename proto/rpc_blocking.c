@@ -19,7 +19,8 @@ static void *run(void *arg)
     return NULL;
 }
 
-int sfc_rpc_runner_start(struct sfc_rpc_runner **out, struct sfc_error *err)
+int sfc_rpc_runner_start(const struct sfc_security *security, struct sfc_rpc_runner **out,
+                         struct sfc_error *err)
 {
     struct sfc_rpc_runner *runner = calloc(1, sizeof *runner);
     if (runner == NULL) {
@@ -29,7 +30,7 @@ int sfc_rpc_runner_start(struct sfc_rpc_runner **out, struct sfc_error *err)
         free(runner);
         return sfc_fail(err, SFC_EINTERNAL, "libuv loop could not be made");
     }
-    int code = sfc_rpc_loop_start(&runner->uv, &runner->loop, err);
+    int code = sfc_rpc_loop_start(&runner->uv, security, &runner->loop, err);
     if (code != SFC_OK) {
         uv_loop_close(&runner->uv);
         free(runner);
@@ -169,7 +170,7 @@ int sfc_ask_finish(struct sfc_rpc_future *future, const struct sfc_ask *ask, str
         sfc_prefix(err, "%s", strrchr(ask->method, '/') + 1);
         return code;
     }
-    ProtobufCMessage *message = sfc_unpack(owned.head, ask->reply_type, &code);
+    ProtobufCMessage *message = sfc_unpack_reply(owned.head, ask->reply_type, &code);
     if (message == NULL) {
         sfc_rpc_owned_free(&owned);
         if (code == SFC_ENOMEM) {

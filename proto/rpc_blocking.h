@@ -10,7 +10,9 @@
 /* A libuv loop with an RPC loop on a thread of its own. */
 struct sfc_rpc_runner;
 
-int sfc_rpc_runner_start(struct sfc_rpc_runner **out, struct sfc_error *err);
+/* security: see sfc_rpc_loop_start. */
+int sfc_rpc_runner_start(const struct sfc_security *security, struct sfc_rpc_runner **out,
+                         struct sfc_error *err);
 /* Stops the loop, joins the thread; clients must be freed before (sfc_rpc_runner_disconnect). NULL
  * is fine. */
 void sfc_rpc_runner_stop(struct sfc_rpc_runner *runner);

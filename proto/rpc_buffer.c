@@ -5,9 +5,8 @@
 
 /* Size classes are 4 KiB to 512 MiB, four to a doubling: a tensor of 2^n bytes with its head would
  * fill half of a power of two. Small ones are cheap to keep, large ones are what matters; together
- * at most KEEP_BYTES stay on the free lists. */
+ * at most SFC_RPC_POOL_KEEPS bytes stay on the free lists. */
 enum { SHIFT_MIN = 12, PARTS = 4, CLASSES = 17 * PARTS + 1, BUFFER_ALIGN = 64 };
-#define KEEP_BYTES ((size_t)256 << 20)
 
 struct sfc_rpc_pool {
     pthread_mutex_t lock;
@@ -123,7 +122,7 @@ void sfc_rpc_buffer_put(struct sfc_rpc_buffer *buffer)
     }
     struct sfc_rpc_pool *pool = buffer->pool;
     pthread_mutex_lock(&pool->lock);
-    bool keep = pool->kept + buffer->capacity <= KEEP_BYTES;
+    bool keep = pool->kept + buffer->capacity <= SFC_RPC_POOL_KEEPS;
     if (keep) {
         buffer->next = pool->free[buffer->size_class];
         pool->free[buffer->size_class] = buffer;
@@ -144,7 +143,8 @@ void sfc_rpc_buffer_put(struct sfc_rpc_buffer *buffer)
 enum { PIECES_ON_STACK = 64 };
 
 static int copy_body(struct sfc_rpc_pool *pool, const struct sfc_bytes *pieces, size_t n,
-                     size_t size, struct sfc_rpc_body *out, struct sfc_error *err)
+                     size_t size, void *into, size_t into_size, struct sfc_rpc_body *out,
+                     struct sfc_error *err)
 {
     struct sfc_wire_layout layout;
     int code = sfc_wire_scan(pieces, n, &layout, err);
@@ -157,23 +157,26 @@ static int copy_body(struct sfc_rpc_pool *pool, const struct sfc_bytes *pieces, 
                         SFC_LIMIT_HEAD);
     }
     size_t tensor_at = (head + BUFFER_ALIGN - 1) / BUFFER_ALIGN * BUFFER_ALIGN;
-    struct sfc_rpc_buffer *buffer = sfc_rpc_buffer_get(pool, tensor_at + layout.tensor_size);
+    bool elsewhere = layout.tensor_size > 0 && layout.tensor_size == into_size;
+    struct sfc_rpc_buffer *buffer =
+        sfc_rpc_buffer_get(pool, tensor_at + (elsewhere ? 0 : layout.tensor_size));
     if (buffer == NULL) {
         return sfc_fail(err, SFC_ENOMEM, "no memory for a message of %zu bytes", size);
     }
     uint8_t *data = buffer->data;
     sfc_wire_copy(pieces, n, 0, layout.prefix_size, data);
     sfc_wire_copy(pieces, n, layout.suffix_at, layout.suffix_size, data + layout.prefix_size);
-    sfc_wire_copy(pieces, n, layout.tensor_at, layout.tensor_size, data + tensor_at);
+    uint8_t *tensor = elsewhere ? into : data + tensor_at;
+    sfc_wire_copy(pieces, n, layout.tensor_at, layout.tensor_size, tensor);
     out->buffer = buffer;
     out->head = (struct sfc_bytes){data, head};
-    out->tensor = (struct sfc_bytes){data + tensor_at, layout.tensor_size};
+    out->tensor = (struct sfc_bytes){tensor, layout.tensor_size};
     out->size = size;
     return SFC_OK;
 }
 
-int sfc_rpc_receive(struct sfc_rpc_pool *pool, grpc_byte_buffer *from, size_t max,
-                    struct sfc_rpc_body *out, struct sfc_error *err)
+int sfc_rpc_receive(struct sfc_rpc_pool *pool, grpc_byte_buffer *from, size_t max, void *into,
+                    size_t into_size, struct sfc_rpc_body *out, struct sfc_error *err)
 {
     if (from->type != GRPC_BB_RAW || from->data.raw.compression != GRPC_COMPRESS_NONE) {
         return sfc_fail(err, SFC_EUNSUPPORTED, "compressed messages are not accepted");
@@ -194,7 +197,7 @@ int sfc_rpc_receive(struct sfc_rpc_pool *pool, grpc_byte_buffer *from, size_t ma
         pieces[i] = (struct sfc_bytes){GRPC_SLICE_START_PTR(slices->slices[i]),
                                        GRPC_SLICE_LENGTH(slices->slices[i])};
     }
-    int code = copy_body(pool, pieces, slices->count, size, out, err);
+    int code = copy_body(pool, pieces, slices->count, size, into, into_size, out, err);
     if (pieces != few) {
         free(pieces);
     }

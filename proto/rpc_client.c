@@ -1,10 +1,12 @@
 #include "proto/rpc_client_internal.h"
 
-#include <grpc/grpc_security.h>
 #include <grpc/support/time.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "proto/base/text.h"
+#include "proto/rpc_trust.h"
 
 enum { BACKOFF_FIRST_MS = 50, BACKOFF_MAX_MS = 2000 };
 
@@ -15,8 +17,8 @@ struct sfc_rpc_client {
     unsigned count;                            /* of addresses */
     unsigned current;                          /* where the next try goes */
     char *address;                             /* all of them, as they were given */
-    struct sfc_rpc_link calls; /* struct client_call.link */
-    size_t batches;            /* on their way */
+    struct sfc_rpc_link calls;                 /* struct client_call.link */
+    size_t batches;                            /* on their way */
     bool closing;
 };
 
@@ -31,6 +33,8 @@ struct client_call {
     struct sfc_bytes tensor;
     unsigned deadline_ms, retries, tries;
     size_t max_reply;
+    void *into;
+    size_t into_size;
     sfc_rpc_deliver deliver;
     void *ctx;
     struct sfc_rpc_timer backoff;
@@ -118,7 +122,7 @@ static void take_reply(struct client_call *call)
         return;
     }
     int code = sfc_rpc_receive(call->client->loop->pool, call->incoming, call->max_reply,
-                               &call->body, &err);
+                               call->into, call->into_size, &call->body, &err);
     call_set(call, code, code == SFC_OK ? "" : err.text);
 }
 
@@ -129,6 +133,7 @@ static void take_failure(struct client_call *call)
     size = size < SFC_LIMIT_ERROR_TEXT ? size : SFC_LIMIT_ERROR_TEXT;
     memcpy(text, GRPC_SLICE_START_PTR(call->details), size);
     text[size] = '\0';
+    sfc_clean_text(text, false);
     call_set(call, sfc_rpc_status_from_grpc(call->status, &call->trailing), text);
     if (text[0] == '\0') {
         call_set(call, call->code, sfc_status_text(call->code));
@@ -151,7 +156,8 @@ static void free_try(struct client_call *call)
     call->grpc = NULL;
 }
 
-/* Whoever was there does not answer, or is not the one to ask: the next try goes to the next address.
+/* Whoever was there does not answer, or is not the one to ask: the next try goes to the next
+ * address.
  */
 static void look_elsewhere(const struct client_call *call)
 {
@@ -171,6 +177,7 @@ static void on_batch(struct sfc_rpc_tag *tag, bool ok)
     if (call->canceled) {
         call_set(call, SFC_ECANCELED, "canceled");
     } else if (call->status == GRPC_STATUS_OK) {
+        sfc_rpc_count(&call->client->loop->received, call->incoming);
         take_reply(call);
     } else {
         take_failure(call);
@@ -221,6 +228,7 @@ static void start_try(struct client_call *call)
                      gpr_time_from_millis((int64_t)call->deadline_ms, GPR_TIMESPAN));
     call->at = client->current;
     if (call->tries++ > 0) {
+        atomic_fetch_add_explicit(&loop->retries, 1, memory_order_relaxed);
         /* our pauses set the pace */
         grpc_channel_reset_connect_backoff(client->channels[call->at]);
     }
@@ -231,6 +239,7 @@ static void start_try(struct client_call *call)
     call->details = grpc_empty_slice();
     call->loan_out = call->tensor.size > 0;
     call->outgoing = sfc_rpc_message(loop, call->head, call->tensor, &call->loan, on_loan_returned);
+    sfc_rpc_count(&loop->sent, call->outgoing);
     sfc_rpc_op_begin(loop, &call->batch, on_batch);
     call->batch_out = true;
     client->batches++;
@@ -288,6 +297,8 @@ int sfc_rpc_client_begin(struct sfc_rpc_client *client, const struct sfc_rpc_req
     call->deadline_ms = request->deadline_ms;
     call->retries = request->retries;
     call->max_reply = request->max_reply > 0 ? request->max_reply : SFC_LIMIT_MESSAGE;
+    call->into = request->into;
+    call->into_size = request->into_size;
     call->deliver = deliver;
     call->ctx = ctx;
     sfc_rpc_timer_init(&call->backoff, on_backoff_over);
@@ -374,7 +385,8 @@ static grpc_arg int_arg(const char *key, int value)
         .type = GRPC_ARG_INTEGER, .key = (char *)(uintptr_t)key, .value = {.integer = value}};
 }
 
-static grpc_channel *make_channel(const char *address)
+static int make_channel(const struct sfc_rpc_trust *trust, const char *address, grpc_channel **out,
+                        struct sfc_error *err)
 {
     grpc_arg args[] = {
         int_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, SFC_LIMIT_MESSAGE),
@@ -393,10 +405,14 @@ static grpc_channel *make_channel(const char *address)
         int_arg(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
     };
     grpc_channel_args list = {sizeof args / sizeof *args, args};
-    grpc_channel_credentials *credentials = grpc_insecure_credentials_create();
-    grpc_channel *channel = grpc_channel_create(address, credentials, &list);
+    grpc_channel_credentials *credentials = NULL;
+    int code = sfc_rpc_trust_call(trust, address, &credentials, err);
+    if (code != SFC_OK) {
+        return code;
+    }
+    *out = grpc_channel_create(address, credentials, &list);
     grpc_channel_credentials_release(credentials);
-    return channel;
+    return SFC_OK;
 }
 
 /* "HOST:PORT" with a port of 1..65535: gRPC would take a larger one modulo 65536. */
@@ -411,27 +427,46 @@ static bool address_valid(const char *address)
     return colon[1 + digits] == '\0' && port >= 1 && port <= 65535;
 }
 
-/* Channels for "HOST:PORT,HOST:PORT,...". */
+/* Takes the next of "HOST:PORT,HOST:PORT,..."; *at: NULL behind the last. */
+static int next_address(const char **at, char *address, struct sfc_error *err)
+{
+    size_t size = strcspn(*at, ",");
+    snprintf(address, SFC_LIMIT_ADDRESS + 1, "%.*s", (int)(size <= SFC_LIMIT_ADDRESS ? size : 0),
+             *at);
+    if (!address_valid(address)) {
+        return sfc_fail(err, SFC_EINVAL, "\"%.*s\" is not HOST:PORT with a port of 1 to 65535",
+                        (int)(size < SFC_LIMIT_ADDRESS ? size : SFC_LIMIT_ADDRESS), *at);
+    }
+    *at = (*at)[size] == ',' ? *at + size + 1 : NULL;
+    return SFC_OK;
+}
+
+/* What is no list of addresses is told before what may not be called. */
+static int check_addresses(const char *list, struct sfc_error *err)
+{
+    char address[SFC_LIMIT_ADDRESS + 1];
+    int count = 0, code = SFC_OK;
+    for (const char *at = list; code == SFC_OK && at != NULL; count++) {
+        code = count < SFC_RPC_ADDRESSES
+                   ? next_address(&at, address, err)
+                   : sfc_fail(err, SFC_EINVAL, "more than %d addresses", SFC_RPC_ADDRESSES);
+    }
+    return code;
+}
+
 static int add_channels(struct sfc_rpc_client *client, const char *list, struct sfc_error *err)
 {
-    for (const char *at = list;; at++) {
-        char address[SFC_LIMIT_ADDRESS + 1];
-        size_t size = strcspn(at, ",");
-        snprintf(address, sizeof address, "%.*s", (int)(size < sizeof address ? size : 0), at);
-        if (!address_valid(address)) {
-            return sfc_fail(err, SFC_EINVAL,
-                            "\"%.*s\" is not HOST:PORT with a port of 1 to 65535",
-                            (int)(size < SFC_LIMIT_ADDRESS ? size : SFC_LIMIT_ADDRESS), at);
+    char address[SFC_LIMIT_ADDRESS + 1];
+    int code = check_addresses(list, err);
+    for (const char *at = list; code == SFC_OK && at != NULL;) {
+        code = next_address(&at, address, err);
+        if (code == SFC_OK) {
+            code =
+                make_channel(client->loop->trust, address, &client->channels[client->count], err);
         }
-        if (client->count == SFC_RPC_ADDRESSES) {
-            return sfc_fail(err, SFC_EINVAL, "more than %d addresses", SFC_RPC_ADDRESSES);
-        }
-        client->channels[client->count++] = make_channel(address);
-        at += size;
-        if (*at == '\0') {
-            return SFC_OK;
-        }
+        client->count += code == SFC_OK;
     }
+    return code;
 }
 
 static void drop_channels(struct sfc_rpc_client *client)

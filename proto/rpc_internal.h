@@ -12,6 +12,7 @@
 #include <grpc/slice.h>
 #include <grpc/support/alloc.h>
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "proto/limits.h"
 #include "proto/rpc.h"
@@ -71,9 +72,12 @@ struct sfc_rpc_timer {
 };
 
 struct sfc_rpc_pool;
+struct sfc_rpc_trust;
 
 struct sfc_rpc_loop {
     uv_loop_t *uv;
+    struct sfc_rpc_trust *trust;
+    struct sfc_peer_limits limits;
     uv_async_t wake;
     uv_timer_t timer;
     unsigned open_handles;
@@ -89,6 +93,7 @@ struct sfc_rpc_loop {
     struct sfc_rpc_link clients; /* struct sfc_rpc_client.link */
     uint64_t random;             /* state of the jitter generator */
     uint64_t next_handle;
+    _Atomic uint64_t received, sent, retries; /* bytes of messages; tries after the first */
     bool stopping;
     bool draining; /* completion queue is shutting down */
     void (*done)(void *ctx);
@@ -109,6 +114,8 @@ void sfc_rpc_timer_stop(struct sfc_rpc_timer *timer);
 
 uint64_t sfc_rpc_random(struct sfc_rpc_loop *loop);
 
+/* The limits of the loop are others now. */
+void sfc_rpc_server_limit(struct sfc_rpc_server *server);
 /* Shutdown, called by the loop (server, client) and repeatedly until true (gone). */
 void sfc_rpc_server_stop(struct sfc_rpc_server *server);
 bool sfc_rpc_server_gone(const struct sfc_rpc_server *server);
@@ -123,6 +130,8 @@ struct sfc_rpc_buffer; /* memory of one message, aligned to 64 bytes */
 struct sfc_rpc_pool *sfc_rpc_pool_new(void);
 /* The loop gives up its part; the pool goes when its last buffer came back. */
 void sfc_rpc_pool_release(struct sfc_rpc_pool *pool);
+/* Most bytes that stay in the pool, unused. */
+#define SFC_RPC_POOL_KEEPS ((size_t)256 << 20)
 struct sfc_rpc_buffer *sfc_rpc_buffer_get(struct sfc_rpc_pool *pool, size_t size);
 uint8_t *sfc_rpc_buffer_data(struct sfc_rpc_buffer *buffer);
 void sfc_rpc_buffer_put(struct sfc_rpc_buffer *buffer); /* any thread; NULL is fine */
@@ -133,10 +142,10 @@ struct sfc_rpc_body {
     size_t size; /* as received */
 };
 
-/* Checks size and structure and copies the slices once, head and tensor apart. Doesn't destroy
- * `from`. */
-int sfc_rpc_receive(struct sfc_rpc_pool *pool, grpc_byte_buffer *from, size_t max,
-                    struct sfc_rpc_body *out, struct sfc_error *err);
+/* Checks size and structure and copies the slices once, head and tensor apart, a tensor of
+ * into_size bytes to `into`. Doesn't destroy `from`. */
+int sfc_rpc_receive(struct sfc_rpc_pool *pool, grpc_byte_buffer *from, size_t max, void *into,
+                    size_t into_size, struct sfc_rpc_body *out, struct sfc_error *err);
 
 /* ---- sending */
 
@@ -152,6 +161,14 @@ grpc_slice sfc_rpc_head_slice(struct sfc_bytes head, size_t tensor_size);
 grpc_byte_buffer *sfc_rpc_message(struct sfc_rpc_loop *loop, grpc_slice head,
                                   struct sfc_bytes tensor, struct sfc_rpc_loan *loan,
                                   void (*returned)(struct sfc_rpc_tag *tag, bool ok));
+
+/* Counts a message for sfc_rpc_loop_traffic; NULL is none. */
+static inline void sfc_rpc_count(_Atomic uint64_t *counter, grpc_byte_buffer *message)
+{
+    if (message != NULL) {
+        atomic_fetch_add_explicit(counter, grpc_byte_buffer_length(message), memory_order_relaxed);
+    }
+}
 
 /* ---- status */
 

@@ -1,8 +1,9 @@
 #include "proto/rpc_server_internal.h"
 
-#include <grpc/grpc_security.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "proto/rpc_trust.h"
 
 static grpc_arg int_arg(const char *key, int value)
 {
@@ -10,9 +11,24 @@ static grpc_arg int_arg(const char *key, int value)
         .type = GRPC_ARG_INTEGER, .key = (char *)(uintptr_t)key, .value = {.integer = value}};
 }
 
-static grpc_server *make_server(size_t max_request)
+static grpc_arg quota_arg(grpc_resource_quota *quota)
 {
+    return (grpc_arg){
+        .type = GRPC_ARG_POINTER,
+        .key = (char *)(uintptr_t)GRPC_ARG_RESOURCE_QUOTA,
+        .value = {.pointer = {.p = quota, .vtable = grpc_resource_quota_arg_vtable()}}};
+}
+
+static grpc_server *make_server(const struct sfc_rpc_server *server, size_t max_request)
+{
+    const struct sfc_peer_limits *limits = &server->loop->limits;
+    if (max_request > server->most) {
+        max_request = (size_t)server->most;
+    }
     grpc_arg args[] = {
+        quota_arg(server->quota),
+        int_arg(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, (int)limits->handshake_ms),
+        int_arg(GRPC_ARG_MAX_CONNECTION_IDLE_MS, (int)limits->idle_ms),
         int_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)max_request),
         int_arg(GRPC_ARG_MAX_CONCURRENT_STREAMS, SFC_LIMIT_STREAMS),
         int_arg(GRPC_ARG_MAX_METADATA_SIZE, SFC_LIMIT_METADATA),
@@ -39,8 +55,11 @@ static int copy_methods(struct sfc_rpc_server *server, const struct sfc_rpc_meth
     *max_request = SFC_LIMIT_SMALL;
     for (size_t i = 0; i < count; i++) {
         if (methods[i].path[0] != '/' || methods[i].max_request == 0 ||
-            methods[i].max_request > SFC_LIMIT_MESSAGE || methods[i].max_pending == 0) {
-            return sfc_fail(err, SFC_EINVAL, "method %s: bounds must be positive, requests <= %u",
+            methods[i].max_request > SFC_LIMIT_MESSAGE || methods[i].max_pending == 0 ||
+            methods[i].roles == 0) {
+            return sfc_fail(err, SFC_EINVAL,
+                            "method %s: bounds must be positive, requests <= %u, and some role "
+                            "must be allowed",
                             methods[i].path, SFC_LIMIT_MESSAGE);
         }
         server->methods[i].spec = methods[i];
@@ -59,7 +78,11 @@ static int copy_methods(struct sfc_rpc_server *server, const struct sfc_rpc_meth
 static int bind_server(struct sfc_rpc_server *server, const char *listen, int *port,
                        struct sfc_error *err)
 {
-    grpc_server_credentials *credentials = grpc_insecure_server_credentials_create();
+    grpc_server_credentials *credentials = NULL;
+    int code = sfc_rpc_trust_serve(server->loop->trust, listen, &credentials, err);
+    if (code != SFC_OK) {
+        return code;
+    }
     *port = grpc_server_add_http2_port(server->grpc, listen, credentials);
     grpc_server_credentials_release(credentials);
     if (*port <= 0) {
@@ -81,6 +104,38 @@ static void forget_failed(struct sfc_rpc_tag *tag, bool ok)
     (void)ok;
     struct sfc_rpc_server *server = SFC_CONTAINER(tag, struct sfc_rpc_server, shutdown);
     sfc_rpc_server_destroy(server);
+}
+
+/* ---- limits */
+
+/* Half of the memory of messages is for what is on its way in, half for what is held. */
+static uint64_t half_of(const struct sfc_peer_limits *limits, uint64_t bytes)
+{
+    uint64_t most = SFC_LIMIT_MESSAGE + 2 * bytes;
+    if (limits->message_memory > 0) {
+        return limits->message_memory / 2;
+    }
+    return most < SFC_LIMIT_SERVER_BYTES ? most : SFC_LIMIT_SERVER_BYTES;
+}
+
+void sfc_rpc_server_expect(struct sfc_rpc_server *server, uint64_t bytes)
+{
+    server->most = half_of(&server->loop->limits, bytes);
+    grpc_resource_quota_resize(server->quota, (size_t)server->most);
+}
+
+uint64_t sfc_rpc_message_memory(const struct sfc_peer_limits *limits, uint64_t bytes)
+{
+    uint64_t half = half_of(limits, bytes);
+    return half + half / 4 * 5 + SFC_RPC_POOL_KEEPS; /* buffers are up to a quarter too large */
+}
+
+void sfc_rpc_server_limit(struct sfc_rpc_server *server)
+{
+    const struct sfc_peer_limits *limits = &server->loop->limits;
+    if (server->guard != NULL) {
+        sfc_rpc_guard_set(server->guard, limits->connections, limits->of_one_address);
+    }
 }
 
 /* "HOST:PORT" with a port of 0..65535; [::1]:0 too. */
@@ -113,15 +168,29 @@ int sfc_rpc_server_start(struct sfc_rpc_loop *loop, const char *listen,
     server->loop = loop;
     server->ctx = ctx;
     server->users = 1;
-    int code = copy_methods(server, methods, count, &max_request, err);
+    server->quota = grpc_resource_quota_create("requests");
+    sfc_rpc_server_expect(server, 0);
+    server->peers = sfc_rpc_peers_new();
+    server->flows = sfc_rpc_flows_new();
+    sfc_rpc_inflow_init(server);
+    int code = server->peers != NULL && server->flows != NULL
+                   ? SFC_OK
+                   : sfc_fail(err, SFC_ENOMEM, "no memory for a server");
+    if (code == SFC_OK) {
+        code = copy_methods(server, methods, count, &max_request, err);
+    }
     if (code != SFC_OK) {
         sfc_rpc_server_unref(server);
         return code;
     }
-    server->grpc = make_server(max_request);
+    server->grpc = make_server(server, max_request);
     sfc_rpc_list_insert_before(&loop->servers, &server->link);
     grpc_server_register_completion_queue(server->grpc, loop->queue, NULL);
     code = bind_server(server, listen, &bound, err);
+    if (code == SFC_OK) {
+        code = sfc_rpc_guard_start(bound, loop->limits.connections, loop->limits.of_one_address,
+                                   &server->guard, err);
+    }
     if (code != SFC_OK) {
         server->stopping = true;
         sfc_rpc_op_begin(loop, &server->shutdown, forget_failed);
@@ -141,6 +210,9 @@ void sfc_rpc_server_stop(struct sfc_rpc_server *server)
         return;
     }
     server->stopping = true;
+    sfc_rpc_inflow_stop(server);
+    sfc_rpc_guard_stop(server->guard);
+    server->guard = NULL;
     sfc_rpc_op_begin(server->loop, &server->shutdown, on_shutdown);
     grpc_server_shutdown_and_notify(server->grpc, server->loop->queue, &server->shutdown);
     grpc_server_cancel_all_calls(server->grpc);

@@ -1,13 +1,15 @@
 #include "proto/rpc_internal.h"
+#include "proto/rpc_trust.h"
 
 #include <grpc/support/log.h>
 #include <grpc/support/time.h>
 #include <stdlib.h>
 #include <string.h>
 
-static void drop_log(gpr_log_func_args *args)
+/* Failures reach the caller as status codes, but for those before there is a call. */
+static void take_log(gpr_log_func_args *args)
 {
-    (void)args; /* failures reach the caller as status codes */
+    sfc_rpc_trust_log(args->message);
 }
 
 /* ---- queue between gRPC's threads and the loop thread */
@@ -17,8 +19,8 @@ void sfc_rpc_op_begin(struct sfc_rpc_loop *loop, struct sfc_rpc_tag *tag,
 {
     *tag = (struct sfc_rpc_tag){.fire = fire, .counted = true};
     loop->ops++;
-    /* Hands the tag to the poller, who takes the lock before it touches it: gRPC's own hand-over is one
-     * that ThreadSanitizer can't see. */
+    /* Hands the tag to the poller, who takes the lock before it touches it: gRPC's own hand-over is
+     * one that ThreadSanitizer can't see. */
     pthread_mutex_lock(&loop->lock);
     pthread_mutex_unlock(&loop->lock);
 }
@@ -77,6 +79,14 @@ static void run_posted(struct sfc_rpc_tag *tag, bool ok)
     struct posted posted = *SFC_CONTAINER(tag, struct posted, tag);
     gpr_free(SFC_CONTAINER(tag, struct posted, tag));
     posted.fn(posted.ctx);
+}
+
+struct sfc_rpc_traffic sfc_rpc_loop_traffic(const struct sfc_rpc_loop *loop)
+{
+    return (struct sfc_rpc_traffic){
+        .received = atomic_load_explicit(&loop->received, memory_order_relaxed),
+        .sent = atomic_load_explicit(&loop->sent, memory_order_relaxed),
+        .retries = atomic_load_explicit(&loop->retries, memory_order_relaxed)};
 }
 
 void sfc_rpc_loop_post(struct sfc_rpc_loop *loop, void (*fn)(void *ctx), void *ctx)
@@ -186,6 +196,7 @@ static void handle_closed(uv_handle_t *handle)
     void (*done)(void *ctx) = loop->done;
     void *ctx = loop->done_ctx;
     sfc_rpc_pool_release(loop->pool);
+    sfc_rpc_trust_free(loop->trust);
     pthread_mutex_destroy(&loop->lock);
     free(loop);
     grpc_shutdown_blocking();
@@ -266,9 +277,11 @@ static int start_handles(struct sfc_rpc_loop *loop, struct sfc_error *err)
 
 static void start_failed(struct sfc_rpc_loop *loop)
 {
+    sfc_rpc_trust_free(loop->trust);
     pthread_mutex_destroy(&loop->lock);
     sfc_rpc_pool_release(loop->pool);
     free(loop);
+    grpc_shutdown_blocking();
 }
 
 static void handle_discarded(uv_handle_t *handle)
@@ -279,7 +292,30 @@ static void handle_discarded(uv_handle_t *handle)
     }
 }
 
-int sfc_rpc_loop_start(uv_loop_t *uv, struct sfc_rpc_loop **out, struct sfc_error *err)
+void sfc_rpc_loop_call_foreign(struct sfc_rpc_loop *loop)
+{
+    sfc_rpc_trust_call_foreign(loop->trust);
+}
+
+void sfc_rpc_loop_limit(struct sfc_rpc_loop *loop, const struct sfc_peer_limits *limits)
+{
+    loop->limits = *limits;
+    for (struct sfc_rpc_link *link = loop->servers.next; link != &loop->servers;
+         link = link->next) {
+        sfc_rpc_server_limit(sfc_rpc_server_of_link(link));
+    }
+}
+
+static void start_grpc(void)
+{
+    if (getenv("GRPC_VERBOSITY") == NULL) {
+        gpr_set_log_function(take_log);
+    }
+    grpc_init();
+}
+
+int sfc_rpc_loop_start(uv_loop_t *uv, const struct sfc_security *security,
+                       struct sfc_rpc_loop **out, struct sfc_error *err)
 {
     struct sfc_rpc_loop *loop = calloc(1, sizeof *loop);
     struct sfc_rpc_pool *pool = sfc_rpc_pool_new();
@@ -292,27 +328,27 @@ int sfc_rpc_loop_start(uv_loop_t *uv, struct sfc_rpc_loop **out, struct sfc_erro
     }
     loop->uv = uv;
     loop->pool = pool;
+    loop->limits = sfc_peer_limits_usual;
     loop->random = uv_hrtime() ^ (uint64_t)(uintptr_t)loop; /* decides only when to retry */
     loop->next_handle = 1;
     loop->poller_gone.fire = poller_gone;
     sfc_rpc_list_init(&loop->timers);
     sfc_rpc_list_init(&loop->servers);
     sfc_rpc_list_init(&loop->clients);
-    int code = start_handles(loop, err);
+    start_grpc();
+    int code = sfc_rpc_trust_new(security, &loop->trust, err);
+    if (code == SFC_OK) {
+        code = start_handles(loop, err);
+    }
     if (code != SFC_OK) {
         start_failed(loop);
         return code;
     }
-    if (getenv("GRPC_VERBOSITY") == NULL) {
-        gpr_set_log_function(drop_log);
-    }
-    grpc_init();
     loop->queue = grpc_completion_queue_create_for_next(NULL);
     int rc = pthread_create(&loop->poller, NULL, poll_queue, loop);
     if (rc != 0) {
         grpc_completion_queue_shutdown(loop->queue);
         grpc_completion_queue_destroy(loop->queue);
-        grpc_shutdown_blocking();
         uv_close((uv_handle_t *)&loop->wake, handle_discarded);
         uv_close((uv_handle_t *)&loop->timer, handle_discarded);
         return sfc_fail(err, SFC_EIO, "cannot start the poller thread: %s", strerror(rc));

@@ -5,11 +5,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/rpc_trust.h"
+
 enum { ACCEPTS = 64 }; /* calls asked for ahead of their arrival */
 
-/* A call lives until all its operations came back and its handler ended it. Once the peer is gone
- * and nothing is on its way, gRPC's part is dropped at once (`grpc` is NULL): a handler that holds
- * the call for longer then keeps only memory, not the connection. */
+/* A call lives until all its operations came back, its handler ended it and its tensor is ours
+ * again. gRPC's part is dropped (`grpc` is NULL) as soon as no batch is on its way and the call has
+ * ended or its peer is gone: a handler that holds the call for longer then keeps only memory, not
+ * the connection. It goes before the tensor is back, for it may be what keeps that: gRPC lets go of
+ * a message that could not be sent when it lets go of the call. */
 struct sfc_rpc_call {
     struct sfc_rpc_server *server;
     struct sfc_rpc_loop *loop;
@@ -17,8 +21,10 @@ struct sfc_rpc_call {
     grpc_call_details details;
     grpc_metadata_array metadata;
     struct sfc_rpc_served *method; /* NULL: refused or health */
+    struct sfc_rpc_peer *who;      /* NULL: refused, and not counted */
     struct sfc_rpc_tag arrived, received, closed, sent;
     struct sfc_rpc_timer patience; /* for the request's body */
+    struct sfc_rpc_incoming inflow;
     grpc_byte_buffer *incoming, *outgoing;
     struct sfc_rpc_body body;
     struct sfc_rpc_loan loan;
@@ -27,8 +33,10 @@ struct sfc_rpc_call {
     void (*cancelled)(void *ctx);
     void *cancelled_ctx;
     char *peer;
+    struct sfc_certificate identity;
     int was_cancelled;
-    unsigned on_the_way; /* batches and loans */
+    unsigned on_the_way; /* batches */
+    bool lent;           /* the answer's tensor, to gRPC */
     bool counted;        /* in method->pending */
     bool with_handler;
     bool ended; /* an answer was given, by the handler or for it */
@@ -46,6 +54,9 @@ void sfc_rpc_server_unref(struct sfc_rpc_server *server)
         free((void *)(uintptr_t)server->methods[i].spec.path);
     }
     free(server->methods);
+    sfc_rpc_flows_free(server->flows);
+    sfc_rpc_peers_free(server->peers);
+    grpc_resource_quota_unref(server->quota);
     free(server);
 }
 
@@ -62,6 +73,9 @@ static void call_drop_grpc(struct sfc_rpc_call *call)
 static void call_release_body(struct sfc_rpc_call *call)
 {
     call->server->bytes -= call->body.size;
+    if (call->who != NULL) {
+        sfc_rpc_peer_drop(call->who, call->body.size);
+    }
     sfc_rpc_buffer_put(call->body.buffer);
     call->body = (struct sfc_rpc_body){0};
 }
@@ -84,13 +98,16 @@ static void call_settle(struct sfc_rpc_call *call)
     if (call->ended || call->gone) {
         call_drop_grpc(call);
     }
-    if (!call->ended) {
+    if (!call->ended || call->lent) {
         return;
     }
     call_release_tensor(call);
     call_release_body(call);
     if (call->counted) {
         call->method->pending--;
+    }
+    if (call->who != NULL) {
+        sfc_rpc_peers_leave(call->server->peers, call->who);
     }
     gpr_free(call->peer);
     sfc_rpc_server_unref(call->server);
@@ -123,7 +140,7 @@ static void on_loan_returned(struct sfc_rpc_tag *tag, bool ok)
     (void)ok;
     struct sfc_rpc_loan *loan = SFC_CONTAINER(tag, struct sfc_rpc_loan, tag);
     struct sfc_rpc_call *call = SFC_CONTAINER(loan, struct sfc_rpc_call, loan);
-    call->on_the_way--;
+    call->lent = false;
     call_release_tensor(call);
     call_settle(call);
 }
@@ -156,6 +173,7 @@ static void call_send(struct sfc_rpc_call *call, grpc_byte_buffer *message, int 
     if (message != NULL) {
         ops[count].op = GRPC_OP_SEND_MESSAGE;
         ops[count++].data.send_message.send_message = message;
+        sfc_rpc_count(&call->loop->sent, message);
     }
     ops[count].op = GRPC_OP_SEND_STATUS_FROM_SERVER;
     ops[count].data.send_status_from_server.status = sfc_rpc_status_to_grpc(code);
@@ -189,6 +207,19 @@ static void call_end_silently(struct sfc_rpc_call *call)
     call_settle(call);
 }
 
+/* A worker's certificate may be for one run only. */
+static bool of_another_run(struct sfc_rpc_call *call, char *text, size_t size)
+{
+    const char *run = call->server->run;
+    if (call->identity.run[0] == '\0' || run[0] == '\0' || strcmp(call->identity.run, run) == 0) {
+        return false;
+    }
+    snprintf(text, size, "the certificate of %s is for run %s, which is not the one here",
+             call->identity.name, call->identity.run);
+    sfc_rpc_trust_tell(call->peer, text);
+    return true;
+}
+
 void sfc_rpc_reply(struct sfc_rpc_call *call, struct sfc_bytes head, struct sfc_bytes tensor,
                    void (*release)(void *ctx), void *release_ctx)
 {
@@ -199,13 +230,16 @@ void sfc_rpc_reply(struct sfc_rpc_call *call, struct sfc_bytes head, struct sfc_
         return;
     }
     size_t size;
+    char text[192];
+    if (of_another_run(call, text, sizeof text)) {
+        call_send(call, NULL, SFC_EDENIED, text);
+        return;
+    }
     if (!sfc_size_add(head.size, tensor.size, &size) || size > SFC_LIMIT_MESSAGE) {
         call_send(call, NULL, SFC_ELIMIT, "the answer is larger than a message may be");
         return;
     }
-    if (tensor.size > 0) {
-        call->on_the_way++; /* the loan */
-    }
+    call->lent = tensor.size > 0;
     grpc_slice slice = sfc_rpc_head_slice(head, tensor.size);
     grpc_byte_buffer *message =
         sfc_rpc_message(call->loop, slice, tensor, &call->loan, on_loan_returned);
@@ -285,17 +319,36 @@ static bool is_health(const struct sfc_rpc_call *call)
     return call->method == NULL;
 }
 
+uint64_t sfc_rpc_server_of_peer(const struct sfc_rpc_server *server)
+{
+    uint64_t said = server->loop->limits.peer_memory;
+    return said > 0 ? said : server->most / 4 * 3;
+}
+
+static int hold(struct sfc_rpc_call *call, size_t size, struct sfc_error *err)
+{
+    const struct sfc_rpc_server *server = call->server;
+    if (server->bytes + size > server->most) {
+        return sfc_fail(err, SFC_ELIMIT,
+                        "the server holds %" PRIu64 " bytes of requests, limit %" PRIu64
+                        " (half of --message-memory): try later",
+                        server->bytes, server->most);
+    }
+    return sfc_rpc_peer_hold(call->who, size, sfc_rpc_server_of_peer(server), err);
+}
+
 static int take_body(struct sfc_rpc_call *call, struct sfc_error *err)
 {
     struct sfc_rpc_server *server = call->server;
     size_t max = is_health(call) ? SFC_LIMIT_SMALL : call->method->spec.max_request;
     size_t size = grpc_byte_buffer_length(call->incoming);
-    if (server->bytes + size > SFC_LIMIT_SERVER_BYTES) {
-        return sfc_fail(err, SFC_ELIMIT,
-                        "the server holds %" PRIu64 " bytes of requests, limit %llu: try later",
-                        server->bytes, SFC_LIMIT_SERVER_BYTES);
+    int code = hold(call, size, err);
+    if (code != SFC_OK) {
+        sfc_rpc_trust_tell_limit(call->peer, err->text);
+        return code;
     }
-    int code = sfc_rpc_receive(call->loop->pool, call->incoming, max, &call->body, err);
+    code = sfc_rpc_receive(call->loop->pool, call->incoming, max, NULL, 0, &call->body, err);
+    sfc_rpc_peer_drop(call->who, size - call->body.size); /* all of it where it was refused */
     server->bytes += call->body.size;
     return code;
 }
@@ -306,6 +359,8 @@ static void on_received(struct sfc_rpc_tag *tag, bool ok)
     struct sfc_error err = {0};
     call->on_the_way--;
     sfc_rpc_timer_stop(&call->patience);
+    sfc_rpc_flows_end(&call->inflow,
+                      call->incoming != NULL ? grpc_byte_buffer_length(call->incoming) : 0);
     if (call->ended || call->gone) { /* refused or given up while the body was on its way */
         if (call->incoming != NULL) {
             grpc_byte_buffer_destroy(call->incoming);
@@ -317,6 +372,7 @@ static void on_received(struct sfc_rpc_tag *tag, bool ok)
         sfc_rpc_fail(call, SFC_EINVAL, "the request has no message");
         return;
     }
+    sfc_rpc_count(&call->loop->received, call->incoming);
     int code = take_body(call, &err);
     grpc_byte_buffer_destroy(call->incoming);
     call->incoming = NULL;
@@ -390,15 +446,58 @@ static void start_receive(struct sfc_rpc_call *call)
         sfc_rpc_fail(call, SFC_EINTERNAL, "cannot receive the request");
         return;
     }
+    sfc_rpc_inflow_begin(call->server, call->peer, call->who, &call->inflow);
     sfc_rpc_timer_start(call->loop, &call->patience, SFC_LIMIT_RECEIVE_MS);
+}
+
+/* Whether the peer's certificate lets it call this method; says what it lacks, to both sides. */
+static bool allowed(struct sfc_rpc_call *call)
+{
+    char has[64], needs[64], text[320];
+    unsigned roles = call->method->spec.roles;
+    if (of_another_run(call, text, sizeof text)) {
+        sfc_rpc_fail(call, SFC_EDENIED, text);
+        return false;
+    }
+    if ((call->identity.roles & roles) != 0) {
+        return true;
+    }
+    snprintf(text, sizeof text, "%.100s: the certificate of %.63s has %s, this needs %s",
+             call->method->spec.path, call->identity.name,
+             sfc_roles_text(call->identity.roles, has, sizeof has),
+             sfc_roles_text(roles, needs, sizeof needs));
+    sfc_rpc_trust_tell(call->peer, text);
+    sfc_rpc_fail(call, SFC_EDENIED, text);
+    return false;
+}
+
+/* Whether its peer may have one more call. */
+static bool enter(struct sfc_rpc_call *call)
+{
+    struct sfc_rpc_server *server = call->server;
+    struct sfc_error err = {0};
+    char name[SFC_RPC_PEER_NAME];
+    sfc_rpc_peer_name(call->peer,
+                      sfc_rpc_trust_secure(call->loop->trust) ? call->identity.name : NULL, name);
+    int code = sfc_rpc_peers_enter(server->peers, name, &call->loop->limits, uv_now(call->loop->uv),
+                                   &call->who, &err);
+    if (code != SFC_OK) {
+        sfc_rpc_trust_tell_limit(call->peer, err.text);
+        sfc_rpc_fail(call, code, err.text);
+    }
+    return code == SFC_OK;
 }
 
 static void handle_arrival(struct sfc_rpc_call *call)
 {
     call->peer = grpc_call_get_peer(call->grpc);
+    sfc_rpc_trust_peer(call->loop->trust, call->grpc, &call->identity);
     call->method = find_method(call->server, call->details.method);
     if (!start_close_watch(call)) {
         sfc_rpc_fail(call, SFC_EINTERNAL, "cannot watch the call");
+        return;
+    }
+    if (!enter(call)) {
         return;
     }
     if (call->method == NULL) {
@@ -407,6 +506,9 @@ static void handle_arrival(struct sfc_rpc_call *call)
         } else {
             sfc_rpc_fail(call, SFC_EUNSUPPORTED, "no such method");
         }
+        return;
+    }
+    if (!allowed(call)) {
         return;
     }
     if (call->method->pending >= call->method->spec.max_pending) {
@@ -512,9 +614,19 @@ const char *sfc_rpc_call_peer(const struct sfc_rpc_call *call)
     return call->peer != NULL ? call->peer : "?";
 }
 
+unsigned sfc_rpc_call_roles(const struct sfc_rpc_call *call)
+{
+    return call->identity.roles;
+}
+
 void sfc_rpc_server_set_ready(struct sfc_rpc_server *server, bool ready)
 {
     server->ready = ready;
+}
+
+void sfc_rpc_server_set_run(struct sfc_rpc_server *server, const char *run)
+{
+    snprintf(server->run, sizeof server->run, "%s", run != NULL ? run : "");
 }
 
 void sfc_rpc_server_refuse(struct sfc_rpc_server *server, int code, const char *text)

@@ -4,8 +4,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "kernels/backend.h"
+#include "proto/base/process.h"
 #include "proto/find_leader.h"
 #include "proto/limits.h"
 
@@ -15,7 +17,8 @@
 #define SWITCH_MS        5000u /* of calls that find out whether another scheduler leads by now */
 #define MAX_DENSE_FLOATS ((uint64_t)1 << 31)
 
-int sfc_client_new(const char *scheduler, struct sfc_client **out, struct sfc_error *err)
+int sfc_client_new(const char *scheduler, const struct sfc_security *security,
+                   struct sfc_client **out, struct sfc_error *err)
 {
     struct sfc_client *client = calloc(1, sizeof *client);
     if (!client)
@@ -25,7 +28,7 @@ int sfc_client_new(const char *scheduler, struct sfc_client **out, struct sfc_er
         rc = sfc_fail(err, SFC_EINVAL, "scheduler address is longer than %zu characters",
                       sizeof client->address - 1);
     if (!rc)
-        rc = sfc_rpc_runner_start(&client->runner, err);
+        rc = sfc_rpc_runner_start(security, &client->runner, err);
     if (!rc) {
         strcpy(client->address, scheduler);
         rc = sfc_rpc_runner_connect(client->runner, client->address, &client->scheduler, err);
@@ -222,8 +225,13 @@ int sfc_client_join(struct sfc_client *client, const struct sfc_join *join, stru
     request.protocol = SFC_PROTOCOL_VERSION;
     request.name = (char *)(uintptr_t)join->name;
     request.numerics = (char *)(uintptr_t)join->numerics;
+    request.version = (char *)(uintptr_t)SFC_VERSION;
     request.lanes = join->lanes;
     request.data = &data;
+    Shardfc__V1__DataBegin begin = SHARDFC__V1__DATA_BEGIN__INIT;
+    begin.samples = join->begin_samples;
+    begin.digest = (char *)(uintptr_t)join->begin_digest;
+    request.begin = join->begin_samples && join->begin_digest ? &begin : NULL;
     struct sfc_ask ask = {.method = SCHEDULER "Join",
                           .message = &request.base,
                           .deadline_ms = patience_ms(client),
@@ -233,6 +241,8 @@ int sfc_client_join(struct sfc_client *client, const struct sfc_join *join, stru
     if (rc)
         return rc;
     const Shardfc__V1__JoinReply *reply = (const void *)answer.message;
+    if (join->wanted)
+        *join->wanted = reply->joined ? 0 : reply->wanted_samples;
     if (!reply->joined) {
         sfc_answer_free(&answer);
         *out = NULL;
@@ -257,7 +267,7 @@ int sfc_client_open_session(struct sfc_client *client, const char *name, uint64_
     request.protocol = SFC_PROTOCOL_VERSION;
     request.name = (char *)(uintptr_t)name;
     request.run_id = run_id;
-    int found = sfc_find_leader(client->scheduler, err);
+    int found = sfc_find_leader(client->scheduler, NULL, NULL, err);
     if (found)
         return found;
     struct sfc_ask ask = {.method = SCHEDULER "OpenSession",
@@ -290,14 +300,53 @@ const Shardfc__V1__RunConfig *sfc_member_config(const struct sfc_member *member)
     return member->config;
 }
 
+static uint64_t classes_of(const struct sfc_member *m, const struct sfc_route *r)
+{
+    size_t n = r->map->n_growths;
+    return n ? r->map->growths[n - 1]->classes : m->config->classes;
+}
+
+static uint64_t samples_of(const struct sfc_member *m, const struct sfc_route *r)
+{
+    size_t n = r->map->n_growths;
+    return n ? r->map->growths[n - 1]->samples : m->config->data->samples;
+}
+
+size_t sfc_member_growth(struct sfc_member *m, struct sfc_synthetic_growth *out, size_t room)
+{
+    struct sfc_route *route = sfc_route_take(m);
+    size_t n = route->map->n_growths < room ? route->map->n_growths : room;
+    for (size_t i = 0; i < n; i++)
+        out[i] = (struct sfc_synthetic_growth){route->map->growths[i]->classes,
+                                               route->map->growths[i]->samples};
+    sfc_route_release(m, route);
+    return n;
+}
+
+uint64_t sfc_member_classes(struct sfc_member *m)
+{
+    struct sfc_route *route = sfc_route_take(m);
+    uint64_t classes = classes_of(m, route);
+    sfc_route_release(m, route);
+    return classes;
+}
+
+static uint64_t member_samples(struct sfc_member *m)
+{
+    struct sfc_route *route = sfc_route_take(m);
+    uint64_t samples = samples_of(m, route);
+    sfc_route_release(m, route);
+    return samples;
+}
+
 void sfc_member_info(struct sfc_member *m, struct sfc_run_info *out)
 {
     const Shardfc__V1__RunConfig *c = m->config;
     struct sfc_route *route = sfc_route_take(m);
     *out = (struct sfc_run_info){.run_id = m->run_id,
                                  .seed = c->seed,
-                                 .classes = c->classes,
-                                 .samples = c->data->samples,
+                                 .classes = classes_of(m, route),
+                                 .samples = samples_of(m, route),
                                  .steps = c->steps,
                                  .next_step = m->next_step,
                                  .dim = c->dim,
@@ -359,6 +408,10 @@ int sfc_member_leave(struct sfc_member *member, struct sfc_error *err)
 int sfc_member_heartbeat(struct sfc_member *member, struct sfc_pulse *out, struct sfc_error *err)
 {
     Shardfc__V1__HeartbeatRequest request = SHARDFC__V1__HEARTBEAT_REQUEST__INIT;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    request.time_us = (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+    request.memory_bytes = sfc_process_resident();
     request.worker = member->worker;
     struct sfc_ask ask = {.method = SCHEDULER "Heartbeat",
                           .message = &request.base,
@@ -374,13 +427,18 @@ int sfc_member_heartbeat(struct sfc_member *member, struct sfc_pulse *out, struc
                               .step = reply->step,
                               .map_version = reply->map_version};
     snprintf(out->state, sizeof out->state, "%s", reply->state);
+    if (reply->trace) {
+        member->trace.id = reply->trace;
+        member->trace.first = reply->trace_first;
+        member->trace.last = reply->trace_last;
+    }
     sfc_answer_free(&answer);
     return SFC_OK;
 }
 
 /* ---- work */
 
-static int read_ticket(const struct sfc_member *m, const Shardfc__V1__TicketReply *reply,
+static int read_ticket(struct sfc_member *m, const Shardfc__V1__TicketReply *reply,
                        enum sfc_ticket_kind kind, struct sfc_ticket *ticket, struct sfc_error *err)
 {
     const Shardfc__V1__RunConfig *c = m->config;
@@ -393,11 +451,17 @@ static int read_ticket(const struct sfc_member *m, const Shardfc__V1__TicketRepl
         reply->n_samples != c->micro_batch || (kind == SFC_TICKET_COMPUTE && !reply->attempt))
         return sfc_fail(err, SFC_ECORRUPT, "ticket for step %llu, micro-batch %u with %zu samples",
                         (unsigned long long)reply->step, reply->micro_batch, reply->n_samples);
+    if (reply->n_epochs != 0 && reply->n_epochs != reply->n_samples)
+        return sfc_fail(err, SFC_ECORRUPT, "ticket for step %llu with %zu epochs",
+                        (unsigned long long)reply->step, reply->n_epochs);
+    uint64_t samples = member_samples(m);
     for (size_t r = 0; r < reply->n_samples; r++)
-        if (reply->samples[r] >= c->data->samples)
+        if (reply->samples[r] >= samples)
             return sfc_fail(err, SFC_ECORRUPT, "ticket names sample %llu of %llu",
-                            (unsigned long long)reply->samples[r],
-                            (unsigned long long)c->data->samples);
+                            (unsigned long long)reply->samples[r], (unsigned long long)samples);
+    ticket->grown = reply->n_epochs != 0;
+    if (ticket->grown && ticket->epochs)
+        memcpy(ticket->epochs, reply->epochs, reply->n_epochs * sizeof *ticket->epochs);
     ticket->step = reply->step;
     ticket->micro_batch = reply->micro_batch;
     ticket->dropped = reply->dropped;
@@ -425,6 +489,14 @@ static int follow_grant(struct sfc_member *m, const struct sfc_ticket *ticket, u
 int sfc_member_ticket(struct sfc_member *member, enum sfc_ticket_kind kind,
                       struct sfc_ticket *ticket, struct sfc_error *err)
 {
+    uint64_t granted_ns;
+    return sfc_member_ticket_timed(member, kind, ticket, &granted_ns, err);
+}
+
+int sfc_member_ticket_timed(struct sfc_member *member, enum sfc_ticket_kind kind,
+                            struct sfc_ticket *ticket, uint64_t *granted_ns, struct sfc_error *err)
+{
+    *granted_ns = 0;
     Shardfc__V1__TicketRequest request = SHARDFC__V1__TICKET_REQUEST__INIT;
     request.worker = member->worker;
     request.run_id = member->run_id;
@@ -437,11 +509,15 @@ int sfc_member_ticket(struct sfc_member *member, enum sfc_ticket_kind kind,
         return rc;
     const Shardfc__V1__TicketReply *reply = (const void *)answer.message;
     uint64_t version = reply->map_version;
-    rc = read_ticket(member, reply, kind, ticket, err);
+    if (reply->n_epochs && kind == SFC_TICKET_DATA) /* which samples there are, the map says */
+        rc = sfc_member_follow_map(member, version, err);
+    if (!rc)
+        rc = read_ticket(member, reply, kind, ticket, err);
     sfc_answer_free(&answer);
-    if (!rc && kind == SFC_TICKET_COMPUTE && ticket->state == SFC_TICKET_GRANTED)
-        rc = follow_grant(member, ticket, version, err);
-    return rc;
+    if (rc || kind != SFC_TICKET_COMPUTE || ticket->state != SFC_TICKET_GRANTED)
+        return rc;
+    *granted_ns = version == sfc_route_version(member) ? 0 : sfc_spans_now();
+    return follow_grant(member, ticket, version, err);
 }
 
 int sfc_member_announce(struct sfc_member *member, uint64_t step, uint32_t micro_batch,

@@ -27,10 +27,13 @@ struct sfc_crew {
     enum sfc_crew_end end;
     struct sfc_error cause;
     struct sfc_crew_counters counters;
+    struct sfc_worker_totals *totals;
     uint64_t program_bytes; /* of this process before the crew */
     uint64_t lane_bytes;
     uint32_t lanes_ready;
-    uint64_t last_step; /* of the last grant */
+    const struct sfc_step_client **clients; /* [lanes] of lanes that are there */
+    uint32_t next_lane, next_reader;        /* their numbers */
+    uint64_t last_step;                     /* of the last grant */
 
     pthread_t *threads;
     size_t started;
@@ -128,20 +131,37 @@ static void scheduler_failed(struct sfc_crew *crew, int rc, const struct sfc_err
     }
 }
 
-/* Asks until there is a ticket or the end (false). */
-static bool next_ticket(struct sfc_crew *crew, enum sfc_ticket_kind kind, struct sfc_ticket *ticket,
-                        struct sfc_backoff *b)
+/* What the scheduler gave us to do is neither done nor given up, for it had no room to hear of that
+ * (the limit of one peer): it would count on us for ever, and only a new membership gives it back.
+ */
+static void work_kept(struct sfc_crew *crew, int rc, const struct sfc_error *err,
+                      struct sfc_backoff *b)
 {
+    if ((rc == SFC_ELIMIT || rc == SFC_ENOMEM) && working(crew)) {
+        sfc_info_log("%s: joining again", err->text);
+        sfc_crew_stop(crew, SFC_CREW_REJOIN, err);
+        return;
+    }
+    scheduler_failed(crew, rc, err, b);
+}
+
+/* Asks until there is a ticket or the end (false). What it took is recorded. */
+static bool next_ticket(struct sfc_crew *crew, enum sfc_ticket_kind kind, struct sfc_ticket *ticket,
+                        struct sfc_backoff *b, struct sfc_lap *lap)
+{
+    enum sfc_phase phase = kind == SFC_TICKET_COMPUTE ? SFC_SPAN_TICKET : SFC_SPAN_DATA_TICKET;
     while (working(crew)) {
         struct sfc_error err = {0};
-        uint64_t before = now_ms();
-        int rc = sfc_member_ticket(crew->source.member, kind, ticket, &err);
+        uint64_t before = now_ms(), granted_ns;
+        int rc = sfc_member_ticket_timed(crew->source.member, kind, ticket, &granted_ns, &err);
         if (rc) {
             scheduler_failed(crew, rc, &err, b);
             continue;
         }
-        if (ticket->state == SFC_TICKET_GRANTED)
+        if (ticket->state == SFC_TICKET_GRANTED) {
+            sfc_source_got_ticket(&crew->source, ticket, phase, granted_ns, lap);
             return true;
+        }
         if (ticket->state == SFC_TICKET_REJOIN)
             sfc_crew_stop(crew, SFC_CREW_REJOIN, NULL);
         else if (now_ms() - before < 20)
@@ -153,7 +173,7 @@ static bool next_ticket(struct sfc_crew *crew, enum sfc_ticket_kind kind, struct
 /* ---- lanes */
 
 static void lane_failed(struct sfc_crew *crew, const struct sfc_ticket *ticket, int rc,
-                        const struct sfc_error *cause, struct sfc_backoff *b)
+                        const struct sfc_error *cause, struct sfc_backoff *b, struct sfc_lap *lap)
 {
     if (!working(crew))
         return;
@@ -165,13 +185,19 @@ static void lane_failed(struct sfc_crew *crew, const struct sfc_ticket *ticket, 
     struct sfc_work work = {ticket->step, ticket->micro_batch, ticket->attempt};
     struct sfc_error err = {0};
     int gave = sfc_member_give_up(crew->source.member, &work, rc, cause->text, &err);
+    sfc_lap_end(lap, SFC_SPAN_GIVE_UP, 0);
     pthread_mutex_lock(&crew->lock);
     crew->counters.given_up++;
     pthread_mutex_unlock(&crew->lock);
+    sfc_total_add(&crew->totals->given_up, 1);
+    if (rc > SFC_OK && rc <= SFC_EINTERNAL)
+        sfc_total_add(&crew->totals->errors[rc], 1);
     if (gave)
-        scheduler_failed(crew, gave, &err, b);
+        work_kept(crew, gave, &err, b);
     else if (rc != SFC_ESTALE)
         back_off(crew, b);
+    if (gave || rc != SFC_ESTALE)
+        sfc_lap_end(lap, SFC_SPAN_BACK_OFF, 0);
 }
 
 /* The run may go back to an earlier step: parameters of later ones are of steps that never
@@ -183,6 +209,8 @@ static void note_step(struct sfc_crew *crew, uint64_t step)
     bool back = step < crew->last_step;
     crew->last_step = step;
     pthread_mutex_unlock(&crew->lock);
+    if (back && crew->source.spans)
+        sfc_spans_forget(crew->source.spans);
     if (back && crew->source.params)
         sfc_slot_cache_rewind(crew->source.params, step - 1);
 }
@@ -191,14 +219,16 @@ static void lane_loop(struct sfc_crew *crew, struct sfc_step_client *client,
                       struct sfc_ticket *ticket)
 {
     struct sfc_backoff b = new_backoff();
-    while (next_ticket(crew, SFC_TICKET_COMPUTE, ticket, &b)) {
+    struct sfc_lap *lap = sfc_step_client_lap(client);
+    sfc_lap_begin(lap);
+    while (next_ticket(crew, SFC_TICKET_COMPUTE, ticket, &b, lap)) {
         struct sfc_error err = {0};
         bool accepted = false;
         note_step(crew, ticket->step);
         sfc_crew_committed(crew, ticket->step - 1);
         int rc = sfc_step_client_run(client, ticket, &accepted, &err);
         if (rc) {
-            lane_failed(crew, ticket, rc, &err, &b);
+            lane_failed(crew, ticket, rc, &err, &b, lap);
             if (sfc_step_client_broken(client)) /* trying again on this device helps nobody */
                 sfc_crew_stop(crew, SFC_CREW_FATAL, &err);
             continue;
@@ -207,6 +237,8 @@ static void lane_loop(struct sfc_crew *crew, struct sfc_step_client *client,
         pthread_mutex_lock(&crew->lock);
         crew->counters.micro_batches += accepted;
         pthread_mutex_unlock(&crew->lock);
+        sfc_total_add(&crew->totals->micro_batches, accepted);
+        sfc_total_add(&crew->totals->images, accepted ? lap->span.rows : 0);
     }
 }
 
@@ -219,7 +251,10 @@ static int new_ticket(const struct sfc_crew *crew, struct sfc_ticket *ticket, st
 {
     uint32_t rows = sfc_member_config(crew->source.member)->micro_batch;
     ticket->samples = calloc(rows, sizeof *ticket->samples);
-    return ticket->samples ? SFC_OK : sfc_fail(err, SFC_ENOMEM, "out of memory for a ticket");
+    ticket->epochs = calloc(rows, sizeof *ticket->epochs);
+    return ticket->samples && ticket->epochs
+               ? SFC_OK
+               : sfc_fail(err, SFC_ENOMEM, "out of memory for a ticket");
 }
 
 /* The last lane tells what all of them use, before any of them computes a step to its end. */
@@ -227,6 +262,7 @@ static void lane_ready(struct sfc_crew *crew, const struct sfc_step_client *clie
 {
     pthread_mutex_lock(&crew->lock);
     crew->lane_bytes += sfc_step_client_memory(client);
+    crew->clients[crew->lanes_ready] = client;
     bool last = ++crew->lanes_ready == crew->lanes;
     pthread_mutex_unlock(&crew->lock);
     uint64_t own = last ? sfc_crew_memory(crew) : 0;
@@ -240,6 +276,36 @@ static void lane_ready(struct sfc_crew *crew, const struct sfc_step_client *clie
     }
 }
 
+static void lane_gone(struct sfc_crew *crew, const struct sfc_step_client *client)
+{
+    pthread_mutex_lock(&crew->lock);
+    for (uint32_t i = 0; i < crew->lanes; i++)
+        if (crew->clients[i] == client)
+            crew->clients[i] = NULL;
+    pthread_mutex_unlock(&crew->lock);
+}
+
+bool sfc_crew_late(struct sfc_crew *crew, uint64_t ms)
+{
+    uint64_t now = now_ms();
+    bool late = false;
+    pthread_mutex_lock(&crew->lock);
+    for (uint32_t i = 0; ms && i < crew->lanes; i++) {
+        uint64_t since = crew->clients[i] ? sfc_step_client_computes_since(crew->clients[i]) : 0;
+        late = late || (since && now > since + ms);
+    }
+    pthread_mutex_unlock(&crew->lock);
+    return late;
+}
+
+static uint32_t take_number(struct sfc_crew *crew, uint32_t *next)
+{
+    pthread_mutex_lock(&crew->lock);
+    uint32_t number = (*next)++;
+    pthread_mutex_unlock(&crew->lock);
+    return number;
+}
+
 static void *lane_main(void *arg)
 {
     struct sfc_crew *crew = arg;
@@ -248,25 +314,28 @@ static void *lane_main(void *arg)
     struct sfc_error err = {0};
     int rc = new_ticket(crew, &ticket, &err);
     if (!rc)
-        rc = sfc_step_client_new(&crew->source, &client, &err);
+        rc = sfc_step_client_new(&crew->source, take_number(crew, &crew->next_lane), &client, &err);
     if (!rc) {
         lane_ready(crew, client);
         lane_loop(crew, client, &ticket);
     } else {
         sfc_crew_stop(crew, SFC_CREW_FATAL, &err);
     }
+    lane_gone(crew, client);
     sfc_step_client_free(client);
     free(ticket.samples);
+    free(ticket.epochs);
     return NULL;
 }
 
 /* ---- readers */
 
 static void reader_failed(struct sfc_crew *crew, const struct sfc_ticket *ticket, int rc,
-                          const struct sfc_error *cause, struct sfc_backoff *b)
+                          const struct sfc_error *cause, struct sfc_backoff *b, struct sfc_lap *lap)
 {
     if (rc != SFC_EINVAL && rc != SFC_ECONFLICT && rc != SFC_ECORRUPT) {
-        scheduler_failed(crew, rc, cause, b);
+        work_kept(crew, rc, cause, b);
+        sfc_lap_end(lap, SFC_SPAN_BACK_OFF, 0);
         return;
     }
     struct sfc_work work = {.step = ticket->step, .micro_batch = ticket->micro_batch};
@@ -274,27 +343,34 @@ static void reader_failed(struct sfc_crew *crew, const struct sfc_ticket *ticket
     sfc_error_log("labels of step %llu, micro-batch %u are refused: %s",
                   (unsigned long long)ticket->step, ticket->micro_batch, cause->text);
     int gave = sfc_member_give_up_data(crew->source.member, &work, rc, cause->text, &err);
+    sfc_lap_end(lap, SFC_SPAN_GIVE_UP, 0);
     if (gave)
-        scheduler_failed(crew, gave, &err, b);
+        work_kept(crew, gave, &err, b);
     else
         back_off(crew, b);
+    sfc_lap_end(lap, SFC_SPAN_BACK_OFF, 0);
 }
 
 static void reader_loop(struct sfc_crew *crew, struct sfc_decoder *decoder,
                         struct sfc_ticket *ticket)
 {
     struct sfc_backoff b = new_backoff();
-    while (next_ticket(crew, SFC_TICKET_DATA, ticket, &b)) {
+    struct sfc_lap lap = {
+        crew->source.spans,
+        {.thread = SFC_THREAD_READER, .index = take_number(crew, &crew->next_reader)}};
+    sfc_lap_begin(&lap);
+    while (next_ticket(crew, SFC_TICKET_DATA, ticket, &b, &lap)) {
         struct sfc_error err = {0};
-        int rc = sfc_source_announce(&crew->source, decoder, ticket, &err);
+        int rc = sfc_source_announce(&crew->source, decoder, ticket, &lap, &err);
         if (rc) {
-            reader_failed(crew, ticket, rc, &err, &b);
+            reader_failed(crew, ticket, rc, &err, &b, &lap);
             continue;
         }
         sfc_backoff_reset(&b);
         pthread_mutex_lock(&crew->lock);
         crew->counters.batches_read++;
         pthread_mutex_unlock(&crew->lock);
+        sfc_total_add(&crew->totals->batches_read, 1);
     }
 }
 
@@ -313,6 +389,7 @@ static void *reader_main(void *arg)
         sfc_crew_stop(crew, SFC_CREW_FATAL, &err);
     sfc_decoder_free(decoder);
     free(ticket.samples);
+    free(ticket.epochs);
     return NULL;
 }
 
@@ -345,7 +422,8 @@ static int start_threads(struct sfc_crew *crew, struct sfc_error *err)
 {
     size_t count = crew->lanes + crew->readers;
     crew->threads = calloc(count, sizeof *crew->threads);
-    if (!crew->threads)
+    crew->clients = calloc(crew->lanes, sizeof *crew->clients);
+    if (!crew->threads || !crew->clients)
         return sfc_fail(err, SFC_ENOMEM, "out of memory for threads");
     for (; crew->started < count; crew->started++) {
         void *(*body)(void *) = crew->started < crew->lanes ? lane_main : reader_main;
@@ -364,6 +442,7 @@ void sfc_crew_free(struct sfc_crew *crew)
     for (size_t i = 0; i < crew->started; i++)
         pthread_join(crew->threads[i], NULL);
     free(crew->threads);
+    free(crew->clients);
     sfc_slot_cache_free(crew->source.batches);
     sfc_slot_cache_free(crew->source.params);
     sfc_model_free(crew->model);
@@ -388,6 +467,8 @@ int sfc_crew_new(struct sfc_member *member, const struct sfc_crew_options *optio
     crew->source.member = member;
     crew->source.set = options->set;
     crew->source.device = options->device;
+    crew->source.spans = options->spans;
+    crew->totals = options->totals;
     crew->lanes = crew->readers = options->lanes;
     int rc = sfc_source_check(member, !options->set, &crew->model, err);
     crew->source.model = crew->model;
@@ -405,6 +486,7 @@ int sfc_crew_new(struct sfc_member *member, const struct sfc_crew_options *optio
 
 void sfc_crew_committed(struct sfc_crew *crew, uint64_t step)
 {
+    atomic_store_explicit(&crew->totals->step, step, memory_order_relaxed);
     sfc_slot_cache_committed(crew->source.batches, step);
     if (crew->source.params && step)
         sfc_slot_cache_committed(crew->source.params, step - 1);

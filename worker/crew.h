@@ -3,6 +3,7 @@
 #define SFC_WORKER_CREW_H
 
 #include "worker/step_client.h"
+#include "worker/totals.h"
 
 /* Why a crew stopped working. */
 enum sfc_crew_end {
@@ -20,6 +21,8 @@ struct sfc_crew_options {
     uint64_t cache_bytes;
     const struct sfc_dataset *set; /* NULL: synthetic */
     const struct sfc_lane_device *device;
+    struct sfc_spans *spans;          /* borrowed; NULL: nothing is recorded */
+    struct sfc_worker_totals *totals; /* borrowed; what is done is added */
 };
 
 /* Allocates what the run needs and starts the threads. The member stays the caller's, who frees it
@@ -34,6 +37,9 @@ void sfc_crew_stop(struct sfc_crew *crew, enum sfc_crew_end end, const struct sf
 enum sfc_crew_end sfc_crew_state(struct sfc_crew *crew, struct sfc_error *err);
 /* Step `step` is committed: what only earlier steps needed may go. */
 void sfc_crew_committed(struct sfc_crew *crew, uint64_t step);
+/* A lane computes one micro-batch for longer than this (0: any time is fine): its device is stuck.
+ */
+bool sfc_crew_late(struct sfc_crew *crew, uint64_t ms);
 /* Bytes that the crew has allocated or will, for the log. */
 uint64_t sfc_crew_memory(struct sfc_crew *crew);
 

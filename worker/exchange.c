@@ -23,7 +23,9 @@ struct sfc_exchange {
     struct sfc_logits_part *parts;   /* [places]; of the shards that are there, one after another */
     struct sfc_answer *answers;      /* [places] */
     struct sfc_rpc_future **futures; /* [places]; NULL = not started */
-    float *dense;                    /* [dense_size], slices ordered by shard */
+    struct sfc_lap *lap;             /* NULL: nothing is recorded */
+    size_t dense_room;               /* floats */
+    float *dense;                    /* [dense_room], slices ordered by shard */
 };
 
 /* A reply's tensor: what is wrong with it is the peer's fault, so SFC_ECORRUPT. columns 0: one
@@ -38,6 +40,11 @@ static int check_tensor(const Shardfc__V1__TensorType *type, struct sfc_bytes te
     if (err)
         err->code = SFC_ECORRUPT;
     return SFC_ECORRUPT;
+}
+
+void sfc_record_exchange(struct sfc_exchange *x, struct sfc_lap *lap)
+{
+    x->lap = lap;
 }
 
 void sfc_exchange_free(struct sfc_exchange *x)
@@ -56,11 +63,24 @@ void sfc_exchange_free(struct sfc_exchange *x)
     free(x);
 }
 
+/* With mirrors slices go to several shards. */
+static int fit_dense(struct sfc_exchange *x, const struct sfc_route *route, struct sfc_error *err)
+{
+    if (x->dense && route->push_floats <= x->dense_room)
+        return SFC_OK;
+    free(x->dense);
+    x->dense = calloc(route->push_floats + 1, sizeof *x->dense);
+    x->dense_room = x->dense ? route->push_floats : 0;
+    return x->dense ? SFC_OK
+                    : sfc_fail(err, SFC_ENOMEM, "out of memory for the gradient of the backbone");
+}
+
 /* Room for every place of a route. */
 static int fit(struct sfc_exchange *x, const struct sfc_route *route, struct sfc_error *err)
 {
-    if (route->shards <= x->places)
-        return SFC_OK;
+    int rc = fit_dense(x, route, err);
+    if (rc || route->shards <= x->places)
+        return rc;
     free(x->sums);
     free(x->parts);
     free(x->answers);
@@ -87,9 +107,8 @@ int sfc_exchange_new(struct sfc_member *member, struct sfc_exchange **out, struc
     x->target = calloc(x->rows, sizeof *x->target);
     x->dx = calloc(values, sizeof *x->dx);
     x->dx_part = calloc(values, sizeof *x->dx_part);
-    x->dense = calloc((size_t)member->dense_size + 1, sizeof *x->dense);
     struct sfc_route *route = sfc_route_take(member);
-    int rc = x->lse && x->target && x->dx && x->dx_part && x->dense
+    int rc = x->lse && x->target && x->dx && x->dx_part
                  ? fit(x, route, err)
                  : sfc_fail(err, SFC_ENOMEM, "out of memory for the head exchange");
     sfc_route_release(member, route);
@@ -253,11 +272,15 @@ static int exchange_once(struct sfc_exchange *x, struct sfc_member *m, const str
 {
     struct sfc_route *route = sfc_route_take(m);
     *version = route->map->version;
+    size_t values = (size_t)x->rows * x->dim;
     int rc = fit(x, route, err);
     if (!rc)
         rc = exchange_logits(x, m, route, work, features, labels, err);
-    if (!rc)
+    sfc_lap_end(x->lap, SFC_SPAN_ASK_LOGITS, route->shards * values * sizeof *features);
+    if (!rc) {
         rc = exchange_gradient(x, m, route, work, err);
+        sfc_lap_end(x->lap, SFC_SPAN_ASK_GRADIENT, route->shards * values * sizeof *x->dx);
+    }
     sfc_route_release(m, route);
     return rc;
 }
@@ -291,6 +314,7 @@ int sfc_exchange_run(struct sfc_exchange *x, struct sfc_member *member, const st
     result->zero_features = sfc_head_backward(x->rows, x->dim, features, x->dx, dfeatures);
     result->loss_sum = sfc_head_loss_sum(x->rows, labels, x->lse, x->target);
     sfc_head_digest(x->rows, x->dim, features, x->lse, result->head_digest);
+    sfc_lap_end(x->lap, SFC_SPAN_LOSS, 0);
     return SFC_OK;
 }
 
@@ -328,8 +352,8 @@ static int start_push(struct sfc_exchange *x, struct sfc_member *m, const struct
                       size_t k, const struct sfc_work *work, const float *packed,
                       struct sfc_ask *ask, struct sfc_error *err)
 {
-    size_t size = route->dense[k].floats * sizeof *packed;
-    uint64_t shape[1] = {route->dense[k].floats};
+    size_t size = route->push[k].floats * sizeof *packed;
+    uint64_t shape[1] = {route->push[k].floats};
     Shardfc__V1__Attempt attempt = wire_attempt(work);
     struct sfc_tensor_type type;
     Shardfc__V1__PushDenseRequest request = SHARDFC__V1__PUSH_DENSE_REQUEST__INIT;
@@ -365,13 +389,14 @@ int sfc_exchange_push_dense(struct sfc_exchange *x, struct sfc_member *m,
     int rc = fit(x, route, err);
     float *packed = x->dense;
     for (size_t k = 0; k < route->shards && !rc; k++) {
-        if (!route->dense[k].count)
+        if (!route->push[k].count)
             continue;
-        pack_share(m, &route->dense[k], gradient, packed);
+        pack_share(m, &route->push[k], gradient, packed);
         rc = start_push(x, m, route, k, work, packed, &ask, err);
-        packed += route->dense[k].floats;
+        packed += route->push[k].floats;
     }
     rc = finish_all(x, route, &ask, rc, err);
+    sfc_lap_end(x->lap, SFC_SPAN_ASK_PUSH, (uint64_t)route->push_floats * sizeof *packed);
     sfc_route_release(m, route);
     drop_answers(x);
     return rc ? sfc_prefix(err, "step %llu, micro-batch %u", (unsigned long long)work->step,

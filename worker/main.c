@@ -8,10 +8,15 @@
 #include "proto/base/log.h"
 #include "proto/base/options.h"
 #include "proto/base/process.h"
+#include "proto/base/service.h"
+#include "proto/daemon_metrics.h"
+#include "proto/security.h"
 #include "worker/trainer.h"
 
 struct worker_options {
     const char *scheduler, *data, *device, *precision, *trace;
+    struct sfc_security security;
+    const char *http;
     uint64_t threads, cache;
     bool exit_when_done;
 };
@@ -23,6 +28,8 @@ static const struct sfc_option table[] = {
      .metavar = "ADDR[,ADDR...]",
      .help = "address of the scheduler, HOST:PORT, or those of several of which one leads",
      .flags = SFC_OPTION_REQUIRED},
+    SFC_SECURITY_OPTIONS(offsetof(struct worker_options, security)),
+    SFC_HTTP_OPTION(offsetof(struct worker_options, http)),
     {.name = "data",
      .type = SFC_OPTION_STRING,
      .offset = offsetof(struct worker_options, data),
@@ -76,28 +83,62 @@ static const struct sfc_program program = {
     .count = sizeof table / sizeof *table,
 };
 
+struct waiter {
+    struct sfc_trainer *trainer;
+    struct sfc_options *parsed;
+    pthread_t thread;
+};
+
+static void told(void *ctx, const char *name, bool now)
+{
+    bool *any = ctx;
+    *any = true;
+    if (now)
+        sfc_info_log("reload: --%s has a new value", name);
+    else
+        sfc_warning_log("reload: --%s is another now, which the next start will use", name);
+}
+
+static void reload(struct sfc_options *parsed)
+{
+    struct sfc_error err = {0};
+    bool any = false;
+    sfc_service_reloading();
+    if (sfc_options_reload(parsed, told, &any, &err) != SFC_OK)
+        sfc_error_log("reload: nothing is changed: %s", err.text);
+    else if (!any)
+        sfc_info_log("reload: no option has another value");
+    sfc_service_reloaded();
+}
+
 static void *wait_for_signal(void *arg)
 {
+    struct waiter *w = arg;
     sigset_t set;
     int number;
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
     sigaddset(&set, SIGUSR1); /* from main: nothing to wait for any more */
-    sigwait(&set, &number);
+    while (sigwait(&set, &number) == 0 && number == SIGHUP)
+        reload(w->parsed);
     if (number != SIGUSR1)
         sfc_info_log("%s: leaving", strsignal(number));
-    sfc_trainer_stop(arg);
+    sfc_service_stopping();
+    sfc_trainer_stop(w->trainer);
     return NULL;
 }
 
-static int run(const struct worker_options *o, struct sfc_error *err)
+static int run(const struct worker_options *o, struct sfc_options *parsed, struct sfc_error *err)
 {
     enum sfc_precision precision;
     int rc = sfc_precision_parse(o->precision, &precision, err);
     if (rc)
         return rc;
     struct sfc_trainer_options options = {.scheduler = o->scheduler,
+                                          .security = o->security,
+                                          .http = o->http,
                                           .data = o->data,
                                           .device = o->device,
                                           .precision = precision,
@@ -105,38 +146,40 @@ static int run(const struct worker_options *o, struct sfc_error *err)
                                           .cache_bytes = o->cache,
                                           .exit_when_done = o->exit_when_done,
                                           .trace = o->trace};
-    struct sfc_trainer *trainer;
-    pthread_t waiter;
-    rc = sfc_trainer_new(&options, &trainer, err);
+    struct waiter w = {.parsed = parsed};
+    rc = sfc_trainer_new(&options, &w.trainer, err);
     if (rc)
         return rc;
-    if (pthread_create(&waiter, NULL, wait_for_signal, trainer)) {
-        sfc_trainer_free(trainer);
+    if (pthread_create(&w.thread, NULL, wait_for_signal, &w)) {
+        sfc_trainer_free(w.trainer);
         return sfc_fail(err, SFC_ENOMEM, "the signal thread could not be started");
     }
-    rc = sfc_trainer_run(trainer, err);
-    pthread_kill(waiter, SIGUSR1);
-    pthread_join(waiter, NULL);
-    sfc_trainer_free(trainer);
+    rc = sfc_trainer_run(w.trainer, err);
+    pthread_kill(w.thread, SIGUSR1);
+    pthread_join(w.thread, NULL);
+    sfc_trainer_free(w.trainer);
     return rc;
 }
 
 int main(int argc, char **argv)
 {
+    sfc_process_hold_hangup();
     sfc_process_tune(argv);
     struct worker_options options;
     struct sfc_options *parsed;
     int code = sfc_options_main(&program, argc, argv, &options, &parsed);
     if (code >= 0)
         return sfc_process_end("shardfc-worker", code);
+    sfc_service_begin();
     sigset_t signals;
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGHUP);
     sigaddset(&signals, SIGUSR1);
     pthread_sigmask(SIG_BLOCK, &signals, NULL); /* inherited by every thread */
     struct sfc_error err = {0};
-    int rc = run(&options, &err);
+    int rc = run(&options, parsed, &err);
     if (rc)
         sfc_error_log("%s", err.text);
     sfc_options_free(parsed);

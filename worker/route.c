@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/block_map.h"
 #include "worker/client.h"
 
 size_t sfc_route_shards(const struct sfc_route *route)
@@ -103,6 +104,20 @@ static int connect_route(struct sfc_member *m, struct sfc_route *r, struct sfc_e
 
 /* ---- routes */
 
+static int check_mirrors(const Shardfc__V1__BlockMap *map, struct sfc_error *err)
+{
+    for (size_t k = 0; k < map->n_shards; k++)
+        for (size_t i = 0; i < map->shards[k]->n_mirrors; i++) {
+            uint32_t m = map->shards[k]->mirrors[i];
+            if (m >= map->n_shards || m == k || !map->shards[m]->address[0])
+                return sfc_fail(err, SFC_ECORRUPT,
+                                "block map: shard %zu is mirrored by %u, which is none of the "
+                                "others",
+                                k, m);
+        }
+    return SFC_OK;
+}
+
 static int check_map(const struct sfc_member *m, const Shardfc__V1__BlockMap *map,
                      struct sfc_error *err)
 {
@@ -121,27 +136,51 @@ static int check_map(const struct sfc_member *m, const Shardfc__V1__BlockMap *ma
             return sfc_fail(err, SFC_ECORRUPT, "block map: dense block %zu is on a shard that left",
                             b);
     }
-    return SFC_OK;
+    return check_mirrors(map, err);
+}
+
+static int make_share(struct sfc_dense_share *share, size_t blocks, struct sfc_error *err)
+{
+    share->blocks = calloc(blocks + 1, sizeof *share->blocks);
+    return share->blocks ? SFC_OK : sfc_fail(err, SFC_ENOMEM, "out of memory for the block map");
+}
+
+static void add_block(const struct sfc_member *m, struct sfc_dense_share *share, uint32_t block)
+{
+    size_t first, count;
+    sfc_dense_block_span(m, block, &first, &count);
+    share->blocks[share->count++] = block;
+    share->floats += count;
+}
+
+static int share_out(const struct sfc_member *m, struct sfc_route *r, uint32_t k,
+                     struct sfc_error *err)
+{
+    const Shardfc__V1__BlockMap *map = r->map;
+    size_t owned = 0, pushed = 0;
+    for (size_t b = 0; b < map->n_dense_owner; b++) {
+        owned += map->dense_owner[b] == k;
+        pushed += sfc_map_pushed(map, b, k);
+    }
+    int rc = make_share(&r->dense[k], owned, err);
+    if (!rc)
+        rc = make_share(&r->push[k], pushed, err);
+    for (uint32_t b = 0; !rc && b < map->n_dense_owner; b++) {
+        if (map->dense_owner[b] == k)
+            add_block(m, &r->dense[k], b);
+        if (sfc_map_pushed(map, b, k))
+            add_block(m, &r->push[k], b);
+    }
+    r->push_floats += r->push[k].floats;
+    return rc;
 }
 
 static int share_out_dense(const struct sfc_member *m, struct sfc_route *r, struct sfc_error *err)
 {
-    for (size_t b = 0; b < r->map->n_dense_owner; b++)
-        r->dense[r->map->dense_owner[b]].count++;
-    for (size_t k = 0; k < r->shards; k++) {
-        r->dense[k].blocks = calloc(r->dense[k].count + 1, sizeof *r->dense[k].blocks);
-        if (!r->dense[k].blocks)
-            return sfc_fail(err, SFC_ENOMEM, "out of memory for the block map");
-        r->dense[k].count = 0;
-    }
-    for (uint32_t b = 0; b < r->map->n_dense_owner; b++) {
-        struct sfc_dense_share *share = &r->dense[r->map->dense_owner[b]];
-        size_t first, count;
-        sfc_dense_block_span(m, b, &first, &count);
-        share->blocks[share->count++] = b;
-        share->floats += count;
-    }
-    return SFC_OK;
+    int rc = SFC_OK;
+    for (uint32_t k = 0; !rc && k < r->shards; k++)
+        rc = share_out(m, r, k, err);
+    return rc;
 }
 
 static void free_route(struct sfc_member *m, struct sfc_route *r)
@@ -151,9 +190,12 @@ static void free_route(struct sfc_member *m, struct sfc_route *r)
             drop_link(m, r->links[k]);
         if (r->dense)
             free(r->dense[k].blocks);
+        if (r->push)
+            free(r->push[k].blocks);
     }
     free(r->links);
     free(r->dense);
+    free(r->push);
     sfc_answer_free(&r->answer);
     free(r);
 }
@@ -186,6 +228,14 @@ uint64_t sfc_route_version(struct sfc_member *m)
     return version;
 }
 
+uint64_t sfc_member_push_floats(struct sfc_member *m)
+{
+    pthread_mutex_lock(&m->route_lock);
+    uint64_t floats = m->route->push_floats;
+    pthread_mutex_unlock(&m->route_lock);
+    return floats;
+}
+
 int sfc_route_change(struct sfc_member *m, struct sfc_answer answer,
                      const Shardfc__V1__BlockMap *map, struct sfc_error *err)
 {
@@ -201,7 +251,8 @@ int sfc_route_change(struct sfc_member *m, struct sfc_answer answer,
     if (!rc) {
         r->links = calloc(map->n_shards, sizeof(*r->links));
         r->dense = calloc(map->n_shards, sizeof *r->dense);
-        if (r->links && r->dense)
+        r->push = calloc(map->n_shards, sizeof *r->push);
+        if (r->links && r->dense && r->push)
             r->shards = map->n_shards;
         else
             rc = sfc_fail(err, SFC_ENOMEM, "out of memory for the block map");

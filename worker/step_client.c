@@ -1,7 +1,9 @@
 #include "worker/step_client.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "kernels/backend.h"
 #include "kernels/rng/permutation.h"
@@ -9,8 +11,10 @@
 
 struct sfc_step_client {
     const struct sfc_source *source;
+    struct sfc_lap lap;
     struct sfc_exchange *exchange;
     struct sfc_lane *lane;
+    _Atomic uint64_t computes_since;            /* ms; 0: it waits */
     bool broken; /* the lane's device failed */ /* NULL without model */
     struct sfc_decoder *decoder;                /* NULL: synthetic */
     float *features, *dfeatures;                /* [micro_batch, dim] */
@@ -96,16 +100,26 @@ static void mark_broken(struct sfc_slot *slot, uint32_t row, float *values, size
     memset(values, 0, count * sizeof *values);
 }
 
-static void read_row(const struct sfc_source *source, struct sfc_decoder *decoder, uint64_t sample,
-                     uint64_t epoch, uint32_t row, struct sfc_slot *slot)
+/* What all rows of a ticket share of the run. */
+struct fill {
+    const struct sfc_source *source;
+    struct sfc_decoder *decoder;
+    uint64_t classes;
+    struct sfc_synthetic_growth growths[SFC_LIMIT_GROWTHS];
+    struct sfc_synthetic synthetic;
+};
+
+static void read_row(const struct fill *f, uint64_t sample, uint64_t epoch, uint32_t row,
+                     struct sfc_slot *slot)
 {
+    const struct sfc_source *source = f->source;
+    struct sfc_decoder *decoder = f->decoder;
     const Shardfc__V1__RunConfig *c = sfc_member_config(source->member);
     size_t count = sfc_source_row_values(source->member);
     float *values = slot->values + row * count;
     if (!decoder) {
-        const struct sfc_synthetic set = {c->seed, c->classes, c->data->hot_classes, c->dim};
-        slot->labels[row] = sfc_synthetic_label(&set, sample);
-        sfc_synthetic_feature(&set, sample, values);
+        slot->labels[row] = sfc_synthetic_label(&f->synthetic, sample);
+        sfc_synthetic_feature(&f->synthetic, sample, values);
         return;
     }
     struct sfc_augment augment = {.flip = c->data->flip};
@@ -116,11 +130,11 @@ static void read_row(const struct sfc_source *source, struct sfc_decoder *decode
     }
     struct sfc_error err = {0};
     uint64_t label = sfc_dataset_label(source->set, sample);
-    int rc = label < c->classes
+    int rc = label < f->classes
                  ? sfc_decoder_read(decoder, sample, &augment, c->seed, epoch, values, &err)
                  : sfc_fail(&err, SFC_ECORRUPT, "sample %llu has label %llu of %llu classes",
                             (unsigned long long)sample, (unsigned long long)label,
-                            (unsigned long long)c->classes);
+                            (unsigned long long)f->classes);
     slot->labels[row] = label;
     if (rc)
         mark_broken(slot, row, values, count, &err);
@@ -130,9 +144,22 @@ void sfc_source_fill(const struct sfc_source *source, struct sfc_decoder *decode
                      const struct sfc_ticket *ticket, struct sfc_slot *slot)
 {
     const Shardfc__V1__RunConfig *c = sfc_member_config(source->member);
-    for (uint32_t r = 0; r < c->micro_batch; r++)
-        read_row(source, decoder, ticket->samples[r],
-                 sfc_epoch_at(c->data->samples, ticket->first_position + r), r, slot);
+    struct fill f = {.source = source,
+                     .decoder = decoder,
+                     .classes = sfc_member_classes(source->member),
+                     .synthetic = {.seed = c->seed,
+                                   .classes = c->classes,
+                                   .hot_classes = c->data->hot_classes,
+                                   .dim = c->dim,
+                                   .samples = c->data->samples}};
+    f.synthetic.growths = f.growths;
+    f.synthetic.growth_count = sfc_member_growth(source->member, f.growths, SFC_LIMIT_GROWTHS);
+    for (uint32_t r = 0; r < c->micro_batch; r++) {
+        uint64_t epoch = ticket->grown && ticket->epochs
+                             ? ticket->epochs[r]
+                             : sfc_epoch_at(c->data->samples, ticket->first_position + r);
+        read_row(&f, ticket->samples[r], epoch, r, slot);
+    }
 }
 
 static struct sfc_slot *open_batch(const struct sfc_source *source, struct sfc_decoder *decoder,
@@ -163,11 +190,12 @@ static int announce_dropped(const struct sfc_source *source, const struct sfc_ti
 }
 
 int sfc_source_announce(const struct sfc_source *source, struct sfc_decoder *decoder,
-                        const struct sfc_ticket *ticket, struct sfc_error *err)
+                        const struct sfc_ticket *ticket, struct sfc_lap *lap, struct sfc_error *err)
 {
     if (ticket->dropped)
         return announce_dropped(source, ticket, err);
     struct sfc_slot *slot = open_batch(source, decoder, ticket);
+    sfc_lap_end(lap, SFC_SPAN_READ, 0);
     int rc;
     if (slot->broken_count && !sfc_member_config(source->member)->skip_broken) {
         struct sfc_work work = {.step = ticket->step, .micro_batch = ticket->micro_batch};
@@ -180,7 +208,22 @@ int sfc_source_announce(const struct sfc_source *source, struct sfc_decoder *dec
                                  slot->broken_count ? slot->error.text : NULL, err);
     }
     sfc_slot_close(source->batches, slot);
+    sfc_lap_end(lap, SFC_SPAN_ANNOUNCE, 0);
     return rc;
+}
+
+void sfc_source_got_ticket(const struct sfc_source *source, const struct sfc_ticket *ticket,
+                           enum sfc_phase phase, uint64_t granted_ns, struct sfc_lap *lap)
+{
+    lap->span.step = ticket->step;
+    lap->span.micro_batch = ticket->micro_batch;
+    lap->span.rows = sfc_member_config(source->member)->micro_batch;
+    if (granted_ns) {
+        sfc_lap_end_at(lap, phase, 0, granted_ns);
+        sfc_lap_end(lap, SFC_SPAN_MAP, 0);
+    } else {
+        sfc_lap_end(lap, phase, 0);
+    }
 }
 
 /* ---- a lane */
@@ -200,8 +243,8 @@ void sfc_step_client_free(struct sfc_step_client *client)
     free(client);
 }
 
-int sfc_step_client_new(const struct sfc_source *source, struct sfc_step_client **out,
-                        struct sfc_error *err)
+int sfc_step_client_new(const struct sfc_source *source, uint32_t index,
+                        struct sfc_step_client **out, struct sfc_error *err)
 {
     const Shardfc__V1__RunConfig *c = sfc_member_config(source->member);
     size_t values = (size_t)c->micro_batch * c->dim;
@@ -209,6 +252,7 @@ int sfc_step_client_new(const struct sfc_source *source, struct sfc_step_client 
     if (!client)
         return sfc_fail(err, SFC_ENOMEM, "out of memory for a lane");
     client->source = source;
+    client->lap = (struct sfc_lap){source->spans, {.thread = SFC_THREAD_LANE, .index = index}};
     client->features = calloc(values, sizeof *client->features);
     client->dfeatures = calloc(values, sizeof *client->dfeatures);
     client->gradient = calloc((size_t)source->member->dense_size + 1, sizeof *client->gradient);
@@ -222,6 +266,8 @@ int sfc_step_client_new(const struct sfc_source *source, struct sfc_step_client 
         memset(client->no_labels, 0xff, c->micro_batch * sizeof *client->no_labels);
     if (!rc)
         rc = sfc_exchange_new(source->member, &client->exchange, err);
+    if (!rc)
+        sfc_record_exchange(client->exchange, &client->lap);
     if (!rc && source->set)
         rc = sfc_decoder_new(source->set, &client->decoder, err);
     if (!rc && source->model)
@@ -238,8 +284,14 @@ uint64_t sfc_step_client_memory(const struct sfc_step_client *client)
 {
     const struct sfc_member *m = client->source->member;
     uint64_t values = (uint64_t)m->config->micro_batch * m->config->dim;
+    uint64_t pushed = sfc_member_push_floats(client->source->member);
     return (client->lane ? sfc_lane_memory(client->lane) : 0) + 2 * values * sizeof(float) +
-           2 * values * sizeof(int64_t) + 2 * m->dense_size * sizeof(float);
+           2 * values * sizeof(int64_t) + (m->dense_size + pushed) * sizeof(float);
+}
+
+struct sfc_lap *sfc_step_client_lap(struct sfc_step_client *client)
+{
+    return &client->lap;
 }
 
 const struct sfc_lane *sfc_step_client_lane(const struct sfc_step_client *client)
@@ -264,8 +316,22 @@ bool sfc_step_client_broken(const struct sfc_step_client *client)
     return client->broken;
 }
 
+uint64_t sfc_step_client_computes_since(const struct sfc_step_client *client)
+{
+    return atomic_load(&client->computes_since);
+}
+
+static void computes(struct sfc_step_client *client, bool begins)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    uint64_t now = (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+    atomic_store(&client->computes_since, begins ? now : 0);
+}
+
 static int lane_said(struct sfc_step_client *client, int rc)
 {
+    computes(client, false);
     client->broken = client->broken || rc == SFC_EDEVICE;
     return rc;
 }
@@ -280,11 +346,14 @@ static int exchange(struct sfc_step_client *client, const struct sfc_work *work,
                               client->dfeatures, result, err);
     if (rc || !client->lane)
         return rc;
-    if (dropped)
+    if (dropped) {
         dropped_gradient(client, params);
-    else
+    } else {
+        computes(client, true);
         rc = lane_said(client,
                        sfc_lane_backward(client->lane, client->dfeatures, client->gradient, err));
+        sfc_lap_end(&client->lap, SFC_SPAN_BACKWARD, 0);
+    }
     if (rc)
         return rc;
     return sfc_exchange_push_dense(client->exchange, m, work, client->gradient, client->digests,
@@ -297,13 +366,15 @@ static int forward(struct sfc_step_client *client, const struct sfc_slot *batch,
 {
     const Shardfc__V1__RunConfig *c = sfc_member_config(client->source->member);
     size_t bytes = (size_t)c->micro_batch * c->dim * sizeof *client->features;
-    if (!batch)
-        memset(client->features, 0, bytes);
-    else if (client->lane)
+    if (batch && client->lane) {
+        computes(client, true);
         return lane_said(
             client, sfc_lane_forward(client->lane, params, batch->values, client->features, err));
-    else
+    }
+    if (batch)
         memcpy(client->features, batch->values, bytes);
+    else
+        memset(client->features, 0, bytes);
     return SFC_OK;
 }
 
@@ -333,19 +404,25 @@ int sfc_step_client_run(struct sfc_step_client *client, const struct sfc_ticket 
     struct sfc_slot *batch = NULL, *params = NULL;
     struct sfc_exchange_result result;
     int rc = SFC_OK;
-    if (source->model)
+    if (source->model) {
         rc = open_params(source, ticket, &params, err);
+        sfc_lap_end(&client->lap, SFC_SPAN_PARAMETERS,
+                    rc ? 0 : source->member->dense_size * sizeof *params->values);
+    }
     if (rc)
         return rc;
     const float *p = params ? params->values : NULL;
     if (!ticket->dropped)
         batch = open_batch(source, client->decoder, ticket);
+    sfc_lap_end(&client->lap, SFC_SPAN_ROWS, 0);
     if (batch && batch->broken_count && !sfc_member_config(source->member)->skip_broken) {
         sfc_slot_forget(source->batches, batch);
         rc = sfc_fail(err, batch->error.code, "%s", batch->error.text);
     }
-    if (!rc)
+    if (!rc) {
         rc = forward(client, batch, p, err);
+        sfc_lap_end(&client->lap, SFC_SPAN_FORWARD, 0);
+    }
     if (!rc)
         rc = exchange(client, &work, batch ? batch->labels : client->no_labels, p, ticket->dropped,
                       &result, err);
@@ -353,7 +430,9 @@ int sfc_step_client_run(struct sfc_step_client *client, const struct sfc_ticket 
         sfc_slot_close(source->batches, batch);
     if (params)
         sfc_slot_close(source->params, params);
-    if (!rc)
-        rc = sfc_member_done(source->member, &work, &result, client->digests, accepted, err);
+    if (rc)
+        return rc;
+    rc = sfc_member_done(source->member, &work, &result, client->digests, accepted, err);
+    sfc_lap_end(&client->lap, SFC_SPAN_DONE, 0);
     return rc;
 }

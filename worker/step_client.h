@@ -18,6 +18,7 @@ struct sfc_source {
     const struct sfc_lane_device *device;
     struct sfc_slot_cache *batches; /* rows of micro-batches */
     struct sfc_slot_cache *params;  /* parameters after a step; NULL without model */
+    struct sfc_spans *spans;        /* what took how long; NULL: nobody asks */
 };
 
 /* Floats per row that a micro-batch holds: pixels, or the features of synthetic data. */
@@ -36,17 +37,28 @@ void sfc_source_fill(const struct sfc_source *source, struct sfc_decoder *decode
 
 /* Reads (or finds) the rows of a data ticket and announces their labels; a broken row in a run
  * without
- * --skip-broken gives the ticket back with the cause. */
+ * --skip-broken gives the ticket back with the cause. lap: of the reader. */
 int sfc_source_announce(const struct sfc_source *source, struct sfc_decoder *decoder,
-                        const struct sfc_ticket *ticket, struct sfc_error *err);
+                        const struct sfc_ticket *ticket, struct sfc_lap *lap,
+                        struct sfc_error *err);
+/* A lane or a reader got a ticket that it waited for since the lap's beginning. granted_ns: when,
+ * and that it has fetched a block map since then; 0: it has it now. */
+void sfc_source_got_ticket(const struct sfc_source *source, const struct sfc_ticket *ticket,
+                           enum sfc_phase phase, uint64_t granted_ns, struct sfc_lap *lap);
 
 /* A lane: everything that one thread needs to compute micro-batches, one at a time. Create and use
  * it on one thread. */
 struct sfc_step_client;
-int sfc_step_client_new(const struct sfc_source *source, struct sfc_step_client **out,
-                        struct sfc_error *err);
+int sfc_step_client_new(const struct sfc_source *source, uint32_t index,
+                        struct sfc_step_client **out, struct sfc_error *err);
+/* Of this lane: what it records, on its thread. */
+struct sfc_lap *sfc_step_client_lap(struct sfc_step_client *client);
 void sfc_step_client_free(struct sfc_step_client *client); /* NULL is fine */
 uint64_t sfc_step_client_memory(const struct sfc_step_client *client);
+/* When its device began with the work at hand, in ms of the monotonic clock; 0: it waits. Any
+ * thread.
+ */
+uint64_t sfc_step_client_computes_since(const struct sfc_step_client *client);
 /* The lane's own device failed; what a peer's device said does not count. */
 bool sfc_step_client_broken(const struct sfc_step_client *client);
 /* The backbone's lane; NULL without a backbone. */

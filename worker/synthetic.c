@@ -25,6 +25,14 @@ uint64_t sfc_synthetic_hot_class(const struct sfc_synthetic *set, uint64_t i)
 
 uint64_t sfc_synthetic_label(const struct sfc_synthetic *set, uint64_t sample)
 {
+    uint64_t classes = set->classes, samples = set->samples;
+    for (size_t i = 0; i < set->growth_count && sample >= samples; i++) {
+        const struct sfc_synthetic_growth *g = &set->growths[i];
+        if (sample < g->samples && g->classes > classes)
+            return classes + (sample - samples) % (g->classes - classes);
+        classes = g->classes;
+        samples = g->samples > samples ? g->samples : samples;
+    }
     return set->hot_classes ? sfc_synthetic_hot_class(set, sample % set->hot_classes)
                             : sample % set->classes;
 }

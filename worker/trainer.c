@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,8 +11,11 @@
 
 #include "proto/base/backoff.h"
 #include "proto/base/log.h"
+#include "proto/base/service.h"
 #include "worker/client.h"
 #include "worker/crew.h"
+#include "worker/pages.h"
+#include "worker/report_spans.h"
 
 #define PROGRESS_MS      5000u
 #define BACKOFF_FIRST_MS 100u
@@ -19,6 +23,7 @@
 #define SWITCH_LAST_MS   500u /* between tries over several schedulers: one will lead soon */
 #define UNFIT_PAUSE_MS   2000u
 #define HISTORY_POINTS   512u
+#define STUCK_MS         120000u /* of a lane with one micro-batch, without a watchdog's period */
 #define MODEL_NUMERICS   1 /* raise it when the bits of a backbone or of the head exchange change */
 
 struct sfc_trainer {
@@ -27,6 +32,11 @@ struct sfc_trainer {
     struct sfc_dataset *set; /* NULL: synthetic */
     FILE *trace;
     const struct sfc_lane_device *device;
+    struct sfc_spans *spans;
+    uint64_t recorded_run; /* that the spans are of */
+    uint64_t left_ns;      /* when the last run was left; 0: none was */
+    struct sfc_worker_totals totals;
+    struct sfc_pages *pages; /* NULL: none */
     char name[128], numerics[160];
 
     pthread_mutex_t lock;
@@ -34,10 +44,13 @@ struct sfc_trainer {
     bool stop;
     struct sfc_crew *crew; /* while a run is joined */
 
+    atomic_bool answered;               /* the scheduler did, once */
     uint64_t history_run, history_step; /* what progress and trace have seen */
     struct sfc_history_point last;
     uint64_t progress_ms, progress_step;
     uint64_t finished_run;
+    uint64_t begin_samples; /* what our set begins with, as it was asked; 0: it was not */
+    char begin_digest[33];
     uint64_t unfit_run;               /* this worker can't compute it, 0 = none */
     struct sfc_error unfit;           /* why the last try did not fit, told once */
     struct sfc_history_point *points; /* [HISTORY_POINTS] */
@@ -92,6 +105,53 @@ static void set_crew(struct sfc_trainer *t, struct sfc_crew *crew)
     if (crew && t->stop)
         sfc_crew_stop(crew, SFC_CREW_STOPPED, NULL);
     pthread_mutex_unlock(&t->lock);
+}
+
+/* ---- the service manager */
+
+/* Told by the loops that everything goes through. pulse NULL: no run is joined. */
+static void tell(struct sfc_trainer *t, const struct sfc_run_info *run,
+                 const struct sfc_pulse *pulse)
+{
+    struct sfc_service_state state = {.ready = t->answered, .working = true};
+    if (pulse) {
+        state.run = run->run_id;
+        state.step = pulse->step;
+        state.working = !sfc_crew_late(t->crew, sfc_service_patience());
+        snprintf(state.text, sizeof state.text, "run %.60s, %s: step %llu of %llu, loss %.4f",
+                 run->name, pulse->state, (unsigned long long)pulse->step,
+                 (unsigned long long)run->steps, t->last.loss);
+    } else {
+        snprintf(state.text, sizeof state.text, "%s %.150s",
+                 t->answered ? "waiting for a run of" : "waiting for the scheduler at",
+                 t->options.scheduler);
+    }
+    sfc_service_tell(&state);
+}
+
+/* Asked by the thread of the pages. */
+static void look(void *ctx, struct sfc_worker_health *out)
+{
+    struct sfc_trainer *t = ctx;
+    uint64_t patience = sfc_service_patience();
+    pthread_mutex_lock(&t->lock);
+    out->joined = t->crew != NULL;
+    out->working = !t->crew || !sfc_crew_late(t->crew, patience ? patience : STUCK_MS);
+    pthread_mutex_unlock(&t->lock);
+    out->ready = t->answered;
+}
+
+static int start_pages(struct sfc_trainer *t, struct sfc_error *err)
+{
+    const struct sfc_pages_options options = {.listen = t->options.http,
+                                              .security = &t->options.security,
+                                              .spans = t->spans,
+                                              .totals = &t->totals,
+                                              .rpc = sfc_rpc_runner_loop(t->client->runner),
+                                              .threads = t->options.lanes,
+                                              .look = look,
+                                              .ctx = t};
+    return options.listen ? sfc_pages_start(&options, &t->pages, err) : SFC_OK;
 }
 
 /* ---- progress */
@@ -183,6 +243,14 @@ static void read_pulse(struct sfc_crew *crew, struct sfc_member *member,
     sfc_crew_committed(crew, pulse->step);
 }
 
+/* Whoever waits for it hears from the scheduler that it did not come. */
+static void report_spans(struct sfc_trainer *t, struct sfc_member *member)
+{
+    struct sfc_error err = {0};
+    if (sfc_member_report_spans(member, t->spans, &err))
+        sfc_warning_log("a trace lacks this worker: %s", err.text);
+}
+
 static void watch(struct sfc_trainer *t, struct sfc_member *member, const struct sfc_run_info *run,
                   struct sfc_crew *crew)
 {
@@ -198,6 +266,8 @@ static void watch(struct sfc_trainer *t, struct sfc_member *member, const struct
             break;
         }
         read_pulse(crew, member, run, &pulse);
+        report_spans(t, member);
+        tell(t, run, &pulse);
         if (pulse.run_id == run->run_id && pulse.step < t->history_step)
             t->history_step = pulse.step; /* rewound: what comes again is written again */
         report(t, run, pulse.state, false);
@@ -206,22 +276,42 @@ static void watch(struct sfc_trainer *t, struct sfc_member *member, const struct
     }
 }
 
+/* The same run again, after what ended the membership before. */
+static void record_join(struct sfc_trainer *t, uint64_t run_id)
+{
+    uint64_t step = atomic_load_explicit(&t->totals.step, memory_order_relaxed);
+    struct sfc_span span = {.phase = SFC_SPAN_JOIN,
+                            .thread = SFC_THREAD_LOOP,
+                            .step = step + 1,
+                            .micro_batch = UINT32_MAX,
+                            .begin_ns = t->left_ns,
+                            .end_ns = sfc_spans_now()};
+    if (t->recorded_run == run_id && t->left_ns)
+        sfc_spans_add(t->spans, &span);
+    t->recorded_run = run_id;
+}
+
 /* Works on a run until something ends it. */
 static enum sfc_crew_end work(struct sfc_trainer *t, struct sfc_member *member,
                               struct sfc_error *err)
 {
     struct sfc_run_info run;
     struct sfc_crew *crew;
-    struct sfc_crew_options options = {t->options.lanes, t->options.cache_bytes, t->set, t->device};
+    struct sfc_crew_options options = {
+        t->options.lanes, t->options.cache_bytes, t->set, t->device, t->spans, &t->totals};
     sfc_member_info(member, &run);
     sfc_info_log(
         "joined run %s (%llu): %llu classes, dim %u, backbone %s, %u shards, batch %u of %u",
         run.name, (unsigned long long)run.run_id, (unsigned long long)run.classes, run.dim,
         run.backbone, run.shards, run.global_batch, run.micro_batch);
+    if (t->recorded_run != run.run_id)
+        sfc_spans_forget(t->spans);
     if (sfc_crew_new(member, &options, &crew, err))
         return SFC_CREW_FATAL;
+    record_join(t, run.run_id);
     set_crew(t, crew);
     watch(t, member, &run, crew);
+    t->left_ns = sfc_spans_now();
     set_crew(t, NULL);
     enum sfc_crew_end end = sfc_crew_state(crew, err);
     struct sfc_crew_counters counters;
@@ -256,6 +346,8 @@ static struct sfc_join join_request(const struct sfc_trainer *t)
         join.height = info->height;
         join.channels = info->channels;
         join.flip = info->flip;
+        join.begin_samples = t->begin_samples;
+        join.begin_digest = t->begin_digest;
     }
     return join;
 }
@@ -300,14 +392,31 @@ static void wait_for_another(struct sfc_trainer *t, const struct sfc_error *err)
     pause_ms(t, UNFIT_PAUSE_MS);
 }
 
+/* The run's set is smaller: what do the first samples of ours make? */
+static int look_at_begin(struct sfc_trainer *t, uint64_t samples, struct sfc_error *err)
+{
+    if (!t->set || samples > sfc_dataset_info(t->set)->samples)
+        return sfc_fail(err, SFC_ECORRUPT, "asked what %llu samples begin with",
+                        (unsigned long long)samples);
+    sfc_info_log("the run's data set has %llu samples: looking whether ours begins with them",
+                 (unsigned long long)samples);
+    int rc = sfc_dataset_begin(t->set, samples, t->begin_digest, err);
+    t->begin_samples = rc ? 0 : samples;
+    return rc;
+}
+
 /* One try. *member NULL: none this time. */
 static int try_join(struct sfc_trainer *t, struct sfc_backoff *backoff, struct sfc_member **member,
                     struct sfc_error *err)
 {
     struct sfc_join join = join_request(t);
-    uint64_t before = now_ms();
+    uint64_t before = now_ms(), wanted = 0;
     *member = NULL;
+    join.wanted = &wanted;
     int rc = sfc_client_join(t->client, &join, member, err);
+    t->answered = t->answered || !rc || does_not_fit(t, rc);
+    if (!rc && wanted)
+        rc = look_at_begin(t, wanted, err);
     if (rc && does_not_fit(t, rc)) {
         wait_for_another(t, err);
         return SFC_OK;
@@ -345,6 +454,7 @@ static int next_run(struct sfc_trainer *t, struct sfc_member **out, struct sfc_e
         struct sfc_member *member;
         struct sfc_run_info run;
         bool over;
+        tell(t, NULL, NULL);
         int rc = look_for_end(t, &over, err);
         if (rc)
             return rc;
@@ -424,11 +534,13 @@ void sfc_trainer_free(struct sfc_trainer *t)
 {
     if (!t)
         return;
+    sfc_pages_stop(t->pages);
     sfc_client_free(t->client);
     sfc_dataset_close(t->set);
     if (t->trace && fclose(t->trace))
         sfc_error_log("trace file %s: %s", t->options.trace, strerror(errno));
     sfc_lane_device_close(t->device);
+    sfc_spans_free(t->spans);
     free(t->points);
     pthread_cond_destroy(&t->changed);
     pthread_mutex_destroy(&t->lock);
@@ -451,6 +563,8 @@ int sfc_trainer_new(const struct sfc_trainer_options *options, struct sfc_traine
     t->points = calloc(HISTORY_POINTS, sizeof *t->points);
     int rc = t->points ? SFC_OK : sfc_fail(err, SFC_ENOMEM, "out of memory for the trainer");
     if (!rc)
+        rc = sfc_spans_new(&t->spans, err);
+    if (!rc)
         rc = sfc_lane_device_open(options->device, options->precision, &t->device, err);
     if (!rc)
         name_self(t);
@@ -459,7 +573,9 @@ int sfc_trainer_new(const struct sfc_trainer_options *options, struct sfc_traine
     if (!rc)
         rc = open_trace(t, err);
     if (!rc)
-        rc = sfc_client_new(options->scheduler, &t->client, err);
+        rc = sfc_client_new(options->scheduler, &options->security, &t->client, err);
+    if (!rc)
+        rc = start_pages(t, err);
     if (rc) {
         sfc_trainer_free(t);
         return rc;

@@ -12,10 +12,13 @@
 #include <stdint.h>
 
 #include "proto/base/status.h"
+#include "proto/security.h"
 #include "worker/model/device.h"
 
 struct sfc_trainer_options {
     const char *scheduler;
+    struct sfc_security security;
+    const char *http;   /* address of pages; NULL: none */
     const char *data;   /* a data set's folder, or "synthetic" */
     const char *device; /* as sfc_lane_device_open has it */
     enum sfc_precision precision;

@@ -179,6 +179,7 @@ void sfc_cpu_get_numbers(const struct sfc_cpu_head *head, const struct sfc_store
 void sfc_cpu_put_numbers(const struct sfc_cpu_head *head, const struct sfc_store *store,
                          enum sfc_block_part part, size_t row, size_t k, size_t n,
                          const float *values);
+void sfc_cpu_put_done(void); /* before another thread may read what was put */
 
 /* The shapes of the products; they depend on the configuration alone, never on which blocks are
  * held (I8). */

@@ -306,6 +306,7 @@ static void init_block(void *arg, size_t item, unsigned worker)
         sfc_cpu_put_numbers(head, &store, SFC_PART_VALUES, i, 0, dim, row);
         memset(sfc_store_at(&store, i, 1, dim), 0, moments); /* touched now, not in a step */
     }
+    sfc_cpu_put_done();
     if (store.last)
         memset(store.last, 0, block->rows * sizeof *store.last);
 }

@@ -47,6 +47,21 @@ static size_t least(size_t a, size_t b)
     return a < b ? a : b;
 }
 
+/* The first of the block's targets at tile row `at` or behind it: they ascend, as labels do. */
+static uint32_t first_target(const struct sfc_cpu_head *head, const struct sfc_cpu_block *block,
+                             size_t at)
+{
+    uint32_t low = block->target, high = block->target + block->targets;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (head->target_at[middle] < at)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
 /* ---- logits */
 
 struct logits_call {
@@ -72,9 +87,10 @@ static void set_targets(const struct logits_call *call, size_t index,
     struct sfc_head_logits_item *item = &call->items[index];
     uint32_t m = head->config.micro_batch, row0 = item->micro_batch * m;
     const struct sfc_hd_margin margin = margin_of(&head->config);
-    for (uint32_t t = block->target; t < block->target + block->targets; t++) {
+    uint32_t end = first_target(head, block, first + n);
+    for (uint32_t t = first_target(head, block, first); t < end; t++) {
         size_t at = head->target_at[t], row = head->target_row[t];
-        if (at < first || at >= first + n || row < row0 || row >= row0 + m)
+        if (row < row0 || row >= row0 + m)
             continue;
         size_t c = row - row0, s = block->sample + at;
         double cosine = (double)product[(at - first) * stride + c] * block->slab->inverse_norm[s],
@@ -273,9 +289,10 @@ static void adjust_targets(const struct gradient_call *call, size_t index,
     struct sfc_cpu_head *head = call->head;
     uint32_t slot = call->items[index].slot, m = head->config.micro_batch;
     uint32_t row0 = head->base.slot_micro[slot] * m;
-    for (uint32_t t = block->target; t < block->target + block->targets; t++) {
+    uint32_t end = first_target(head, block, first + n);
+    for (uint32_t t = first_target(head, block, first); t < end; t++) {
         size_t at = head->target_at[t], row = head->target_row[t];
-        if (at < first || at >= first + n || row < row0 || row >= row0 + m)
+        if (row < row0 || row >= row0 + m)
             continue;
         size_t c = row - row0, kept = (size_t)slot * m + c, s = block->sample + at;
         void *entry = sfc_cpu_kept_at(head, sfc_cpu_slot_z(head, block->slab, slot, s), c);

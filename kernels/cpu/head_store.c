@@ -1,4 +1,7 @@
 /* The blocks' state as numbers in f32, whatever the store holds. */
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 #include <string.h>
 
 #include "kernels/cpu/head.h"
@@ -32,13 +35,39 @@ void sfc_cpu_get_numbers(const struct sfc_cpu_head *head, const struct sfc_store
         head->simd->half->unpack(at.high, at.low, n, store->format, out);
 }
 
+#ifdef __SSE2__
+/* Past the caches: what is there need not be read before, and nobody reads it soon. */
+static void write_floats(float *to, const float *from, size_t n)
+{
+    size_t done = 0;
+    if ((uintptr_t)to % sizeof(__m128) == 0)
+        for (; n - done >= 4; done += 4)
+            _mm_stream_ps(to + done, _mm_loadu_ps(from + done));
+    memcpy(to + done, from + done, (n - done) * sizeof *to);
+}
+
+void sfc_cpu_put_done(void)
+{
+    _mm_sfence();
+}
+#else
+static void write_floats(float *to, const float *from, size_t n)
+{
+    memcpy(to, from, n * sizeof *to);
+}
+
+void sfc_cpu_put_done(void)
+{
+}
+#endif
+
 void sfc_cpu_put_numbers(const struct sfc_cpu_head *head, const struct sfc_store *store,
                          enum sfc_block_part part, size_t row, size_t k, size_t n,
                          const float *values)
 {
     struct numbers at = numbers_at(store, part, row, k, head->config.dim);
     if (at.floats)
-        memcpy(at.floats, values, n * sizeof *values);
+        write_floats(at.floats, values, n);
     else
         head->simd->half->pack(values, n, store->format, at.high, at.low);
 }
@@ -110,6 +139,7 @@ int sfc_cpu_head_write(struct sfc_head_part *base, size_t index, enum sfc_block_
         n = piece(offset, count, dim);
         sfc_cpu_put_numbers(head, &s, part, offset / dim, offset % dim, n, values);
     }
+    sfc_cpu_put_done();
     return SFC_OK;
 }
 
@@ -141,5 +171,6 @@ int sfc_cpu_head_write_rows(struct sfc_head_part *base, size_t index, enum sfc_b
             s.last[rows[i]] = (uint32_t)values[i];
         else
             sfc_cpu_put_numbers(head, &s, part, rows[i], 0, dim, values + i * dim);
+    sfc_cpu_put_done();
     return SFC_OK;
 }

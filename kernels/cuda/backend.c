@@ -4,11 +4,12 @@
 #include <string.h>
 
 #include "kernels/cuda/dense.h"
+#include "kernels/cuda/fused.h"
 #include "kernels/cuda/head.h"
 
 /* Changes whenever the same inputs give other bits on the same device with the same libraries:
  * order of sums, chunks, formulas. */
-#define NUMERICS_VERSION 1
+#define NUMERICS_VERSION 2
 #define MIN_CAPABILITY   75
 #define MAX_COMPILED     90 /* beyond, the driver compiles from PTX */
 
@@ -116,6 +117,7 @@ static const struct sfc_backend_ops cuda_ops = {
     .head_write = sfc_cuda_head_write,
     .head_read_rows = sfc_cuda_head_read_rows,
     .head_write_rows = sfc_cuda_head_write_rows,
+    .head_rearrange = sfc_cuda_head_rearrange,
     .head_plan = sfc_cuda_head_plan,
     .head_sample = sfc_cuda_head_sample,
     .head_logits = sfc_cuda_head_logits,
@@ -199,6 +201,7 @@ static int look_at(struct sfc_cuda *cuda, struct sfc_error *err)
     snprintf(cuda->label, sizeof cuda->label, "cuda:%d (%.100s)", cuda->device, properties.name);
     cuda->capability = 10 * properties.major + properties.minor;
     cuda->has_bf16 = cuda->capability >= 80;
+    cuda->fuses = sfc_cuda_fused_usable(cuda->capability);
     cuda->total_bytes = properties.totalGlobalMem;
     if (cuda->capability < MIN_CAPABILITY)
         return sfc_fail(err, SFC_EUNSUPPORTED,
@@ -228,7 +231,8 @@ static int name_algorithms(struct sfc_cuda *cuda, struct sfc_error *err)
     size_t n = strlen(cuda->numerics);
     int rc = sfc_cuda_gemm_fingerprint(cuda, &fingerprint, err);
     if (rc == SFC_OK)
-        snprintf(cuda->numerics + n, sizeof cuda->numerics - n, " products-%08x", fingerprint);
+        snprintf(cuda->numerics + n, sizeof cuda->numerics - n, " products-%08x%s", fingerprint,
+                 cuda->fuses ? " fused" : "");
     return rc;
 }
 

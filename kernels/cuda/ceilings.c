@@ -12,7 +12,7 @@
 #define PRODUCTS_MS   20.0 /* about as long is a round of one product */
 
 struct ceilings {
-    const struct sfc_cuda *cuda;
+    struct sfc_cuda *cuda;
     char *memory; /* both ranges */
     cudaEvent_t begin, end;
 };
@@ -132,7 +132,7 @@ static int measure(const struct ceilings *c, const struct sfc_head_config *confi
 {
     struct sfc_cuda_gemm_shape shapes[SFC_CUDA_PRODUCTS];
     double inverse = 0;
-    size_t step = sfc_cuda_head_shapes(config, shapes);
+    size_t step = sfc_cuda_head_shapes(c->cuda, config, shapes);
     int rc = measure_copy(c, &out->read_gb_s, err);
     out->update_gb_s = out->read_gb_s;
     for (int i = 0; !rc && i < SFC_CUDA_PRODUCTS; i++) {

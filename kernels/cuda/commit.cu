@@ -133,14 +133,13 @@ __device__ static inline void step(const struct update &call, char *record, uint
 
 template <int FORMAT>
 __device__ static inline struct random_words random_of(const struct sfc_cuda_store &store,
-                                                       size_t position, uint32_t row)
+                                                       uint32_t row)
 {
     struct random_words random;
     random.used = FORMAT == SFC_CUDA_BF16 && !store.nearest;
     if (!random.used)
         return random;
-    uint32_t block = store.chunk_block[position / store.chunk];
-    uint64_t cls = store.block_class[block] + (row - store.block_store[block]);
+    uint64_t cls = store.block_class[row >> store.shift] + sfc_row_in_block(store, row);
     sfc_hd_rounding_keys(store.seed, store.now, cls, &random.first, &random.second);
     return random;
 }
@@ -190,7 +189,7 @@ __global__ static void update_rows(struct update call)
     along = sfc_warp_sum(along);
     float a = call.how.gradient_scale * inverse_norm;
     float b = (float)((double)along * (double)inverse_norm * (double)inverse_norm);
-    struct random_words random = random_of<FORMAT>(store, position, row);
+    struct random_words random = random_of<FORMAT>(store, row);
     if (PIECES) {
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {

@@ -17,6 +17,7 @@ struct sfc_cuda {
     char numerics[256];  /* see sfc_backend_numerics */
     int capability;      /* 10 * major + minor */
     bool has_bf16;       /* products of bf16: capability 80 and above */
+    bool fuses;          /* kernels/cuda/fused.h */
     size_t total_bytes;  /* of the device's memory */
     cudaStream_t stream; /* everything that is not a tile of a pass */
     cudaStream_t lane[SFC_CUDA_LANES];

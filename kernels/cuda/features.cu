@@ -18,7 +18,7 @@ __global__ static void unit_features(struct sfc_cuda_features f)
     __shared__ double part[THREADS];
     part[threadIdx.x] = sum;
     __syncthreads();
-    for (uint32_t n = THREADS / 2; n; n /= 2) {
+    for (uint32_t n = used ? THREADS / 2 : 0; n; n /= 2) { /* alike in the whole block */
         if (threadIdx.x < n)
             part[threadIdx.x] += part[threadIdx.x + n];
         __syncthreads();

@@ -32,16 +32,17 @@ static int describe(const struct sfc_cuda *cuda, const struct sfc_cuda_gemm_shap
     cublasOperation_t first = logits ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasOperation_t second = gradient ? CUBLAS_OP_T : CUBLAS_OP_N;
     size_t m = s->columns, n = s->rows, k = s->depth;
-    int bad = cublasLtMatmulDescInit(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) ||
-              cublasLtMatmulDescSetAttribute(&p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &first,
-                                             sizeof first) ||
-              cublasLtMatmulDescSetAttribute(&p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &second,
-                                             sizeof second) ||
-              cublasLtMatrixLayoutInit(&p->first, type, logits ? k : m, logits ? m : k,
-                                       (int64_t)s->ldb) ||
-              cublasLtMatrixLayoutInit(&p->second, type, gradient ? n : k, gradient ? k : n,
-                                       (int64_t)s->lda) ||
-              cublasLtMatrixLayoutInit(&p->c, CUDA_R_32F, m, n, (int64_t)m);
+    int bad =
+        cublasLtMatmulDescInit(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) ||
+        cublasLtMatmulDescSetAttribute(&p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &first,
+                                       sizeof first) ||
+        cublasLtMatmulDescSetAttribute(&p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &second,
+                                       sizeof second) ||
+        cublasLtMatrixLayoutInit(&p->first, type, logits ? k : m, logits ? m : k,
+                                 (int64_t)s->ldb) ||
+        cublasLtMatrixLayoutInit(&p->second, type, gradient ? n : k, gradient ? k : n,
+                                 (int64_t)s->lda) ||
+        cublasLtMatrixLayoutInit(&p->c, s->narrow ? CUDA_R_16BF : CUDA_R_32F, m, n, (int64_t)m);
     if (!bad && gradient)
         bad = set_batch(&p->first, s->batch, k * s->ldb) ||
               set_batch(&p->second, s->batch, k * s->lda) || set_batch(&p->c, s->batch, m * n);
@@ -181,7 +182,7 @@ int sfc_cuda_gemm_init(struct sfc_cuda_gemm *gemm, const struct sfc_cuda *cuda,
 
 int sfc_cuda_gemm_run(const struct sfc_cuda_gemm *gemm, const struct sfc_cuda *cuda,
                       const struct sfc_cuda_gemm_shape *shape, const void *a, const void *b,
-                      float *c, void *workspace, cudaStream_t stream, struct sfc_error *err)
+                      void *c, void *workspace, cudaStream_t stream, struct sfc_error *err)
 {
     const float one = 1, none = 0;
     struct product p;
@@ -212,8 +213,10 @@ static struct sfc_cuda_gemm_shape usual_shape(enum sfc_cuda_product product, boo
                                              : batch;
     s.lda = product == SFC_CUDA_LOGITS ? USUAL_DIM : batch;
     s.ldb = USUAL_DIM;
-    if (product == SFC_CUDA_GRADIENT)
+    if (product == SFC_CUDA_GRADIENT) {
         s.batch = USUAL_ROWS / USUAL_CHUNK;
+        s.narrow = bf16;
+    }
     return s;
 }
 

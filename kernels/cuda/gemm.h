@@ -2,7 +2,7 @@
  * algorithm, chosen when it is made and the same for all sizes that it is run with: one without
  * sums that are split over blocks of threads, so that an element of the result depends only on its
  * row and its column of the operands. All matrices are row-major; sums are f32. Operands are bf16
- * or f32 (true f32, no TF32), results f32.
+ * or f32 (true f32, no TF32), results f32, or bf16 where the operands are.
  *
  *   LOGITS    c[r, n] = sum over k of a[r, k] * b[n, k]           rows of W, unit features
  *   GRADIENT  c[g, n, d] = sum over k of a[g, k, n] * b[g, k, d]  p, rows of W; batched over g
@@ -20,6 +20,7 @@ enum sfc_cuda_product { SFC_CUDA_LOGITS, SFC_CUDA_GRADIENT, SFC_CUDA_COMMIT, SFC
 struct sfc_cuda_gemm_shape {
     enum sfc_cuda_product product;
     bool bf16;
+    bool narrow; /* the result is bf16 as well */
     size_t rows, columns, depth, lda, ldb;
     size_t batch; /* GRADIENT: matrices; else 1. Those of a are depth rows apart, as those of b. */
 };
@@ -43,6 +44,6 @@ int sfc_cuda_gemm_init(struct sfc_cuda_gemm *gemm, const struct sfc_cuda *cuda,
  * gemm->workspace_bytes, of this stream alone. */
 int sfc_cuda_gemm_run(const struct sfc_cuda_gemm *gemm, const struct sfc_cuda *cuda,
                       const struct sfc_cuda_gemm_shape *shape, const void *a, const void *b,
-                      float *c, void *workspace, cudaStream_t stream, struct sfc_error *err);
+                      void *c, void *workspace, cudaStream_t stream, struct sfc_error *err);
 
 #endif

@@ -139,39 +139,59 @@ extern "C" cudaError_t sfc_cuda_softmax_tile(const struct sfc_cuda_softmax *s, s
 #define DX_THREADS 256
 
 struct add_dx {
-    const float *product;
+    const void *product;
     size_t chunks, numbers; /* columns * pitch */
     unsigned long long *dx;
 };
 
-/* No atomics: dx belongs to the stream. */
-__global__ static void add_dx(struct add_dx call)
+template <bool HALF>
+__device__ static inline struct sfc_eight load_product(const struct add_dx &call, size_t at)
 {
-    size_t at = ((size_t)blockIdx.x * DX_THREADS + threadIdx.x) * 4;
-    if (at >= call.numbers)
-        return;
-    ulonglong2 *to = (ulonglong2 *)(void *)(call.dx + at);
-    ulonglong2 a = to[0], b = to[1];
-#pragma unroll 4
-    for (size_t chunk = 0; chunk < call.chunks; chunk++) {
-        float4 v = __ldcs((const float4 *)(call.product + chunk * call.numbers + at));
-        a.x += (unsigned long long)sfc_hd_dx_to_fixed(v.x);
-        a.y += (unsigned long long)sfc_hd_dx_to_fixed(v.y);
-        b.x += (unsigned long long)sfc_hd_dx_to_fixed(v.z);
-        b.y += (unsigned long long)sfc_hd_dx_to_fixed(v.w);
-    }
-    to[0] = a;
-    to[1] = b;
+    return HALF ? sfc_load_halves((const uint16_t *)call.product + at)
+                : sfc_load_floats((const float *)call.product + at);
 }
 
-extern "C" cudaError_t sfc_cuda_add_dx(const float *product, size_t chunks, uint32_t pitch,
-                                       const struct sfc_cuda_columns *columns,
+/* No atomics: dx belongs to the stream. */
+template <bool HALF> __global__ static void add_dx(struct add_dx call)
+{
+    size_t at = ((size_t)blockIdx.x * DX_THREADS + threadIdx.x) * SFC_LANE_WIDTH;
+    if (at >= call.numbers)
+        return;
+    unsigned long long sum[SFC_LANE_WIDTH];
+    ulonglong2 *to = (ulonglong2 *)(void *)(call.dx + at);
+#pragma unroll
+    for (int i = 0; i < SFC_LANE_WIDTH / 2; i++) {
+        ulonglong2 two = to[i];
+        sum[2 * i] = two.x;
+        sum[2 * i + 1] = two.y;
+    }
+#pragma unroll 4
+    for (size_t chunk = 0; chunk < call.chunks; chunk++) {
+        struct sfc_eight v = load_product<HALF>(call, chunk * call.numbers + at);
+#pragma unroll
+        for (int i = 0; i < SFC_LANE_WIDTH; i++)
+            sum[i] += (unsigned long long)sfc_hd_dx_to_fixed(v.v[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < SFC_LANE_WIDTH / 2; i++) {
+        ulonglong2 two;
+        two.x = sum[2 * i];
+        two.y = sum[2 * i + 1];
+        to[i] = two;
+    }
+}
+
+extern "C" cudaError_t sfc_cuda_add_dx(const void *product, bool half, size_t chunks,
+                                       uint32_t pitch, const struct sfc_cuda_columns *columns,
                                        unsigned long long *dx, cudaStream_t stream)
 {
-    size_t numbers = (size_t)columns->count * pitch;
+    size_t numbers = (size_t)columns->count * pitch, per_block = DX_THREADS * SFC_LANE_WIDTH;
     struct add_dx call = {product, chunks, numbers, dx + (size_t)columns->first * pitch};
-    SFC_LAUNCH(add_dx, (unsigned)((numbers / 4 + DX_THREADS - 1) / DX_THREADS), DX_THREADS, stream,
-               call);
+    unsigned grid = (unsigned)((numbers + per_block - 1) / per_block);
+    if (half)
+        SFC_LAUNCH((add_dx<true>), grid, DX_THREADS, stream, call);
+    else
+        SFC_LAUNCH((add_dx<false>), grid, DX_THREADS, stream, call);
     return cudaGetLastError();
 }
 

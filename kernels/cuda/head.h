@@ -1,6 +1,7 @@
-/* Class blocks of the CUDA backend (private). Files: head_new.c (sizes, memory, life), head_plan.c
- * and plan.cu (samples), head_passes.c with logits.cu, gradient.cu and commit.cu (the three
- * passes), head_state.c and state.cu (first values, read, write, extents), gemm.c (products).
+/* Class blocks of the CUDA backend (private). Files: head_new.c (sizes, memory, life),
+ * head_memory.c and head_rearrange.c (what stays when blocks come and go), head_plan.c and plan.cu
+ * (samples), head_passes.c with logits.cu, gradient.cu and commit.cu (the three passes),
+ * head_state.c and state.cu (first values, read, write, extents), gemm.c (products).
  *
  * The samples of all blocks lie one after the other in *chunks* of the same number of positions; a
  * block begins a chunk, and what is left of its last chunk is padding: rows of zeros that count for
@@ -35,17 +36,29 @@ struct sfc_cuda_sizes {
     size_t tensors; /* of a record */
     size_t record;  /* bytes */
     size_t chunk, group;
-    size_t store_rows;
+    size_t full_block; /* rows of a block that is not the last */
+    uint32_t shift;    /* of store rows: full_block is at most 1 << shift */
+    size_t piece;      /* bytes of the state on its way between host and device */
+    size_t tile;       /* bytes of the kept numbers of a tile */
     size_t max_chunks; /* of a plan; a multiple of group */
     size_t positions;  /* max_chunks * chunk */
-    size_t max_block;  /* rows of the largest block */
+};
+
+/* Memory of a few blocks that were made together, on the device: given back when none of them is
+ * held any more. */
+struct sfc_cuda_slab {
+    void *memory;
+    size_t bytes, held;
+    bool counted; /* by who is counting */
 };
 
 /* A block on the host's side. */
 struct sfc_cuda_block {
     uint64_t id;
     uint32_t rows;
-    size_t store;                 /* first store row */
+    uint32_t store; /* first store row: its index << shift */
+    struct sfc_cuda_slab *slab;
+    char *records;                /* device, in the slab: [rows, record] */
     uint32_t count;               /* sampled rows of the present plan */
     size_t first_chunk, chunks;   /* of the present plan */
     uint32_t positive, positives; /* range in the plan's positives */
@@ -53,10 +66,11 @@ struct sfc_cuda_block {
 
 struct sfc_cuda_lane {
     void *tile;      /* [group * chunk, pitch] operand */
-    float *product;  /* [group * chunk, max(columns, pitch)] or [group, columns, pitch] */
+    void *product;   /* f32 [group * chunk, max(bp, pitch)], or dx of chunks [group, bp, pitch] */
     void *operand;   /* [group * chunk, bp] p of the batch, where its slots are not in order */
     void *workspace; /* of products */
     unsigned long long *dx; /* [columns, pitch] its part of pass 2's answers */
+    float *piece;           /* [sizes.piece bytes] */
     cudaEvent_t done;
 };
 
@@ -74,17 +88,19 @@ struct sfc_cuda_head {
     struct sfc_cuda_sizes sizes;
     struct sfc_memory memory;
     enum sfc_cuda_format format;
-    bool half; /* operands and kept numbers have 16 bits */
+    bool half;  /* operands and kept numbers have 16 bits */
+    bool fuses; /* logits, by kernels/cuda/fused.h */
     struct sfc_cuda_block *blocks;
     size_t block_count;
     struct sfc_cuda_gemm gemm[SFC_CUDA_PRODUCTS];
     struct sfc_cuda_lane lanes[SFC_CUDA_LANES];
 
-    /* device: the state */
-    char *records;                       /* [store_rows, record] */
-    uint32_t *last;                      /* mode dense: [store_rows]; else NULL */
-    uint64_t *block_store, *block_class; /* [block_count] first store row, first class */
-    uint32_t *block_rows;                /* [block_count] */
+    /* device: tables of the blocks, [block_count] each */
+    char **block_records;
+    uint64_t *block_class; /* first class */
+    uint32_t *block_rows;
+    uint32_t *last; /* mode dense: [store rows] the step that a row is of; else NULL. Counted with a
+                       step: in the slabs it would cost a page of each. */
 
     /* device: the plan (kernels/cuda/plan.cu) */
     uint32_t *rows;           /* [positions] store row, or SFC_CUDA_PADDING */
@@ -97,7 +113,7 @@ struct sfc_cuda_head {
     double exp_base;          /* what `add` is of a positive: minus the shift and log(exp_factor) */
 
     /* device: the slots */
-    void *z;               /* [positions, columns] kept numbers */
+    void **z;              /* [max_chunks / group] a tile's kept numbers, [positions, columns] */
     void *x;               /* [columns, pitch] unit features, operands */
     float *target_z;       /* [columns] logits of the targets held here */
     float *slope;          /* [columns] f' of the target, 0 where the feature has no direction */
@@ -119,9 +135,10 @@ struct sfc_cuda_head {
     float *high, *low;         /* [columns] log2(e) times the log-sum-exp */
     int32_t *column_target;    /* [columns] position of the column's target, or -1 */
 
-    void *allocated[3]; /* device: state, step, scratch */
-    cudaEvent_t ready;  /* what the lanes wait for */
-    size_t host_bytes;  /* of host memory, pinned and not */
+    void *step_memory, *scratch_memory; /* device: what lies in them was carved; z and slabs have
+                                           their own */
+    cudaEvent_t ready;                  /* what the lanes wait for */
+    size_t host_bytes;                  /* of host memory, pinned and not */
 
     /* host */
     void *host;                    /* what the arrays below lie in */
@@ -151,13 +168,50 @@ void *sfc_cuda_carve(struct sfc_cuda_carver *carver, size_t count, size_t size);
 /* Adds what the plan and the state need of the device's memory (they keep what they carve) and of
  * the host's; called once to count and once to take. Return the bytes of host memory. */
 size_t sfc_cuda_plan_lay_out(struct sfc_cuda_head *head, struct sfc_cuda_carver *step);
-size_t sfc_cuda_state_lay_out(struct sfc_cuda_head *head, struct sfc_cuda_carver *scratch);
-/* Host memory of both, after the device memory was taken. State: block tables and the first
- * values (blank: zeros) go to the device. */
+size_t sfc_cuda_state_lay_out(struct sfc_cuda_head *head, struct sfc_cuda_carver *step);
+/* Host memory of both, after the device memory was taken; the tables of the blocks go to the
+ * device. */
 int sfc_cuda_plan_init(struct sfc_cuda_head *head, struct sfc_error *err);
 void sfc_cuda_plan_free(struct sfc_cuda_head *head); /* also of a head that was never initialised */
-int sfc_cuda_state_init(struct sfc_cuda_head *head, bool blank, struct sfc_error *err);
+int sfc_cuda_state_init(struct sfc_cuda_head *head, struct sfc_error *err);
 void sfc_cuda_state_free(struct sfc_cuda_head *head);
+/* First values of all blocks; blank: zeros. */
+int sfc_cuda_state_fill(struct sfc_cuda_head *head, bool blank, struct sfc_error *err);
+/* What calls of `from` could not report is reported by head. */
+void sfc_cuda_plan_inherit(struct sfc_cuda_head *head, const struct sfc_cuda_head *from);
+void sfc_cuda_state_inherit(struct sfc_cuda_head *head, const struct sfc_cuda_head *from);
+
+/* ---- device memory that stays where it is when a part's blocks change (head_memory.c) */
+
+/* cudaMalloc; all: bytes of everything that `what` takes, for the message. */
+int sfc_cuda_take(const struct sfc_cuda_head *head, const char *what, size_t bytes, size_t all,
+                  void **out, struct sfc_error *err);
+/* What CUDA takes for so many bytes. */
+size_t sfc_cuda_whole_pages(size_t bytes);
+/* What slabs of these blocks take. */
+size_t sfc_cuda_slab_bytes(const struct sfc_cuda_head *head, const uint64_t *blocks, size_t count);
+/* Takes the slabs of all head->blocks. */
+int sfc_cuda_take_slabs(struct sfc_cuda_head *head, struct sfc_error *err);
+void sfc_cuda_let_go(struct sfc_cuda_block *block);
+/* What the slabs of head->blocks take. */
+size_t sfc_cuda_slabs_held(const struct sfc_cuda_head *head);
+static inline size_t sfc_cuda_tiles(const struct sfc_cuda_head *head)
+{
+    return head->sizes.max_chunks / head->sizes.group;
+}
+/* Takes the tiles of head->z that are not there yet. */
+int sfc_cuda_take_tiles(struct sfc_cuda_head *head, struct sfc_error *err);
+void sfc_cuda_free_tiles(struct sfc_cuda_head *head);
+
+/* ---- steps of head_new.c that head_rearrange.c takes as well */
+
+/* Sizes and memory of these blocks, whose number is head->block_count; everything that depends on
+ * the configuration alone is there. */
+int sfc_cuda_head_measure(struct sfc_cuda_head *head, const uint64_t *blocks,
+                          struct sfc_error *err);
+int sfc_cuda_head_number(struct sfc_cuda_head *head, const uint64_t *blocks, struct sfc_error *err);
+/* Everything of a step, tables of the blocks included, but for scratch and kept numbers. */
+int sfc_cuda_head_take_step(struct sfc_cuda_head *head, struct sfc_error *err);
 
 /* Strips of a chunk: what one block of threads adds exponentials of. */
 static inline uint32_t sfc_cuda_strips(const struct sfc_cuda_head *head)
@@ -168,8 +222,14 @@ static inline uint32_t sfc_cuda_strips(const struct sfc_cuda_head *head)
 /* The store as kernels see it; step: the one in work. */
 struct sfc_cuda_store sfc_cuda_store_of(const struct sfc_cuda_head *head);
 
+/* Bytes of an operand's number. */
+static inline size_t sfc_cuda_operand_bytes(const struct sfc_cuda_head *head)
+{
+    return head->half ? sizeof(uint16_t) : sizeof(float);
+}
+
 /* The shapes of a tile's products, [SFC_CUDA_PRODUCTS]; returns the columns that a slot adds. */
-size_t sfc_cuda_head_shapes(const struct sfc_head_config *config,
+size_t sfc_cuda_head_shapes(struct sfc_cuda *cuda, const struct sfc_head_config *config,
                             struct sfc_cuda_gemm_shape *shapes);
 
 /* The head_* members of struct sfc_backend_ops. */
@@ -185,6 +245,9 @@ int sfc_cuda_head_new(struct sfc_backend *backend, const struct sfc_head_config 
                       const uint64_t *blocks, size_t count, bool blank, struct sfc_head_part **out,
                       struct sfc_error *err);
 void sfc_cuda_head_free(struct sfc_head_part *head);
+int sfc_cuda_head_rearrange(struct sfc_head_part *head, struct sfc_head_part *other,
+                            const struct sfc_head_place *places, size_t count,
+                            struct sfc_error *err);
 int sfc_cuda_head_read(struct sfc_head_part *head, size_t index, enum sfc_block_part part,
                        uint64_t offset, uint64_t count, float *out, struct sfc_error *err);
 int sfc_cuda_head_write(struct sfc_head_part *head, size_t index, enum sfc_block_part part,

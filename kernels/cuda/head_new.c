@@ -8,8 +8,13 @@
 #include "kernels/rng/sample.h"
 
 #define ALIGNMENT     256
-#define TILE_ROWS     8448 /* about as many positions are in a tile: ten chunks of 832 */
+#define TILE_ROWS     8448  /* about as many positions are in a tile: ten chunks of 832 */
+#define FUSED_ROWS    33536 /* where no product of logits lies beside it: forty, */
+#define FUSED_TILES   6     /* or fewer that there are so many tiles of a whole run */
 #define STAGING_BYTES ((size_t)16 << 20)
+/* Of f32 on its way between host and device: long enough to keep the bus busy, short enough that
+ * the host's copy and the bus overlap in a call for 4 MiB, a snapshot's. */
+#define PIECE_BYTES   ((size_t)1 << 20)
 #define MAX_POSITIONS ((size_t)INT32_MAX) /* targets are named by a signed position */
 #define MAX_BYTES     0x1p56
 
@@ -35,6 +40,11 @@ static size_t round16(size_t n)
     return (n + 15) / 16 * 16;
 }
 
+static size_t round_up(size_t n)
+{
+    return (n + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
 static size_t larger(size_t a, size_t b)
 {
     return a > b ? a : b;
@@ -52,13 +62,16 @@ static size_t quota_of(const struct sfc_head_config *c, uint64_t rows)
     return sfc_sample_quota((uint32_t)rows, c->sample_ppm, 0);
 }
 
-/* The shapes of the products follow from the configuration alone, never from which blocks are held
- * (I8): so do chunk and group. */
+/* The shapes of the products follow from the configuration and the kind of device alone, never from
+ * which blocks are held (I8): so do chunk and group. */
 static void product_sizes(struct sfc_cuda_head *head)
 {
     const struct sfc_head_config *c = &head->config;
     struct sfc_cuda_sizes *s = &head->sizes;
     uint64_t full = c->classes < c->block_size ? c->classes : c->block_size;
+    s->full_block = (size_t)full;
+    for (s->shift = 0; (size_t)1 << s->shift < s->full_block;)
+        s->shift++;
     s->pitch = round16(c->dim);
     s->mp = round16(c->micro_batch);
     s->micro_batches = c->batch / c->micro_batch;
@@ -69,20 +82,25 @@ static void product_sizes(struct sfc_cuda_head *head)
         s->tensors * s->pitch * (head->format == SFC_CUDA_BF16 ? sizeof(uint16_t) : sizeof(float));
     s->chunk = sfc_hd_chunk(quota_of(c, full));
     uint64_t chunks = sfc_head_block_count(c) * sfc_hd_chunks(quota_of(c, full), s->chunk);
-    s->group = larger(TILE_ROWS / s->chunk, 1);
+    head->fuses = head->half && head->cuda->fuses && s->chunk % SFC_CUDA_STRIP == 0;
+    /* enough of them that the last ones, which wait for nothing more, don't count */
+    size_t rows = head->fuses ? FUSED_ROWS : TILE_ROWS, most = larger(rows / s->chunk, 1);
+    size_t some = larger(TILE_ROWS / s->chunk, (size_t)chunks / FUSED_TILES);
+    s->group = larger(some < most ? some : most, 1);
     s->group = chunks < s->group ? (size_t)chunks : s->group;
+    s->tile = sfc_cuda_whole_pages(s->group * s->chunk * s->columns * sfc_cuda_operand_bytes(head));
+    /* with the numbers of the rows, where they are a list */
+    size_t block = round_up(s->full_block * ((size_t)c->dim + 1) * sizeof(float));
+    s->piece = block < PIECE_BYTES ? block : PIECE_BYTES;
 }
 
-static void block_sizes(struct sfc_cuda_head *head, const uint64_t *blocks, size_t count)
+static void block_sizes(struct sfc_cuda_head *head, const uint64_t *blocks)
 {
     const struct sfc_head_config *c = &head->config;
     struct sfc_cuda_sizes *s = &head->sizes;
     struct sfc_hd_bound bound = {0};
-    s->store_rows = s->max_block = 0;
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < head->block_count; i++) {
         uint64_t rows = sfc_head_block_rows(c, blocks[i]);
-        s->store_rows += rows;
-        s->max_block = larger(s->max_block, rows);
         sfc_hd_bound_add(&bound, rows, quota_of(c, rows), s->chunk);
     }
     size_t chunks = sfc_hd_bound_chunks(&bound, c->batch, s->chunk);
@@ -102,23 +120,18 @@ static void choose_formats(struct sfc_cuda_head *head)
 static int check_sizes(const struct sfc_cuda_head *head, struct sfc_error *err)
 {
     const struct sfc_cuda_sizes *s = &head->sizes;
-    double bytes = (double)s->store_rows * (double)s->record +
-                   (double)s->positions * (double)s->columns * 4 +
+    double places = (double)head->block_count * (double)((size_t)1 << s->shift);
+    double bytes = places * (double)s->record + (double)s->positions * (double)s->columns * 4 +
                    (double)s->columns * (double)s->pitch * 32 +
                    (double)s->group * (double)s->chunk * (double)larger(s->bp, s->pitch) * 32;
     if (bytes > MAX_BYTES)
         return sfc_fail(err, SFC_ELIMIT, "head: %.3g bytes are more than any device has", bytes);
-    if (s->positions > MAX_POSITIONS || s->store_rows >= SFC_CUDA_PADDING)
+    if (s->positions > MAX_POSITIONS || places >= SFC_CUDA_PADDING)
         return sfc_fail(err, SFC_ELIMIT,
-                        "head: %zu classes with %zu places in a sample are more than one device "
+                        "head: %zu blocks with %zu places in a sample are more than one device "
                         "numbers; spread them over more shards",
-                        s->store_rows, s->positions);
+                        head->block_count, s->positions);
     return SFC_OK;
-}
-
-static size_t operand_bytes(const struct sfc_cuda_head *head)
-{
-    return head->half ? sizeof(uint16_t) : sizeof(float);
 }
 
 /* ---- the products */
@@ -127,11 +140,12 @@ static struct sfc_cuda_gemm_shape shape_of(const struct sfc_cuda_head *head,
                                            enum sfc_cuda_product product)
 {
     const struct sfc_cuda_sizes *s = &head->sizes;
-    size_t positions = s->group * s->chunk;
+    size_t positions = s->group * s->chunk, least = larger(TILE_ROWS / s->chunk, 1) * s->chunk;
     struct sfc_cuda_gemm_shape shape = {
         .product = product, .bf16 = head->half, .rows = positions, .batch = 1};
     switch (product) {
-    case SFC_CUDA_LOGITS:
+    case SFC_CUDA_LOGITS: /* where it is fused this is but measured (ceilings.c) */
+        shape.rows = positions < least ? positions : least;
         shape.columns = s->bp;
         shape.depth = shape.lda = shape.ldb = s->pitch;
         break;
@@ -141,6 +155,7 @@ static struct sfc_cuda_gemm_shape shape_of(const struct sfc_cuda_head *head,
         shape.depth = s->chunk;
         shape.lda = s->columns;
         shape.batch = s->group;
+        shape.narrow = head->half;
         break;
     case SFC_CUDA_COMMIT:
     case SFC_CUDA_PRODUCTS:
@@ -152,10 +167,10 @@ static struct sfc_cuda_gemm_shape shape_of(const struct sfc_cuda_head *head,
     return shape;
 }
 
-size_t sfc_cuda_head_shapes(const struct sfc_head_config *config,
+size_t sfc_cuda_head_shapes(struct sfc_cuda *cuda, const struct sfc_head_config *config,
                             struct sfc_cuda_gemm_shape *shapes)
 {
-    struct sfc_cuda_head head = {.config = *config};
+    struct sfc_cuda_head head = {.cuda = cuda, .config = *config};
     choose_formats(&head);
     product_sizes(&head);
     for (int i = 0; i < SFC_CUDA_PRODUCTS; i++)
@@ -183,29 +198,29 @@ static size_t workspace_bytes(const struct sfc_cuda_head *head)
 
 /* ---- the layout of the memory */
 
-static void lay_out_state(struct sfc_cuda_head *head, struct sfc_cuda_carver *c)
+static void lay_out_tables(struct sfc_cuda_head *head, struct sfc_cuda_carver *c)
 {
-    head->records = sfc_cuda_carve(c, head->sizes.store_rows, head->sizes.record);
+    size_t n = head->block_count;
+    head->block_records = sfc_cuda_carve(c, n, sizeof *head->block_records);
+    head->block_class = sfc_cuda_carve(c, n, sizeof *head->block_class);
+    head->block_rows = sfc_cuda_carve(c, n, sizeof *head->block_rows);
     head->last = is_dense(&head->config)
-                     ? sfc_cuda_carve(c, head->sizes.store_rows, sizeof *head->last)
+                     ? sfc_cuda_carve(c, n << head->sizes.shift, sizeof *head->last)
                      : NULL;
-    head->block_store = sfc_cuda_carve(c, head->block_count, sizeof *head->block_store);
-    head->block_class = sfc_cuda_carve(c, head->block_count, sizeof *head->block_class);
-    head->block_rows = sfc_cuda_carve(c, head->block_count, sizeof *head->block_rows);
 }
 
 static void lay_out_step(struct sfc_cuda_head *head, struct sfc_cuda_carver *c)
 {
     const struct sfc_head_config *config = &head->config;
     const struct sfc_cuda_sizes *s = &head->sizes;
+    lay_out_tables(head, c);
     head->rows = sfc_cuda_carve(c, s->positions, sizeof *head->rows);
     head->add = sfc_cuda_carve(c, s->positions, sizeof *head->add);
     head->chunk_block = sfc_cuda_carve(c, s->max_chunks, sizeof *head->chunk_block);
     head->target = sfc_cuda_carve(c, config->batch, sizeof *head->target);
     head->lag = is_dense(config) ? sfc_cuda_carve(c, config->steps + 1, sizeof *head->lag) : NULL;
-    head->z = sfc_cuda_carve(c, s->positions * s->columns, operand_bytes(head));
-    head->x = sfc_cuda_carve(c, s->columns * s->pitch, operand_bytes(head));
-    head->batch_x = sfc_cuda_carve(c, s->bp * s->pitch, operand_bytes(head));
+    head->x = sfc_cuda_carve(c, s->columns * s->pitch, sfc_cuda_operand_bytes(head));
+    head->batch_x = sfc_cuda_carve(c, s->bp * s->pitch, sfc_cuda_operand_bytes(head));
     head->target_z = sfc_cuda_carve(c, s->columns, sizeof *head->target_z);
     head->slope = sfc_cuda_carve(c, s->columns, sizeof *head->slope);
     head->target_product = sfc_cuda_carve(c, s->columns, sizeof *head->target_product);
@@ -230,39 +245,56 @@ static void lay_out_lanes(struct sfc_cuda_head *head, struct sfc_cuda_carver *c)
 {
     const struct sfc_cuda_sizes *s = &head->sizes;
     size_t positions = s->group * s->chunk, workspace = workspace_bytes(head);
-    size_t product = larger(positions * larger(s->bp, s->pitch), s->group * s->bp * s->pitch);
+    size_t dx = s->group * s->bp * s->pitch * sfc_cuda_operand_bytes(head);
+    size_t logits = head->fuses ? 0 : positions * s->bp * sizeof(float);
+    size_t dw = positions * s->pitch * sizeof(float);
     for (int i = 0; i < SFC_CUDA_LANES; i++) {
         struct sfc_cuda_lane *lane = &head->lanes[i];
-        lane->tile = sfc_cuda_carve(c, positions * s->pitch, operand_bytes(head));
-        lane->product = sfc_cuda_carve(c, product, sizeof *lane->product);
-        lane->operand = sfc_cuda_carve(c, positions * s->bp, operand_bytes(head));
+        lane->tile = sfc_cuda_carve(c, positions * s->pitch, sfc_cuda_operand_bytes(head));
+        lane->product = sfc_cuda_carve(c, larger(dx, larger(logits, dw)), 1);
+        lane->operand = sfc_cuda_carve(c, positions * s->bp, sfc_cuda_operand_bytes(head));
         lane->workspace = sfc_cuda_carve(c, workspace, 1);
         lane->dx = sfc_cuda_carve(c, s->columns * s->pitch, sizeof *lane->dx);
+        lane->piece = sfc_cuda_carve(c, s->piece, 1);
     }
+}
+
+/* All of a step in one piece of memory; the number of bytes of the host's. */
+static size_t lay_out_all(struct sfc_cuda_head *head, struct sfc_cuda_carver *step)
+{
+    lay_out_step(head, step);
+    return sfc_cuda_plan_lay_out(head, step) + sfc_cuda_state_lay_out(head, step);
+}
+
+int sfc_cuda_head_measure(struct sfc_cuda_head *head, const uint64_t *blocks, struct sfc_error *err)
+{
+    struct sfc_cuda_carver step = {0};
+    block_sizes(head, blocks);
+    int rc = check_sizes(head, err);
+    if (rc)
+        return rc;
+    head->host_bytes = lay_out_all(head, &step) + STAGING_BYTES;
+    head->memory.state_bytes = sfc_cuda_slab_bytes(head, blocks, head->block_count);
+    head->memory.step_bytes = step.used + sfc_cuda_tiles(head) * head->sizes.tile;
+    return SFC_OK;
 }
 
 /* Fills sizes, products and memory of a head whose base members are not there yet. */
 static int measure(struct sfc_cuda_head *head, const uint64_t *blocks, size_t count,
                    struct sfc_error *err)
 {
-    struct sfc_cuda_carver state = {0}, step = {0}, scratch = {0};
+    struct sfc_cuda_carver scratch = {0};
     head->block_count = count;
     choose_formats(head);
     product_sizes(head);
-    block_sizes(head, blocks, count);
-    int rc = check_sizes(head, err);
+    int rc = sfc_cuda_head_measure(head, blocks, err);
     if (!rc)
         rc = choose_products(head, err);
     if (rc)
         return rc;
-    lay_out_state(head, &state);
-    lay_out_step(head, &step);
-    lay_out_lanes(head, &scratch);
-    head->host_bytes = sfc_cuda_plan_lay_out(head, &step);
-    head->host_bytes += sfc_cuda_state_lay_out(head, &scratch);
     head->staging_bytes = STAGING_BYTES;
-    head->host_bytes += head->staging_bytes;
-    head->memory = (struct sfc_memory){state.used, step.used, scratch.used};
+    lay_out_lanes(head, &scratch);
+    head->memory.scratch_bytes = scratch.used;
     return SFC_OK;
 }
 
@@ -296,43 +328,37 @@ int sfc_cuda_head_memory(const struct sfc_backend *backend, const struct sfc_hea
 
 /* ---- life */
 
-static int take(struct sfc_cuda_head *head, const char *what, size_t bytes, void **out,
-                struct sfc_error *err)
+int sfc_cuda_head_take_step(struct sfc_cuda_head *head, struct sfc_error *err)
 {
-    size_t unused = 0;
-    cudaError_t status = cudaMalloc(out, bytes);
-    if (status != cudaErrorMemoryAllocation)
-        return sfc_cuda_check(head->cuda, status, "cudaMalloc", err);
-    cudaGetLastError(); /* it is remembered otherwise */
-    sfc_cuda_free_bytes(head->cuda, &unused, NULL);
-    return sfc_fail(err, SFC_ENOMEM,
-                    "head: no memory for %.1f MiB of %s on %s, %.1f MiB are free; spread the "
-                    "classes over more shards, or take --dtype bf16",
-                    (double)bytes / 0x1p20, what, head->cuda->label, (double)unused / 0x1p20);
+    size_t bytes = head->memory.step_bytes - sfc_cuda_tiles(head) * head->sizes.tile;
+    int rc = sfc_cuda_take(head, "a step", bytes, head->memory.step_bytes, &head->step_memory, err);
+    if (rc)
+        return rc;
+    struct sfc_cuda_carver step = {.base = head->step_memory};
+    lay_out_all(head, &step);
+    head->z = calloc(sfc_cuda_tiles(head), sizeof *head->z);
+    if (!head->z)
+        return sfc_fail(err, SFC_ENOMEM, "head: out of memory for %zu tiles", sfc_cuda_tiles(head));
+    rc = sfc_cuda_plan_init(head, err);
+    return rc ? rc : sfc_cuda_state_init(head, err);
 }
 
 static int allocate(struct sfc_cuda_head *head, struct sfc_error *err)
 {
-    struct sfc_cuda_carver state = {0}, step = {0}, scratch = {0};
-    int rc = take(head, "class centres", head->memory.state_bytes, &head->allocated[0], err);
+    struct sfc_cuda_carver scratch = {0};
+    size_t bytes = head->memory.scratch_bytes;
+    int rc = sfc_cuda_take_slabs(head, err);
     if (!rc)
-        rc = take(head, "a step", head->memory.step_bytes, &head->allocated[1], err);
-    if (!rc)
-        rc = take(head, "scratch", head->memory.scratch_bytes, &head->allocated[2], err);
+        rc = sfc_cuda_take(head, "scratch", bytes, bytes, &head->scratch_memory, err);
     if (!rc)
         rc = sfc_cuda_check(head->cuda, cudaMallocHost(&head->staging, head->staging_bytes),
                             "cudaMallocHost", err);
     if (rc)
         return rc;
-    state.base = head->allocated[0];
-    step.base = head->allocated[1];
-    scratch.base = head->allocated[2];
-    lay_out_state(head, &state);
-    lay_out_step(head, &step);
+    scratch.base = head->scratch_memory;
     lay_out_lanes(head, &scratch);
-    sfc_cuda_plan_lay_out(head, &step);
-    sfc_cuda_state_lay_out(head, &scratch);
-    return SFC_OK;
+    rc = sfc_cuda_head_take_step(head, err);
+    return rc ? rc : sfc_cuda_take_tiles(head, err);
 }
 
 /* Arrays of the host; with base NULL only counted. */
@@ -364,17 +390,17 @@ static int allocate_host(struct sfc_cuda_head *head, struct sfc_error *err)
     return SFC_OK;
 }
 
-static int make_blocks(struct sfc_cuda_head *head, const uint64_t *blocks, struct sfc_error *err)
+int sfc_cuda_head_number(struct sfc_cuda_head *head, const uint64_t *blocks, struct sfc_error *err)
 {
-    size_t store = 0;
     head->blocks = calloc(head->block_count, sizeof *head->blocks);
     if (!head->blocks)
         return sfc_fail(err, SFC_ENOMEM, "head: out of memory for %zu blocks", head->block_count);
-    for (size_t i = 0; i < head->block_count; i++) {
-        uint32_t rows = (uint32_t)sfc_head_block_rows(&head->config, blocks[i]);
-        head->blocks[i] = (struct sfc_cuda_block){.id = blocks[i], .rows = rows, .store = store};
-        store += rows;
-    }
+    for (size_t i = 0; i < head->block_count; i++)
+        head->blocks[i] = (struct sfc_cuda_block){
+            .id = blocks[i],
+            .rows = (uint32_t)sfc_head_block_rows(&head->config, blocks[i]),
+            .store = (uint32_t)(i << head->sizes.shift),
+        };
     return SFC_OK;
 }
 
@@ -414,7 +440,7 @@ int sfc_cuda_head_new(struct sfc_backend *backend, const struct sfc_head_config 
     if (!rc)
         rc = measure(head, blocks, count, err);
     if (!rc)
-        rc = make_blocks(head, blocks, err);
+        rc = sfc_cuda_head_number(head, blocks, err);
     if (!rc)
         rc = make_events(head, err);
     if (!rc)
@@ -422,9 +448,7 @@ int sfc_cuda_head_new(struct sfc_backend *backend, const struct sfc_head_config 
     if (!rc)
         rc = allocate(head, err);
     if (!rc)
-        rc = sfc_cuda_plan_init(head, err);
-    if (!rc)
-        rc = sfc_cuda_state_init(head, blank, err);
+        rc = sfc_cuda_state_fill(head, blank, err);
     if (!rc)
         rc = sfc_cuda_check(cuda, cudaStreamSynchronize(cuda->stream),
                             "the initial values of the class centres", err);
@@ -442,8 +466,11 @@ void sfc_cuda_head_free(struct sfc_head_part *base)
     sfc_cuda_enter(head->cuda, NULL);
     sfc_cuda_plan_free(head);
     sfc_cuda_state_free(head);
-    for (size_t i = 0; i < sizeof head->allocated / sizeof *head->allocated; i++)
-        cudaFree(head->allocated[i]); /* waits for what is under way; NULL is fine */
+    for (size_t i = 0; head->blocks && i < head->block_count; i++)
+        sfc_cuda_let_go(&head->blocks[i]);
+    sfc_cuda_free_tiles(head);
+    cudaFree(head->step_memory); /* waits for what is under way; NULL is fine */
+    cudaFree(head->scratch_memory);
     cudaFreeHost(head->staging);
     for (int i = 0; i < SFC_CUDA_LANES; i++)
         if (head->lanes[i].done)
@@ -459,16 +486,16 @@ struct sfc_cuda_store sfc_cuda_store_of(const struct sfc_cuda_head *head)
 {
     return (struct sfc_cuda_store){
         .format = head->format,
-        .records = head->records,
+        .shift = head->sizes.shift,
+        .records = head->block_records,
+        .last = head->last,
         .record = head->sizes.record,
         .pitch = (uint32_t)head->sizes.pitch,
         .dim = head->config.dim,
-        .last = head->last,
         .lag = head->lag,
         .now = (uint32_t)head->base.step,
         .nearest = head->config.rounding == SFC_ROUNDING_NEAREST,
         .seed = head->config.seed,
-        .block_store = head->block_store,
         .block_class = head->block_class,
         .chunk_block = head->chunk_block,
         .chunk = (uint32_t)head->sizes.chunk,

@@ -1,6 +1,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/cuda/fused.h"
 #include "kernels/cuda/head.h"
 #include "kernels/cuda/range.h"
 
@@ -66,12 +67,13 @@ static size_t tile_positions(const struct sfc_cuda_head *head)
 
 static void *operand_at(const struct sfc_cuda_head *head, void *array, size_t index)
 {
-    return (char *)array + index * (head->half ? sizeof(uint16_t) : sizeof(float));
+    return (char *)array + index * sfc_cuda_operand_bytes(head);
 }
 
 static void *z_at(const struct sfc_cuda_head *head, size_t position, size_t column)
 {
-    return operand_at(head, head->z, position * head->sizes.columns + column);
+    size_t tile = position / tile_positions(head), at = position % tile_positions(head);
+    return operand_at(head, head->z[tile], at * head->sizes.columns + column);
 }
 
 /* norms: rows of W, and what is known of their norms afterwards. Else: unit rows times scale /
@@ -189,23 +191,15 @@ static int clear(struct sfc_cuda_head *head, void *at, int byte, size_t bytes,
 
 /* ---- pass 1 */
 
-static int logits_run(const struct tile *t, const struct run *run, struct sfc_error *err)
+static struct sfc_cuda_logits logits_of(const struct tile *t, const struct run *run)
 {
-    struct sfc_cuda_head *head = t->head;
+    const struct sfc_cuda_head *head = t->head;
     const struct sfc_head_config *c = &head->config;
     const struct sfc_cuda_sizes *s = &head->sizes;
-    struct sfc_cuda_columns columns = columns_of(head, run);
-    struct sfc_cuda_gemm_shape shape = head->gemm[SFC_CUDA_LOGITS].shape;
-    shape.columns = columns.count;
-    int rc = sfc_cuda_gemm_run(&head->gemm[SFC_CUDA_LOGITS], head->cuda, &shape, t->lane->tile,
-                               operand_at(head, head->x, columns.first * s->pitch),
-                               t->lane->product, t->lane->workspace, t->stream, err);
-    if (rc)
-        return rc;
-    struct sfc_cuda_logits l = {
+    return (struct sfc_cuda_logits){
         .scale = (float)c->scale,
         .filter = c->has_filter ? (float)c->filter : 2.0f,
-        .columns = columns,
+        .columns = columns_of(head, run),
         .half = head->half,
         .chunk = (uint32_t)s->chunk,
         .strips = sfc_cuda_strips(head),
@@ -218,6 +212,33 @@ static int logits_run(const struct tile *t, const struct run *run, struct sfc_er
         .exps = head->exps + t->index * s->group * sfc_cuda_strips(head) * s->columns,
         .target_product = head->target_product,
     };
+}
+
+static int fused_logits_run(const struct tile *t, const struct sfc_cuda_logits *l,
+                            struct sfc_error *err)
+{
+    struct sfc_cuda_head *head = t->head;
+    size_t pitch = head->sizes.pitch;
+    struct sfc_cuda_matrix w = {t->lane->tile, tile_positions(head), pitch, pitch};
+    struct sfc_cuda_matrix x = {operand_at(head, head->x, l->columns.first * pitch),
+                                l->columns.count, pitch, pitch};
+    return sfc_cuda_check(head->cuda, sfc_cuda_fused_logits(l, t->chunks, &w, &x, t->stream),
+                          "the fused logits of a tile", err);
+}
+
+static int logits_run(const struct tile *t, const struct run *run, struct sfc_error *err)
+{
+    struct sfc_cuda_head *head = t->head;
+    struct sfc_cuda_logits l = logits_of(t, run);
+    if (head->fuses)
+        return fused_logits_run(t, &l, err);
+    struct sfc_cuda_gemm_shape shape = head->gemm[SFC_CUDA_LOGITS].shape;
+    shape.columns = l.columns.count;
+    int rc = sfc_cuda_gemm_run(&head->gemm[SFC_CUDA_LOGITS], head->cuda, &shape, t->lane->tile,
+                               operand_at(head, head->x, l.columns.first * head->sizes.pitch),
+                               t->lane->product, t->lane->workspace, t->stream, err);
+    if (rc)
+        return rc;
     return sfc_cuda_check(head->cuda, sfc_cuda_logits_tile(&l, t->chunks, t->stream),
                           "the logits of a tile", err);
 }
@@ -445,8 +466,9 @@ static int dx_run(const struct tile *t, const struct run *run, struct sfc_error 
     if (rc)
         return rc;
     return sfc_cuda_check(head->cuda,
-                          sfc_cuda_add_dx(t->lane->product, t->chunks, (uint32_t)head->sizes.pitch,
-                                          &columns, t->lane->dx, t->stream),
+                          sfc_cuda_add_dx(t->lane->product, head->half, t->chunks,
+                                          (uint32_t)head->sizes.pitch, &columns, t->lane->dx,
+                                          t->stream),
                           "the sums of dx", err);
 }
 

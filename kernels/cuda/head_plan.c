@@ -125,6 +125,11 @@ int sfc_cuda_plan_init(struct sfc_cuda_head *head, struct sfc_error *err)
     return rc;
 }
 
+void sfc_cuda_plan_inherit(struct sfc_cuda_head *head, const struct sfc_cuda_head *from)
+{
+    head->plan->kept = from->plan->kept;
+}
+
 void sfc_cuda_plan_free(struct sfc_cuda_head *head)
 {
     struct sfc_cuda_plan *p = head->plan;
@@ -205,6 +210,7 @@ static void place_block(struct sfc_cuda_head *head, size_t index)
     head->chunks += block->chunks;
     head->plan->host.block[index] = (struct sfc_cuda_plan_block){
         .store = block->store,
+        .last = head->last ? head->last + block->store : NULL,
         .id = (uint32_t)block->id,
         .rows = block->rows,
         .count = block->count,
@@ -252,12 +258,11 @@ static int draw(struct sfc_cuda_head *head, struct sfc_error *err)
         .block = p->device.block,
         .label = p->device.label,
         .positive = p->device.positive,
-        .last = head->last,
         .rows = head->rows,
         .add = head->add,
         .chunk_block = head->chunk_block,
         .target = head->target,
-        .ages = p->ages,
+        .ages = is_dense(head) ? p->ages : NULL,
     };
     int rc = sfc_cuda_check(head->cuda,
                             cudaMemcpyAsync(p->device.base, p->host.base, p->host.bytes,
@@ -355,7 +360,7 @@ static int fetch_rows(struct sfc_cuda_head *head, struct sfc_error *err)
         const struct sfc_cuda_block *block = &head->blocks[i];
         uint32_t *rows = p->rows + block->first_chunk * head->sizes.chunk;
         for (uint32_t k = 0; k < block->count; k++)
-            rows[k] -= (uint32_t)block->store;
+            rows[k] -= block->store;
     }
     return rc;
 }

@@ -9,21 +9,13 @@
 
 _Static_assert(sizeof(struct sfc_lag) == sizeof(struct sfc_cuda_lag), "one table for both");
 
-/* Of f32 on its way between host and device: long enough to keep the bus busy, short enough that
- * the host's copy and the bus overlap in a call for 4 MiB, a snapshot's. */
-#define PIECE_BYTES ((size_t)1 << 20)
-#define ALIGNMENT   256
-
-/* A piece in flight: converted on the device, copied, and taken by the host, while the other one is
- * in another of these stages. */
-struct piece {
-    float *device;
-    cudaEvent_t done; /* the host may use the staging memory */
-};
+#define ALIGNMENT 256
 
 struct sfc_cuda_state {
-    struct piece pieces[SFC_CUDA_LANES];
-    size_t piece_bytes;    /* of one device buffer */
+    /* A piece in flight, one per lane: converted on the device, copied, and taken by the host,
+     * while the other one is in another of these stages. done: the host may use the staging memory.
+     */
+    cudaEvent_t done[SFC_CUDA_LANES];
     cudaEvent_t before;    /* what the stream did before the lanes begin */
     uint32_t *maxima;      /* device: [blocks, 3] */
     uint32_t *host;        /* [blocks, 3] */
@@ -34,11 +26,6 @@ struct sfc_cuda_state {
 static size_t smaller(size_t a, size_t b)
 {
     return a < b ? a : b;
-}
-
-static size_t round_up(size_t n)
-{
-    return (n + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
 static bool is_dense(const struct sfc_cuda_head *head)
@@ -53,20 +40,16 @@ static size_t lag_bytes(const struct sfc_cuda_head *head)
 
 /* ---- life */
 
-size_t sfc_cuda_state_lay_out(struct sfc_cuda_head *head, struct sfc_cuda_carver *scratch)
+size_t sfc_cuda_state_lay_out(struct sfc_cuda_head *head, struct sfc_cuda_carver *step)
 {
-    /* with the numbers of the rows, where they are a list */
-    size_t largest = head->sizes.max_block * ((size_t)head->config.dim + 1) * sizeof(float);
-    struct sfc_cuda_state layout = {.piece_bytes = smaller(PIECE_BYTES, round_up(largest))};
-    for (size_t i = 0; i < SFC_CUDA_LANES; i++)
-        layout.pieces[i].device = sfc_cuda_carve(scratch, layout.piece_bytes, 1);
-    layout.maxima = sfc_cuda_carve(scratch, 3 * head->block_count, sizeof *layout.maxima);
-    if (scratch->base) {
+    uint32_t *maxima = sfc_cuda_carve(step, 3 * head->block_count, sizeof *maxima);
+    if (step->base) {
         head->state = calloc(1, sizeof *head->state); /* NULL: found by init */
         if (head->state)
-            *head->state = layout;
+            head->state->maxima = maxima;
     }
-    return sizeof *head->state + 3 * head->block_count * sizeof *layout.host + lag_bytes(head);
+    return sizeof *head->state + 3 * head->block_count * sizeof *head->state->host +
+           lag_bytes(head);
 }
 
 static int make_events(struct sfc_cuda_head *head, struct sfc_error *err)
@@ -77,7 +60,7 @@ static int make_events(struct sfc_cuda_head *head, struct sfc_error *err)
                        "cudaEventCreateWithFlags for copies of blocks", err);
     for (size_t i = 0; !rc && i < SFC_CUDA_LANES; i++)
         rc = sfc_cuda_check(head->cuda,
-                            cudaEventCreateWithFlags(&s->pieces[i].done, cudaEventDisableTiming),
+                            cudaEventCreateWithFlags(&s->done[i], cudaEventDisableTiming),
                             "cudaEventCreateWithFlags for copies of blocks", err);
     return rc;
 }
@@ -92,27 +75,47 @@ static int upload(struct sfc_cuda_head *head, void *to, const void *from, size_t
     return rc ? rc : sfc_cuda_check(head->cuda, cudaStreamSynchronize(stream), what, err);
 }
 
+/* A table of one word per block; put: the word of a block. */
+static int upload_table(struct sfc_cuda_head *head, uint64_t *to,
+                        uint64_t (*put)(const struct sfc_cuda_head *head,
+                                        const struct sfc_cuda_block *block),
+                        struct sfc_error *err)
+{
+    uint64_t *wide = (void *)head->state->host; /* 8 of the 12 bytes that a block has there */
+    for (size_t i = 0; i < head->block_count; i++)
+        wide[i] = put(head, &head->blocks[i]);
+    return upload(head, to, wide, head->block_count * sizeof *wide,
+                  "cudaMemcpyAsync of the block tables", err);
+}
+
+_Static_assert(sizeof(void *) == sizeof(uint64_t), "tables of addresses are tables of words");
+
+static uint64_t records_of(const struct sfc_cuda_head *head, const struct sfc_cuda_block *block)
+{
+    (void)head;
+    return (uintptr_t)block->records;
+}
+
+static uint64_t class_of(const struct sfc_cuda_head *head, const struct sfc_cuda_block *block)
+{
+    return block->id * head->config.block_size;
+}
+
 static int upload_tables(struct sfc_cuda_head *head, struct sfc_error *err)
 {
-    const char *what = "cudaMemcpyAsync of the block tables";
-    size_t n = head->block_count;
     uint32_t *rows = head->state->host;
-    uint64_t *wide = (void *)head->state->host; /* 8 of the 12 bytes that a block has there */
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < head->block_count; i++)
         rows[i] = head->blocks[i].rows;
-    int rc = upload(head, head->block_rows, rows, n * sizeof *rows, what, err);
-    for (size_t i = 0; i < n; i++)
-        wide[i] = head->blocks[i].store;
+    int rc = upload(head, head->block_rows, rows, head->block_count * sizeof *rows,
+                    "cudaMemcpyAsync of the block tables", err);
     if (!rc)
-        rc = upload(head, head->block_store, wide, n * sizeof *wide, what, err);
-    for (size_t i = 0; i < n; i++)
-        wide[i] = head->blocks[i].id * head->config.block_size;
-    return rc ? rc : upload(head, head->block_class, wide, n * sizeof *wide, what, err);
+        rc = upload_table(head, (uint64_t *)(void *)head->block_records, records_of, err);
+    return rc ? rc : upload_table(head, head->block_class, class_of, err);
 }
 
 static struct sfc_cuda_rows rows_of(const struct sfc_cuda_head *head)
 {
-    return (struct sfc_cuda_rows){head->sizes.store_rows, (uint32_t)head->block_count};
+    return (struct sfc_cuda_rows){(uint32_t)head->block_count, head->block_rows};
 }
 
 static int first_values(struct sfc_cuda_head *head, struct sfc_error *err)
@@ -129,14 +132,22 @@ static int first_values(struct sfc_cuda_head *head, struct sfc_error *err)
 static int zero_values(struct sfc_cuda_head *head, struct sfc_error *err)
 {
     cudaStream_t stream = head->cuda->stream;
-    size_t rows = head->sizes.store_rows;
-    cudaError_t status = cudaMemsetAsync(head->records, 0, rows * head->sizes.record, stream);
+    cudaError_t status = cudaSuccess;
+    for (size_t i = 0; status == cudaSuccess && i < head->block_count; i++)
+        status = cudaMemsetAsync(head->blocks[i].records, 0,
+                                 head->blocks[i].rows * head->sizes.record, stream);
     if (status == cudaSuccess && head->last)
-        status = cudaMemsetAsync(head->last, 0, rows * sizeof *head->last, stream);
+        status = cudaMemsetAsync(
+            head->last, 0, (head->block_count << head->sizes.shift) * sizeof *head->last, stream);
     return sfc_cuda_check(head->cuda, status, "zeros for class centres", err);
 }
 
-int sfc_cuda_state_init(struct sfc_cuda_head *head, bool blank, struct sfc_error *err)
+int sfc_cuda_state_fill(struct sfc_cuda_head *head, bool blank, struct sfc_error *err)
+{
+    return blank ? zero_values(head, err) : first_values(head, err);
+}
+
+int sfc_cuda_state_init(struct sfc_cuda_head *head, struct sfc_error *err)
 {
     struct sfc_cuda_state *s = head->state;
     if (s) {
@@ -147,11 +158,12 @@ int sfc_cuda_state_init(struct sfc_cuda_head *head, bool blank, struct sfc_error
         return sfc_fail(err, SFC_ENOMEM, "head: out of memory for the tables of %zu blocks",
                         head->block_count);
     int rc = make_events(head, err);
-    if (!rc)
-        rc = upload_tables(head, err);
-    if (rc)
-        return rc;
-    return blank ? zero_values(head, err) : first_values(head, err);
+    return rc ? rc : upload_tables(head, err);
+}
+
+void sfc_cuda_state_inherit(struct sfc_cuda_head *head, const struct sfc_cuda_head *from)
+{
+    head->state->kept = from->state->kept;
 }
 
 void sfc_cuda_state_free(struct sfc_cuda_head *head)
@@ -160,8 +172,8 @@ void sfc_cuda_state_free(struct sfc_cuda_head *head)
     if (!s)
         return;
     for (size_t i = 0; i < SFC_CUDA_LANES; i++)
-        if (s->pieces[i].done)
-            cudaEventDestroy(s->pieces[i].done);
+        if (s->done[i])
+            cudaEventDestroy(s->done[i]);
     if (s->before)
         cudaEventDestroy(s->before);
     free(s->host);
@@ -178,11 +190,12 @@ struct copy {
     struct sfc_cuda_head *head;
     struct sfc_cuda_store store;
     uint32_t tensor;
-    size_t first_row, width; /* of the block; numbers of a row */
-    uint64_t offset, count;  /* numbers; of a list from its beginning */
-    const uint32_t *rows;    /* the list, or NULL */
-    size_t room;             /* words of a buffer */
-    size_t length;           /* numbers of a piece; the rows of a list's piece follow them */
+    uint32_t first_row;     /* of the block */
+    size_t width;           /* numbers of a row */
+    uint64_t offset, count; /* numbers; of a list from its beginning */
+    const uint32_t *rows;   /* the list, or NULL */
+    size_t room;            /* words of a buffer */
+    size_t length;          /* numbers of a piece; the rows of a list's piece follow them */
     uint64_t pieces;
     const char *what;
 };
@@ -191,7 +204,7 @@ static struct copy copy_of(struct sfc_cuda_head *head, size_t index, enum sfc_bl
                            uint64_t offset, uint64_t count, const char *what)
 {
     bool last = part == SFC_PART_LAST_STEP;
-    size_t bytes = smaller(head->state->piece_bytes, head->staging_bytes / SFC_CUDA_LANES);
+    size_t bytes = smaller(head->sizes.piece, head->staging_bytes / SFC_CUDA_LANES);
     size_t length = bytes / ALIGNMENT * ALIGNMENT / sizeof(float);
     return (struct copy){
         .head = head,
@@ -234,7 +247,7 @@ static struct sfc_cuda_run run_of(const struct copy *c, uint64_t i)
     uint64_t at = c->offset + i * c->length;
     return (struct sfc_cuda_run){
         .tensor = c->tensor,
-        .row = c->first_row + at / c->width,
+        .row = c->first_row + (uint32_t)(at / c->width),
         .column = (uint32_t)(at % c->width),
         .count = (uint32_t)piece_length(c, i),
     };
@@ -245,9 +258,14 @@ static float *staging_of(const struct copy *c, uint64_t i)
     return (float *)c->head->staging + i % SFC_CUDA_LANES * c->room;
 }
 
-static struct piece *piece_of(const struct copy *c, uint64_t i)
+static float *device_of(const struct copy *c, uint64_t i)
 {
-    return &c->head->state->pieces[i % SFC_CUDA_LANES];
+    return c->head->lanes[i % SFC_CUDA_LANES].piece;
+}
+
+static cudaEvent_t done_of(const struct copy *c, uint64_t i)
+{
+    return c->head->state->done[i % SFC_CUDA_LANES];
 }
 
 static cudaStream_t lane_of(const struct copy *c, uint64_t i)
@@ -281,13 +299,13 @@ static int copy_begin(const struct copy *c, struct sfc_error *err)
 
 static int wait_for(const struct copy *c, uint64_t i, struct sfc_error *err)
 {
-    return sfc_cuda_check(c->head->cuda, cudaEventSynchronize(piece_of(c, i)->done), c->what, err);
+    return sfc_cuda_check(c->head->cuda, cudaEventSynchronize(done_of(c, i)), c->what, err);
 }
 
 /* Sends the rows of a list's piece; they stay behind the numbers. */
 static cudaError_t send_rows(const struct copy *c, uint64_t i, struct sfc_cuda_list *out)
 {
-    float *host = staging_of(c, i) + c->length, *device = piece_of(c, i)->device + c->length;
+    float *host = staging_of(c, i) + c->length, *device = device_of(c, i) + c->length;
     size_t bytes = piece_length(c, i) / c->width * sizeof *c->rows;
     memcpy(host, c->rows + i * (c->length / c->width), bytes);
     *out = (struct sfc_cuda_list){.tensor = c->tensor,
@@ -300,7 +318,7 @@ static cudaError_t send_rows(const struct copy *c, uint64_t i, struct sfc_cuda_l
 /* Between the store and the piece's device memory. */
 static cudaError_t convert(const struct copy *c, uint64_t i, bool reads)
 {
-    float *device = piece_of(c, i)->device;
+    float *device = device_of(c, i);
     cudaStream_t lane = lane_of(c, i);
     struct sfc_cuda_list list;
     if (!c->rows)
@@ -315,28 +333,27 @@ static cudaError_t convert(const struct copy *c, uint64_t i, bool reads)
 
 static int start_read(const struct copy *c, uint64_t i, struct sfc_error *err)
 {
-    struct piece *p = piece_of(c, i);
     cudaStream_t lane = lane_of(c, i);
     size_t bytes = piece_length(c, i) * sizeof(float);
     cudaError_t status = convert(c, i, true);
     if (status == cudaSuccess)
-        status = cudaMemcpyAsync(staging_of(c, i), p->device, bytes, cudaMemcpyDeviceToHost, lane);
+        status =
+            cudaMemcpyAsync(staging_of(c, i), device_of(c, i), bytes, cudaMemcpyDeviceToHost, lane);
     if (status == cudaSuccess)
-        status = cudaEventRecord(p->done, lane);
+        status = cudaEventRecord(done_of(c, i), lane);
     return sfc_cuda_check(c->head->cuda, status, c->what, err);
 }
 
 static int start_write(const struct copy *c, uint64_t i, struct sfc_error *err)
 {
-    struct piece *p = piece_of(c, i);
     cudaStream_t lane = lane_of(c, i);
     size_t bytes = piece_length(c, i) * sizeof(float);
     cudaError_t status =
-        cudaMemcpyAsync(p->device, staging_of(c, i), bytes, cudaMemcpyHostToDevice, lane);
+        cudaMemcpyAsync(device_of(c, i), staging_of(c, i), bytes, cudaMemcpyHostToDevice, lane);
     if (status == cudaSuccess)
         status = convert(c, i, false);
     if (status == cudaSuccess)
-        status = cudaEventRecord(p->done, lane);
+        status = cudaEventRecord(done_of(c, i), lane);
     return sfc_cuda_check(c->head->cuda, status, c->what, err);
 }
 

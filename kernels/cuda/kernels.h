@@ -27,19 +27,22 @@ struct sfc_cuda_lag {
     float ww, wm, mw, mm;
 };
 
+/* The blocks of a store lie anywhere in the device's memory. Store rows number them: row r of block
+ * index b is b << shift | r. */
 struct sfc_cuda_store {
     enum sfc_cuda_format format;
-    char *records;
-    size_t record; /* bytes */
+    uint32_t shift;
+    char *const *records; /* [blocks] the block's first record */
+    uint32_t *last;       /* mode dense: [store rows]; else NULL */
+    size_t record;        /* bytes */
     uint32_t pitch, dim;
-    uint32_t *last;                 /* mode dense; else NULL */
-    const struct sfc_cuda_lag *lag; /* mode dense: lag[last[row]]: from there to before this step */
+    const struct sfc_cuda_lag *lag; /* mode dense: lag[last]: from there to before this step */
     uint32_t now;                   /* the step in work */
     bool nearest;                   /* BF16: updates round to the nearest */
     uint64_t seed;
-    const uint64_t *block_store, *block_class; /* [blocks] */
-    const uint32_t *chunk_block;               /* [chunks] */
-    uint32_t chunk;                            /* positions of a chunk */
+    const uint64_t *block_class; /* [blocks] first class */
+    const uint32_t *chunk_block; /* [chunks] */
+    uint32_t chunk;              /* positions of a chunk */
 };
 
 /* ---- rows of W into a tile (gather.cu) */
@@ -146,9 +149,9 @@ struct sfc_cuda_softmax {
 
 cudaError_t sfc_cuda_softmax_tile(const struct sfc_cuda_softmax *s, size_t chunks,
                                   cudaStream_t stream);
-/* product: [chunks, columns.count, pitch]; each chunk's numbers, rounded to fixed point, are added
- * to dx [columns.all, pitch], which this stream alone may touch. */
-cudaError_t sfc_cuda_add_dx(const float *product, size_t chunks, uint32_t pitch,
+/* product: [chunks, columns.count, pitch], bf16 where half, else f32; each chunk's numbers, rounded
+ * to fixed point, are added to dx [columns.all, pitch], which this stream alone may touch. */
+cudaError_t sfc_cuda_add_dx(const void *product, bool half, size_t chunks, uint32_t pitch,
                             const struct sfc_cuda_columns *columns, unsigned long long *dx,
                             cudaStream_t stream);
 /* to += from. */

@@ -177,19 +177,18 @@ __device__ static void take(const struct draw &d, uint64_t limit,
         for (uint32_t i = 0; i < 4; i++) {
             if (!(chosen >> i & 1))
                 continue;
-            uint32_t row = (uint32_t)(b.store + 4 * at_call + i);
-            call.rows[first + at] = row;
+            call.rows[first + at] = b.store + 4 * at_call + i;
             call.add[first + at] = q.positive >> i & 1 ? b.add_positive : b.add_drawn;
             at++;
-            if (call.last) {
-                uint32_t step = call.last[row];
+            if (b.last) {
+                uint32_t step = b.last[4 * at_call + i];
                 oldest = step < oldest ? step : oldest;
                 newest = step > newest ? step : newest;
             }
         }
         done += total;
     }
-    if (call.last)
+    if (b.last)
         put_ages(oldest, newest, call.ages + 2 * (size_t)blockIdx.x);
 }
 
@@ -219,7 +218,7 @@ __global__ static void __launch_bounds__(THREADS) draw_blocks(struct sfc_cuda_pl
     d.positive = call.positive + d.block.positive;
     if (d.block.count > 0)
         take(d, limit_of(d), call);
-    else if (call.last)
+    else if (call.ages)
         put_ages(UINT32_MAX, 0, call.ages + 2 * (size_t)blockIdx.x);
     for (uint32_t i = threadIdx.x; i < d.block.chunks; i += THREADS)
         call.chunk_block[d.block.first_chunk + i] = blockIdx.x;
@@ -238,8 +237,8 @@ __global__ static void __launch_bounds__(THREADS) find_targets(struct sfc_cuda_p
         const struct sfc_cuda_plan_block *b = &call.block[label.block];
         size_t first = (size_t)b->first_chunk * call.chunk;
         if (b->count > 0)
-            at = (int32_t)(first + sfc_hd_lower_bound(call.rows + first, b->count,
-                                                      (uint32_t)(b->store + label.row)));
+            at = (int32_t)(first +
+                           sfc_hd_lower_bound(call.rows + first, b->count, b->store + label.row));
     }
     call.target[i] = at;
 }

@@ -12,7 +12,8 @@ extern "C" {
 #define SFC_CUDA_NO_BLOCK UINT32_MAX
 
 struct sfc_cuda_plan_block {
-    uint64_t store; /* first store row */
+    uint32_t store;       /* first store row */
+    const uint32_t *last; /* mode dense: last steps of its rows; else NULL */
     uint32_t id, rows;
     uint32_t count;                /* of the sample; 0: the block is left out */
     uint32_t positive, positives;  /* range in the positives */
@@ -34,12 +35,12 @@ struct sfc_cuda_plan_call {
     const struct sfc_cuda_plan_block *block; /* [blocks] */
     const struct sfc_cuda_plan_label *label; /* [batch] */
     const uint32_t *positive;                /* rows in their blocks, ascending in each */
-    const uint32_t *last;                    /* mode dense: [store rows]; else NULL */
     uint32_t *rows;                          /* out [all_chunks * chunk] */
     float *add;                              /* out [all_chunks * chunk] */
     uint32_t *chunk_block;                   /* out [all_chunks] */
     int32_t *target;                         /* out [batch] */
-    uint32_t *ages; /* out, mode dense: [blocks, 2] oldest and newest last step of the sample */
+    uint32_t *ages; /* out, mode dense: [blocks, 2] oldest and newest last step of the sample; else
+                       NULL */
 };
 
 cudaError_t sfc_cuda_draw_plan(const struct sfc_cuda_plan_call *call, cudaStream_t stream);

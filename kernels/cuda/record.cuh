@@ -92,9 +92,14 @@ __device__ static inline void sfc_store_nearest(void *to, struct sfc_eight e)
     *(uint4 *)to = sfc_high_halves(bits);
 }
 
+__device__ static inline uint32_t sfc_row_in_block(const struct sfc_cuda_store &store, uint32_t row)
+{
+    return row & ((1u << store.shift) - 1);
+}
+
 __device__ static inline char *sfc_record_at(const struct sfc_cuda_store &store, uint32_t row)
 {
-    return store.records + (size_t)row * store.record;
+    return store.records[row >> store.shift] + (size_t)sfc_row_in_block(store, row) * store.record;
 }
 
 /* Where tensor t of a record (1: the first moment) begins; SPLIT's weights take as much as f32. */

@@ -1,5 +1,6 @@
 /* The records themselves: first values, reading and writing them as f32, how large they are. */
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/record.cuh"
 #include "kernels/cuda/state.h"
 #include "kernels/hd/philox.h"
 #include "kernels/hd/rounding.h"
@@ -51,9 +52,9 @@ __global__ static void __launch_bounds__(THREADS)
 {
     for (uint32_t i = blockIdx.x * THREADS + threadIdx.x; i < run.count; i += gridDim.x * THREADS) {
         uint32_t at = run.column + i;
-        out[i] = run.tensor == SFC_CUDA_LAST ? (float)s.last[run.row + i]
-                                             : get(s, s.records + (run.row + at / s.dim) * s.record,
-                                                   run.tensor, at % s.dim);
+        out[i] = run.tensor == SFC_CUDA_LAST
+                     ? (float)s.last[run.row + i]
+                     : get(s, sfc_record_at(s, run.row + at / s.dim), run.tensor, at % s.dim);
     }
 }
 
@@ -65,8 +66,7 @@ __global__ static void __launch_bounds__(THREADS)
         if (run.tensor == SFC_CUDA_LAST)
             s.last[run.row + i] = (uint32_t)values[i];
         else
-            put(s, s.records + (run.row + at / s.dim) * s.record, run.tensor, at % s.dim,
-                values[i]);
+            put(s, sfc_record_at(s, run.row + at / s.dim), run.tensor, at % s.dim, values[i]);
     }
 }
 
@@ -90,10 +90,10 @@ __global__ static void __launch_bounds__(THREADS)
     const uint32_t width = list.tensor == SFC_CUDA_LAST ? 1 : s.dim;
     for (uint32_t i = blockIdx.x * THREADS + threadIdx.x; i < list.count;
          i += gridDim.x * THREADS) {
-        uint64_t row = list.first + list.rows[i / width];
+        uint32_t row = list.first + list.rows[i / width];
         out[i] = list.tensor == SFC_CUDA_LAST
                      ? (float)s.last[row]
-                     : get(s, s.records + row * s.record, list.tensor, i % width);
+                     : get(s, sfc_record_at(s, row), list.tensor, i % width);
     }
 }
 
@@ -103,11 +103,11 @@ __global__ static void __launch_bounds__(THREADS)
     const uint32_t width = list.tensor == SFC_CUDA_LAST ? 1 : s.dim;
     for (uint32_t i = blockIdx.x * THREADS + threadIdx.x; i < list.count;
          i += gridDim.x * THREADS) {
-        uint64_t row = list.first + list.rows[i / width];
+        uint32_t row = list.first + list.rows[i / width];
         if (list.tensor == SFC_CUDA_LAST)
             s.last[row] = (uint32_t)values[i];
         else
-            put(s, s.records + row * s.record, list.tensor, i % width, values[i]);
+            put(s, sfc_record_at(s, row), list.tensor, i % width, values[i]);
     }
 }
 
@@ -126,20 +126,6 @@ cudaError_t sfc_cuda_list_write(const struct sfc_cuda_store *store, struct sfc_c
 }
 
 /* ---- whole rows: a warp takes one at a time */
-
-/* The block of a row: the last that begins at or before it. */
-__device__ static uint32_t block_of(const uint64_t *block_store, uint32_t blocks, uint64_t row)
-{
-    uint32_t low = 0, high = blocks;
-    while (high - low > 1) {
-        uint32_t middle = low + (high - low) / 2;
-        if (block_store[middle] <= row)
-            low = middle;
-        else
-            high = middle;
-    }
-    return low;
-}
 
 struct init_call {
     struct sfc_cuda_rows rows;
@@ -204,14 +190,15 @@ __global__ static void __launch_bounds__(THREADS)
 {
     const uint32_t lane = threadIdx.x % WARP;
     const uint64_t weights = s.record / c.tensors, warps = (uint64_t)gridDim.x * WARPS;
-    for (uint64_t row = (uint64_t)blockIdx.x * WARPS + threadIdx.x / WARP; row < c.rows.rows;
-         row += warps) {
-        uint32_t block = block_of(s.block_store, c.rows.blocks, row);
-        char *record = s.records + row * s.record;
-        init_weights<FORMAT>(s, c, record, s.block_class[block] + (row - s.block_store[block]),
-                             lane);
-        for (uint64_t at = weights + 16 * lane; at < s.record; at += 16 * WARP)
-            *(uint4 *)(record + at) = make_uint4(0, 0, 0, 0);
+    const uint64_t end = (uint64_t)c.rows.blocks << s.shift;
+    for (uint64_t at = (uint64_t)blockIdx.x * WARPS + threadIdx.x / WARP; at < end; at += warps) {
+        uint32_t row = (uint32_t)at, block = row >> s.shift, inside = sfc_row_in_block(s, row);
+        if (inside >= c.rows.block_rows[block])
+            continue;
+        char *record = sfc_record_at(s, row);
+        init_weights<FORMAT>(s, c, record, s.block_class[block] + inside, lane);
+        for (uint64_t byte = weights + 16 * lane; byte < s.record; byte += 16 * WARP)
+            *(uint4 *)(record + byte) = make_uint4(0, 0, 0, 0);
         if (s.last && lane == 0)
             s.last[row] = 0;
     }
@@ -222,7 +209,7 @@ cudaError_t sfc_cuda_run_init(const struct sfc_cuda_store *store, struct sfc_cud
 {
     struct init_call c = {rows, tensors_of(store),
                           sfc_hd_stream_key(store->seed, SFC_STREAM_CLASS_INIT), std};
-    unsigned grid = grid_for(rows.rows, WARPS);
+    unsigned grid = grid_for((uint64_t)rows.blocks << store->shift, WARPS);
     if (store->format == SFC_CUDA_BF16)
         SFC_LAUNCH(init_rows<SFC_CUDA_BF16>, grid, THREADS, stream, *store, c);
     else if (store->format == SFC_CUDA_SPLIT)
@@ -288,10 +275,10 @@ __device__ static void flush(struct maxima *most, uint32_t *out, uint32_t lane)
 }
 
 template <int FORMAT, bool SECOND>
-__device__ static void measure_row(const struct sfc_cuda_store &s, uint64_t row, float epsilon,
+__device__ static void measure_row(const struct sfc_cuda_store &s, uint32_t row, float epsilon,
                                    uint32_t lane, struct maxima *most)
 {
-    const char *record = s.records + row * s.record;
+    const char *record = sfc_record_at(s, row);
     struct sfc_cuda_lag lag = {1, 0, 0, 1};
     if (s.last && s.last[row] < s.now)
         lag = s.lag[s.last[row]];
@@ -311,24 +298,26 @@ __device__ static void measure_row(const struct sfc_cuda_store &s, uint64_t row,
     }
 }
 
+__host__ __device__ static inline uint32_t slabs_of(const struct sfc_cuda_store &s)
+{
+    return ((1u << s.shift) + SLAB - 1) / SLAB;
+}
+
 template <int FORMAT, bool SECOND>
 __global__ static void __launch_bounds__(THREADS)
     measure_rows(struct sfc_cuda_store s, struct sfc_cuda_rows rows, float epsilon, uint32_t *out)
 {
     const uint32_t lane = threadIdx.x % WARP;
     const uint64_t warps = (uint64_t)gridDim.x * WARPS;
-    for (uint64_t first = ((uint64_t)blockIdx.x * WARPS + threadIdx.x / WARP) * SLAB;
-         first < rows.rows; first += warps * SLAB) {
+    const uint32_t slabs = slabs_of(s); /* of a block */
+    const uint64_t end = (uint64_t)rows.blocks * slabs;
+    for (uint64_t i = (uint64_t)blockIdx.x * WARPS + threadIdx.x / WARP; i < end; i += warps) {
         struct maxima most = {0, 0, 0};
-        uint32_t block = block_of(s.block_store, rows.blocks, first);
-        uint64_t end = first + SLAB < rows.rows ? first + SLAB : rows.rows;
-        for (uint64_t row = first; row < end; row++) {
-            if (block + 1 < rows.blocks && s.block_store[block + 1] == row) {
-                flush(&most, out + 3 * (uint64_t)block, lane);
-                block++;
-            }
-            measure_row<FORMAT, SECOND>(s, row, epsilon, lane, &most);
-        }
+        uint32_t block = (uint32_t)(i / slabs), first = (uint32_t)(i % slabs) * SLAB;
+        uint32_t stop = rows.block_rows[block];
+        stop = stop < first + SLAB ? stop : first + SLAB;
+        for (uint32_t row = first; row < stop; row++)
+            measure_row<FORMAT, SECOND>(s, (block << s.shift) + row, epsilon, lane, &most);
         flush(&most, out + 3 * (uint64_t)block, lane);
     }
 }
@@ -337,7 +326,7 @@ template <int FORMAT>
 static void launch_measure(const struct sfc_cuda_store *store, struct sfc_cuda_rows rows,
                            float epsilon, uint32_t *maxima, cudaStream_t stream)
 {
-    unsigned grid = grid_for((rows.rows + SLAB - 1) / SLAB, WARPS);
+    unsigned grid = grid_for((uint64_t)rows.blocks * slabs_of(*store), WARPS);
     if (tensors_of(store) == 3)
         SFC_LAUNCH((measure_rows<FORMAT, true>), grid, THREADS, stream, *store, rows, epsilon,
                    maxima);

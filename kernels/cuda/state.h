@@ -9,26 +9,26 @@
 extern "C" {
 #endif
 
-/* A run of numbers of the store, row by row; tensor: of the record, or SFC_CUDA_LAST. */
+/* A run of numbers of a block, row by row; tensor: of the record, or SFC_CUDA_LAST. */
 #define SFC_CUDA_LAST UINT32_MAX
 struct sfc_cuda_run {
     uint32_t tensor;
-    uint64_t row; /* where it begins: store row, and column below dim */
+    uint32_t row; /* where it begins: store row, and column below dim */
     uint32_t column, count;
 };
 
 /* Whole rows of one block, in any order. */
 struct sfc_cuda_list {
     uint32_t tensor;
-    uint64_t first;       /* store row of the block's row 0 */
+    uint32_t first;       /* store row of the block's row 0 */
     const uint32_t *rows; /* on the device */
     uint32_t count;       /* numbers of all rows */
 };
 
-/* Where the rows of a store belong. */
+/* How many rows the blocks of a store have. */
 struct sfc_cuda_rows {
-    uint64_t rows; /* of the store */
     uint32_t blocks;
+    const uint32_t *block_rows; /* [blocks] */
 };
 
 /* All records: W from the seed, moments and last steps 0. */

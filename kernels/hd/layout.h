@@ -9,6 +9,8 @@
 
 #define SFC_HD_CHUNK_MOST  1024 /* positions of a chunk, before it is rounded up */
 #define SFC_HD_CHUNK_ROUND 16
+#define SFC_HD_CHUNK_LONG  384 /* longer ones are rounded up to SFC_HD_CHUNK_STRIP */
+#define SFC_HD_CHUNK_STRIP 64  /* as products that are fused with what follows want them */
 
 /* Positions of a chunk, from the quota of a full block without positives: a function of the
  * configuration alone. A full block fills as few chunks as the limit allows, nearly evenly. */
@@ -16,7 +18,8 @@ static SFC_HD inline size_t sfc_hd_chunk(size_t quota)
 {
     size_t n = (quota + SFC_HD_CHUNK_MOST - 1) / SFC_HD_CHUNK_MOST;
     size_t each = n ? (quota + n - 1) / n : 0;
-    size_t rounded = (each + SFC_HD_CHUNK_ROUND - 1) / SFC_HD_CHUNK_ROUND * SFC_HD_CHUNK_ROUND;
+    size_t round = each > SFC_HD_CHUNK_LONG ? SFC_HD_CHUNK_STRIP : SFC_HD_CHUNK_ROUND;
+    size_t rounded = (each + round - 1) / round * round;
     return rounded ? rounded : SFC_HD_CHUNK_ROUND;
 }
 

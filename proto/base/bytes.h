@@ -33,8 +33,8 @@ static inline bool sfc_u64_add(uint64_t a, uint64_t b, uint64_t *out)
     return !__builtin_add_overflow(a, b, out);
 }
 
-/* Reads from memory that somebody else owns. The first read past the end sets `failed` and returns 0;
- * so does every later one: check once, after a group of reads. */
+/* Reads from memory that somebody else owns. The first read past the end sets `failed` and returns
+ * 0; so does every later one: check once, after a group of reads. */
 struct sfc_reader {
     const uint8_t *data;
     size_t size;

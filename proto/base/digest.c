@@ -4,15 +4,31 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "proto/base/digest_level.h"
+
 struct sfc_digest {
     XXH3_state_t *state;
 };
 
 _Static_assert(sizeof(XXH128_canonical_t) == SFC_DIGEST_SIZE, "canonical form of XXH3-128");
 
+#ifdef __x86_64__
+#define SFC_BEST(name, fallback)                                                                   \
+    (__builtin_cpu_supports("avx512f") ? name##_avx512                                             \
+     : __builtin_cpu_supports("avx2")  ? name##_avx2                                               \
+                                       : fallback)
+#else
+#define SFC_BEST(name, fallback) fallback
+#endif
+
+static void library_update(void *state, const void *data, size_t size)
+{
+    XXH3_128bits_update(state, data, size);
+}
+
 uint64_t sfc_digest64(const void *data, size_t size)
 {
-    return XXH3_64bits(data, size);
+    return SFC_BEST(sfc_digest64, XXH3_64bits)(data, size);
 }
 
 struct sfc_digest *sfc_digest_new(void)
@@ -43,7 +59,7 @@ void sfc_digest_copy(struct sfc_digest *to, const struct sfc_digest *from)
 void sfc_digest_update(struct sfc_digest *digest, const void *data, size_t size)
 {
     if (size > 0) {
-        XXH3_128bits_update(digest->state, data, size);
+        SFC_BEST(sfc_digest_update, library_update)(digest->state, data, size);
     }
 }
 

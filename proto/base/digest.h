@@ -12,8 +12,8 @@ enum { SFC_DIGEST_SIZE = 16 };
 
 uint64_t sfc_digest64(const void *data, size_t size);
 
-/* Streaming XXH3-128. new: NULL without memory. Update may be called any number of times; final writes
- * the digest of everything so far and may be followed by further updates. */
+/* Streaming XXH3-128. new: NULL without memory. Update may be called any number of times; final
+ * writes the digest of everything so far and may be followed by further updates. */
 struct sfc_digest;
 struct sfc_digest *sfc_digest_new(void);
 void sfc_digest_reset(struct sfc_digest *digest);

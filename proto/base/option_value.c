@@ -11,7 +11,18 @@ const struct sfc_option sfc_standard_options[SFC_STANDARD_COUNT] = {
                                 .fallback = "info",
                                 .choices = sfc_log_level_names,
                                 .metavar = "LEVEL",
+                                .flags = SFC_OPTION_RELOAD,
                                 .help = "least important messages to print on stderr"},
+    [SFC_STANDARD_LOG_FORMAT] =
+        {.name = "log-format",
+         .type = SFC_OPTION_ENUM,
+         .offset = offsetof(struct sfc_standard, log_format),
+         .fallback = "text",
+         .choices = sfc_log_format_names,
+         .flags = SFC_OPTION_RELOAD,
+         .help = "json: each message on stderr is one line with a JSON object: time, level, "
+                 "program, pid, message, and run and step where there is a run; where stderr is "
+                 "systemd's journal, entries have fields instead, whatever the format"},
     [SFC_STANDARD_CONFIG] = {.name = "config",
                              .type = SFC_OPTION_STRING,
                              .offset = offsetof(struct sfc_standard, config),

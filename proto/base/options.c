@@ -1,9 +1,12 @@
+#include "proto/base/edit_distance.h"
 #include "proto/base/options_internal.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+extern char **environ;
 
 enum { CONFIG_FILE_MAX = 1 << 20, NAME_MAX_BYTES = 64 };
 
@@ -24,6 +27,10 @@ struct sfc_options {
     size_t argument_count;
     char **texts; /* copies that values point to */
     size_t text_count, text_room;
+    /* what sfc_options_main was called with, for a reload */
+    const struct sfc_program *program;
+    int argc;
+    char *const *argv;
 };
 
 /* ---- the table */
@@ -39,26 +46,6 @@ static struct entry *find(const struct sfc_options *options, const char *name, s
     return NULL;
 }
 
-/* Edit distance, for names of at most NAME_MAX_BYTES. */
-static size_t distance(const char *a, const char *b)
-{
-    size_t row[NAME_MAX_BYTES + 1], n = strlen(b);
-    for (size_t j = 0; j <= n; j++) {
-        row[j] = j;
-    }
-    for (size_t i = 1; a[i - 1] != '\0'; i++) {
-        size_t diagonal = row[0];
-        row[0] = i;
-        for (size_t j = 1; j <= n; j++) {
-            size_t best = diagonal + (a[i - 1] != b[j - 1]);
-            diagonal = row[j];
-            best = best < row[j] + 1 ? best : row[j] + 1;
-            row[j] = best < row[j - 1] + 1 ? best : row[j - 1] + 1;
-        }
-    }
-    return row[n];
-}
-
 static int unknown(const struct sfc_options *options, const char *name, size_t size,
                    const char *where, struct sfc_error *err)
 {
@@ -69,7 +56,7 @@ static int unknown(const struct sfc_options *options, const char *name, size_t s
              name);
     for (size_t i = 0; i < options->count; i++) {
         const char *known = options->entries[i].option->name;
-        size_t d = strlen(known) <= NAME_MAX_BYTES ? distance(given, known) : least;
+        size_t d = sfc_edit_distance(given, known);
         if (d < least && d < strlen(known)) {
             least = d;
             nearest = known;
@@ -354,8 +341,7 @@ static int check_required(const struct sfc_options *options, struct sfc_error *e
     return SFC_OK;
 }
 
-/* Zeroes the caller's values one by one: the struct's size isn't known here. */
-static void zero_value(const struct sfc_option *option, void *values)
+size_t sfc_option_size(const struct sfc_option *option)
 {
     static const size_t sizes[] = {
         [SFC_OPTION_STRING] = sizeof(const char *),
@@ -366,7 +352,7 @@ static void zero_value(const struct sfc_option *option, void *values)
         [SFC_OPTION_DURATION] = sizeof(uint64_t),
         [SFC_OPTION_ENUM] = sizeof(int),
     };
-    memset((char *)values + option->offset, 0, sizes[option->type]);
+    return sizes[option->type];
 }
 
 static struct sfc_options *options_new(const struct sfc_program *program, int argc, void *values)
@@ -382,7 +368,9 @@ static struct sfc_options *options_new(const struct sfc_program *program, int ar
         return NULL;
     }
     for (size_t i = 0; i < program->count; i++) {
-        zero_value(&program->options[i], values);
+        /* one by one: the size of the caller's struct isn't known here */
+        memset((char *)values + program->options[i].offset, 0,
+               sfc_option_size(&program->options[i]));
         options->entries[options->count++] =
             (struct entry){.option = &program->options[i], .base = values};
     }
@@ -396,12 +384,17 @@ static struct sfc_options *options_new(const struct sfc_program *program, int ar
 /* --help and --version win over everything else, wherever they stand before "--". */
 static enum sfc_options_action wanted_action(int argc, char *const *argv)
 {
+    static const struct {
+        const char *flag;
+        enum sfc_options_action action;
+    } actions[] = {{"--help", SFC_OPTIONS_HELP},        {"-h", SFC_OPTIONS_HELP},
+                   {"--help=man", SFC_OPTIONS_MAN},     {"--help=markdown", SFC_OPTIONS_MARKDOWN},
+                   {"--help=words", SFC_OPTIONS_WORDS}, {"--version", SFC_OPTIONS_VERSION}};
     for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
-            return SFC_OPTIONS_HELP;
-        }
-        if (strcmp(argv[i], "--version") == 0) {
-            return SFC_OPTIONS_VERSION;
+        for (size_t k = 0; k < sizeof actions / sizeof *actions; k++) {
+            if (strcmp(argv[i], actions[k].flag) == 0) {
+                return actions[k].action;
+            }
         }
     }
     return SFC_OPTIONS_RUN;
@@ -463,8 +456,6 @@ const char *sfc_options_argument(const struct sfc_options *options, size_t index
     return index < options->argument_count ? options->arguments[index] : NULL;
 }
 
-extern char **environ;
-
 /* A text that is longer than the stream's buffer fails here, and later nobody knows why. */
 static int print_help(const struct sfc_program *program, const char *help)
 {
@@ -475,6 +466,28 @@ static int print_help(const struct sfc_program *program, const char *help)
     fprintf(stderr, "%s: standard output: %s\n", program->name,
             errno != 0 ? strerror(errno) : "not everything could be written");
     return 1;
+}
+
+/* What is asked for in the place of a run. */
+static int print(const struct sfc_program *program, enum sfc_options_action action)
+{
+    if (action == SFC_OPTIONS_VERSION) {
+        printf("%s %s\n", program->name, SFC_VERSION);
+        return 0;
+    }
+    char *help = action == SFC_OPTIONS_MAN        ? sfc_options_man(program)
+                 : action == SFC_OPTIONS_MARKDOWN ? sfc_options_markdown(program)
+                 : action == SFC_OPTIONS_WORDS    ? sfc_options_words(program)
+                                                  : sfc_options_help(program);
+    int code = print_help(program, help != NULL ? help : "");
+    free(help);
+    return code;
+}
+
+static void set_log(const struct sfc_options *options, const struct sfc_program *program)
+{
+    sfc_log_init(program->name, (enum sfc_log_level)options->standard.log_level);
+    sfc_log_format((enum sfc_log_form)options->standard.log_format);
 }
 
 int sfc_options_main(const struct sfc_program *program, int argc, char *const *argv, void *values,
@@ -489,18 +502,77 @@ int sfc_options_main(const struct sfc_program *program, int argc, char *const *a
         return 2;
     }
     if (action == SFC_OPTIONS_RUN) {
-        sfc_log_init(program->name, (enum sfc_log_level)options->standard.log_level);
+        set_log(options, program);
+        options->program = program;
+        options->argc = argc;
+        options->argv = argv;
         *out = options;
         return -1;
     }
-    int exit_code = 0;
-    if (action == SFC_OPTIONS_VERSION) {
-        printf("%s %s\n", program->name, SFC_VERSION);
-    } else {
-        char *help = sfc_options_help(program);
-        exit_code = print_help(program, help != NULL ? help : "");
-        free(help);
-    }
     sfc_options_free(options);
-    return exit_code;
+    return print(program, action);
+}
+
+/* ---- reload */
+
+static bool same(const struct sfc_option *option, const void *a, const void *b)
+{
+    const char *x = (const char *)a + option->offset, *y = (const char *)b + option->offset;
+    if (option->type != SFC_OPTION_STRING) {
+        return memcmp(x, y, sfc_option_size(option)) == 0;
+    }
+    const char *first, *second;
+    memcpy(&first, x, sizeof first);
+    memcpy(&second, y, sizeof second);
+    return first == second || (first != NULL && second != NULL && strcmp(first, second) == 0);
+}
+
+/* Room for values of a program whose struct isn't known here. */
+static void *scratch_values(const struct sfc_program *program)
+{
+    size_t size = sizeof(uint64_t);
+    for (size_t i = 0; i < program->count; i++) {
+        size_t end = program->options[i].offset + sizeof(uint64_t);
+        size = end > size ? end : size;
+    }
+    return calloc(1, size);
+}
+
+static void take_new(struct sfc_options *options, const struct sfc_options *read,
+                     sfc_options_told told, void *ctx)
+{
+    for (size_t i = 0; i < options->count; i++) {
+        const struct sfc_option *option = options->entries[i].option;
+        void *is = options->entries[i].base, *said = read->entries[i].base;
+        bool now = (option->flags & SFC_OPTION_RELOAD) != 0;
+        if (same(option, is, said)) {
+            continue;
+        }
+        if (now) {
+            memcpy((char *)is + option->offset, (char *)said + option->offset,
+                   sfc_option_size(option));
+        }
+        told(ctx, option->name, now);
+    }
+}
+
+int sfc_options_reload(struct sfc_options *options, sfc_options_told told, void *ctx,
+                       struct sfc_error *err)
+{
+    const struct sfc_program *program = options->program;
+    struct sfc_options *read = NULL;
+    enum sfc_options_action action;
+    void *values = scratch_values(program);
+    int code = values != NULL ? SFC_OK : sfc_fail(err, SFC_ENOMEM, "no memory for options");
+    if (code == SFC_OK) {
+        code = sfc_options_parse(program, options->argc, options->argv, environ, values, &action,
+                                 &read, err);
+    }
+    if (code == SFC_OK) {
+        take_new(options, read, told, ctx);
+        set_log(options, program);
+        sfc_options_free(read);
+    }
+    free(values);
+    return code;
 }

@@ -42,7 +42,7 @@ static void add_fact(char *text, size_t size, unsigned *count, const char *befor
     }
 }
 
-static void put_facts(const struct sfc_option *option, char *text, size_t size)
+void sfc_option_facts(const struct sfc_option *option, char *text, size_t size)
 {
     char bounds[256];
     unsigned count = 0;
@@ -72,15 +72,32 @@ static void put_line(FILE *out, const char *flag, const char *text)
     put_wrapped(out, text, INDENT, INDENT);
 }
 
+void sfc_option_flag(const struct sfc_option *option, char *out, size_t size)
+{
+    bool is_bool = option->type == SFC_OPTION_BOOL;
+    snprintf(out, size, "--%s%s%s", option->name, is_bool ? "" : " ",
+             is_bool ? "" : sfc_option_metavar(option));
+}
+
+const struct sfc_option *sfc_program_option(const struct sfc_program *program, size_t index)
+{
+    if (index < program->count) {
+        return &program->options[index];
+    }
+    index -= program->count;
+    return index < SFC_STANDARD_COUNT ? &sfc_standard_options[index] : NULL;
+}
+
+const char sfc_options_sources[] =
+    "Every option may also stand in the environment (--some-option as SFC_SOME_OPTION) "
+    "or in the file of --config (some-option = value). Flags win over the environment, "
+    "the environment over the file.";
+
 static void put_option(FILE *out, const struct sfc_option *option)
 {
     char flag[160], text[1024];
-    if (option->type == SFC_OPTION_BOOL) {
-        snprintf(flag, sizeof flag, "--%s", option->name);
-    } else {
-        snprintf(flag, sizeof flag, "--%s %s", option->name, sfc_option_metavar(option));
-    }
-    put_facts(option, text, sizeof text);
+    sfc_option_flag(option, flag, sizeof flag);
+    sfc_option_facts(option, text, sizeof text);
     put_line(out, flag, text);
 }
 
@@ -100,20 +117,14 @@ char *sfc_options_help(const struct sfc_program *program)
         fputc('\n', out);
     }
     fprintf(out, "options:\n");
-    for (size_t i = 0; i < program->count; i++) {
-        put_option(out, &program->options[i]);
-    }
-    for (size_t i = 0; i < SFC_STANDARD_COUNT; i++) {
-        put_option(out, &sfc_standard_options[i]);
+    const struct sfc_option *option;
+    for (size_t i = 0; (option = sfc_program_option(program, i)) != NULL; i++) {
+        put_option(out, option);
     }
     put_line(out, "--help", "print this text");
     put_line(out, "--version", "print the version");
     fprintf(out, "\n");
-    put_wrapped(out,
-                "Every option may also stand in the environment (--some-option as SFC_SOME_OPTION) "
-                "or in the file of --config (some-option = value). Flags win over the environment, "
-                "the environment over the file.",
-                0, 0);
+    put_wrapped(out, sfc_options_sources, 0, 0);
     if (program->footer != NULL) {
         fprintf(out, "\n%s\n", program->footer);
     }

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 enum {
@@ -32,6 +33,29 @@ void sfc_process_tune(char **argv)
     mallopt(M_MMAP_THRESHOLD, MMAP_FROM);
     mallopt(M_TRIM_THRESHOLD, TRIM_FROM);
     signal(SIGPIPE, SIG_IGN);
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+}
+
+static void mask_hangup(int how)
+{
+    sigset_t hangup;
+    sigemptyset(&hangup);
+    sigaddset(&hangup, SIGHUP);
+    pthread_sigmask(how, &hangup, NULL);
+}
+
+void sfc_process_hold_hangup(void)
+{
+    mask_hangup(SIG_BLOCK);
+}
+
+void sfc_process_take_hangup(void)
+{
+    mask_hangup(SIG_UNBLOCK);
 }
 
 int sfc_process_end(const char *program, int code)
@@ -60,6 +84,17 @@ uint64_t sfc_process_memory(void)
         fclose(file);
     }
     return (uint64_t)kib * 1024;
+}
+
+uint64_t sfc_process_resident(void)
+{
+    FILE *file = fopen("/proc/self/statm", "re");
+    unsigned long long pages = 0;
+    bool known = file != NULL && fscanf(file, "%*u %llu", &pages) == 1;
+    if (file != NULL) {
+        fclose(file);
+    }
+    return known ? pages * (uint64_t)sysconf(_SC_PAGESIZE) : 0;
 }
 
 uint64_t sfc_memory_available(void)

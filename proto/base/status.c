@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "proto/base/text.h"
+
 const char *sfc_status_text(int code)
 {
     switch (code) {
@@ -31,14 +33,6 @@ const char *sfc_status_name(int code)
     }
 }
 
-/* Marks a message that did not fit, so that nobody takes a cut sentence for the whole one. */
-static void mark_cut(char *text, size_t size, int wanted)
-{
-    if (wanted >= (int)size) {
-        memcpy(text + size - 4, "...", 4);
-    }
-}
-
 int sfc_fail(struct sfc_error *err, int code, const char *format, ...)
 {
     if (err != NULL) {
@@ -46,7 +40,8 @@ int sfc_fail(struct sfc_error *err, int code, const char *format, ...)
         va_start(args, format);
         int n = vsnprintf(err->text, sizeof err->text, format, args);
         va_end(args);
-        mark_cut(err->text, sizeof err->text, n);
+        sfc_mark_cut(err->text, sizeof err->text, n);
+        sfc_clean_text(err->text, true); /* names of files, and words that "%.200s" has cut */
         err->code = code;
     }
     return code;

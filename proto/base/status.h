@@ -2,9 +2,9 @@
  * part of the protocol: never renumber them.
  *
  * Convention in all of ShardFC: a function that can fail returns int (an enum sfc_status value) and
- * takes a struct sfc_error * as its last argument, which may be NULL. On failure the error holds the
- * same code and a message that says what failed, where, and what to do. Out parameters are written
- * on success only. Libraries never log and never abort for a runtime error. */
+ * takes a struct sfc_error * as its last argument, which may be NULL. On failure the error holds
+ * the same code and a message that says what failed, where, and what to do. Out parameters are
+ * written on success only. Libraries never log and never abort for a runtime error. */
 #ifndef SFC_BASE_STATUS_H
 #define SFC_BASE_STATUS_H
 
@@ -52,8 +52,8 @@ const char *sfc_status_name(int code);
 int sfc_fail(struct sfc_error *err, int code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* Like sfc_fail with ": <strerror(errno)>" added; ENOMEM, ENOENT, EEXIST, EACCES map to their codes,
- * everything else to SFC_EIO. */
+/* Like sfc_fail with ": <strerror(errno)>" added; ENOMEM, ENOENT, EEXIST, EACCES map to their
+ * codes, everything else to SFC_EIO. */
 int sfc_fail_errno(struct sfc_error *err, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 

@@ -75,55 +75,47 @@ static bool has_newer(const struct sfc_attempts *a, const struct sfc_slot *slot)
     return false;
 }
 
-/* An older attempt of the same micro-batch: it is void, or its newer one takes its place. *busy:
- * there is one, with a running job. */
-static uint32_t own_victim(const struct sfc_attempts *a, uint32_t j, struct sfc_attempt attempt,
-                           bool *busy)
+/* May give its place to this attempt: void, or a newer one of its micro-batch is here or comes. */
+static bool replaceable(const struct sfc_attempts *a, const struct sfc_slot *slot, uint32_t j,
+                        struct sfc_attempt attempt)
+{
+    if (slot->dead)
+        return true;
+    if (slot->j == j)
+        return sfc_attempt_compare(slot->attempt, attempt) < 0;
+    return has_newer(a, slot);
+}
+
+/* The oldest that is complete or not, one of the same micro-batch first; UINT32_MAX: none that is
+ * idle. *busy: there is one with a running job. */
+static uint32_t oldest(const struct sfc_attempts *a, uint32_t j, struct sfc_attempt attempt,
+                       bool complete, bool *busy)
 {
     uint32_t best = UINT32_MAX;
+    bool best_own = false;
     for (uint32_t i = 0; i < a->slot_count; i++) {
         const struct sfc_slot *s = &a->slots[i];
-        if (s->dead || s->j != j || sfc_attempt_compare(s->attempt, attempt) >= 0)
+        if (!replaceable(a, s, j, attempt) || sfc_slot_complete(s, a->dense_blocks) != complete)
             continue;
+        bool own = s->j == j;
         if (sfc_slot_running(s))
             *busy = true;
-        else if (best == UINT32_MAX || sfc_attempt_compare(s->attempt, a->slots[best].attempt) < 0)
+        else if (best == UINT32_MAX || own > best_own ||
+                 (own == best_own && sfc_attempt_compare(s->attempt, a->slots[best].attempt) < 0)) {
             best = i;
-    }
-    return best;
-}
-
-/* Of attempts that have a newer one beside them, rather one that is not complete (a complete one
- * may be the one that counts), then the oldest. UINT32_MAX: none that is idle; *busy: one with a
- * running job. */
-static uint32_t other_victim(const struct sfc_attempts *a, bool *busy)
-{
-    uint32_t best = UINT32_MAX;
-    bool best_complete = false;
-    for (uint32_t i = 0; i < a->slot_count; i++) {
-        const struct sfc_slot *s = &a->slots[i];
-        if (!s->dead && !has_newer(a, s))
-            continue;
-        if (sfc_slot_running(s)) {
-            *busy = true;
-            continue;
-        }
-        bool complete = sfc_slot_complete(s, a->dense_blocks);
-        if (best == UINT32_MAX || complete < best_complete ||
-            (complete == best_complete &&
-             sfc_attempt_compare(s->attempt, a->slots[best].attempt) < 0)) {
-            best = i;
-            best_complete = complete;
+            best_own = own;
         }
     }
     return best;
 }
 
+/* Rather one that is not complete: a complete one may be the one that counts. So where one of the
+ * former still has a running job, that is waited for. */
 static uint32_t victim(const struct sfc_attempts *a, uint32_t j, struct sfc_attempt attempt,
                        bool *busy)
 {
-    uint32_t own = own_victim(a, j, attempt, busy);
-    return own != UINT32_MAX || *busy ? own : other_victim(a, busy);
+    uint32_t slot = oldest(a, j, attempt, false, busy);
+    return slot != UINT32_MAX || *busy ? slot : oldest(a, j, attempt, true, busy);
 }
 
 uint32_t sfc_attempts_take(struct sfc_attempts *a, uint32_t j, struct sfc_attempt attempt,

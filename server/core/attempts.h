@@ -4,9 +4,10 @@
  * another gradient: the same, after logits       digest is a conflict; a failed job makes it NONE
  * again dense:    the same, any time
  *
- * Slots are J + 2 side by side. When they run out, an older attempt of the same micro-batch is
- * evicted (when its job is done); where there is none, one of another that also has a newer one:
- * one that is not complete rather than one that is, then the oldest. Two attempts at a micro-batch
+ * Slots are J + 2 side by side. When they run out, an attempt is evicted that has a newer one of
+ * its micro-batch (the one that comes, too): one that is not complete rather than one that is, for
+ * the latter may be the one that counts; then one of the same micro-batch; then the oldest. One
+ * with a running job is waited for, before one that is complete goes. Two attempts at a micro-batch
  * may count at a time (tickets.h), as long as no more were granted than there are slots. */
 #ifndef SFC_CORE_ATTEMPTS_H
 #define SFC_CORE_ATTEMPTS_H
@@ -44,8 +45,7 @@ void sfc_attempts_free(struct sfc_attempts *a);
 void sfc_attempts_reset(struct sfc_attempts *a, uint64_t step);
 /* UINT32_MAX: not here. */
 uint32_t sfc_attempts_find(const struct sfc_attempts *a, uint32_t j, struct sfc_attempt attempt);
-/* A slot for a new attempt. UINT32_MAX with *busy: every candidate has a running job, try later;
- * with
+/* A slot for a new attempt. UINT32_MAX with *busy: a candidate has a running job, try later; with
  * !*busy: newer attempts of j fill the slots. */
 uint32_t sfc_attempts_take(struct sfc_attempts *a, uint32_t j, struct sfc_attempt attempt,
                            bool *busy);

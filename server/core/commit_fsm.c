@@ -13,7 +13,7 @@ const char *const sfc_duty_names[SFC_DUTY_COUNT] = {
     [SFC_DUTY_CLOSE] = "CloseRun",    [SFC_DUTY_CHECK] = "CheckRewind",
     [SFC_DUTY_JOIN] = "OpenRun",      [SFC_DUTY_FETCH] = "FetchBlocks",
     [SFC_DUTY_TAKE] = "TakeBlocks",   [SFC_DUTY_SETMAP] = "SetMap",
-    [SFC_DUTY_CANCEL] = "CancelMove",
+    [SFC_DUTY_CANCEL] = "CancelMove", [SFC_DUTY_ADOPT] = "CheckRewind",
 };
 
 /* A shard gets a message only when it has acknowledged these. */
@@ -28,6 +28,7 @@ static const unsigned duty_waits_for[SFC_DUTY_COUNT] = {
     [SFC_DUTY_CHECK] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT) | BIT(SFC_DUTY_SETMAP),
     [SFC_DUTY_FETCH] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_CANCEL),
     [SFC_DUTY_TAKE] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT),
+    [SFC_DUTY_ADOPT] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT) | BIT(SFC_DUTY_ABORT),
     [SFC_DUTY_SETMAP] = BIT(SFC_DUTY_OPEN) | BIT(SFC_DUTY_COMMIT),
 };
 

@@ -31,6 +31,7 @@ enum sfc_duty {
     SFC_DUTY_JOIN,   /* OpenRun(join), to a shard that is not a member yet */
     SFC_DUTY_FETCH,  /* FetchBlocks */
     SFC_DUTY_TAKE,   /* TakeBlocks */
+    SFC_DUTY_ADOPT,  /* CheckRewind(committed, with the map that is to come) */
     SFC_DUTY_SETMAP, /* SetMap */
     SFC_DUTY_CANCEL, /* CancelMove */
     SFC_DUTY_COUNT,

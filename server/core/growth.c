@@ -24,6 +24,9 @@ int sfc_growths_check(const struct sfc_growths *g, const struct sfc_growth *grow
     if (growth->samples < last->samples || (last->samples == 0 && growth->samples != 0))
         return sfc_fail(err, SFC_EINVAL, "samples: %llu, but the run's set has %llu",
                         (ull)growth->samples, (ull)last->samples);
+    if (growth->data_step < growth->from_step || growth->data_step < last->data_step)
+        return sfc_fail(err, SFC_EINVAL, "new samples from step %llu on: too early",
+                        (ull)growth->data_step);
     if (g->count == SFC_CORE_GROWTHS)
         return sfc_fail(err, SFC_ELIMIT, "the run has grown %u times, which is the limit",
                         SFC_CORE_GROWTHS);
@@ -89,7 +92,7 @@ size_t sfc_growths_order(const struct sfc_growths *g, uint32_t global_batch,
         const struct sfc_growth *growth = &g->items[i];
         struct sfc_order_part next, *last = &parts[count - 1];
         uint64_t position;
-        if (__builtin_mul_overflow(growth->from_step - 1, (uint64_t)global_batch, &position))
+        if (__builtin_mul_overflow(growth->data_step - 1, (uint64_t)global_batch, &position))
             return 0;
         if (position < last->first_position)
             position = last->first_position;

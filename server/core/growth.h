@@ -1,9 +1,10 @@
 /* Identities that are added to a run while it lives. C(t), the number of identities of step t, is
  * the configuration's until the first growth; from the step of a growth on it is that growth's. New
  * identities first fill the last block, and then get blocks of their own. The samples of a grown
- * set come with the first epoch that begins at the step of the growth or later
- * (kernels/rng/order.h). Everything here is a function of the configuration and of the list of
- * growths, so a step that comes again has the same identities, blocks and samples again. */
+ * set come with the first epoch that begins at its data_step or later (kernels/rng/order.h): that
+ * is a step behind those whose samples are being read already. Everything here is a function of the
+ * configuration and of the list of growths, so a step that comes again has the same identities,
+ * blocks and samples again. */
 #ifndef SFC_CORE_GROWTH_H
 #define SFC_CORE_GROWTH_H
 
@@ -16,16 +17,17 @@ struct sfc_growth {
     uint64_t from_step; /* 1-based */
     uint64_t classes;   /* from this step on */
     uint64_t samples;   /* of the set that has them; 0: the run has no set (sessions) */
+    uint64_t data_step; /* at least from_step */
 };
 
 struct sfc_growths {
-    struct sfc_growth start; /* from_step 1: as the run was created */
+    struct sfc_growth start; /* as the run was created; its steps: before those of growths */
     struct sfc_growth items[SFC_CORE_GROWTHS];
     uint32_t count;
 };
 
 /* May it follow those that there are? SFC_EINVAL: its step is not after theirs, it has not more
- * classes, or fewer samples. SFC_ELIMIT. */
+ * classes, or fewer samples, or its data_step is before its step or theirs. SFC_ELIMIT. */
 int sfc_growths_check(const struct sfc_growths *growths, const struct sfc_growth *growth,
                       struct sfc_error *err);
 /* After a successful check. */

@@ -3,9 +3,9 @@
  * A shard's own floor says that its recovery needs the steps after it. Since a shard that has lost
  * the inputs of a step asks another for them, nobody deletes more than all can spare; as long as
  * one has not said its floor nobody deletes anything. Only a shard whose log is full goes by what
- * it needs itself (server/shard/durability.c): the others' floors don't rise while it holds the run
- * up. A floor that goes down (a damaged snapshot: an older one counts) is taken as it is. A place
- * may have no member of the run: it keeps nobody waiting. */
+ * it needs itself (server/shard/durability_log.c): the others' floors don't rise while it holds the
+ * run up. A floor that goes down (a damaged snapshot: an older one counts) is taken as it is. A
+ * place may have no member of the run: it keeps nobody waiting. */
 #ifndef SFC_CORE_LOG_FLOOR_H
 #define SFC_CORE_LOG_FLOOR_H
 

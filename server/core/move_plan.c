@@ -168,11 +168,12 @@ static int choose_members(const struct sfc_plan_input *in, struct members *m, ui
     return SFC_OK;
 }
 
-/* Only a shard that owns nothing can leave without answering. */
+/* Only a shard that owns nothing can leave without answering. Where nothing is to move nobody has
+ * to answer: a goal can always be taken back. */
 static int check_ready(const struct sfc_plan_input *in, const struct members *m,
                        struct sfc_error *err)
 {
-    for (uint32_t k = 0; k < in->shard_count; k++) {
+    for (uint32_t k = 0; in->goal.kind != SFC_GOAL_NONE && k < in->shard_count; k++) {
         const struct sfc_plan_shard *s = &in->shards[k];
         if (s->member && !s->ready && (m->in[k] || m->blocks[k] > 0))
             return sfc_fail(err, SFC_ESTATE,

@@ -106,7 +106,7 @@ int sfc_plan_explain(const struct sfc_plan_work *w, struct sfc_move_plan *plan,
         say_time(&t, plan);
     }
     say_shards(&t, w, plan);
-    line(&t, "work is counted in rows that a step samples, %s\n",
+    line(&t, "work is counted in rows that a step samples and in blocks, %s\n",
          w->input->measured ? "measured over the last steps"
                             : "as they are expected: nothing is measured yet");
     line(&t, "expected step of the slowest shard: %.2f x the mean now, %.2f x afterwards\n",

@@ -214,12 +214,31 @@ static void stop(struct sfc_run_fsm *run)
     sfc_commit_want_all(&run->commit, SFC_DUTY_CLOSE);
 }
 
-/* Is this what the run is blocked by? After a restart only the person knows. */
-static bool may_drop(struct sfc_run_fsm *run, const struct sfc_run_event *e)
+/* Is this what the run is blocked by? After a restart only the person knows; what is not in the
+ * window of steps that are read and computed can't be it. */
+static int check_drop(struct sfc_run_fsm *run, const struct sfc_run_event *e)
 {
-    if (!run->blocked || !sfc_tickets_step(&run->tickets, e->step))
-        return false;
-    return run->blocked_before_restart || (run->blocked_j == e->j && run->blocked_step == e->step);
+    const struct sfc_tickets *t = &run->tickets;
+    ull last = (ull)(t->open_step + t->config.lead_steps);
+    last = last < t->config.last_step ? last : (ull)t->config.last_step;
+    if (!run->blocked)
+        return sfc_fail(&run->error, SFC_ESTATE,
+                        "nothing blocks the run, which is %s: a micro-batch is dropped only when "
+                        "it does",
+                        sfc_run_state_name(run->state));
+    if (e->step <= run->commit.committed)
+        return sfc_fail(&run->error, SFC_ESTATE,
+                        "step %llu is committed, and keeps its micro-batches", (ull)e->step);
+    if (!sfc_tickets_step(&run->tickets, e->step))
+        return sfc_fail(&run->error, SFC_ESTATE,
+                        "step %llu is not being read yet: what blocks the run is of the steps %llu "
+                        "to %llu",
+                        (ull)e->step, (ull)t->open_step, last);
+    if (run->blocked_before_restart || (run->blocked_j == e->j && run->blocked_step == e->step))
+        return SFC_OK;
+    return sfc_fail(&run->error, SFC_ESTATE,
+                    "micro-batch %u of step %llu does not block the run: %.300s", e->j,
+                    (ull)e->step, run->reason);
 }
 
 /* First made durable: a restart must not bring the rows back. */
@@ -308,12 +327,13 @@ static void on_control(struct sfc_run_fsm *run, const struct sfc_run_event *e,
             resume(run);
         break;
     case SFC_EV_DROP:
-        if (ok && may_drop(run, e)) {
+        if (!ok)
+            break;
+        if (check_drop(run, e) == SFC_OK)
             write_drop(run, e, actions);
-            return;
-        }
-        ok = false;
-        break;
+        else
+            reply_error(run, e->token, actions);
+        return;
     case SFC_EV_REWIND:
     case SFC_EV_SET_LR:
         ok = false;
@@ -352,6 +372,7 @@ static void on_tick(struct sfc_run_fsm *run, const struct sfc_run_event *e,
                     struct sfc_run_actions *actions)
 {
     sfc_tickets_tick(&run->tickets, e->now_ms);
+    sfc_run_note_missing(run, e->now_ms);
     if (!sfc_run_ended(run)) {
         sfc_run_rewind_tick(run, e->now_ms, actions);
         sfc_run_set_lr_tick(run, e->now_ms, actions);
@@ -427,6 +448,7 @@ void sfc_run_handle(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     case SFC_EV_SHARD_BACK:
     case SFC_EV_SHARD_LOST:
     case SFC_EV_SHARD_GONE:
+    case SFC_EV_SHARD_SAYS:
     case SFC_EV_SHARD_PROGRESS:
         if (e->shard < run->config.shards)
             sfc_run_on_shard(run, e, actions);

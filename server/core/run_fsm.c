@@ -267,7 +267,7 @@ bool sfc_run_still(const struct sfc_run_fsm *run)
     const struct sfc_commit_fsm *c = &run->commit;
     return sfc_run_active(run) && !run->restoring && !sfc_run_rewinds(run) && !sfc_run_flips(run) &&
            !sfc_run_busy(run) && sfc_commit_idle(c, SFC_DUTY_COMMIT) &&
-           sfc_commit_idle(c, SFC_DUTY_OPEN);
+           sfc_commit_idle(c, SFC_DUTY_OPEN) && sfc_commit_idle(c, SFC_DUTY_SETMAP);
 }
 
 static void leave_loading(struct sfc_run_fsm *run)
@@ -309,7 +309,7 @@ static bool may_plan(const struct sfc_run_fsm *run)
 {
     const struct sfc_commit_fsm *c = &run->commit;
     bool boundary = sfc_run_wants_boundary(run) && run->durable == c->committed && !c->plan_sent;
-    return !sfc_run_flips(run) && !boundary;
+    return !sfc_run_flips(run) && !boundary && sfc_commit_idle(c, SFC_DUTY_SETMAP);
 }
 
 /* Moves the open step as far as it goes. */
@@ -463,7 +463,7 @@ static void send(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_action
         a->provisional = duty == SFC_DUTY_PREPARE && run->provisional;
         if (duty == SFC_DUTY_PLAN || duty == SFC_DUTY_PLAN_NEXT)
             a->lr = sfc_run_lr(run, a->step);
-        bool opens = a->recover || duty == SFC_DUTY_JOIN;
+        bool opens = a->recover || duty == SFC_DUTY_JOIN || duty == SFC_DUTY_ADOPT;
         if (duty == SFC_DUTY_COMMIT || (opens && run->commit.record.step == a->step))
             a->record = run->commit.record;
         if (duty == SFC_DUTY_CHECK) {

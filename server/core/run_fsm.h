@@ -14,8 +14,8 @@
  * step. Several at once, again while it recovers, and together with our own restart are the same.
  *
  * REWIND goes back to an earlier step: run_rewind.c. Shards join and leave, and blocks move from
- * one to another, while the run goes on: run_moves.c. SET_LR changes the learning rate:
- * run_set_lr.c.
+ * one to another, while the run goes on: run_moves.c. A shard is given up for lost: run_loss.c.
+ * SET_LR changes the learning rate: run_set_lr.c.
  *
  * With durable_every N only every N-th step is durable when it commits, and the last one, and where
  * the run stands still. The steps between are provisional: their records are in memory, their
@@ -36,6 +36,7 @@
 
 #include "server/core/commit_fsm.h"
 #include "server/core/lr_changes.h"
+#include "server/core/mirror.h"
 #include "server/core/schedule.h"
 #include "server/core/tickets.h"
 
@@ -61,7 +62,7 @@ struct sfc_run_config {
     uint32_t max_shards;       /* places that there may be; 0: as many as the core allows */
     const uint64_t *shard_ids; /* [shards], 0: the place is empty; copied. NULL: the place */
     uint64_t map_version;      /* of the present map */
-    uint64_t classes;
+    uint64_t classes;          /* of the present map */
     uint32_t global_batch;
     uint32_t micro_batch;
     uint32_t dense_blocks;
@@ -135,12 +136,15 @@ enum sfc_run_event_type {
                               registered again with the same boot id (or for the first time since our
                               restart) */
     SFC_EV_SHARD_LOST,     /* shard: it restarted and lost its memory */
+    SFC_EV_SHARD_SAYS,     /* shard, shard_run_id: the run that it has open or opens, 0 for none, in
+                              a heartbeat; its next one is sent after the answer to this one */
     SFC_EV_SHARD_PROGRESS, /* shard, step (recovered so far), to_step, eta_s (0 = not known) */
     SFC_EV_SHARD_GONE,     /* shard: silent for its lease; only shown in the reason */
     SFC_EV_RECORD_DURABLE, /* step; of a provisional record: it is kept */
     SFC_EV_RECORD_FAILED,  /* step, code, text: tried again later, or the run fails */
     SFC_EV_ORDER, /* number (ascending, above incarnation << 32), order, shard, from, shard_id;
-                     only when sfc_run_may_order */
+                     of a LOSS: adopters (places), adopter_count, wards, ward_count; of a GROW:
+                     classes. Only when sfc_run_may_order, or for a LOSS sfc_run_may_give_up */
     SFC_EV_ORDER_CANCEL, /* number; 0: whichever is at work. Not once its map is being written */
     SFC_EV_MAP_DURABLE,  /* number */
     SFC_EV_MAP_FAILED,   /* number, code, text: SFC_EINVAL: this map can't be, the order is void;
@@ -154,6 +158,9 @@ enum sfc_order_kind {
     SFC_ORDER_JOIN,  /* shard_id becomes a member at the free place `shard`, and owns nothing */
     SFC_ORDER_MOVE,  /* blocks of the shard at `from` go to the one at `shard` */
     SFC_ORDER_LEAVE, /* `shard`, which owns nothing any more, leaves */
+    SFC_ORDER_LOSS,  /* `shard` is given up; the adopters, which mirror it, take its blocks */
+    SFC_ORDER_GROW,  /* from the next step on there are `classes`; every member makes its new blocks
+                      */
 };
 
 struct sfc_run_prepare_reply {
@@ -163,6 +170,12 @@ struct sfc_run_prepare_reply {
     uint32_t report_count;
     const uint32_t *missing; /* micro-batches whose attempt failed */
     uint32_t missing_count;
+};
+
+/* A shard of whose blocks the one that is given up keeps copies. */
+struct sfc_run_ward {
+    uint32_t place;
+    struct sfc_mirrors others; /* shards that can restore its blocks as well */
 };
 
 struct sfc_run_event {
@@ -191,6 +204,10 @@ struct sfc_run_event {
     uint64_t shard_id;
     enum sfc_order_kind order;
     uint32_t from;
+    const uint32_t *adopters;
+    uint32_t adopter_count;
+    const struct sfc_run_ward *wards;
+    uint32_t ward_count;
     uint64_t life;
     uint64_t number;
     uint64_t applied;
@@ -199,12 +216,14 @@ struct sfc_run_event {
     uint64_t oldest;
     double lr;
     const struct sfc_commit_record *record;
+    uint64_t classes;
 };
 
 enum sfc_run_action_type {
     SFC_ACT_SEND,         /* shard, life, duty, step, round; for OpenRun: recover, record (step 0:
                              none); for CheckRewind: record, the same; for Commit: record; for Plan: lr and
                              sfc_run_labels(); for Prepare: sfc_run_done() of each j, provisional;
+                             for CheckRewind with the map to come (ADOPT): record;
                              for OpenRun(join), FetchBlocks, TakeBlocks, SetMap, CancelMove: number
                              (of the order; of SetMap the one that made the present map); for
                              OpenRun and CloseRun: number (of the newest order) */
@@ -318,7 +337,8 @@ enum sfc_order_phase {
     SFC_ORDER_IDLE,
     SFC_ORDER_PREPARING, /* OpenRun(join), or FetchBlocks; the run goes on */
     SFC_ORDER_BOUNDARY,  /* waits for a durable step after which nothing is planned */
-    SFC_ORDER_TAKING,    /* the last changes; from here on the run stands still */
+    SFC_ORDER_TAKING,    /* the last changes, or adopters are asked; from here on the run stands
+                            still */
     SFC_ORDER_WRITING,   /* the map is on its way to the store, which decides */
     SFC_ORDER_SETTING,   /* it has flipped; shards are told */
 };
@@ -328,6 +348,7 @@ struct sfc_run_moves {
     enum sfc_order_kind kind;
     uint64_t number;
     uint32_t shard, from; /* places */
+    uint64_t classes;     /* GROW */
     bool went_back;       /* the run did, since the order began */
     uint64_t since_ms;    /* TAKING: when it began */
     uint64_t idle_ms;     /* BOUNDARY: since when nobody works on the plan; 0: somebody does */
@@ -368,9 +389,14 @@ struct sfc_run_shard {
     uint64_t id;   /* for texts */
     uint64_t life; /* counts losses and occupants of the place: an answer from an earlier life says
                       nothing */
-    uint64_t cancelled;          /* the order that its CancelMove is about */
-    bool known;                  /* reported since our restart */
-    bool gone;                   /* silent for its lease */
+    uint64_t cancelled; /* the order that its CancelMove is about */
+    bool known;         /* reported since our restart */
+    bool gone;          /* silent for its lease */
+    bool without;       /* its newest heartbeat says that it does not have the run */
+    bool adopts;        /* takes blocks of the shard that is given up */
+    bool is_ward;       /* which keeps copies of its blocks; so do these: */
+    struct sfc_mirrors others;
+    uint64_t missing_ms;         /* since when nobody can count on it; 0: it is there */
     bool lost;                   /* recovers as soon as no record is on its way */
     uint64_t recovered, to_step; /* what it says of its recovery; to_step 0: nothing yet */
     double eta_s;
@@ -451,6 +477,28 @@ uint32_t sfc_run_held(const struct sfc_run_fsm *run, uint64_t worker);
 bool sfc_run_recovers(const struct sfc_run_fsm *run, uint32_t shard);
 /* No order is at work, and the run is in a state to take one. */
 bool sfc_run_may_order(const struct sfc_run_fsm *run);
+/* The same for a LOSS. */
+bool sfc_run_may_give_up(const struct sfc_run_fsm *run);
+/* The member does not answer, or can't recover and is not asked again. */
+bool sfc_run_is_dead(const struct sfc_run_fsm *run, uint32_t shard);
+/* For so long, as of the last TICK. */
+uint64_t sfc_run_missing(const struct sfc_run_fsm *run, uint32_t shard, uint64_t now_ms);
+/* The ward is missing, and nobody who can restore its blocks is there: whoever keeps copies of them
+ * must not be given up. */
+bool sfc_run_endangers(const struct sfc_run_fsm *run, const struct sfc_run_ward *ward);
+/* What keeps the open step from being computed, if it is not the step itself: the first of these
+ * that there is. */
+enum sfc_run_delay {
+    SFC_DELAY_NONE,
+    SFC_DELAY_AWAY,      /* the shard at *place is gone */
+    SFC_DELAY_RECOVERY,  /* the one at *place is lost, or opens the run again */
+    SFC_DELAY_TAKE,      /* the flip of a map: TakeBlocks, or adopters are asked, */
+    SFC_DELAY_WRITE_MAP, /* the map is on its way to the store, */
+    SFC_DELAY_SET_MAP,   /* to the shards */
+    SFC_DELAY_BOUNDARY,  /* nothing is planned, and a shard still has to do with the step before */
+    SFC_DELAY_ABORT,     /* a round opens */
+};
+enum sfc_run_delay sfc_run_delayed(const struct sfc_run_fsm *run, uint32_t *place);
 /* What the order at work waits for, or why its last try failed, for people; "" = nothing special.
  */
 void sfc_run_order_waits_for(const struct sfc_run_fsm *run, char *out, size_t size);

@@ -1,6 +1,7 @@
 /* Shared by run_fsm.c (moves of the step), run_calls.c (workers and people), run_shards.c (shards),
- * run_moves.c (the map), run_rewind.c (back to an earlier step), run_set_lr.c (learning rate) and
- * run_waiting.c (waiting calls); not for others. */
+ * run_moves.c (the map), run_loss.c (a shard is given up), run_rewind.c (back to an earlier step),
+ * run_set_lr.c (learning rate), run_waiting.c (waiting calls) and run_delay.c (what a step waits
+ * for); not for others. */
 #ifndef SFC_CORE_RUN_INTERNAL_H
 #define SFC_CORE_RUN_INTERNAL_H
 
@@ -71,6 +72,21 @@ bool sfc_run_writes_map(const struct sfc_run_fsm *run);
 /* The number that a message of this duty carries. */
 uint64_t sfc_run_move_number(const struct sfc_run_fsm *run, uint32_t shard, enum sfc_duty duty);
 bool sfc_run_waits_for_map(const struct sfc_run_fsm *run, char *out, size_t size);
+
+/* Its disk leads to what the map says: it opens the run anew. */
+void sfc_run_recover_with_map(struct sfc_run_fsm *run, uint32_t shard);
+
+/* run_loss.c */
+bool sfc_run_loses(const struct sfc_run_fsm *run); /* the order at work is a LOSS */
+int sfc_run_check_loss(struct sfc_run_fsm *run, const struct sfc_run_event *event);
+void sfc_run_begin_loss(struct sfc_run_fsm *run, const struct sfc_run_event *event,
+                        struct sfc_run_actions *actions);
+/* May it still come to a good end? Else run->error says why not. */
+bool sfc_run_loss_hopeful(struct sfc_run_fsm *run);
+void sfc_run_loss_advance(struct sfc_run_fsm *run);
+bool sfc_run_ask_adopters(struct sfc_run_fsm *run); /* false: there is none */
+void sfc_run_flip_loss(struct sfc_run_fsm *run);
+void sfc_run_note_missing(struct sfc_run_fsm *run, uint64_t now_ms);
 
 /* run_rewind.c */
 /* The run goes to a step, as far as the machine is concerned: every shard recovers to it in a new

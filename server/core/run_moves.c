@@ -1,5 +1,5 @@
 /* The map of a run changes while the run goes on: a shard joins, blocks move to another shard, a
- * shard that owns nothing leaves. One order at a time:
+ * shard that owns nothing leaves, identities are added. One order at a time:
  *
  *   IDLE --ORDER--> PREPARING --acknowledged--> BOUNDARY --T--> TAKING --acknowledged--> WRITING
  *                    OpenRun(join)                              TakeBlocks             |
@@ -7,10 +7,11 @@
  *   IDLE <--ORDER_DONE-- all members have it or recover with it -- SETTING <-----------'
  *                                                                  SetMap
  *
- * (LEAVE needs no preparing; only MOVE takes anything.) The boundary is a step T that is committed,
- * durable and acknowledged by every member, and of T + 1 nothing is planned: while it is wanted no
- * plan runs ahead, and a plan that is out is waited for, or voided where nobody works on it. So a
- * step has one map, from its plan to its commit.
+ * (LEAVE needs no preparing; only MOVE and GROW take anything, and GROW is prepared and taken by
+ * every member: a shard that gets no block of it says so at once.) The boundary is a step T that is
+ * committed, durable and acknowledged by every member, and of T + 1 nothing is planned: while it is
+ * wanted no plan runs ahead, and a plan that is out is waited for, or voided where nobody works on
+ * it. So a step has one map, from its plan to its commit.
  *
  * The durable map decides. Before it is durable the order can become void at any moment (a shard
  * that has to do with it is lost, a rewind begins, time is up, a person cancels it): nothing has
@@ -18,7 +19,8 @@
  * back: a shard that can't take the new map (or dies) recovers with it. While the map is on its way
  * to the store lost shards wait, as they do for a record.
  *
- * A flip waits while somebody holds the run: who holds it reads blocks by the map. */
+ * A flip waits while somebody holds the run: who holds it reads blocks by the map. (Not that of a
+ * LOSS: run_loss.c. Who holds the run can't read from a lost shard.) */
 #include <stdio.h>
 #include <string.h>
 
@@ -52,7 +54,7 @@ static bool held(const struct sfc_run_fsm *run)
 bool sfc_run_wants_boundary(const struct sfc_run_fsm *run)
 {
     return run->moves.phase == SFC_ORDER_BOUNDARY && run->rewind.phase == SFC_REWIND_NONE &&
-           !held(run);
+           (!held(run) || sfc_run_loses(run));
 }
 
 /* ---- places */
@@ -126,8 +128,12 @@ static void give_up(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
         cancel_at(run, m->shard);
         cancel_at(run, m->from);
     }
+    for (uint32_t k = 0; m->kind == SFC_ORDER_GROW && !sfc_run_ended(run) && k < run->config.shards;
+         k++)
+        cancel_at(run, k);
     if (m->kind == SFC_ORDER_JOIN && run->shards[m->shard].place == SFC_PLACE_JOINING)
         close_place(run, m->shard);
+    sfc_commit_unwant(&run->commit, SFC_DUTY_ADOPT);
     done(run, run->error.code, run->error.text, actions);
 }
 
@@ -143,14 +149,26 @@ static bool fit(struct sfc_run_fsm *run, uint32_t k)
 
 static bool in_time(struct sfc_run_fsm *run, uint64_t now_ms)
 {
-    if (run->moves.phase != SFC_ORDER_TAKING ||
+    if (run->moves.phase != SFC_ORDER_TAKING || sfc_run_loses(run) ||
         now_ms < run->moves.since_ms + run->config.take_wait_ms)
         return true;
-    sfc_fail(&run->error, SFC_ETIMEOUT,
-             "shard %llu did not get the last changes within %llu ms%s%s",
-             name(run, run->moves.shard), (ull)run->config.take_wait_ms,
-             run->moves.error[0] ? ": " : "", run->moves.error);
+    const char *because = run->moves.error[0] ? ": " : "";
+    if (run->moves.kind == SFC_ORDER_GROW)
+        sfc_fail(&run->error, SFC_ETIMEOUT, "new blocks were not durable within %llu ms%s%s",
+                 (ull)run->config.take_wait_ms, because, run->moves.error);
+    else
+        sfc_fail(
+            &run->error, SFC_ETIMEOUT, "shard %llu did not get the last changes within %llu ms%s%s",
+            name(run, run->moves.shard), (ull)run->config.take_wait_ms, because, run->moves.error);
     return false;
+}
+
+static bool all_fit(struct sfc_run_fsm *run)
+{
+    for (uint32_t k = 0; k < run->config.shards; k++)
+        if (run->shards[k].place == SFC_PLACE_MEMBER && !fit(run, k))
+            return false;
+    return true;
 }
 
 static bool no_rewind(struct sfc_run_fsm *run)
@@ -169,6 +187,8 @@ static bool hopeful(struct sfc_run_fsm *run, uint64_t now_ms)
         sfc_fail(&run->error, SFC_ESTATE, "the run has ended: %s", run->reason);
         return false;
     }
+    if (m->kind == SFC_ORDER_LOSS)
+        return sfc_run_loss_hopeful(run);
     if (m->went_back && m->kind != SFC_ORDER_LEAVE) {
         sfc_fail(&run->error, SFC_EUNAVAILABLE, "the run went back to step %llu",
                  (ull)run->commit.committed);
@@ -176,24 +196,44 @@ static bool hopeful(struct sfc_run_fsm *run, uint64_t now_ms)
     }
     if (m->kind == SFC_ORDER_MOVE && (!fit(run, m->from) || !fit(run, m->shard)))
         return false;
+    if (m->kind == SFC_ORDER_GROW && !all_fit(run))
+        return false;
     return in_time(run, now_ms) && no_rewind(run);
 }
 
 /* ---- the boundary */
 
-/* A shard that leaves and is dead keeps nobody waiting. */
-static uint32_t dead_leaver(const struct sfc_run_fsm *run)
+/* The order at work is about a shard that is dead. */
+static bool about_dead(const struct sfc_run_fsm *run)
 {
     const struct sfc_run_moves *m = &run->moves;
-    bool dead = m->kind == SFC_ORDER_LEAVE &&
-                (run->shards[m->shard].gone || sfc_run_recovers(run, m->shard));
-    return dead ? m->shard : UINT32_MAX;
+    bool leaves = m->kind == SFC_ORDER_LEAVE &&
+                  (run->shards[m->shard].gone || sfc_run_recovers(run, m->shard));
+    return leaves || m->kind == SFC_ORDER_LOSS;
 }
 
-static bool lost_but(const struct sfc_run_fsm *run, uint32_t shard)
+/* It keeps nobody waiting. */
+static bool left_out(const struct sfc_run_fsm *run, uint32_t k)
+{
+    if (sfc_run_loses(run))
+        return sfc_run_is_dead(run, k);
+    return k == run->moves.shard && about_dead(run);
+}
+
+static bool owed(const struct sfc_run_fsm *run, enum sfc_duty duty)
 {
     for (uint32_t k = 0; k < run->config.shards; k++)
-        if (k != shard && run->shards[k].lost)
+        if (run->commit.duties[k][duty].wanted && !left_out(run, k))
+            return true;
+    return false;
+}
+
+/* A map that changes who mirrors whom would take from a dead shard those that can restore its
+ * blocks. */
+static bool any_missing(const struct sfc_run_fsm *run)
+{
+    for (uint32_t k = 0; k < run->config.shards; k++)
+        if ((run->shards[k].lost || sfc_run_is_dead(run, k)) && !left_out(run, k))
             return true;
     return false;
 }
@@ -201,19 +241,16 @@ static bool lost_but(const struct sfc_run_fsm *run, uint32_t shard)
 static bool at_boundary(const struct sfc_run_fsm *run)
 {
     const struct sfc_commit_fsm *c = &run->commit;
-    uint32_t dead = dead_leaver(run);
 #if SFC_PLANT_BUG == 21 /* the map flips in the middle of a plan */
     bool unplanned = c->phase == SFC_PHASE_COLLECT || c->phase == SFC_PHASE_COMPUTE;
 #else
     bool unplanned = (c->phase == SFC_PHASE_COLLECT && !c->plan_sent && !c->next_plan_sent) ||
-                     (c->phase == SFC_PHASE_ROUND && dead != UINT32_MAX);
+                     (c->phase == SFC_PHASE_ROUND && about_dead(run));
 #endif
-    return unplanned && run->durable == c->committed && !run->restoring && !run->round_wanted &&
-           !run->back_wanted && !lost_but(run, dead) &&
-           sfc_commit_idle_but(c, SFC_DUTY_OPEN, dead) &&
-           sfc_commit_idle_but(c, SFC_DUTY_COMMIT, dead) &&
-           sfc_commit_idle_but(c, SFC_DUTY_ABORT, dead) &&
-           sfc_commit_idle_but(c, SFC_DUTY_SETMAP, dead);
+    bool known = !run->restoring || sfc_run_loses(run);
+    return unplanned && known && run->durable == c->committed && !run->round_wanted &&
+           !run->back_wanted && !any_missing(run) && !owed(run, SFC_DUTY_OPEN) &&
+           !owed(run, SFC_DUTY_COMMIT) && !owed(run, SFC_DUTY_ABORT) && !owed(run, SFC_DUTY_SETMAP);
 }
 
 static bool granted(const struct sfc_run_fsm *run)
@@ -232,7 +269,7 @@ static bool plan_gives_way(struct sfc_run_fsm *run, uint64_t now_ms)
 {
     const struct sfc_commit_fsm *c = &run->commit;
     struct sfc_run_moves *m = &run->moves;
-    bool dead = dead_leaver(run) != UINT32_MAX;
+    bool dead = about_dead(run);
     bool planned = c->phase == SFC_PHASE_COMPUTE || (dead && c->phase == SFC_PHASE_PREPARE);
     bool may = planned && run->durable == c->committed && !run->restoring;
     if (may && (dead || (run->session == 0 && !sfc_run_gate_open(run))))
@@ -264,13 +301,25 @@ static void begin_flip(struct sfc_run_fsm *run, uint64_t now_ms, struct sfc_run_
 {
     struct sfc_run_moves *m = &run->moves;
     m->error[0] = '\0';
-    if (m->kind != SFC_ORDER_MOVE) {
+    if (m->kind == SFC_ORDER_LOSS && sfc_run_ask_adopters(run)) {
+        m->phase = SFC_ORDER_TAKING;
+        return;
+    }
+#if SFC_PLANT_BUG == 23 /* a run grows before the new blocks are on disks */
+    bool takes = m->kind == SFC_ORDER_MOVE;
+#else
+    bool takes = m->kind == SFC_ORDER_MOVE || m->kind == SFC_ORDER_GROW;
+#endif
+    if (!takes) {
         write_map(run, actions);
         return;
     }
     m->phase = SFC_ORDER_TAKING;
     m->since_ms = now_ms;
-    sfc_commit_want(&run->commit, m->shard, SFC_DUTY_TAKE);
+    if (m->kind == SFC_ORDER_GROW)
+        sfc_commit_want_all(&run->commit, SFC_DUTY_TAKE);
+    else
+        sfc_commit_want(&run->commit, m->shard, SFC_DUTY_TAKE);
 }
 
 static void flip(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
@@ -287,13 +336,28 @@ static void flip(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
         run->shards[m->shard].known = true;
         run->round_wanted = run->round_wanted || run->shards[m->shard].lost;
         sfc_commit_set_member(&run->commit, m->shard, true);
-    } else if (m->kind == SFC_ORDER_LEAVE) {
-        bool gone = run->shards[m->shard].gone || run->shards[m->shard].lost;
+    } else if (m->kind == SFC_ORDER_LEAVE || m->kind == SFC_ORDER_LOSS) {
+        const struct sfc_run_shard *s = &run->shards[m->shard];
+        bool gone = s->gone || s->lost || (run->restoring && !s->known);
         close_place(run, m->shard);
         if (gone)
             sfc_run_leave_place(run, m->shard);
+    } else if (m->kind == SFC_ORDER_GROW) {
+        run->config.classes = m->classes;
+        run->tickets.config.classes = m->classes;
     }
     sfc_commit_want_all(&run->commit, SFC_DUTY_SETMAP);
+    if (m->kind == SFC_ORDER_LOSS)
+        sfc_run_flip_loss(run);
+}
+
+/* Every shard has the map; one that is silent gets it, or recovers with it, when it is back. */
+static bool settled(const struct sfc_run_fsm *run)
+{
+    for (uint32_t k = 0; k < run->config.shards; k++)
+        if (run->commit.duties[k][SFC_DUTY_SETMAP].wanted && !run->shards[k].gone)
+            return false;
+    return true;
 }
 
 void sfc_run_moves_advance(struct sfc_run_fsm *run, uint64_t now_ms,
@@ -307,11 +371,13 @@ void sfc_run_moves_advance(struct sfc_run_fsm *run, uint64_t now_ms,
         give_up(run, actions);
         return;
     }
+    if (sfc_run_loses(run))
+        sfc_run_loss_advance(run);
     if (sfc_run_wants_boundary(run) && plan_gives_way(run, now_ms))
         sfc_run_new_round(run);
     if (sfc_run_wants_boundary(run) && at_boundary(run))
         begin_flip(run, now_ms, actions);
-    if (m->phase == SFC_ORDER_SETTING && sfc_commit_idle(&run->commit, SFC_DUTY_SETMAP))
+    if (m->phase == SFC_ORDER_SETTING && settled(run))
         done(run, SFC_OK, "", actions);
 }
 
@@ -336,10 +402,17 @@ static bool is_place(const struct sfc_run_fsm *run, uint32_t k, enum sfc_place p
 
 static int check_order(struct sfc_run_fsm *run, const struct sfc_run_event *e)
 {
+    if (e->order == SFC_ORDER_LOSS)
+        return sfc_run_check_loss(run, e);
     if (!sfc_run_may_order(run))
         return sfc_fail(&run->error, SFC_ESTATE, "not possible while the run is %s",
                         run->restoring ? "waiting for its shards after a restart"
                                        : sfc_run_state_name(run->state));
+    if (e->order == SFC_ORDER_GROW)
+        return e->classes > run->config.classes
+                   ? SFC_OK
+                   : sfc_fail(&run->error, SFC_EINVAL, "classes: %llu, but the run has %llu",
+                              (ull)e->classes, (ull)run->config.classes);
     enum sfc_place place = e->order == SFC_ORDER_JOIN ? SFC_PLACE_EMPTY : SFC_PLACE_MEMBER;
     bool from = e->order != SFC_ORDER_MOVE ||
                 (is_place(run, e->from, SFC_PLACE_MEMBER) && e->from != e->shard);
@@ -349,7 +422,8 @@ static int check_order(struct sfc_run_fsm *run, const struct sfc_run_event *e)
     return SFC_OK;
 }
 
-static void begin(struct sfc_run_fsm *run, const struct sfc_run_event *e)
+static void begin(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                  struct sfc_run_actions *actions)
 {
     struct sfc_run_moves *m = &run->moves;
     m->phase = SFC_ORDER_PREPARING;
@@ -357,6 +431,7 @@ static void begin(struct sfc_run_fsm *run, const struct sfc_run_event *e)
     m->number = e->number;
     m->shard = e->shard;
     m->from = e->from;
+    m->classes = e->classes;
     m->went_back = false;
     m->idle_ms = 0;
     m->error[0] = '\0';
@@ -365,6 +440,10 @@ static void begin(struct sfc_run_fsm *run, const struct sfc_run_event *e)
         sfc_commit_want(&run->commit, e->shard, SFC_DUTY_JOIN);
     } else if (e->order == SFC_ORDER_MOVE) {
         sfc_commit_want(&run->commit, e->shard, SFC_DUTY_FETCH);
+    } else if (e->order == SFC_ORDER_LOSS) {
+        sfc_run_begin_loss(run, e, actions);
+    } else if (e->order == SFC_ORDER_GROW) {
+        sfc_commit_want_all(&run->commit, SFC_DUTY_FETCH);
     } else {
         m->phase = SFC_ORDER_BOUNDARY;
     }
@@ -389,7 +468,7 @@ void sfc_run_on_order(struct sfc_run_fsm *run, const struct sfc_run_event *e,
         return;
     }
     if (check_order(run, e) == SFC_OK) {
-        begin(run, e);
+        begin(run, e, actions);
         return;
     }
     struct sfc_run_action *a = sfc_run_emit(actions, SFC_ACT_ORDER_DONE);
@@ -422,8 +501,10 @@ void sfc_run_on_guest(struct sfc_run_fsm *run, const struct sfc_run_event *e,
                       struct sfc_run_actions *actions)
 {
     uint32_t k = e->shard;
-    if (e->type == SFC_EV_SHARD_BACK)
+    if (e->type == SFC_EV_SHARD_BACK) {
+        run->shards[k].gone = false;
         sfc_commit_resend(&run->commit, k);
+    }
     if (e->type != SFC_EV_SHARD_LOST && e->type != SFC_EV_SHARD_GONE)
         return;
     if (run->shards[k].place == SFC_PLACE_JOINING) {
@@ -433,6 +514,7 @@ void sfc_run_on_guest(struct sfc_run_fsm *run, const struct sfc_run_event *e,
             give_up(run, actions);
         } else if (e->type == SFC_EV_SHARD_LOST) {
             sfc_run_forget_life(&run->shards[k]);
+            run->shards[k].gone = false;
             run->shards[k].lost = true; /* the map decides whether it recovers */
             return;
         } else {
@@ -465,15 +547,20 @@ static void acknowledged(struct sfc_run_fsm *run, enum sfc_duty duty,
                          struct sfc_run_actions *actions)
 {
     run->moves.error[0] = '\0';
+    if (!sfc_commit_idle(&run->commit, duty)) /* GROW: others have not answered yet */
+        return;
     if (duty == SFC_DUTY_JOIN || duty == SFC_DUTY_FETCH)
         run->moves.phase = SFC_ORDER_BOUNDARY;
     else if (duty == SFC_DUTY_TAKE && hopeful(run, 0))
+        write_map(run, actions);
+    else if (duty == SFC_DUTY_ADOPT && sfc_commit_idle(&run->commit, SFC_DUTY_ADOPT) &&
+             hopeful(run, 0))
         write_map(run, actions);
 }
 
 /* Its disk leads to what the map says. The round is a newer one than it has heard of, or OpenRun
  * would look like a late copy to it. */
-static void recover_with_map(struct sfc_run_fsm *run, uint32_t k)
+void sfc_run_recover_with_map(struct sfc_run_fsm *run, uint32_t k)
 {
     sfc_run_lose(run, k);
     if (!run->restoring)
@@ -491,7 +578,7 @@ static void refused(struct sfc_run_fsm *run, const struct sfc_run_event *e,
     bool old = sfc_attempt_compare(e->round, run->commit.round) != 0; /* an Abort overtook it */
     if (e->duty == SFC_DUTY_SETMAP) {
         if (!sfc_run_transient(e->code) && !old)
-            recover_with_map(run, e->shard);
+            sfc_run_recover_with_map(run, e->shard);
         return;
     }
     snprintf(run->moves.error, sizeof(run->moves.error), "%.255s", text);

@@ -95,6 +95,10 @@ static int may_rewind(struct sfc_run_fsm *run, const struct sfc_run_event *e)
     if (run->rewind.phase != SFC_REWIND_NONE)
         return sfc_fail(&run->error, SFC_ESTATE, "a rewind to step %llu is at work",
                         (ull)run->rewind.step);
+    if (sfc_run_loses(run))
+        return sfc_fail(&run->error, SFC_EUNAVAILABLE,
+                        "shard %llu is being given up for lost: try again",
+                        (ull)run->shards[run->moves.shard].id);
     if (run->restoring)
         return sfc_fail(&run->error, SFC_EUNAVAILABLE,
                         "the scheduler has just restarted and waits for shards: try again");

@@ -67,6 +67,7 @@ void sfc_run_recover(struct sfc_run_fsm *run, struct sfc_run_actions *actions)
 void sfc_run_forget_life(struct sfc_run_shard *s)
 {
     s->life++;
+    s->without = false;
     s->recovered = 0;
     s->to_step = 0;
     s->refusal[0] = '\0';
@@ -149,6 +150,30 @@ static void on_shard_back(struct sfc_run_fsm *run, const struct sfc_run_event *e
     /* The same process, so it has what it acknowledged. What it says about its run may be older
      * than an OpenRun that it has answered meanwhile: not used. */
     sfc_commit_resend(&run->commit, e->shard);
+}
+
+/* One that should have the run has not, though its process is the same: somebody closed it, or had
+ * it open another one. A heartbeat may have been on its way when the shard opened the run; the one
+ * after it was sent later. */
+static bool has_lost_it(struct sfc_run_fsm *run, const struct sfc_run_event *e)
+{
+    struct sfc_run_shard *s = &run->shards[e->shard];
+    const struct sfc_shard_duty *duties = run->commit.duties[e->shard];
+    bool opens = duties[SFC_DUTY_OPEN].wanted || duties[SFC_DUTY_JOIN].wanted || s->lost ||
+                 (run->restoring && !s->known);
+    bool due = s->place == SFC_PLACE_MEMBER || s->place == SFC_PLACE_JOINING;
+    bool before = s->without;
+    s->without = due && !opens && !sfc_run_ended(run) && e->shard_run_id != run->config.run_id;
+    return before && s->without;
+}
+
+static void on_shard_says(struct sfc_run_fsm *run, const struct sfc_run_event *e,
+                          struct sfc_run_actions *actions)
+{
+    struct sfc_run_event lost = *e;
+    lost.type = SFC_EV_SHARD_LOST;
+    if (has_lost_it(run, e))
+        sfc_run_on_shard(run, &lost, actions);
 }
 
 /* ---- answers */
@@ -240,6 +265,10 @@ static void on_shard_reply(struct sfc_run_fsm *run, const struct sfc_run_event *
         sfc_commit_suspend(&run->commit, e->shard, duty);
         return;
     }
+    if (e->code == SFC_ESTALE && run->started) {
+        sfc_run_lose(run, e->shard); /* it does not have the run (any more) */
+        return;
+    }
     if (duty == SFC_DUTY_PREPARE && e->code == SFC_EIO) {
         run->back_wanted = true; /* its disk lost steps that were not durable */
         return;
@@ -253,6 +282,10 @@ void sfc_run_on_shard(struct sfc_run_fsm *run, const struct sfc_run_event *e,
                       struct sfc_run_actions *actions)
 {
     struct sfc_run_shard *s = &run->shards[e->shard];
+    if (e->type == SFC_EV_SHARD_SAYS) {
+        on_shard_says(run, e, actions);
+        return;
+    }
     if (e->type != SFC_EV_SHARD_REPLY && s->place != SFC_PLACE_MEMBER) {
         sfc_run_on_guest(run, e, actions);
         return;

@@ -142,6 +142,7 @@ static void open_up(struct peer *peer, uv_loop_t *uv, struct hello *hello)
         .handler = handle_exchange,
         .max_request = SFC_BENCH_MAX_BODY + 64,
         .max_pending = PENDING,
+        .roles = SFC_ROLES_ALL,
     };
     struct sfc_rpc_loop *loop;
     struct sfc_rpc_server *server;
@@ -154,7 +155,7 @@ static void open_up(struct peer *peer, uv_loop_t *uv, struct hello *hello)
     }
     int code = listen_tcp(&peer->listener, &hello->tcp_port, &hello->err);
     if (code == SFC_OK) {
-        code = sfc_rpc_loop_start(uv, &loop, &hello->err);
+        code = sfc_rpc_loop_start(uv, NULL, &loop, &hello->err);
     }
     if (code == SFC_OK) {
         code = sfc_rpc_server_start(loop, "127.0.0.1:0", &method, 1, peer, &server,

@@ -370,7 +370,7 @@ static int ends_open(struct ends *ends, const struct sfc_bench_peer *peer, struc
     }
     int code = connect_tcp(peer->tcp_port, &ends->socket, err);
     if (code == SFC_OK) {
-        code = sfc_rpc_runner_start(&ends->runner, err);
+        code = sfc_rpc_runner_start(NULL, &ends->runner, err);
     }
     return code == SFC_OK ? sfc_rpc_runner_connect(ends->runner, address, &ends->client, err)
                           : code;

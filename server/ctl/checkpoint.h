@@ -8,7 +8,7 @@
  *                           adamw second moments
  *   DIR/history-000000.f32  momentum mode dense: the learning rate of each step, negative: skipped
  *   DIR/manifest.json       step, digests and lengths of all files, the state digest, changes of
- *                           the learning rate
+ *                           the learning rate, growths
  *   DIR/manifest.xxh3       XXH3-128 of manifest.json in hex
  *
  * The directory is written beside its final name and renamed when everything is on disk, so DIR is
@@ -57,6 +57,11 @@ struct sfc_checkpoint_lr {
 int sfc_checkpoint_set_lr(struct sfc_checkpoint_writer *writer,
                           const struct sfc_checkpoint_lr *changes, size_t count,
                           struct sfc_error *err);
+/* The run has grown since it began with start_classes: config of sfc_checkpoint_create had the
+ * classes of the last growth. Copied; before the end. They are no part of the state digest. */
+int sfc_checkpoint_set_growths(struct sfc_checkpoint_writer *writer, uint64_t start_classes,
+                               Shardfc__V1__Growth *const *growths, size_t count,
+                               struct sfc_error *err);
 int sfc_checkpoint_begin(struct sfc_checkpoint_writer *writer, Shardfc__V1__BlockKind kind,
                          uint64_t block, struct sfc_error *err);
 int sfc_checkpoint_append(struct sfc_checkpoint_writer *writer, const float *values, uint64_t count,
@@ -80,7 +85,12 @@ int sfc_checkpoint_open(const char *dir, struct sfc_checkpoint **out, struct sfc
 int sfc_checkpoint_open_manifest(const char *dir, struct sfc_checkpoint **out,
                                  struct sfc_error *err);
 void sfc_checkpoint_close(struct sfc_checkpoint *checkpoint); /* NULL is fine */
+/* With the classes of the checkpoint's step; as the run was created: */
 const Shardfc__V1__RunConfig *sfc_checkpoint_config(const struct sfc_checkpoint *checkpoint);
+uint64_t sfc_checkpoint_start_classes(const struct sfc_checkpoint *checkpoint);
+/* How many there are; *out: borrowed. */
+size_t sfc_checkpoint_growths(const struct sfc_checkpoint *checkpoint,
+                              Shardfc__V1__Growth *const **out);
 uint64_t sfc_checkpoint_step(const struct sfc_checkpoint *checkpoint);
 const char *sfc_checkpoint_digest(const struct sfc_checkpoint *checkpoint);
 /* How many there are; *out: borrowed. */

@@ -28,8 +28,22 @@ bool sfc_config_is_adamw(const Shardfc__V1__RunConfig *config)
     return config->optimizer != NULL && strcmp(config->optimizer, "adamw") == 0;
 }
 
-int sfc_checkpoint_version(const Shardfc__V1__RunConfig *config, size_t lr_changes)
+void sfc_growths_free(Shardfc__V1__Growth **growths, size_t count)
 {
+    for (size_t i = 0; growths != NULL && i < count; i++) {
+        if (growths[i] != NULL) {
+            free(growths[i]->data_digest);
+        }
+        free(growths[i]);
+    }
+    free(growths);
+}
+
+int sfc_checkpoint_version(const Shardfc__V1__RunConfig *config, size_t lr_changes, size_t growths)
+{
+    if (growths > 0) {
+        return SFC_CHECKPOINT_VERSION_GROWN;
+    }
     if (lr_changes > 0) {
         return SFC_CHECKPOINT_VERSION_LR;
     }

@@ -14,9 +14,13 @@
 #define SFC_CHECKPOINT_VERSION_ADAMW 3
 /* With changes of the learning rate, which readers of the other versions would not see. */
 #define SFC_CHECKPOINT_VERSION_LR 4
+/* of a run that has grown */
+#define SFC_CHECKPOINT_VERSION_GROWN 5
 
 /* The version that a checkpoint of this run has. */
-int sfc_checkpoint_version(const Shardfc__V1__RunConfig *config, size_t lr_changes);
+int sfc_checkpoint_version(const Shardfc__V1__RunConfig *config, size_t lr_changes, size_t growths);
+/* Of a list that somebody allocated item by item. */
+void sfc_growths_free(Shardfc__V1__Growth **growths, size_t count);
 
 struct sfc_block_entry {
     uint64_t elements; /* of values */

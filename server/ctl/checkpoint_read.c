@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "proto/limits.h"
 #include "proto/run_config.h"
 #include "proto/unpack.h"
 #include "server/ctl/checkpoint_common.h"
@@ -23,6 +24,9 @@ struct sfc_checkpoint {
     struct sfc_block_table table;
     struct sfc_checkpoint_lr *lr_changes;
     size_t lr_count;
+    uint64_t start_classes; /* of run.pb; config has those of the last growth */
+    Shardfc__V1__Growth **growths;
+    size_t growth_count;
 };
 
 /* Reads DIR/name, at most `limit` bytes, into a fresh zero-terminated buffer. */
@@ -176,10 +180,10 @@ static int read_header(struct sfc_checkpoint *c, json_t *root, const char **conf
         strlen(digest) != SFC_DIGEST_HEX - 1) {
         return sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: not a checkpoint manifest", c->dir);
     }
-    if (version < SFC_CHECKPOINT_VERSION || version > SFC_CHECKPOINT_VERSION_LR) {
+    if (version < SFC_CHECKPOINT_VERSION || version > SFC_CHECKPOINT_VERSION_GROWN) {
         return sfc_fail(err, SFC_EUNSUPPORTED,
                         "%s: checkpoint version %d, this program reads versions %d to %d", c->dir,
-                        version, SFC_CHECKPOINT_VERSION, SFC_CHECKPOINT_VERSION_LR);
+                        version, SFC_CHECKPOINT_VERSION, SFC_CHECKPOINT_VERSION_GROWN);
     }
     c->step = (uint64_t)step;
     memcpy(c->digest, digest, SFC_DIGEST_HEX);
@@ -220,6 +224,68 @@ static int read_changes(struct sfc_checkpoint *c, json_t *root, struct sfc_error
     }
     for (size_t i = 0; i < count && code == SFC_OK; i++) {
         code = read_change(c, json_array_get(list, i), err);
+    }
+    return code;
+}
+
+static int read_growth(struct sfc_checkpoint *c, json_t *item, struct sfc_error *err)
+{
+    json_int_t from, classes, samples, data_step;
+    const char *digest;
+    json_error_t where;
+    const Shardfc__V1__Growth *last = c->growth_count > 0 ? c->growths[c->growth_count - 1] : NULL;
+    if (json_unpack_ex(item, &where, 0, "{s:I, s:I, s:I, s:I, s:s}", "from_step", &from, "classes",
+                       &classes, "samples", &samples, "data_step", &data_step, "data_digest",
+                       &digest) != 0) {
+        return not_as_expected(c, "an entry of growths is none", &where, err);
+    }
+    if (from < 1 || (uint64_t)from > c->step + 1 || classes < 1 || samples < 0 ||
+        data_step < from || strlen(digest) >= SFC_DIGEST_HEX ||
+        (uint64_t)classes <= (last ? last->classes : c->start_classes) ||
+        (last && (uint64_t)from <= last->from_step)) {
+        return sfc_fail(err, SFC_ECORRUPT,
+                        "%s/manifest.json: growths: %lld classes from step %lld; use another "
+                        "checkpoint",
+                        c->dir, (long long)classes, (long long)from);
+    }
+    Shardfc__V1__Growth *g = malloc(sizeof *g);
+    if (g == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for growths");
+    }
+    shardfc__v1__growth__init(g);
+    g->from_step = (uint64_t)from;
+    g->classes = (uint64_t)classes;
+    g->samples = (uint64_t)samples;
+    g->data_step = (uint64_t)data_step;
+    g->data_digest = strdup(digest);
+    c->growths[c->growth_count++] = g;
+    return g->data_digest != NULL ? SFC_OK : sfc_fail(err, SFC_ENOMEM, "out of memory for growths");
+}
+
+/* The configuration gets the classes of the last one: blocks are those of now. */
+static int read_growths(struct sfc_checkpoint *c, json_t *root, struct sfc_error *err)
+{
+    json_t *list = json_object_get(root, "growths");
+    size_t count = json_array_size(list);
+    int code = SFC_OK;
+    c->start_classes = c->config->classes;
+    if (list == NULL) {
+        return SFC_OK;
+    }
+    if (count == 0 || count > SFC_LIMIT_GROWTHS) {
+        return sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: growths is no list of 1 to %u",
+                        c->dir, SFC_LIMIT_GROWTHS);
+    }
+    c->growths = calloc(count, sizeof(Shardfc__V1__Growth *));
+    if (c->growths == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for growths");
+    }
+    for (size_t i = 0; i < count && code == SFC_OK; i++) {
+        code = read_growth(c, json_array_get(list, i), err);
+    }
+    if (code == SFC_OK) {
+        c->config->classes = c->growths[count - 1]->classes;
+        code = sfc_run_config_check(c->config, err);
     }
     return code;
 }
@@ -336,7 +402,9 @@ static int check_lengths(const struct sfc_checkpoint *c, struct sfc_error *err)
 static int check_state_digest(struct sfc_checkpoint *c, struct sfc_error *err)
 {
     char digest[SFC_DIGEST_HEX];
-    int code = sfc_state_digest(&c->table, c->config, c->step, digest, err);
+    Shardfc__V1__RunConfig config = *c->config;
+    config.classes = c->start_classes;
+    int code = sfc_state_digest(&c->table, &config, c->step, digest, err);
     if (code == SFC_OK && strcmp(digest, c->digest) != 0) {
         code = sfc_fail(err, SFC_ECORRUPT, "%s/manifest.json: state digest does not fit its blocks",
                         c->dir);
@@ -369,6 +437,9 @@ int sfc_checkpoint_open_manifest(const char *dir, struct sfc_checkpoint **out,
     }
     if (code == SFC_OK) {
         code = load_config(c, config_hex, err);
+    }
+    if (code == SFC_OK) {
+        code = read_growths(c, root, err);
     }
     if (code == SFC_OK) {
         code = check_count(c, root, err);
@@ -417,12 +488,24 @@ void sfc_checkpoint_close(struct sfc_checkpoint *c)
     }
     sfc_block_table_free(&c->table);
     free(c->lr_changes);
+    sfc_growths_free(c->growths, c->growth_count);
     free(c);
 }
 
 const Shardfc__V1__RunConfig *sfc_checkpoint_config(const struct sfc_checkpoint *c)
 {
     return c->config;
+}
+
+uint64_t sfc_checkpoint_start_classes(const struct sfc_checkpoint *c)
+{
+    return c->start_classes;
+}
+
+size_t sfc_checkpoint_growths(const struct sfc_checkpoint *c, Shardfc__V1__Growth *const **out)
+{
+    *out = c->growths;
+    return c->growth_count;
 }
 
 uint64_t sfc_checkpoint_step(const struct sfc_checkpoint *c)

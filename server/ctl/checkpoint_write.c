@@ -28,6 +28,9 @@ struct sfc_checkpoint_writer {
     struct sfc_block_table table;
     struct sfc_checkpoint_lr *lr_changes;
     size_t lr_count;
+    uint64_t start_classes; /* run.pb has these, the table and `config` those of the last growth */
+    Shardfc__V1__Growth **growths;
+    size_t growth_count;
 };
 
 static int write_all(int fd, const void *data, size_t size, const char *name, struct sfc_error *err)
@@ -157,6 +160,7 @@ int sfc_checkpoint_create(const char *dir, const Shardfc__V1__RunConfig *config,
     w->file = -1;
     w->step = step;
     w->config = copy_config(config);
+    w->start_classes = config->classes;
     w->hash = XXH3_createState();
     int code = SFC_OK;
     if (w->config == NULL || w->hash == NULL) {
@@ -281,15 +285,61 @@ static bool add_lr(const struct sfc_checkpoint_writer *w, json_t *root)
     return ok;
 }
 
+int sfc_checkpoint_set_growths(struct sfc_checkpoint_writer *w, uint64_t start_classes,
+                               Shardfc__V1__Growth *const *growths, size_t count,
+                               struct sfc_error *err)
+{
+    Shardfc__V1__Growth **copy = calloc(count + 1, sizeof(Shardfc__V1__Growth *));
+    bool ok = copy != NULL;
+    for (size_t i = 0; ok && i < count; i++) {
+        copy[i] = malloc(sizeof *copy[i]);
+        ok = copy[i] != NULL;
+        if (ok) {
+            *copy[i] = *growths[i];
+            copy[i]->data_digest = strdup(growths[i]->data_digest);
+            ok = copy[i]->data_digest != NULL;
+        }
+    }
+    if (!ok) {
+        sfc_growths_free(copy, count);
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for growths");
+    }
+    sfc_growths_free(w->growths, w->growth_count);
+    w->growths = copy;
+    w->growth_count = count;
+    w->start_classes = start_classes;
+    return SFC_OK;
+}
+
+/* False: no memory. */
+static bool add_growths(const struct sfc_checkpoint_writer *w, json_t *root)
+{
+    json_t *list = json_array();
+    bool ok = list != NULL;
+    for (size_t i = 0; i < w->growth_count && ok; i++) {
+        const Shardfc__V1__Growth *g = w->growths[i];
+        ok = json_array_append_new(
+                 list, json_pack("{s:I, s:I, s:I, s:I, s:s}", "from_step", (json_int_t)g->from_step,
+                                 "classes", (json_int_t)g->classes, "samples",
+                                 (json_int_t)g->samples, "data_step", (json_int_t)g->data_step,
+                                 "data_digest", g->data_digest)) == 0;
+    }
+    ok = ok && (w->growth_count == 0 || json_object_set(root, "growths", list) == 0);
+    json_decref(list);
+    return ok;
+}
+
 static int write_config(struct sfc_checkpoint_writer *w, char hex[SFC_DIGEST_HEX],
                         struct sfc_error *err)
 {
-    size_t size = shardfc__v1__run_config__get_packed_size(w->config);
+    Shardfc__V1__RunConfig config = *w->config;
+    config.classes = w->start_classes;
+    size_t size = shardfc__v1__run_config__get_packed_size(&config);
     uint8_t *packed = malloc(size + 1);
     if (packed == NULL) {
         return sfc_fail(err, SFC_ENOMEM, "out of memory for run.pb");
     }
-    shardfc__v1__run_config__pack(w->config, packed);
+    shardfc__v1__run_config__pack(&config, packed);
     sfc_digest_hex(XXH3_128bits(packed, size), hex);
     int code = write_file(w->dir, "run.pb", packed, size, err);
     free(packed);
@@ -307,13 +357,15 @@ static int write_manifest(struct sfc_checkpoint_writer *w, const char *digest,
         json_decref(files);
         return code;
     }
-    json_t *root =
-        json_pack("{s:s, s:i, s:I, s:s, s:s, s:I, s:i, s:s, s:s, s:O}", "format",
-                  SFC_CHECKPOINT_FORMAT, "version", sfc_checkpoint_version(w->config, w->lr_count),
-                  "step", (json_int_t)w->step, "digest", digest, "run", w->config->name, "classes",
-                  (json_int_t)w->config->classes, "dim", (int)w->config->dim, "backbone",
-                  w->config->backbone, "run_xxh3", config_hex, "files", files);
-    char *text = root == NULL || !add_lr(w, root) ? NULL : json_dumps(root, JSON_INDENT(1));
+    json_t *root = json_pack(
+        "{s:s, s:i, s:I, s:s, s:s, s:I, s:i, s:s, s:s, s:O}", "format", SFC_CHECKPOINT_FORMAT,
+        "version", sfc_checkpoint_version(w->config, w->lr_count, w->growth_count), "step",
+        (json_int_t)w->step, "digest", digest, "run", w->config->name, "classes",
+        (json_int_t)w->config->classes, "dim", (int)w->config->dim, "backbone", w->config->backbone,
+        "run_xxh3", config_hex, "files", files);
+    char *text = root == NULL || !add_lr(w, root) || !add_growths(w, root)
+                     ? NULL
+                     : json_dumps(root, JSON_INDENT(1));
     json_decref(root);
     json_decref(files);
     if (text == NULL || sfc_json_out_of_memory()) { /* a piece may be missing in the text */
@@ -366,6 +418,7 @@ static void free_writer(struct sfc_checkpoint_writer *w)
     }
     sfc_block_table_free(&w->table);
     free(w->lr_changes);
+    sfc_growths_free(w->growths, w->growth_count);
     free(w);
 }
 
@@ -374,7 +427,9 @@ int sfc_checkpoint_finish(struct sfc_checkpoint_writer *w, char digest[SFC_DIGES
 {
     char config_hex[SFC_DIGEST_HEX];
     char state_hex[SFC_DIGEST_HEX];
-    int code = sfc_state_digest(&w->table, w->config, w->step, state_hex, err);
+    Shardfc__V1__RunConfig config = *w->config;
+    config.classes = w->start_classes;
+    int code = sfc_state_digest(&w->table, &config, w->step, state_hex, err);
     if (code == SFC_OK) {
         code = write_config(w, config_hex, err);
     }

@@ -9,6 +9,9 @@
 #define SHARD_DEADLINE_MS  60000
 #define SHARD_RETRIES      3
 #define STATUS_DEADLINE_MS 10000
+#define SWITCH_DEADLINE_MS 4000 /* where another scheduler may lead by now */
+#define SWITCH_TRIES       3
+#define ABOUT_DEADLINE_MS  4000
 
 struct shard_client {
     struct sfc_rpc_client *client;
@@ -21,13 +24,29 @@ struct sfc_cluster {
     struct shard_client *shards;
 };
 
-int sfc_cluster_connect(const char *scheduler, struct sfc_cluster **out, struct sfc_error *err)
+/* ---- who leads */
+
+static void say_waiting(void *ctx, const char *why)
+{
+    sfc_command_waiting(ctx, why);
+}
+
+static int find_leader(struct sfc_cluster *cluster, struct sfc_error *err)
+{
+    struct sfc_command_waiting waiting = {0};
+    int code = sfc_find_leader(cluster->scheduler, say_waiting, &waiting, err);
+    sfc_command_waited(&waiting);
+    return code;
+}
+
+int sfc_cluster_connect(const char *scheduler, const struct sfc_security *security,
+                        struct sfc_cluster **out, struct sfc_error *err)
 {
     struct sfc_cluster *cluster = calloc(1, sizeof *cluster);
     if (cluster == NULL) {
         return sfc_fail(err, SFC_ENOMEM, "out of memory for a connection");
     }
-    int code = sfc_rpc_runner_start(&cluster->runner, err);
+    int code = sfc_rpc_runner_start(security, &cluster->runner, err);
     if (code == SFC_OK) {
         code = sfc_rpc_runner_connect(cluster->runner, scheduler, &cluster->scheduler, err);
         if (code == SFC_EINVAL) {
@@ -35,7 +54,7 @@ int sfc_cluster_connect(const char *scheduler, struct sfc_cluster **out, struct 
         }
     }
     if (code == SFC_OK) {
-        code = sfc_find_leader(cluster->scheduler, err);
+        code = find_leader(cluster, err);
     }
     if (code != SFC_OK) {
         sfc_cluster_close(cluster);
@@ -83,6 +102,32 @@ static void path_of(const char *method, char path[128])
     snprintf(path, 128, "/shardfc.v1.Scheduler/%s", method);
 }
 
+/* ---- calls of the scheduler */
+
+static bool several(const struct sfc_cluster *cluster)
+{
+    return sfc_rpc_client_addresses(cluster->scheduler) > 1;
+}
+
+/* Twice is like once. */
+static bool repeatable(const char *method)
+{
+    static const char *const methods[] = {"Status", "History", "Events",
+                                          "Hold",   "Release", "Scale"};
+    for (size_t i = 0; i < sizeof methods / sizeof *methods; i++) {
+        if (strcmp(methods[i], method) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool is_silent(int code)
+{
+    return code == SFC_EUNAVAILABLE || code == SFC_ETIMEOUT;
+}
+
+/* What can't be repeated goes to the one that leads now. */
 int sfc_cluster_start(struct sfc_cluster *cluster, const char *method,
                       const ProtobufCMessage *message, const ProtobufCMessageDescriptor *reply_type,
                       unsigned deadline_ms, struct sfc_cluster_call *out, struct sfc_error *err)
@@ -91,7 +136,11 @@ int sfc_cluster_start(struct sfc_cluster *cluster, const char *method,
     path_of(method, path);
     struct sfc_ask ask = ask_of(path, message, reply_type, deadline_ms);
     struct sfc_cluster_call call = {.method = method, .reply_type = reply_type};
-    int code = sfc_ask_start(cluster->scheduler, &ask, &call.future, err);
+    int code = repeatable(method) ? SFC_OK : find_leader(cluster, err);
+    if (code != SFC_OK) {
+        return code;
+    }
+    code = sfc_ask_start(cluster->scheduler, &ask, &call.future, err);
     if (code == SFC_OK) {
         *out = call;
     }
@@ -107,23 +156,49 @@ int sfc_cluster_finish(struct sfc_cluster *cluster, struct sfc_cluster_call *cal
     int code = sfc_ask_finish(call->future, &ask, out, err);
     call->future = NULL;
     drop_prefix(code, call->method, err);
+    if (code == SFC_EUNAVAILABLE && several(cluster)) {
+        return repeatable(call->method)
+                   ? code
+                   : sfc_prefix(
+                         err, "the scheduler was lost while it worked on this, and it may be done "
+                              "or not (`shardfc status` and `shardfc events` say)");
+    }
     if (code == SFC_EUNAVAILABLE) {
         return sfc_prefix(err,
-                          "scheduler %s does not answer (is shardfc-scheduler running there? see "
-                          "--scheduler)",
+                          "scheduler %s does not answer (is shardfc-scheduler running there, and "
+                          "with TLS? see --scheduler and --tls; `shardfc doctor` looks closer)",
                           sfc_rpc_client_address(cluster->scheduler));
     }
     return code;
 }
 
+static int call_once(struct sfc_cluster *cluster, const char *method,
+                     const ProtobufCMessage *message, const ProtobufCMessageDescriptor *reply_type,
+                     unsigned deadline_ms, struct sfc_answer *out, struct sfc_error *err)
+{
+    struct sfc_cluster_call call;
+    int code = sfc_cluster_start(cluster, method, message, reply_type, deadline_ms, &call, err);
+    return code == SFC_OK ? sfc_cluster_finish(cluster, &call, out, err) : code;
+}
+
+/* One of several is lost meanwhile: whoever leads next is asked. A leader that was found and is
+ * silent again and again is not asked for ever. */
 int sfc_cluster_scheduler(struct sfc_cluster *cluster, const char *method,
                           const ProtobufCMessage *message,
                           const ProtobufCMessageDescriptor *reply_type, unsigned deadline_ms,
                           struct sfc_answer *out, struct sfc_error *err)
 {
-    struct sfc_cluster_call call;
-    int code = sfc_cluster_start(cluster, method, message, reply_type, deadline_ms, &call, err);
-    return code == SFC_OK ? sfc_cluster_finish(cluster, &call, out, err) : code;
+    bool again = several(cluster) && repeatable(method);
+    unsigned deadline =
+        again && deadline_ms > SWITCH_DEADLINE_MS ? SWITCH_DEADLINE_MS : deadline_ms;
+    int code = call_once(cluster, method, message, reply_type, deadline, out, err);
+    for (unsigned tries = 1; again && is_silent(code) && tries < SWITCH_TRIES; tries++) {
+        code = find_leader(cluster, err);
+        if (code == SFC_OK) {
+            code = call_once(cluster, method, message, reply_type, deadline_ms, out, err);
+        }
+    }
+    return code;
 }
 
 static int find_shard(struct sfc_cluster *cluster, const char *address, struct sfc_rpc_client **out,
@@ -171,11 +246,27 @@ int sfc_cluster_shard(struct sfc_cluster *cluster, const char *address, const ch
         if (code == SFC_EUNAVAILABLE) {
             sfc_prefix(err,
                        "shard %s is not available (if its process has ended, start it again with "
-                       "the same --listen and --state)",
+                       "the same --listen and --state; `shardfc doctor` says more)",
                        address);
         } else if (code != SFC_OK) {
             sfc_prefix(err, "shard %s", address);
         }
+    }
+    return code;
+}
+
+int sfc_cluster_about(struct sfc_cluster *cluster, const char *shard, struct sfc_answer *out,
+                      struct sfc_error *err)
+{
+    Shardfc__V1__AboutRequest request = SHARDFC__V1__ABOUT_REQUEST__INIT;
+    const char *path = shard != NULL ? "/shardfc.v1.Shard/About" : "/shardfc.v1.Scheduler/About";
+    struct sfc_ask ask =
+        ask_of(path, &request.base, &shardfc__v1__about_reply__descriptor, ABOUT_DEADLINE_MS);
+    struct sfc_rpc_client *client = cluster->scheduler;
+    int code = shard != NULL ? find_shard(cluster, shard, &client, err) : SFC_OK;
+    if (code == SFC_OK) {
+        code = sfc_ask(client, &ask, out, err);
+        drop_prefix(code, "About", err);
     }
     return code;
 }

@@ -256,6 +256,12 @@ int sfc_cmd_bench(int argc, char **argv)
         print_help(stdout);
         return 0;
     }
+    for (size_t i = 0; argc > 1 && strcmp(argv[1], "--help=words") == 0; i++) {
+        if (i == sizeof benchmarks / sizeof *benchmarks) {
+            return 0;
+        }
+        puts(benchmarks[i].name);
+    }
     for (size_t i = 0; argc > 1 && i < sizeof benchmarks / sizeof *benchmarks; i++) {
         if (strcmp(argv[1], benchmarks[i].name) == 0) {
             return benchmarks[i].run(argc - 1, argv + 1);

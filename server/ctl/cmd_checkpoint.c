@@ -8,9 +8,12 @@
 #include "server/ctl/pins.h"
 
 #define STATUS_DEADLINE_MS 10000
+#define SILENT_S           60.0 /* a scheduler that doesn't answer for so long is not waited for */
+#define AGAIN_MS           200
 
 struct checkpoint_options {
     const char *scheduler, *out;
+    struct sfc_security security;
     bool json;
     uint64_t at_step;
 };
@@ -18,6 +21,7 @@ struct checkpoint_options {
 #define AT(field) offsetof(struct checkpoint_options, field)
 static const struct sfc_option table[] = {
     SFC_COMMAND_SCHEDULER(AT(scheduler)),
+    SFC_SECURITY_OPTIONS(AT(security)),
     {.name = "out",
      .type = SFC_OPTION_STRING,
      .offset = AT(out),
@@ -133,14 +137,35 @@ static int copy_lr(const Shardfc__V1__StatusReply *status, uint64_t step,
     return code;
 }
 
+/* A scheduler that restarts is waited for, and a command that was stopped for a while finds the
+ * deadline passed when it goes on. The answer is the caller's. */
+static int ask_status(struct sfc_cluster *cluster, struct sfc_answer *answer, struct sfc_error *err)
+{
+    Shardfc__V1__StatusRequest request = SHARDFC__V1__STATUS_REQUEST__INIT;
+    struct sfc_command_waiting waiting = {0};
+    double silent_since = 0;
+    int code;
+    for (;;) {
+        code = sfc_cluster_scheduler(cluster, "Status", &request.base,
+                                     &shardfc__v1__status_reply__descriptor, STATUS_DEADLINE_MS,
+                                     answer, err);
+        double now = sfc_command_clock();
+        silent_since = silent_since == 0 ? now : silent_since;
+        if ((code != SFC_ETIMEOUT && code != SFC_EUNAVAILABLE) || now - silent_since >= SILENT_S) {
+            break;
+        }
+        sfc_command_waiting(&waiting, err->text);
+        sfc_command_wait(AGAIN_MS);
+    }
+    sfc_command_waited(&waiting);
+    return code;
+}
+
 static int take_lr(struct sfc_cluster *cluster, uint64_t step, struct sfc_checkpoint_writer *writer,
                    struct sfc_error *err)
 {
-    Shardfc__V1__StatusRequest request = SHARDFC__V1__STATUS_REQUEST__INIT;
     struct sfc_answer answer = {0};
-    int code = sfc_cluster_scheduler(cluster, "Status", &request.base,
-                                     &shardfc__v1__status_reply__descriptor, STATUS_DEADLINE_MS,
-                                     &answer, err);
+    int code = ask_status(cluster, &answer, err);
     if (code == SFC_OK) {
         code = copy_lr((const Shardfc__V1__StatusReply *)answer.message, step, writer, err);
     }
@@ -166,7 +191,13 @@ static int take(struct source *s, struct sfc_cluster *cluster, const char *out,
         code = sfc_checkpoint_create(out, config_of(s), step_of(s), &writer, err);
     }
     if (code == SFC_OK) {
+        const Shardfc__V1__BlockMap *map =
+            s->held ? sfc_hold_reply(&s->hold)->map : sfc_pins_map(&s->pins);
+        uint64_t start = s->held ? s->hold.start_classes : s->pins.start_classes;
         code = take_lr(cluster, step_of(s), writer, err);
+        if (code == SFC_OK && map->n_growths > 0) {
+            code = sfc_checkpoint_set_growths(writer, start, map->growths, map->n_growths, err);
+        }
         if (code == SFC_OK) {
             code = copy_all(s, writer, piece, err);
         }
@@ -216,7 +247,7 @@ int sfc_cmd_checkpoint(int argc, char **argv)
     char digest[SFC_DIGEST_HEX];
     int code = sfc_checkpoint_may_create(o.out, &err); /* before anybody waits for a step */
     if (code == SFC_OK) {
-        code = sfc_cluster_connect(o.scheduler, &cluster, &err);
+        code = sfc_cluster_connect(o.scheduler, &o.security, &cluster, &err);
     }
     if (code == SFC_OK) {
         code = open_source(&source, cluster, o.at_step, &err);

@@ -9,12 +9,14 @@
 
 struct control_options {
     const char *scheduler, *drop;
+    struct sfc_security security;
     bool json;
 };
 
 #define AT(field) offsetof(struct control_options, field)
 static const struct sfc_option table[] = {
     SFC_COMMAND_SCHEDULER(AT(scheduler)),
+    SFC_SECURITY_OPTIONS(AT(security)),
     SFC_COMMAND_JSON(AT(json)),
     {.name = "drop",
      .type = SFC_OPTION_STRING,
@@ -22,7 +24,7 @@ static const struct sfc_option table[] = {
      .metavar = "T,J",
      .help = "go on with weight 0 for the rows of micro-batch J of step T"},
 };
-enum { WITHOUT_DROP = 2, WITH_DROP = 3 };
+enum { WITH_DROP = sizeof table / sizeof *table, WITHOUT_DROP = WITH_DROP - 1 };
 
 static int run_control(const struct sfc_program *program,
                        Shardfc__V1__ControlRequest__Action action, int argc, char **argv)
@@ -44,11 +46,13 @@ static int run_control(const struct sfc_program *program,
         request.action = SHARDFC__V1__CONTROL_REQUEST__ACTION__DROP;
         if (sscanf(o.drop, "%" SCNu64 ",%" SCNu32 "%c", &request.step, &request.micro_batch,
                    &rest) != 2) {
-            code = sfc_fail(&err, SFC_EINVAL, "--drop %s: expected STEP,MICRO_BATCH", o.drop);
+            code = sfc_fail(&err, SFC_EINVAL,
+                            "--drop %s: expected STEP,MICRO_BATCH, as `shardfc status` names them",
+                            o.drop);
         }
     }
     if (code == SFC_OK) {
-        code = sfc_cluster_connect(o.scheduler, &cluster, &err);
+        code = sfc_cluster_connect(o.scheduler, &o.security, &cluster, &err);
     }
     if (code == SFC_OK) {
         code = sfc_cluster_scheduler(cluster, "Control", &request.base,

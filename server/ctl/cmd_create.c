@@ -26,9 +26,10 @@ static const char *const gemms[] = {"auto", "f32", "bf16", NULL};
 
 struct create_options {
     const char *scheduler, *run, *data, *margin, *filter, *schedule, *backbone, *augment;
+    struct sfc_security security;
     bool json, session, skip_broken, mixed;
     uint64_t classes, samples, hot_classes, dim, global_batch, micro_batch, steps, block_size, seed;
-    uint64_t rewind_window, durable_every;
+    uint64_t rewind_window, durable_every, mirrors, grace_ms;
     int elastic;
     double sample_rate, scale, momentum, beta1, beta2, epsilon, weight_decay, lr, epochs, clip;
     int margin_grad, correction, momentum_mode, optimizer, dtype, gemm, rounding, log_dense;
@@ -37,6 +38,7 @@ struct create_options {
 #define AT(field) offsetof(struct create_options, field)
 static const struct sfc_option table[] = {
     SFC_COMMAND_SCHEDULER(AT(scheduler)),
+    SFC_SECURITY_OPTIONS(AT(security)),
     {.name = "run",
      .type = SFC_OPTION_STRING,
      .offset = AT(run),
@@ -213,7 +215,8 @@ static const struct sfc_option table[] = {
      .high = 1e6,
      .metavar = "N",
      .help = "length of the run, instead of --steps"},
-    SFC_KEEPING_OPTIONS(AT(durable_every), AT(rewind_window), AT(elastic)),
+    SFC_KEEPING_OPTIONS(AT(durable_every), AT(rewind_window), AT(elastic), AT(mirrors),
+                        AT(grace_ms)),
     {.name = "dtype",
      .type = SFC_OPTION_ENUM,
      .offset = AT(dtype),
@@ -623,9 +626,11 @@ static void report(const struct create_options *o, const struct built *b,
            o->run, reply->run_id, b->config.classes, b->data.samples, b->config.steps,
            b->config.global_batch, o->sample_rate);
     printf("%" PRIu64 " class blocks of %u on %" PRIu64
-           " shards, at most %.1f MB per shard, %.2f MB on the wire per step\n",
+           " shards, at most %.1f MB per shard%s, %.2f MB on the wire per step\n",
            blocks, b->config.block_size, shards, (double)reply->bytes_per_shard_max / 1e6,
+           o->mirrors > 0 ? " and what it needs to mirror others (`shardfc status`)" : "",
            (double)reply->wire_bytes_per_step / 1e6);
+    puts("next: `shardfc watch` follows it, `shardfc status` shows what it waits for");
 }
 
 static int create(const struct create_options *o, struct sfc_error *err)
@@ -635,7 +640,7 @@ static int create(const struct create_options *o, struct sfc_error *err)
     struct sfc_answer answer = {0};
     int code = build(o, &b, err);
     if (code == SFC_OK) {
-        code = sfc_cluster_connect(o->scheduler, &cluster, err);
+        code = sfc_cluster_connect(o->scheduler, &o->security, &cluster, err);
     }
     if (code == SFC_OK) {
         Shardfc__V1__CreateRunRequest request = SHARDFC__V1__CREATE_RUN_REQUEST__INIT;
@@ -644,6 +649,8 @@ static int create(const struct create_options *o, struct sfc_error *err)
         keeping.rewind_window = o->rewind_window;
         keeping.durable_every = (uint32_t)o->durable_every;
         keeping.elastic = o->elastic == 1;
+        keeping.mirrors = (uint32_t)o->mirrors;
+        keeping.grace_s = (uint32_t)((o->grace_ms + 999) / 1000);
         request.keeping = &keeping;
         code = sfc_cluster_scheduler(cluster, "CreateRun", &request.base,
                                      &shardfc__v1__create_run_reply__descriptor, CREATE_DEADLINE_MS,

@@ -307,6 +307,12 @@ int sfc_cmd_data(int argc, char **argv)
         puts("shardfc data " SFC_VERSION);
         return 0;
     }
+    for (size_t i = 0; argc > 1 && strcmp(argv[1], "--help=words") == 0; i++) {
+        if (i == sizeof kinds / sizeof *kinds) {
+            return 0;
+        }
+        puts(kinds[i].name);
+    }
     bool help = argc > 1 && strcmp(argv[1], "--help") == 0;
     if (!help && argc > 1) {
         fprintf(stderr, "shardfc data: unknown command '%s'\n", argv[1]);

@@ -11,6 +11,7 @@
 
 struct events_options {
     const char *scheduler;
+    struct sfc_security security;
     uint64_t limit;
     bool json, follow;
 };
@@ -18,6 +19,7 @@ struct events_options {
 #define AT(field) offsetof(struct events_options, field)
 static const struct sfc_option table[] = {
     SFC_COMMAND_SCHEDULER(AT(scheduler)),
+    SFC_SECURITY_OPTIONS(AT(security)),
     {.name = "limit",
      .type = SFC_OPTION_U64,
      .offset = AT(limit),
@@ -126,7 +128,7 @@ int sfc_cmd_events(int argc, char **argv)
     struct sfc_error err;
     struct sfc_cluster *cluster = NULL;
     uint64_t last = 0;
-    int code = sfc_cluster_connect(o.scheduler, &cluster, &err);
+    int code = sfc_cluster_connect(o.scheduler, &o.security, &cluster, &err);
     if (code == SFC_OK) {
         code = more(cluster, &o, true, &last, &err);
     }

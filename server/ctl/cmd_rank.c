@@ -18,6 +18,7 @@
 
 struct rank_options {
     const char *scheduler;
+    struct sfc_security security;
     uint64_t queries, others;
     bool json;
 };
@@ -25,6 +26,7 @@ struct rank_options {
 #define AT(field) offsetof(struct rank_options, field)
 static const struct sfc_option table[] = {
     SFC_COMMAND_SCHEDULER(AT(scheduler)),
+    SFC_SECURITY_OPTIONS(AT(security)),
     {.name = "queries",
      .type = SFC_OPTION_U64,
      .offset = AT(queries),
@@ -261,14 +263,17 @@ static int take_config(struct ranking *r, const struct rank_options *o, struct s
         return sfc_fail(err, SFC_EINVAL, "run %s is not synthetic: nobody knows its directions",
                         c->name);
     }
-    r->set = (struct sfc_synthetic){c->seed, c->classes, c->data->hot_classes, c->dim};
+    r->set = (struct sfc_synthetic){
+        .seed = c->seed, .classes = c->classes, .hot_classes = c->data->hot_classes, .dim = c->dim};
     r->block_size = c->block_size;
     r->dim = c->dim;
     r->step = held->step;
     r->dense = sfc_config_is_dense(c);
     uint64_t known = c->data->hot_classes > 0 ? c->data->hot_classes : c->classes;
-    if (c->data->samples < known) { /* sample s is of class s mod known */
-        known = c->data->samples;
+    size_t growths = held->map->n_growths;
+    uint64_t samples = growths > 0 ? held->map->growths[growths - 1]->samples : c->data->samples;
+    if (samples < known) { /* sample s is of class s mod known */
+        known = samples;
     }
     r->n = (size_t)(o->queries < known ? o->queries : known);
     int code = allocate(r, o->others, err);
@@ -330,7 +335,7 @@ int sfc_cmd_rank(int argc, char **argv)
     struct sfc_error err;
     struct sfc_cluster *cluster = NULL;
     struct ranking r = {0};
-    int code = sfc_cluster_connect(o.scheduler, &cluster, &err);
+    int code = sfc_cluster_connect(o.scheduler, &o.security, &cluster, &err);
     if (code == SFC_OK) {
         code = rank(&r, &o, cluster, &err);
     }

@@ -13,7 +13,8 @@
 
 struct restore_options {
     const char *scheduler, *from, *run;
-    uint64_t rewind_window, durable_every;
+    struct sfc_security security;
+    uint64_t rewind_window, durable_every, mirrors, grace_ms;
     int elastic;
     bool json;
 };
@@ -21,6 +22,7 @@ struct restore_options {
 #define AT(field) offsetof(struct restore_options, field)
 static const struct sfc_option restore_table[] = {
     SFC_COMMAND_SCHEDULER(AT(scheduler)),
+    SFC_SECURITY_OPTIONS(AT(security)),
     {.name = "from",
      .type = SFC_OPTION_STRING,
      .offset = AT(from),
@@ -33,7 +35,8 @@ static const struct sfc_option restore_table[] = {
      .offset = AT(run),
      .metavar = "NAME",
      .help = "name of the run; default: as in the checkpoint"},
-    SFC_KEEPING_OPTIONS(AT(durable_every), AT(rewind_window), AT(elastic)),
+    SFC_KEEPING_OPTIONS(AT(durable_every), AT(rewind_window), AT(elastic), AT(mirrors),
+                        AT(grace_ms)),
     SFC_COMMAND_JSON(AT(json)),
 };
 static const struct sfc_program restore_program = {
@@ -287,6 +290,12 @@ static int restore(const struct restore_options *o, const struct sfc_checkpoint 
     keeping.rewind_window = o->rewind_window;
     keeping.durable_every = (uint32_t)o->durable_every;
     keeping.elastic = o->elastic == 1;
+    keeping.mirrors = (uint32_t)o->mirrors;
+    keeping.grace_s = (uint32_t)((o->grace_ms + 999) / 1000);
+    config.classes = sfc_checkpoint_start_classes(checkpoint);
+    Shardfc__V1__Growth *const *growths;
+    request.n_growths = sfc_checkpoint_growths(checkpoint, &growths);
+    request.growths = (Shardfc__V1__Growth **)(uintptr_t)growths;
     request.config = &config;
     request.keeping = &keeping;
     request.load = true;
@@ -294,7 +303,7 @@ static int restore(const struct restore_options *o, const struct sfc_checkpoint 
     Shardfc__V1__LrChange *lr_changes = NULL;
     int code = take_lr(checkpoint, &request, &lr_changes, err);
     if (code == SFC_OK) {
-        code = sfc_cluster_connect(o->scheduler, &l.cluster, err);
+        code = sfc_cluster_connect(o->scheduler, &o->security, &l.cluster, err);
     }
     if (code == SFC_OK) {
         code = sfc_cluster_scheduler(l.cluster, "CreateRun", &request.base,

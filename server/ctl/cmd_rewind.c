@@ -11,6 +11,7 @@
 
 struct rewind_options {
     const char *scheduler;
+    struct sfc_security security;
     uint64_t to_step;
     bool json;
 };
@@ -18,6 +19,7 @@ struct rewind_options {
 #define AT(field) offsetof(struct rewind_options, field)
 static const struct sfc_option table[] = {
     SFC_COMMAND_SCHEDULER(AT(scheduler)),
+    SFC_SECURITY_OPTIONS(AT(security)),
     SFC_COMMAND_JSON(AT(json)),
     {.name = "to-step",
      .type = SFC_OPTION_U64,
@@ -147,7 +149,7 @@ int sfc_cmd_rewind(int argc, char **argv)
     struct sfc_error err;
     struct sfc_cluster *cluster = NULL;
     struct sfc_answer answer = {0};
-    int code = sfc_cluster_connect(o.scheduler, &cluster, &err);
+    int code = sfc_cluster_connect(o.scheduler, &o.security, &cluster, &err);
     if (code == SFC_OK) {
         code = rewind_run(cluster, o.to_step, &answer, &err);
     }

@@ -14,25 +14,40 @@
 
 struct scale_options {
     const char *scheduler;
+    struct sfc_security security;
     uint64_t shards;
-    bool cancel, dry_run, no_wait, json;
+    bool cancel, dry_run, no_wait, json, lost;
 };
 
 #define AT(field) offsetof(struct scale_options, field)
-/* What all three have in common, then what only scale has. */
-static const struct sfc_option table[] = {
-    SFC_COMMAND_SCHEDULER(AT(scheduler)),
-    {.name = "dry-run",
+/* What all three have in common. */
+#define COMMON_OPTIONS                                                                             \
+    SFC_COMMAND_SCHEDULER(AT(scheduler)), SFC_SECURITY_OPTIONS(AT(security)),                      \
+        {.name = "dry-run",                                                                        \
+         .type = SFC_OPTION_BOOL,                                                                  \
+         .offset = AT(dry_run),                                                                    \
+         .help = "only say what would move, how much that is and how long it would take",          \
+         .flags = SFC_OPTION_FLAG_ONLY},                                                           \
+        {.name = "no-wait",                                                                        \
+         .type = SFC_OPTION_BOOL,                                                                  \
+         .offset = AT(no_wait),                                                                    \
+         .help =                                                                                   \
+             "return as soon as the scheduler has noted it; `shardfc status` shows how far it is", \
+         .flags = SFC_OPTION_FLAG_ONLY},                                                           \
+        SFC_COMMAND_JSON(AT(json))
+static const struct sfc_option rebalance_table[] = {COMMON_OPTIONS};
+static const struct sfc_option drain_table[] = {
+    COMMON_OPTIONS,
+    {.name = "lost",
      .type = SFC_OPTION_BOOL,
-     .offset = AT(dry_run),
-     .help = "only say what would move, how much that is and how long it would take",
+     .offset = AT(lost),
+     .help = "the shard's machine is lost for good: others, which mirror it (`shardfc create "
+             "--mirror`), restore its blocks from their own disks, now and not only after the "
+             "run's grace time. Refused while the shard answers, and while no mirror is complete",
      .flags = SFC_OPTION_FLAG_ONLY},
-    {.name = "no-wait",
-     .type = SFC_OPTION_BOOL,
-     .offset = AT(no_wait),
-     .help = "return as soon as the scheduler has noted it; `shardfc status` shows how far it is",
-     .flags = SFC_OPTION_FLAG_ONLY},
-    SFC_COMMAND_JSON(AT(json)),
+};
+static const struct sfc_option scale_table[] = {
+    COMMON_OPTIONS,
     {.name = "shards",
      .type = SFC_OPTION_U64,
      .offset = AT(shards),
@@ -46,7 +61,6 @@ static const struct sfc_option table[] = {
      .help = "end what scale, drain or rebalance began; blocks stay where they are then",
      .flags = SFC_OPTION_FLAG_ONLY},
 };
-enum { COMMON = 4, ALL = 6 };
 
 /* What was asked for. */
 struct wish {
@@ -118,7 +132,8 @@ struct watch {
     struct sfc_command_progress progress;
     struct sfc_command_waiting waiting;
     uint64_t run_id;
-    double silent; /* since when the scheduler doesn't answer; 0: it does */
+    uint64_t number; /* of the goal in the run; 0: an old scheduler does not count them */
+    double silent;   /* since when the scheduler doesn't answer; 0: it does */
 };
 
 static uint64_t members(const Shardfc__V1__StatusReply *s, uint64_t shard)
@@ -130,21 +145,33 @@ static uint64_t members(const Shardfc__V1__StatusReply *s, uint64_t shard)
     return n;
 }
 
-/* The scheduler works towards nothing any more: because it is there? */
-static int check_reached(const struct wish *w, const Shardfc__V1__StatusReply *s,
+/* What the run is like when the wish is fulfilled; it may be so before. */
+static bool looks_reached(const struct wish *w, const Shardfc__V1__StatusReply *s)
+{
+    return w->goal.kind == SFC_GOAL_SHARDS  ? members(s, 0) == w->goal.shards
+           : w->goal.kind == SFC_GOAL_DRAIN ? members(s, w->goal.shard) == 0
+                                            : true;
+}
+
+static bool counts_as_reached(const struct watch *w, const Shardfc__V1__StatusReply *s)
+{
+    return w->number != 0 && s->goal_reached == w->number;
+}
+
+/* The scheduler works towards nothing any more: because it is there? When a later goal was reached
+ * too, or the scheduler doesn't count, it is seen by what the run is like. */
+static int check_reached(const struct watch *w, const Shardfc__V1__StatusReply *s,
                          struct sfc_error *err)
 {
-    bool reached = true;
-    if (w->goal.kind == SFC_GOAL_SHARDS) {
-        reached = members(s, 0) == w->goal.shards;
-    } else if (w->goal.kind == SFC_GOAL_DRAIN) {
-        reached = members(s, w->goal.shard) == 0;
+    bool known = w->number != 0 && s->goal_reached <= w->number;
+    if (known ? counts_as_reached(w, s) : looks_reached(w->wish, s)) {
+        return SFC_OK;
     }
-    return reached ? SFC_OK
-                   : sfc_fail(err, SFC_ESTATE,
-                              "it was cancelled, or something else was asked for meanwhile "
-                              "(`shardfc events` says by whom); the run has %" PRIu64 " shards",
-                              members(s, 0));
+    return sfc_fail(err, SFC_ESTATE,
+                    "it was taken back: somebody cancelled it, or asked for something else "
+                    "meanwhile (`shardfc events` says who). Blocks that have moved stay where they "
+                    "are, the run has %" PRIu64 " shards; ask again to go on",
+                    members(s, 0));
 }
 
 static void show(struct watch *w, const Shardfc__V1__StatusReply *s)
@@ -176,13 +203,18 @@ static int look(struct watch *w, const Shardfc__V1__StatusReply *s, bool *over,
     size_t length = strlen(w->wish->text);
     bool ours = strncmp(s->goal, w->wish->text, length) == 0 &&
                 (s->goal[length] == '\0' || s->goal[length] == ':');
+    bool other_run = w->run_id != 0 && s->run_id != w->run_id;
     bool ended = strcmp(s->state, "finished") == 0 || strcmp(s->state, "failed") == 0 ||
-                 strcmp(s->state, "idle") == 0 || (w->run_id != 0 && s->run_id != w->run_id);
+                 strcmp(s->state, "idle") == 0 || other_run;
     w->run_id = s->run_id;
     w->silent = 0;
     *over = s->goal[0] == '\0' || !ours || ended;
-    if (s->goal[0] == '\0' && (!ended || check_reached(w->wish, s, NULL) == SFC_OK)) {
-        return check_reached(w->wish, s, err);
+    if (!other_run && counts_as_reached(w, s)) {
+        *over = true;
+        return SFC_OK;
+    }
+    if (s->goal[0] == '\0' && (!ended || check_reached(w, s, NULL) == SFC_OK)) {
+        return check_reached(w, s, err);
     }
     if (ended) {
         return sfc_fail(err, SFC_ESTATE, "run %s is %s; its shards change no more", s->run,
@@ -194,6 +226,7 @@ static int look(struct watch *w, const Shardfc__V1__StatusReply *s, bool *over,
                         "whom)",
                         s->goal);
     }
+    w->number = s->goal_number > w->number ? s->goal_number : w->number; /* asked for again */
     show(w, s);
     return SFC_OK;
 }
@@ -209,9 +242,10 @@ static int look_silent(struct watch *w, const struct sfc_error *why, struct sfc_
     return now - w->silent < SILENT_S ? SFC_OK : sfc_fail(err, why->code, "%s", why->text);
 }
 
-static int wait_for(struct sfc_cluster *cluster, const struct wish *wish, struct sfc_error *err)
+static int wait_for(struct sfc_cluster *cluster, const struct wish *wish, uint64_t number,
+                    struct sfc_error *err)
 {
-    struct watch w = {.wish = wish};
+    struct watch w = {.wish = wish, .number = number};
     bool over = false;
     int code = SFC_OK;
     while (code == SFC_OK && !over) {
@@ -235,8 +269,6 @@ static int wait_for(struct sfc_cluster *cluster, const struct wish *wish, struct
     return code;
 }
 
-/* ---- the commands */
-
 static void report(const struct scale_options *o, const struct wish *w,
                    const Shardfc__V1__ScaleReply *r, const char *state)
 {
@@ -249,15 +281,95 @@ static void report(const struct scale_options *o, const struct wish *w,
     }
 }
 
+/* ---- a shard that is lost */
+
+static int ask(struct sfc_cluster *cluster, const struct wish *w, struct sfc_answer *out,
+               struct sfc_error *err)
+{
+    return sfc_cluster_scheduler(cluster, "Scale", &w->request.base,
+                                 &shardfc__v1__scale_reply__descriptor, SCALE_DEADLINE_MS, out,
+                                 err);
+}
+
+static const Shardfc__V1__ShardStatus *status_of(const Shardfc__V1__StatusReply *s, uint64_t shard)
+{
+    for (size_t i = 0; i < s->n_shards; i++) {
+        if (s->shards[i]->id == shard) {
+            return s->shards[i];
+        }
+    }
+    return NULL;
+}
+
+/* *over: it is no member any more. */
+static void look_lost(struct watch *w, const Shardfc__V1__StatusReply *s, bool *over)
+{
+    const Shardfc__V1__ShardStatus *h = status_of(s, w->wish->request.shard);
+    w->silent = 0;
+    *over = h == NULL || !h->member;
+    sfc_command_waiting(&w->waiting, *over || h->loss[0] == '\0' ? s->reason : h->loss);
+}
+
+static int wait_lost(struct sfc_cluster *cluster, const struct wish *wish, struct sfc_error *err)
+{
+    struct watch w = {.wish = wish};
+    bool over = false;
+    int code = SFC_OK;
+    while (code == SFC_OK && !over) {
+        Shardfc__V1__StatusRequest request = SHARDFC__V1__STATUS_REQUEST__INIT;
+        struct sfc_answer answer = {0};
+        struct sfc_error why;
+        if (sfc_cluster_scheduler(cluster, "Status", &request.base,
+                                  &shardfc__v1__status_reply__descriptor, STATUS_DEADLINE_MS,
+                                  &answer, &why) == SFC_OK) {
+            look_lost(&w, (const Shardfc__V1__StatusReply *)answer.message, &over);
+        } else {
+            code = look_silent(&w, &why, err);
+        }
+        sfc_answer_free(&answer);
+        if (code == SFC_OK && !over) {
+            sfc_command_wait(LOOK_MS);
+        }
+    }
+    sfc_command_waited(&w.waiting);
+    return code;
+}
+
+/* ---- the commands */
+
+static int give_up(const struct scale_options *o, struct sfc_cluster *cluster, struct wish *w,
+                   struct sfc_error *err)
+{
+    struct sfc_answer answer = {0};
+    bool waits = !o->dry_run && !o->no_wait;
+    snprintf(w->text, sizeof w->text, "shard %" PRIu64 " is lost", w->request.shard);
+    w->request.dry_run = o->dry_run;
+    int code = ask(cluster, w, &answer, err);
+    if (code != SFC_OK) {
+        return code;
+    }
+    const Shardfc__V1__ScaleReply *r = (const Shardfc__V1__ScaleReply *)answer.message;
+    const char *state = o->dry_run ? "planned" : o->no_wait ? "noted" : "done";
+    if (waits) {
+        fprintf(stderr, "%s: %s\n", w->text, r->explanation);
+        code = wait_lost(cluster, w, err);
+    }
+    if (code == SFC_OK && o->json) {
+        sfc_command_json(plan_json(w, r, state));
+    } else if (code == SFC_OK) {
+        printf("%s: %s\n", w->text, waits ? state : r->explanation);
+    }
+    sfc_answer_free(&answer);
+    return code;
+}
+
 static int carry_out(const struct scale_options *o, struct sfc_cluster *cluster, struct wish *w,
                      struct sfc_error *err)
 {
     struct sfc_answer answer = {0};
     bool cancel = w->request.action == SHARDFC__V1__SCALE_REQUEST__ACTION__CANCEL;
     w->request.dry_run = o->dry_run;
-    int code = sfc_cluster_scheduler(cluster, "Scale", &w->request.base,
-                                     &shardfc__v1__scale_reply__descriptor, SCALE_DEADLINE_MS,
-                                     &answer, err);
+    int code = ask(cluster, w, &answer, err);
     if (code != SFC_OK) {
         return code;
     }
@@ -269,7 +381,7 @@ static int carry_out(const struct scale_options *o, struct sfc_cluster *cluster,
         report(o, w, r, o->dry_run ? "planned" : "noted");
     } else {
         print_plan(stderr, w, r);
-        code = wait_for(cluster, w, err);
+        code = wait_for(cluster, w, r->goal, err);
         if (code == SFC_OK) {
             report(o, w, r, "done");
         }
@@ -325,6 +437,9 @@ static int make_wish(const struct scale_options *o, struct sfc_cluster *cluster,
             return code;
         }
         wish_for(w, SHARDFC__V1__SCALE_REQUEST__ACTION__DRAIN, SFC_GOAL_DRAIN);
+        if (o->lost) {
+            w->request.action = SHARDFC__V1__SCALE_REQUEST__ACTION__LOST;
+        }
     } else if (scale && o->cancel) {
         wish_for(w, SHARDFC__V1__SCALE_REQUEST__ACTION__CANCEL, SFC_GOAL_NONE);
     } else if (scale) {
@@ -348,12 +463,12 @@ static int run(const struct sfc_program *program, int argc, char **argv)
     struct wish w = {.command = argv[0], .request = SHARDFC__V1__SCALE_REQUEST__INIT};
     const char *name =
         sfc_options_argument_count(parsed) > 0 ? sfc_options_argument(parsed, 0) : NULL;
-    int code = sfc_cluster_connect(o.scheduler, &cluster, &err);
+    int code = sfc_cluster_connect(o.scheduler, &o.security, &cluster, &err);
     if (code == SFC_OK) {
         code = make_wish(&o, cluster, name, &w, &err);
     }
     if (code == SFC_OK) {
-        code = carry_out(&o, cluster, &w, &err);
+        code = o.lost ? give_up(&o, cluster, &w, &err) : carry_out(&o, cluster, &w, &err);
     }
     sfc_cluster_close(cluster);
     sfc_options_free(parsed);
@@ -370,8 +485,8 @@ int sfc_cmd_scale(int argc, char **argv)
             "as possible, every shard's step takes about as long afterwards, and the result of the "
             "training stays the same bit for bit. Waits until it is done, with progress; without "
             "this command (Ctrl-C, --no-wait) it goes on, also over a restart of the scheduler.",
-        .options = table,
-        .count = ALL,
+        .options = scale_table,
+        .count = sizeof scale_table / sizeof *scale_table,
     };
     return run(&program, argc, argv);
 }
@@ -380,10 +495,12 @@ int sfc_cmd_drain(int argc, char **argv)
 {
     static const struct sfc_program program = {
         .name = "shardfc drain",
-        .summary = "Every block of a shard moves to the others, and then the shard leaves the run: "
-                   "its process can be stopped. SHARD is its id or its address.",
-        .options = table,
-        .count = COMMON,
+        .summary =
+            "Every block of a shard moves to the others, and then the shard leaves the run: "
+            "its process can be stopped. SHARD is its id or its address. One whose machine is "
+            "lost for good is given up with --lost.",
+        .options = drain_table,
+        .count = sizeof drain_table / sizeof *drain_table,
         .arguments = "SHARD",
         .min_arguments = 1,
         .max_arguments = 1,
@@ -398,8 +515,8 @@ int sfc_cmd_rebalance(int argc, char **argv)
         .summary =
             "Moves blocks between the shards of the run until every shard's step takes about as "
             "long, by the rows that steps sampled of each block and by how long each shard took.",
-        .options = table,
-        .count = COMMON,
+        .options = rebalance_table,
+        .count = sizeof rebalance_table / sizeof *rebalance_table,
     };
     return run(&program, argc, argv);
 }

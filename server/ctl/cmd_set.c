@@ -9,6 +9,7 @@
 
 struct set_options {
     const char *scheduler;
+    struct sfc_security security;
     uint64_t from_step;
     bool json;
 };
@@ -16,6 +17,7 @@ struct set_options {
 #define AT(field) offsetof(struct set_options, field)
 static const struct sfc_option table[] = {
     SFC_COMMAND_SCHEDULER(AT(scheduler)),
+    SFC_SECURITY_OPTIONS(AT(security)),
     {.name = "from-step",
      .type = SFC_OPTION_U64,
      .offset = AT(from_step),
@@ -44,7 +46,7 @@ static int parse(const struct sfc_options *parsed, double *lr, struct sfc_error 
 {
     const char *what = sfc_options_argument(parsed, 0), *value = sfc_options_argument(parsed, 1);
     if (strcmp(what, "lr") != 0) {
-        return sfc_fail(err, SFC_EINVAL, "%s: only lr can be set", what);
+        return sfc_fail(err, SFC_EINVAL, "%s: only lr can be set: `shardfc set lr 0.05`", what);
     }
     if (strcmp(value, "schedule") == 0) {
         *lr = 0;
@@ -65,8 +67,10 @@ static void say(const Shardfc__V1__ControlReply *reply, double lr, bool json)
         json_object_set_new(object, "lr", lr > 0 ? json_real(lr) : json_null());
         sfc_command_json(object);
     } else if (lr > 0) {
-        printf("lr %g from step %" PRIu64 " on; %s at step %" PRIu64 "\n", lr, reply->from_step,
-               reply->state, reply->step);
+        printf("lr %g from step %" PRIu64
+               " on, in the place of --lr (warm-up and decay stay its factors); %s at step %" PRIu64
+               "\n",
+               lr, reply->from_step, reply->state, reply->step);
     } else {
         printf("lr of the schedule from step %" PRIu64 " on; %s at step %" PRIu64 "\n",
                reply->from_step, reply->state, reply->step);
@@ -89,7 +93,7 @@ int sfc_cmd_set(int argc, char **argv)
     request.step = o.from_step;
     int code = parse(parsed, &request.lr, &err);
     if (code == SFC_OK) {
-        code = sfc_cluster_connect(o.scheduler, &cluster, &err);
+        code = sfc_cluster_connect(o.scheduler, &o.security, &cluster, &err);
     }
     if (code == SFC_OK) {
         code = sfc_cluster_scheduler(cluster, "Control", &request.base,

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "server/ctl/command.h"
@@ -13,10 +14,11 @@
 #define STATUS_DEADLINE_MS 10000
 #define HISTORY_CHUNK      1000
 #define POLL_MS            500 /* notices the first commit and the end between two lines */
-#define OTHER_LINES        14  /* of the view, besides shards and workers */
+#define OTHER_LINES        18  /* of the view, besides shards and workers */
 
 struct watch_options {
     const char *scheduler, *trace;
+    struct sfc_security security;
     bool until_done;
     uint64_t interval_ms;
 };
@@ -24,6 +26,7 @@ struct watch_options {
 #define AT(field) offsetof(struct watch_options, field)
 static const struct sfc_option watch_table[] = {
     SFC_COMMAND_SCHEDULER(AT(scheduler)),
+    SFC_SECURITY_OPTIONS(AT(security)),
     {.name = "interval",
      .type = SFC_OPTION_DURATION,
      .offset = AT(interval_ms),
@@ -89,6 +92,14 @@ static int trace_more(struct sfc_cluster *cluster, FILE *file, uint64_t run_id, 
     return fflush(file) == 0 ? SFC_OK : sfc_fail_errno(err, "write the trace");
 }
 
+static size_t members(const Shardfc__V1__StatusReply *s)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < s->n_shards; i++)
+        count += s->shards[i]->member ? 1 : 0;
+    return count;
+}
+
 /* stuck: nothing was committed since the line before, so say what it waits for. */
 static void print_line(const Shardfc__V1__StatusReply *s, bool stuck)
 {
@@ -100,10 +111,13 @@ static void print_line(const Shardfc__V1__StatusReply *s, bool stuck)
     } else {
         printf("%s: %s", strcmp(s->state, "running") == 0 ? s->run : s->state, progress);
         if (!sfc_show_is_over(s->state)) {
-            printf(", %zu shards, %zu workers", s->n_shards, s->n_workers);
+            printf(", %zu shards, %zu workers", members(s), s->n_workers);
         }
         if (s->reason[0] != '\0' && (stuck || strcmp(s->state, "running") != 0)) {
             printf(" (%s)", s->reason);
+        }
+        if (s->unmirrored > 0) {
+            printf(" [%" PRIu64 " blocks not yet mirrored]", s->unmirrored);
         }
         if (s->goal[0] != '\0') {
             printf(" [%s]", s->goal);
@@ -119,25 +133,10 @@ static size_t terminal_rows(void)
     return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 0 ? size.ws_row : 24;
 }
 
-/* Draws the view in the place of the one before, of *lines lines. Long lines are cut by the
- * terminal, so that a line is a line. */
-static int draw(const Shardfc__V1__StatusReply *s, size_t *lines, struct sfc_error *err)
+/* Puts a text in the place of the one before, of *lines lines. Lines that are too long in spite of
+ * all are cut by the terminal, so that a line is a line. */
+static void redraw(const char *text, size_t *lines)
 {
-    char *text = NULL;
-    size_t size = 0, rows = terminal_rows();
-    size_t each = rows > OTHER_LINES + 4 ? (rows - OTHER_LINES) / 2 : 2;
-    FILE *out = open_memstream(&text, &size);
-    if (out == NULL) {
-        return sfc_fail(err, SFC_ENOMEM, "out of memory for the view");
-    }
-    sfc_show_run(out, s);
-    sfc_show_goal(out, s);
-    sfc_show_shards(out, s, each);
-    sfc_show_workers(out, s, each);
-    if (fclose(out) != 0) {
-        free(text);
-        return sfc_fail(err, SFC_ENOMEM, "out of memory for the view");
-    }
     if (*lines > 0) {
         printf("\033[%zuA", *lines);
     }
@@ -147,6 +146,41 @@ static int draw(const Shardfc__V1__StatusReply *s, size_t *lines, struct sfc_err
     for (const char *c = text; *c != '\0'; c++) {
         *lines += *c == '\n';
     }
+}
+
+/* When this was true, so that a view which stands still is seen to. */
+static void heading(FILE *out, const char *scheduler)
+{
+    char text[16] = "";
+    struct tm parts;
+    time_t now = time(NULL);
+    if (localtime_r(&now, &parts) != NULL) {
+        strftime(text, sizeof text, "%H:%M:%S", &parts);
+    }
+    fprintf(out, "%s  %s  (Ctrl-C ends the view, not the run)\n\n", text, scheduler);
+}
+
+static int draw(const char *scheduler, const Shardfc__V1__StatusReply *s, size_t *lines,
+                struct sfc_error *err)
+{
+    char *text = NULL;
+    size_t size = 0, rows = terminal_rows();
+    size_t each = rows > OTHER_LINES + 4 ? (rows - OTHER_LINES) / 2 : 2;
+    size_t width = sfc_command_columns();
+    FILE *out = open_memstream(&text, &size);
+    if (out == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for the view");
+    }
+    heading(out, scheduler);
+    sfc_show_run(out, width, s);
+    sfc_show_goal(out, width, s);
+    sfc_show_shards(out, width, s, each);
+    sfc_show_workers(out, s, each);
+    if (fclose(out) != 0) {
+        free(text);
+        return sfc_fail(err, SFC_ENOMEM, "out of memory for the view");
+    }
+    redraw(text, lines);
     free(text);
     return SFC_OK;
 }
@@ -165,9 +199,15 @@ static int how_it_ended(const Shardfc__V1__StatusReply *s, struct sfc_error *err
     if (strcmp(s->state, "finished") == 0) {
         return SFC_OK;
     }
-    return sfc_show_is_idle(s)
-               ? sfc_fail(err, SFC_ESTATE, "run %s was stopped", s->run)
-               : sfc_fail(err, SFC_ESTATE, "run %s is %s: %s", s->run, s->state, s->reason);
+    if (sfc_show_is_idle(s)) {
+        return sfc_fail(err, SFC_ESTATE, "run %s was stopped (`shardfc events` says by whom)",
+                        s->run);
+    }
+    const char *next = strcmp(s->state, "blocked") == 0
+                           ? "mend the cause, then `shardfc resume`; or go on without these rows: "
+                             "`shardfc resume --drop STEP,MICRO_BATCH`"
+                           : "`shardfc stop`, then `shardfc restore` from the last checkpoint";
+    return sfc_fail(err, SFC_ESTATE, "run %s is %s: %.300s; %s", s->run, s->state, s->reason, next);
 }
 
 /* Prints a line when it is due, when the first rate is known and when the run is over. */
@@ -184,7 +224,7 @@ static int show(struct watch *w, const struct watch_options *o, const Shardfc__V
     }
     int code = SFC_OK;
     if (isatty(STDOUT_FILENO) != 0) {
-        code = draw(s, &w->lines, err);
+        code = draw(o->scheduler, s, &w->lines, err);
     } else {
         print_line(s, w->shown && s->step == w->shown_step);
     }
@@ -194,6 +234,27 @@ static int show(struct watch *w, const struct watch_options *o, const Shardfc__V
     return code;
 }
 
+/* The scheduler that was there is not: a person who looks on sees when it is back. */
+static void draw_absence(struct watch *w, const struct watch_options *o,
+                         const struct sfc_error *err)
+{
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    if (out != NULL) {
+        heading(out, o->scheduler);
+        sfc_show_wrapped(out, sfc_command_columns(), 0, 4, err->text);
+        sfc_show_wrapped(out, sfc_command_columns(), 0, 4,
+                         "trying again; on its host: systemctl status shardfc-scheduler");
+        if (fclose(out) == 0) {
+            redraw(text, &w->lines);
+        }
+    }
+    free(text);
+    w->due = 0;
+    sfc_command_wait(o->interval_ms);
+}
+
 static int follow(const struct watch_options *o, struct sfc_cluster *cluster, FILE *trace,
                   struct sfc_error *err)
 {
@@ -201,6 +262,10 @@ static int follow(const struct watch_options *o, struct sfc_cluster *cluster, FI
     for (;;) {
         struct sfc_answer answer = {0};
         int code = get_status(cluster, &answer, err);
+        if (code == SFC_EUNAVAILABLE && w.shown && isatty(STDOUT_FILENO) != 0) {
+            draw_absence(&w, o, err);
+            continue;
+        }
         if (code != SFC_OK) {
             return code;
         }
@@ -250,7 +315,7 @@ int sfc_cmd_watch(int argc, char **argv)
         }
     }
     if (code == SFC_OK) {
-        code = sfc_cluster_connect(o.scheduler, &cluster, &err);
+        code = sfc_cluster_connect(o.scheduler, &o.security, &cluster, &err);
     }
     if (code == SFC_OK) {
         code = follow(&o, cluster, trace, &err);

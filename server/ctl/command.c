@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -42,6 +43,15 @@ void sfc_command_say_state(const Shardfc__V1__ControlReply *reply, bool json)
     } else {
         printf("%s at step %" PRIu64 "\n", reply->state, reply->step);
     }
+}
+
+size_t sfc_command_columns(void)
+{
+    struct winsize size;
+    if (isatty(STDOUT_FILENO) == 0) {
+        return 0;
+    }
+    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
 double sfc_command_clock(void)

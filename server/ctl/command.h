@@ -10,6 +10,7 @@
 #include "proto/base/options.h"
 #include "proto/base/status.h"
 #include "proto/rpc_blocking.h"
+#include "proto/security.h"
 #include "proto/shardfc.pb-c.h"
 
 #define SFC_DEFAULT_SCHEDULER "127.0.0.1:7400"
@@ -35,10 +36,12 @@ int sfc_cmd_scale(int argc, char **argv);
 int sfc_cmd_drain(int argc, char **argv);
 int sfc_cmd_rebalance(int argc, char **argv);
 int sfc_cmd_events(int argc, char **argv);
+int sfc_cmd_trace(int argc, char **argv);
 int sfc_cmd_pause(int argc, char **argv);
 int sfc_cmd_resume(int argc, char **argv);
 int sfc_cmd_stop(int argc, char **argv);
 int sfc_cmd_rewind(int argc, char **argv);
+int sfc_cmd_grow(int argc, char **argv);
 int sfc_cmd_set(int argc, char **argv);
 int sfc_cmd_checkpoint(int argc, char **argv);
 int sfc_cmd_restore(int argc, char **argv);
@@ -48,7 +51,9 @@ int sfc_cmd_eval(int argc, char **argv);
 int sfc_cmd_data(int argc, char **argv);
 int sfc_cmd_rank(int argc, char **argv);
 int sfc_cmd_bench(int argc, char **argv);
+int sfc_cmd_cert(int argc, char **argv);
 int sfc_cmd_log(int argc, char **argv);
+int sfc_cmd_doctor(int argc, char **argv);
 
 /* Prints "shardfc COMMAND: message" and returns the exit code of err->code: 2 for what the caller
  * has to change (a value, a file that is missing, damaged, in the way or of an unknown kind),
@@ -80,6 +85,8 @@ struct sfc_command_waiting {
 void sfc_command_waiting(struct sfc_command_waiting *waiting, const char *text);
 /* Nothing more is waited for: what comes next begins a new line. */
 void sfc_command_waited(struct sfc_command_waiting *waiting);
+/* Columns of the terminal that stdout is; 0: it is none. */
+size_t sfc_command_columns(void);
 double sfc_command_clock(void);
 void sfc_command_wait(uint64_t ms);
 
@@ -87,9 +94,13 @@ void sfc_command_wait(uint64_t ms);
 
 /* A connection to the scheduler and, on demand, to shards. */
 struct sfc_cluster;
-int sfc_cluster_connect(const char *scheduler, struct sfc_cluster **out, struct sfc_error *err);
+/* Waits until one of the schedulers leads. */
+int sfc_cluster_connect(const char *scheduler, const struct sfc_security *security,
+                        struct sfc_cluster **out, struct sfc_error *err);
 void sfc_cluster_close(struct sfc_cluster *cluster); /* NULL is fine */
-/* Calls method ("Status") of the Scheduler service. The answer is freed with sfc_answer_free. */
+/* Calls method ("Status") of the Scheduler service. The answer is freed with sfc_answer_free. Of
+ * several schedulers the one that leads is waited for, which says why; what may be repeated goes to
+ * the next one when one is lost. */
 int sfc_cluster_scheduler(struct sfc_cluster *cluster, const char *method,
                           const ProtobufCMessage *message,
                           const ProtobufCMessageDescriptor *reply_type, unsigned deadline_ms,
@@ -112,6 +123,10 @@ int sfc_cluster_shard(struct sfc_cluster *cluster, const char *address, const ch
                       const ProtobufCMessage *message, struct sfc_bytes tensor,
                       const ProtobufCMessageDescriptor *reply_type, struct sfc_answer *out,
                       struct sfc_error *err);
+/* What a process says of itself: the shard at this address, or (NULL) the scheduler. Once, and for
+ * seconds only. The answer's message is an AboutReply. */
+int sfc_cluster_about(struct sfc_cluster *cluster, const char *shard, struct sfc_answer *out,
+                      struct sfc_error *err);
 
 /* Why a run does not get on: "the run is paused", "the run waits for shard 2, ...". */
 void sfc_cluster_why(struct sfc_cluster *cluster, char *out, size_t size);
@@ -124,15 +139,33 @@ int sfc_answer_floats(const struct sfc_answer *answer, const char *address,
 /* ---- options of several commands */
 
 /* How a run is kept (RunKeeping), of `create` and `restore`; arguments: offsets of uint64_t, of
- * elastic: int (1: auto). */
+ * elastic: int (1: auto); grace_ms: a duration. */
 extern const char *const sfc_elastic_names[];
-#define SFC_KEEPING_OPTIONS(durable_every_at, rewind_window_at, elastic_at)                        \
-    {.name = "elastic",                                                                            \
-     .type = SFC_OPTION_ENUM,                                                                      \
-     .offset = elastic_at,                                                                         \
-     .choices = sfc_elastic_names,                                                                 \
-     .fallback = "manual",                                                                         \
-     .help = "auto: shards that announce themselves (shardfc-shard --join auto) get blocks of "    \
+#define SFC_KEEPING_OPTIONS(durable_every_at, rewind_window_at, elastic_at, mirrors_at, grace_at)  \
+    {.name = "mirror",                                                                             \
+     .type = SFC_OPTION_U64,                                                                       \
+     .offset = mirrors_at,                                                                         \
+     .max = 8,                                                                                     \
+     .fallback = "0",                                                                              \
+     .metavar = "N",                                                                               \
+     .help = "so many other shards keep on their disks what each shard's blocks can be restored "  \
+             "from, so that a machine that is lost for good takes nothing with it; costs their "   \
+             "disks a copy of its blocks each, and gradients of the backbone go to them as well"}, \
+        {.name = "grace",                                                                          \
+         .type = SFC_OPTION_DURATION,                                                              \
+         .offset = grace_at,                                                                       \
+         .max = 86400000,                                                                          \
+         .fallback = "120s",                                                                       \
+         .help = "with --mirror: a shard that is missing for so long is given up, and the shards " \
+                 "that mirror it take its blocks; 0: only when somebody says so (`shardfc drain "  \
+                 "--lost`)"},                                                                      \
+        {.name = "elastic",                                                                        \
+         .type = SFC_OPTION_ENUM,                                                                  \
+         .offset = elastic_at,                                                                     \
+         .choices = sfc_elastic_names,                                                             \
+         .fallback = "manual",                                                                     \
+         .help =                                                                                   \
+             "auto: shards that announce themselves (shardfc-shard --join auto) get blocks of "    \
              "this run by themselves; manual: shards change when somebody says so "                \
              "(`shardfc scale`, `drain`, `rebalance`)"},                                           \
         {.name = "durable-every",                                                                  \

@@ -12,6 +12,16 @@ const Shardfc__V1__HoldReply *sfc_hold_reply(const struct sfc_hold *hold)
     return (const Shardfc__V1__HoldReply *)hold->answer.message;
 }
 
+uint64_t sfc_hold_reply_grow(Shardfc__V1__HoldReply *reply)
+{
+    uint64_t start = reply->config ? reply->config->classes : 0;
+    size_t n = reply->config && reply->map ? reply->map->n_growths : 0;
+    if (n > 0) {
+        reply->config->classes = reply->map->growths[n - 1]->classes;
+    }
+    return start;
+}
+
 static int ask_hold(struct sfc_hold *hold, uint64_t at_step, struct sfc_error *err)
 {
     Shardfc__V1__HoldRequest request = SHARDFC__V1__HOLD_REQUEST__INIT;
@@ -27,6 +37,7 @@ static int ask_hold(struct sfc_hold *hold, uint64_t at_step, struct sfc_error *e
     }
     sfc_answer_free(&hold->answer);
     hold->answer = answer;
+    hold->start_classes = sfc_hold_reply_grow((Shardfc__V1__HoldReply *)(void *)answer.message);
     hold->id = sfc_hold_reply(hold)->hold_id;
     hold->run_id = sfc_hold_reply(hold)->run_id;
     hold->renewed = sfc_command_clock();

@@ -11,7 +11,8 @@ struct sfc_hold {
     struct sfc_cluster *cluster; /* borrowed */
     struct sfc_answer answer;
     uint64_t id, run_id;
-    double renewed; /* seconds */
+    uint64_t start_classes; /* as the run began; config->classes of the reply: those of its map */
+    double renewed;         /* seconds */
 };
 
 /* Waits until the run stands still at at_step (0: the next boundary). A reply that lacks the
@@ -21,6 +22,9 @@ int sfc_hold_acquire(struct sfc_hold *hold, struct sfc_cluster *cluster, uint64_
 void sfc_hold_release(struct sfc_hold *hold);
 /* Step, configuration and map; valid until the next call with this hold. */
 const Shardfc__V1__HoldReply *sfc_hold_reply(const struct sfc_hold *hold);
+/* The reply's configuration gets the classes of its map, so that blocks are those that there are;
+ * returns those that it had. */
+uint64_t sfc_hold_reply_grow(Shardfc__V1__HoldReply *reply);
 /* Address of the shard that owns a block, valid as long as the map. */
 int sfc_map_owner(const Shardfc__V1__BlockMap *map, Shardfc__V1__BlockKind kind, uint64_t block,
                   const char **out, struct sfc_error *err);

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "proto/base/edit_distance.h"
 #include "proto/base/process.h"
 #include "server/ctl/command.h"
 
@@ -16,9 +17,12 @@ static const struct command {
     {"scale", sfc_cmd_scale, "how many shards the run has; blocks move while it goes on"},
     {"drain", sfc_cmd_drain, "every block leaves a shard, and then the shard the run"},
     {"rebalance", sfc_cmd_rebalance, "move blocks until every shard's step takes about as long"},
+    {"doctor", sfc_cmd_doctor, "what is wrong with this host or the cluster, and what to do"},
     {"events", sfc_cmd_events, "what happened, when, because of whom"},
+    {"trace", sfc_cmd_trace, "where the time of a step goes, across all processes"},
     {"pause", sfc_cmd_pause, "stop giving out work after the present step"},
     {"resume", sfc_cmd_resume, "go on after a pause or a block"},
+    {"grow", sfc_cmd_grow, "add identities to the run while it trains"},
     {"set", sfc_cmd_set, "set the learning rate of the run that lives"},
     {"stop", sfc_cmd_stop, "end the run and free its blocks"},
     {"rewind", sfc_cmd_rewind, "back to an earlier step, as if nothing had come after it"},
@@ -30,6 +34,7 @@ static const struct command {
     {"eval", sfc_cmd_eval, "verification accuracy and TAR at FAR of a checkpoint"},
     {"rank", sfc_cmd_rank, "rank of the true class in a synthetic run, as it is now"},
     {"data", sfc_cmd_data, "make, pack and describe data sets"},
+    {"cert", sfc_cmd_cert, "certificates for mutual TLS between the parts of a cluster"},
     {"bench", sfc_cmd_bench, "measure this machine"},
 };
 
@@ -46,11 +51,54 @@ static void print_help(FILE *file)
             "wrong usage or bad input.\n");
 }
 
+/* The overview as a manual page; commands have their own. */
+static void print_man(void)
+{
+    puts(".TH SHARDFC 1 \"\" \"ShardFC " SFC_VERSION "\" \"ShardFC\"\n.SH NAME\n"
+         "shardfc \\- control and tools of the sharded class layer training service\n"
+         ".SH SYNOPSIS\n\\fBshardfc\\fR \\fICOMMAND\\fR [\\fIoptions\\fR]\n.SH COMMANDS");
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        printf(".TP\n.BR shardfc\\-%s (1)\n%s\n", commands[i].name, commands[i].summary);
+    }
+    puts(".SH EXIT STATUS\n0 done, 1 failed, 2 wrong usage or bad input.\n.SH SEE ALSO\n"
+         ".BR shardfc\\-scheduler (1),\n.BR shardfc\\-shard (1),\n.BR shardfc\\-worker (1)");
+}
+
+static int unknown(const char *word)
+{
+    const char *nearest = NULL;
+    size_t least = 3; /* further away is no typing error */
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        size_t d = sfc_edit_distance(word, commands[i].name);
+        if (d < least) {
+            least = d;
+            nearest = commands[i].name;
+        }
+    }
+    if (nearest != NULL) {
+        fprintf(stderr, "shardfc: unknown command '%s'; did you mean `shardfc %s`?\n", word,
+                nearest);
+    } else {
+        fprintf(stderr, "shardfc: unknown command '%s'; `shardfc --help` lists them\n", word);
+    }
+    return 2;
+}
+
 static int run(int argc, char **argv)
 {
     if (argc < 2) {
         print_help(stderr);
         return 2;
+    }
+    if (strcmp(argv[1], "--help=man") == 0) {
+        print_man();
+        return 0;
+    }
+    if (strcmp(argv[1], "--help=words") == 0) {
+        for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+            puts(commands[i].name);
+        }
+        return 0;
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
         print_help(stdout);
@@ -65,8 +113,7 @@ static int run(int argc, char **argv)
             return commands[i].run(argc - 1, argv + 1);
         }
     }
-    fprintf(stderr, "shardfc: unknown command '%s'; `shardfc --help` lists them\n", argv[1]);
-    return 2;
+    return unknown(argv[1]);
 }
 
 int main(int argc, char **argv)

@@ -2,19 +2,43 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 
+#include "proto/limits.h"
 #include "server/ctl/hold.h"
 #include "server/ctl/reach.h"
 
 #define WATCH_DEADLINE_MS 30000
 #define PATIENCE_S        60.0 /* without a scheduler */
 #define PUT_AWAY_MS       200
+#define NEWEST_TRIES      5
 
 static const Shardfc__V1__HoldReply *reply_of(const struct sfc_pins *pins)
 {
     return (const Shardfc__V1__HoldReply *)pins->answer.message;
+}
+
+static const Shardfc__V1__BlockMap *first_map(const struct sfc_pins *pins)
+{
+    return reply_of(pins)->map;
+}
+
+static const Shardfc__V1__BlockMap *newest_map(const struct sfc_pins *pins)
+{
+    const Shardfc__V1__HoldReply *newest = (const Shardfc__V1__HoldReply *)pins->newest.message;
+    return newest != NULL ? newest->map : first_map(pins);
+}
+
+static bool is_in(const Shardfc__V1__BlockMap *map, const char *address)
+{
+    for (size_t i = 0; i < map->n_shards; i++) {
+        if (strcmp(map->shards[i]->address, address) == 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
 const Shardfc__V1__RunConfig *sfc_pins_config(const struct sfc_pins *pins)
@@ -44,6 +68,10 @@ static int ask_watch(struct sfc_pins *pins, uint64_t run_id, uint64_t step,
 static int first_watch(struct sfc_pins *pins, struct sfc_error *err)
 {
     int code = ask_watch(pins, 0, 0, &pins->answer, err);
+    if (code == SFC_OK) {
+        pins->start_classes =
+            sfc_hold_reply_grow((Shardfc__V1__HoldReply *)(void *)pins->answer.message);
+    }
     return code == SFC_OK && (reply_of(pins)->config == NULL || reply_of(pins)->map == NULL)
                ? sfc_fail(err, SFC_ECORRUPT, "the scheduler sent no run configuration or no map")
                : code;
@@ -53,8 +81,36 @@ static int watch(struct sfc_pins *pins, struct sfc_error *err)
 {
     struct sfc_answer answer = {0};
     int code = ask_watch(pins, reply_of(pins)->run_id, pins->step, &answer, err);
+    const Shardfc__V1__HoldReply *reply = (const Shardfc__V1__HoldReply *)answer.message;
+    if (code == SFC_OK && reply->map != NULL && reply->map->version > newest_map(pins)->version) {
+        sfc_answer_free(&pins->newest);
+        pins->newest = answer;
+        return SFC_OK;
+    }
     sfc_answer_free(&answer);
     return code;
+}
+
+/* Blocks of a run that has grown meanwhile are others. */
+static int check_growth(struct sfc_pins *pins, struct sfc_error *err)
+{
+    struct sfc_answer answer = {0};
+    int code = ask_watch(pins, reply_of(pins)->run_id, 0, &answer, err);
+    if (code == SFC_OK) {
+        const Shardfc__V1__BlockMap *map = ((const Shardfc__V1__HoldReply *)answer.message)->map;
+        if (map == NULL || map->n_growths != reply_of(pins)->map->n_growths) {
+            code = sfc_fail(err, SFC_ESTATE,
+                            "the run has grown meanwhile: take the checkpoint "
+                            "again");
+        }
+    }
+    sfc_answer_free(&answer);
+    return code;
+}
+
+const Shardfc__V1__BlockMap *sfc_pins_map(const struct sfc_pins *pins)
+{
+    return reply_of(pins)->map;
 }
 
 /* A scheduler that restarts is waited for: the pins don't need it. */
@@ -89,7 +145,8 @@ static void say_waiting(struct sfc_pins *pins, const char *address)
     pins->waited = true;
 }
 
-/* One call of PinStep; a shard that is away is asked again as long as the run lives. */
+/* One call of PinStep; a shard that is away is asked again as long as the run lives and has it. One
+ * that has left the run and does not answer is as good as one that can't make the step. */
 static int pin_shard(struct sfc_pins *pins, const char *address, uint64_t *first, bool *pinned,
                      struct sfc_error *err)
 {
@@ -99,6 +156,7 @@ static int pin_shard(struct sfc_pins *pins, const char *address, uint64_t *first
     request.run_id = reply_of(pins)->run_id;
     request.pin = pins->id;
     request.step = pins->step;
+    *pinned = false;
     int code;
     for (;;) {
         code = sfc_cluster_shard(pins->cluster, address, "PinStep", &request.base,
@@ -108,11 +166,17 @@ static int pin_shard(struct sfc_pins *pins, const char *address, uint64_t *first
             sfc_command_wait(PUT_AWAY_MS);
         } else if (gone_for_now(code) || code == SFC_ENOTFOUND) {
             say_waiting(pins, address); /* not found: it has not recovered the run yet */
-        } else {
+        } else if (code != SFC_ESTALE) {
             break;
         }
         struct sfc_error ended;
         int run = watch_patiently(pins, &silent, &ended);
+        if (run == SFC_OK && !is_in(newest_map(pins), address)) {
+            return SFC_OK;
+        }
+        if (code == SFC_ESTALE) {
+            break;
+        }
         if (run != SFC_OK) {
             return sfc_fail(err, run, "%s", ended.text);
         }
@@ -128,31 +192,73 @@ static int pin_shard(struct sfc_pins *pins, const char *address, uint64_t *first
     return SFC_OK;
 }
 
-/* On every shard; also keeps the pins alive. */
+/* What came of pinning the shards of a map. */
+struct all_pinned {
+    bool all;
+    uint64_t first;
+};
+
+/* Once the map has changed shards of the first one answer, and those that came: a shard that joined
+ * when the step had passed can't make it, and has nothing that others can't. */
+static int pin_one(struct sfc_pins *pins, const char *address, struct all_pinned *out,
+                   struct sfc_error *err)
+{
+    bool pinned = false;
+    uint64_t from = 0;
+    int code = pin_shard(pins, address, &from, &pinned, err);
+    if (code == SFC_OK && is_in(first_map(pins), address) && is_in(newest_map(pins), address)) {
+        out->all = out->all && pinned;
+        out->first = from > out->first ? from : out->first;
+    }
+    return code;
+}
+
+/* Of every shard of both maps, each once; "" where nobody is. NULL: no memory. */
+static char (*addresses_of(const struct sfc_pins *pins, size_t *count))[SFC_LIMIT_ADDRESS + 1]
+{
+    const Shardfc__V1__BlockMap *first = first_map(pins), *newest = newest_map(pins);
+    char(*list)[SFC_LIMIT_ADDRESS + 1] = calloc(first->n_shards + newest->n_shards, sizeof *list);
+    size_t n = 0;
+    for (size_t i = 0; list != NULL && i < first->n_shards; i++) {
+        snprintf(list[n++], sizeof *list, "%s", first->shards[i]->address);
+    }
+    for (size_t i = 0; list != NULL && i < newest->n_shards; i++) {
+        if (!is_in(first, newest->shards[i]->address)) {
+            snprintf(list[n++], sizeof *list, "%s", newest->shards[i]->address);
+        }
+    }
+    *count = n;
+    return list;
+}
+
+/* On every shard; also keeps the pins alive. The map may change meanwhile. */
 static int pin_all(struct sfc_pins *pins, struct sfc_error *err)
 {
-    bool all = true;
-    uint64_t first = 0;
+    struct all_pinned got = {.all = true};
+    uint64_t version = 0;
+    int code = SFC_OK;
     pins->renewed = sfc_command_clock();
-    for (size_t i = 0; i < reply_of(pins)->map->n_shards; i++) {
-        const char *address = reply_of(pins)->map->shards[i]->address;
-        bool pinned = false;
-        uint64_t from = 0;
-        if (address[0] == '\0') { /* a shard has left this place */
-            continue;
+    while (code == SFC_OK && version != newest_map(pins)->version) {
+        size_t count = 0;
+        char(*list)[SFC_LIMIT_ADDRESS + 1] = addresses_of(pins, &count);
+        version = newest_map(pins)->version;
+        if (list == NULL) {
+            return sfc_fail(err, SFC_ENOMEM, "out of memory for %zu addresses", count);
         }
-        int code = pin_shard(pins, address, &from, &pinned, err);
-        if (code != SFC_OK) {
-            return code;
+        for (size_t i = 0; i < count && code == SFC_OK; i++) {
+            code = list[i][0] != '\0' ? pin_one(pins, list[i], &got, err) : SFC_OK;
         }
-        all = all && pinned;
-        first = from > first ? from : first;
+        free(list);
     }
-    return all ? SFC_OK
+    if (code != SFC_OK) {
+        return code;
+    }
+    return got.all
+               ? SFC_OK
                : sfc_fail(err, SFC_EINVAL,
                           "step %" PRIu64 " has passed and can't be made any more: steps %" PRIu64
                           " to %" PRIu64 " can be had (the run is at step %" PRIu64 ")",
-                          pins->step, first, sfc_pins_config(pins)->steps, pins->committed);
+                          pins->step, got.first, sfc_pins_config(pins)->steps, pins->committed);
 }
 
 /* The shards, or one, have let go of the step; why is said once. */
@@ -164,6 +270,9 @@ static int pin_again(struct sfc_pins *pins, const char *why, struct sfc_error *e
     }
     pins->again = true;
     int code = pin_all(pins, err);
+    if (code == SFC_OK) {
+        code = check_growth(pins, err);
+    }
     return code == SFC_EINVAL ? (sfc_prefix(err, "%s, and meanwhile the run went on", why), code)
                               : code;
 }
@@ -190,9 +299,11 @@ static int wait_for_step(struct sfc_pins *pins, struct sfc_error *err)
     double silent = 0;
     int code = SFC_OK;
     while (code == SFC_OK && pins->committed < pins->step) {
+        uint64_t version = newest_map(pins)->version;
         code = watch_patiently(pins, &silent, err);
         if (code == SFC_OK) {
-            code = renew(pins, err);
+            bool changed = version != newest_map(pins)->version;
+            code = changed ? pin_all(pins, err) : renew(pins, err);
         }
         if (code == SFC_OK && pins->committed < pins->step) {
             sfc_reach_show(&reach, pins->cluster, pins->committed, pins->step);
@@ -202,8 +313,8 @@ static int wait_for_step(struct sfc_pins *pins, struct sfc_error *err)
     return code;
 }
 
-int sfc_pins_acquire(struct sfc_pins *pins, struct sfc_cluster *cluster, uint64_t at_step,
-                     struct sfc_error *err)
+static int acquire(struct sfc_pins *pins, struct sfc_cluster *cluster, uint64_t at_step,
+                   struct sfc_error *err)
 {
     *pins = (struct sfc_pins){.cluster = cluster};
     int code = first_watch(pins, err);
@@ -221,27 +332,49 @@ int sfc_pins_acquire(struct sfc_pins *pins, struct sfc_cluster *cluster, uint64_
         }
     }
     code = pin_all(pins, err);
-    return code == SFC_OK ? wait_for_step(pins, err) : code;
+    if (code == SFC_OK) {
+        code = wait_for_step(pins, err);
+    }
+    return code == SFC_OK ? check_growth(pins, err) : code;
+}
+
+/* Where blocks move the newest step may have passed before every shard was asked to keep it. */
+int sfc_pins_acquire(struct sfc_pins *pins, struct sfc_cluster *cluster, uint64_t at_step,
+                     struct sfc_error *err)
+{
+    int code = acquire(pins, cluster, at_step, err);
+    for (int tries = 1; code == SFC_EINVAL && at_step == 0 && tries < NEWEST_TRIES; tries++) {
+        sfc_pins_release(pins);
+        code = acquire(pins, cluster, 0, err);
+    }
+    return code;
+}
+
+static void unpin(struct sfc_pins *pins, const char *address)
+{
+    Shardfc__V1__PinStepRequest request = SHARDFC__V1__PIN_STEP_REQUEST__INIT;
+    struct sfc_answer answer = {0};
+    struct sfc_error ignored; /* the lease ends by itself */
+    request.run_id = reply_of(pins)->run_id;
+    request.pin = pins->id;
+    request.step = pins->step;
+    sfc_cluster_shard(pins->cluster, address, "UnpinStep", &request.base, (struct sfc_bytes){0},
+                      &shardfc__v1__empty__descriptor, &answer, &ignored);
+    sfc_answer_free(&answer);
 }
 
 void sfc_pins_release(struct sfc_pins *pins)
 {
-    for (size_t i = 0; pins->id != 0 && i < reply_of(pins)->map->n_shards; i++) {
-        Shardfc__V1__PinStepRequest request = SHARDFC__V1__PIN_STEP_REQUEST__INIT;
-        struct sfc_answer answer = {0};
-        struct sfc_error ignored; /* the lease ends by itself */
-        const char *address = reply_of(pins)->map->shards[i]->address;
-        if (address[0] == '\0') {
-            continue;
+    size_t count = 0;
+    char(*list)[SFC_LIMIT_ADDRESS + 1] = pins->id != 0 ? addresses_of(pins, &count) : NULL;
+    for (size_t i = 0; list != NULL && i < count; i++) {
+        if (list[i][0] != '\0') {
+            unpin(pins, list[i]);
         }
-        request.run_id = reply_of(pins)->run_id;
-        request.pin = pins->id;
-        request.step = pins->step;
-        sfc_cluster_shard(pins->cluster, address, "UnpinStep", &request.base, (struct sfc_bytes){0},
-                          &shardfc__v1__empty__descriptor, &answer, &ignored);
-        sfc_answer_free(&answer);
     }
+    free(list);
     sfc_answer_free(&pins->answer);
+    sfc_answer_free(&pins->newest);
     pins->id = 0;
 }
 
@@ -266,27 +399,31 @@ static int check_round(struct sfc_pins *pins, const Shardfc__V1__Attempt *round,
                           pins->step);
 }
 
-/* *making: not there yet, ask again. A shard that lost its pin is pinned anew. */
 static int ask_piece(struct sfc_pins *pins, const Shardfc__V1__ReadBlockRequest *request,
-                     const char *address, struct sfc_answer *answer, bool *making,
-                     struct sfc_error *err)
+                     const char *address, struct sfc_answer *answer, struct sfc_error *err)
 {
-    *making = false;
-    int code = sfc_cluster_shard(pins->cluster, address, "ReadBlock", &request->base,
-                                 (struct sfc_bytes){0}, &shardfc__v1__read_block_reply__descriptor,
-                                 answer, err);
-    if (code == SFC_OK) {
-        const Shardfc__V1__ReadBlockReply *reply =
-            (const Shardfc__V1__ReadBlockReply *)answer->message;
-        *making = reply->making;
-        return check_round(pins, reply->round, err);
+    return sfc_cluster_shard(pins->cluster, address, "ReadBlock", &request->base,
+                             (struct sfc_bytes){0}, &shardfc__v1__read_block_reply__descriptor,
+                             answer, err);
+}
+
+/* The shard has not given it. *again: ask once more. Otherwise it can't, or has left the run and is
+ * silent: another one may have the block. */
+static int why_not(struct sfc_pins *pins, const char *address, int code, bool *again,
+                   struct sfc_error *err)
+{
+    char why[192];
+    double silent = 0;
+    struct sfc_error text = *err;
+    *again = false;
+    int run = watch_patiently(pins, &silent, err); /* for the map */
+    if (run != SFC_OK || code == SFC_ESTALE || !is_in(newest_map(pins), address)) {
+        sfc_fail(err, run != SFC_OK ? run : SFC_ESTALE, "%s",
+                 run != SFC_OK ? err->text : text.text);
+        return run;
     }
-    if (!gone_for_now(code) && code != SFC_ENOTFOUND) {
-        return code;
-    }
-    *making = true;
+    *again = true;
     if (code == SFC_ENOTFOUND) {
-        char why[192];
         snprintf(why, sizeof why, "shard %.100s was silent or has been started again", address);
         return pin_again(pins, why, err);
     }
@@ -294,25 +431,60 @@ static int ask_piece(struct sfc_pins *pins, const Shardfc__V1__ReadBlockRequest 
     return pin_all(pins, err);
 }
 
+/* The shard that had the block when the checkpoint began, or else the one that has it now. */
+static int ask_owners(struct sfc_pins *pins, const Shardfc__V1__ReadBlockRequest *request,
+                      struct sfc_answer *answer, bool *again, struct sfc_error *err)
+{
+    char before[SFC_LIMIT_ADDRESS + 1] = "";
+    for (int newest = 0; newest < 2; newest++) {
+        const Shardfc__V1__BlockMap *map = newest ? newest_map(pins) : first_map(pins);
+        const char *address = NULL;
+        int code = sfc_map_owner(map, request->kind, request->block, &address, err);
+        if (code != SFC_OK) {
+            return code;
+        }
+        if (strcmp(address, before) == 0) {
+            break;
+        }
+        snprintf(before, sizeof before, "%s", address);
+        code = ask_piece(pins, request, before, answer, err);
+        if (code == SFC_OK ||
+            (!gone_for_now(code) && code != SFC_ENOTFOUND && code != SFC_ESTALE)) {
+            return code;
+        }
+        code = why_not(pins, before, code, again, err);
+        if (code != SFC_OK || *again) {
+            return code;
+        }
+    }
+    return sfc_fail(err, SFC_ESTATE,
+                    "block %" PRIu64 " has moved, and its shard can't make step %" PRIu64
+                    " any more: take the checkpoint again",
+                    request->block, pins->step);
+}
+
+/* A shard that lost its pin is pinned anew. */
 static int read_piece(struct sfc_pins *pins, const Shardfc__V1__ReadBlockRequest *request,
                       float *out, struct sfc_error *err)
 {
-    const char *address = NULL;
     struct sfc_answer answer = {0};
-    bool making = true;
+    const Shardfc__V1__ReadBlockReply *reply = NULL;
     int code = SFC_OK;
-    while (code == SFC_OK && making) {
+    while (code == SFC_OK && (reply == NULL || reply->making)) {
+        bool again = false;
         sfc_answer_free(&answer);
         code = renew(pins, err);
         if (code == SFC_OK) {
-            code = sfc_map_owner(reply_of(pins)->map, request->kind, request->block, &address, err);
+            code = ask_owners(pins, request, &answer, &again, err);
         }
-        if (code == SFC_OK) {
-            code = ask_piece(pins, request, address, &answer, &making, err);
+        reply =
+            code == SFC_OK && !again ? (const Shardfc__V1__ReadBlockReply *)answer.message : NULL;
+        if (reply != NULL) {
+            code = check_round(pins, reply->round, err);
         }
     }
     if (code == SFC_OK) {
-        code = sfc_answer_floats(&answer, address, request, out, err);
+        code = sfc_answer_floats(&answer, "with the block", request, out, err);
     }
     sfc_answer_free(&answer);
     return code;

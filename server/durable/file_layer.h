@@ -19,7 +19,8 @@
 struct sfc_folder;
 struct sfc_file;
 
-#define SFC_FILE_PARTS 1024u /* most parts of one write that go to the system in one call */
+#define SFC_FILE_PARTS  1024u /* most parts of one write that go to the system in one call */
+#define SFC_FILE_DIRECT 4096u /* see direct() */
 
 struct sfc_folder_ops {
     /* A new, empty file for reading and writing; SFC_EEXIST. Its name survives a crash only after
@@ -55,6 +56,10 @@ struct sfc_folder_ops {
     /* Content and length so far survive a crash (fdatasync). After a failure nobody knows which of
      * the bytes written since the last success do, and a second call may well answer SFC_OK. */
     int (*sync)(struct sfc_file *file, struct sfc_error *err);
+    /* on: from now on the file is written past the system's cache, in multiples of SFC_FILE_DIRECT
+     * bytes, at such offsets, from memory at such addresses; false: that can't be had here, and
+     * nothing has changed. Off again: like any file. What is durable is as without it. */
+    bool (*direct)(struct sfc_file *file, bool on);
     void (*close_file)(struct sfc_file *file); /* NULL is fine */
 };
 

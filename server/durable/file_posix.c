@@ -255,6 +255,14 @@ static int posix_sync(struct sfc_file *file, struct sfc_error *err)
     return fdatasync(file_fd(file)) == 0 ? SFC_OK : fail_file(err, "sync", file);
 }
 
+/* Some file systems refuse the flag. */
+static bool posix_direct(struct sfc_file *file, bool on)
+{
+    int flags = fcntl(file_fd(file), F_GETFL);
+    int wanted = on ? flags | O_DIRECT : flags & ~O_DIRECT;
+    return flags >= 0 && fcntl(file_fd(file), F_SETFL, wanted) == 0;
+}
+
 static void posix_close_file(struct sfc_file *file)
 {
     if (file != NULL) {
@@ -279,6 +287,7 @@ static const struct sfc_folder_ops posix_ops = {
     .size = posix_size,
     .resize = posix_resize,
     .sync = posix_sync,
+    .direct = posix_direct,
     .close_file = posix_close_file,
 };
 

@@ -8,8 +8,9 @@
 
 static const char magic[8] = {'S', 'F', 'C', 'S', 'N', 'A', 'P', 'S'};
 static const char *const kind_names[SFC_SNAPSHOT_KINDS] = {"class", "dense", "history"};
-#define ROWS_MAX    SFC_LIMIT_STEPS /* of a history; blocks are far smaller */
-#define NAME_FORMAT "%s-%" PRIu64 "-%" PRIu64 ".sfs"
+#define ROWS_MAX     SFC_LIMIT_STEPS /* of a history; blocks are far smaller */
+#define NAME_FORMAT  "%s-%" PRIu64 "-%" PRIu64 ".sfs"
+#define GROWN_FORMAT "%s-%" PRIu64 "-%" PRIu64 "r%" PRIu64 ".sfs"
 
 /* ---- shape */
 
@@ -73,8 +74,13 @@ int sfc_snapshot_shape_check(const struct sfc_snapshot_shape *shape, struct sfc_
 
 void sfc_snapshot_name(const struct sfc_snapshot_key *key, char out[SFC_SNAPSHOT_NAME_SIZE])
 {
-    snprintf(out, SFC_SNAPSHOT_NAME_SIZE, NAME_FORMAT, kind_names[key->kind], key->block,
-             key->step);
+    if (key->grown) {
+        snprintf(out, SFC_SNAPSHOT_NAME_SIZE, GROWN_FORMAT, kind_names[key->kind], key->block,
+                 key->step, key->grown);
+    } else {
+        snprintf(out, SFC_SNAPSHOT_NAME_SIZE, NAME_FORMAT, kind_names[key->kind], key->block,
+                 key->step);
+    }
 }
 
 bool sfc_snapshot_parse_name(const char *name, struct sfc_snapshot_key *out)
@@ -84,7 +90,8 @@ bool sfc_snapshot_parse_name(const char *name, struct sfc_snapshot_key *out)
         struct sfc_snapshot_key key = {.kind = (enum sfc_snapshot_kind)kind};
         char again[SFC_SNAPSHOT_NAME_SIZE];
         if (strncmp(name, kind_names[kind], length) != 0 ||
-            sscanf(name + length, "-%18" SCNu64 "-%18" SCNu64, &key.block, &key.step) != 2) {
+            sscanf(name + length, "-%18" SCNu64 "-%18" SCNu64 "r%10" SCNu64, &key.block, &key.step,
+                   &key.grown) < 2) {
             continue;
         }
         sfc_snapshot_name(&key, again);

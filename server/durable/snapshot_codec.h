@@ -33,8 +33,10 @@ enum { SFC_SNAPSHOT_PARTS = 4 };
 
 struct sfc_snapshot_key {
     enum sfc_snapshot_kind kind;
-    uint64_t block;           /* HISTORY: 0 */
-    uint64_t step;            /* the stamp: the state after this step */
+    uint64_t block; /* HISTORY: 0 */
+    uint64_t step;  /* the stamp: the state after this step */
+    uint64_t grown; /* rows of a class block that the run's growths gave rows: two of one step,
+                       before and after it, have two names; 0: it never grew */
     struct sfc_attempt round; /* of its commit; zero at the start of the run. Not in the name. */
 };
 
@@ -44,6 +46,7 @@ struct sfc_snapshot_shape {
     uint64_t rows;
     uint32_t dim;
     bool has[SFC_SNAPSHOT_PARTS]; /* VALUES always; rows may be 0 */
+    bool grown; /* of a class block whose rows a growth of the run changed; not in the header */
 };
 /* Bytes of a part, without padding; 0 where there is none. */
 uint64_t sfc_snapshot_part_bytes(const struct sfc_snapshot_shape *shape,

@@ -38,9 +38,11 @@ static int check_header(struct sfc_file *file, const char *name, struct sfc_snap
         return sfc_prefix(err, "%s/%s", file->folder->path, name), code;
     }
     if (!sfc_snapshot_parse_name(name, &key) || key.kind != header->key.kind ||
-        key.block != header->key.block || key.step != header->key.step) {
+        key.block != header->key.block || key.step != header->key.step ||
+        (key.grown != 0 && key.grown != header->shape.rows)) {
         return corrupt(file, name, 0, "the header is that of another block or step", err);
     }
+    header->key.grown = key.grown;
     uint64_t expected = sfc_snapshot_offset(header, (enum sfc_snapshot_part)SFC_SNAPSHOT_PARTS);
     if (size != expected) {
         return corrupt(file, name, size < expected ? size : expected,

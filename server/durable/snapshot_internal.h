@@ -10,6 +10,8 @@
     0 /* tests/unit builds the store with each known bug to prove that it is caught */
 #endif
 
+#define SFC_SNAPSHOT_DIRECT ((size_t)4 << 20) /* bytes of a direct write */
+
 #define SFC_SNAPSHOT_TMP ".tmp" /* behind the name of a snapshot that is being written */
 
 struct sfc_snapshot_store {
@@ -28,6 +30,7 @@ struct sfc_snapshot_store {
     void *buffer; /* of the last read */
     size_t buffer_size;
     struct sfc_snapshot_scratch scratch; /* of reading */
+    uint8_t *direct;                     /* [SFC_SNAPSHOT_DIRECT], once one was asked for */
     struct sfc_digest *digest;           /* of the write at work */
     struct sfc_packer *packer;           /* NULL: snapshots are written raw */
 };

@@ -12,7 +12,7 @@
 
 /* ---- the list */
 
-/* By kind, block, then newest first. */
+/* By kind, block, then newest first; of one step, after a growth first. */
 static int compare(const struct sfc_snapshot_key *a, const struct sfc_snapshot_key *b)
 {
     if (a->kind != b->kind) {
@@ -21,7 +21,10 @@ static int compare(const struct sfc_snapshot_key *a, const struct sfc_snapshot_k
     if (a->block != b->block) {
         return a->block < b->block ? -1 : 1;
     }
-    return a->step > b->step ? -1 : a->step < b->step;
+    if (a->step != b->step) {
+        return a->step > b->step ? -1 : 1;
+    }
+    return a->grown > b->grown ? -1 : a->grown < b->grown;
 }
 
 /* First position whose key is not before this one. */
@@ -43,7 +46,8 @@ static size_t lower_bound(const struct sfc_snapshot_store *store,
 size_t sfc_snapshot_store_find(const struct sfc_snapshot_store *store, enum sfc_snapshot_kind kind,
                                uint64_t block, size_t *count)
 {
-    struct sfc_snapshot_key newest = {.kind = kind, .block = block, .step = UINT64_MAX};
+    struct sfc_snapshot_key newest = {
+        .kind = kind, .block = block, .step = UINT64_MAX, .grown = UINT64_MAX};
     size_t first = lower_bound(store, &newest), n = 0;
     while (first < store->count && store->keys[first].kind == kind &&
            store->keys[first].block == block && store->keys[first].step > store->top) {
@@ -229,28 +233,81 @@ static int compare_block(const void *key, const void *block)
     return k->block < b->block ? -1 : k->block > b->block;
 }
 
-int sfc_snapshot_store_keep_only(struct sfc_snapshot_store *store,
-                                 const struct sfc_snapshot_block *blocks, size_t count,
-                                 struct sfc_error *err)
+/* Whether a snapshot stays. */
+typedef bool (*stays)(const struct sfc_snapshot_store *store, const struct sfc_snapshot_key *key,
+                      const void *ctx);
+
+/* One that can't be removed is still there, and so are those behind it. */
+static int keep_those(struct sfc_snapshot_store *store, stays stay, const void *ctx,
+                      struct sfc_error *err)
 {
     size_t kept = 0, gone = 0;
     int code = SFC_OK;
     for (size_t i = 0; i < store->count; i++) {
         const struct sfc_snapshot_key key = store->keys[i];
-        bool own = count > 0 && bsearch(&key, blocks, count, sizeof *blocks, compare_block);
-        if (!own && code == SFC_OK) {
+        bool here = code != SFC_OK || stay(store, &key, ctx);
+        if (!here) {
             code = drop(store, &key, err);
-            gone += code == SFC_OK;
-            own = code != SFC_OK; /* is still there, and so are those behind it */
-        } else if (!own) {
-            own = true;
+            here = code != SFC_OK;
+            gone += !here;
         }
-        if (own) {
+        if (here) {
             store->keys[kept++] = key;
         }
     }
     store->count = kept;
     return code == SFC_OK && gone > 0 ? store->folder->ops->sync_names(store->folder, err) : code;
+}
+
+struct owned {
+    const struct sfc_snapshot_block *blocks; /* ascending */
+    size_t count;
+};
+
+static bool is_owned(const struct sfc_snapshot_store *store, const struct sfc_snapshot_key *key,
+                     const void *ctx)
+{
+    const struct owned *o = ctx;
+    (void)store;
+    return o->count > 0 && bsearch(key, o->blocks, o->count, sizeof *o->blocks, compare_block);
+}
+
+int sfc_snapshot_store_keep_only(struct sfc_snapshot_store *store,
+                                 const struct sfc_snapshot_block *blocks, size_t count,
+                                 struct sfc_error *err)
+{
+    return keep_those(store, is_owned, &(struct owned){blocks, count}, err);
+}
+
+struct rows_of {
+    const struct sfc_snapshot_block *block;
+    uint64_t rows;
+};
+
+/* Of another block, of so many rows, or not to be read: that is found where it is used. */
+static bool has_rows(const struct sfc_snapshot_store *store, const struct sfc_snapshot_key *key,
+                     const void *ctx)
+{
+    const struct rows_of *wanted = ctx;
+    char name[SFC_SNAPSHOT_NAME_SIZE];
+    struct sfc_snapshot_header header;
+    struct sfc_file *file;
+    if (compare_block(key, wanted->block) != 0) {
+        return true;
+    }
+    sfc_snapshot_name(key, name);
+    if (sfc_snapshot_file_open(store->folder, name, &file, &header, NULL) != SFC_OK) {
+        return true;
+    }
+    store->folder->ops->close_file(file);
+    return header.shape.rows == wanted->rows;
+}
+
+int sfc_snapshot_store_keep_rows(struct sfc_snapshot_store *store,
+                                 const struct sfc_snapshot_block *block, uint64_t rows,
+                                 struct sfc_error *err)
+{
+    return keep_those(store, has_rows, &(struct rows_of){block, rows}, err);
 }
 
 static void prune_all(struct sfc_snapshot_store *store)
@@ -378,6 +435,7 @@ void sfc_snapshot_store_close(struct sfc_snapshot_store *store)
     sfc_digest_free(store->digest);
     sfc_snapshot_scratch_free(&store->scratch);
     sfc_packer_free(store->packer);
+    free(store->direct);
     free(store->buffer);
     free(store->keys);
     free(store->voids);
@@ -403,14 +461,16 @@ uint64_t sfc_snapshot_compression_memory(int level)
 /* ---- what there is */
 
 size_t sfc_snapshot_store_stamps(const struct sfc_snapshot_store *store,
-                                 enum sfc_snapshot_kind kind, uint64_t block, uint64_t stamps[2])
+                                 const struct sfc_snapshot_block *block, uint64_t grown,
+                                 uint64_t stamps[2])
 {
-    size_t n, first = sfc_snapshot_store_find(store, kind, block, &n);
-    n = n < KEPT ? n : KEPT;
-    for (size_t i = 0; i < n; i++) {
-        stamps[i] = store->keys[first + i].step;
+    size_t n, first = sfc_snapshot_store_find(store, block->kind, block->block, &n), count = 0;
+    for (size_t i = 0; i < n && count < KEPT; i++) {
+        if (store->keys[first + i].grown == grown) {
+            stamps[count++] = store->keys[first + i].step;
+        }
     }
-    return n;
+    return count;
 }
 
 /* The second-newest counts, or where the run must be able to go back further, what leads there. */
@@ -504,6 +564,10 @@ static int check_owner(const struct sfc_snapshot_store *store,
                        struct sfc_error *err)
 {
     int code = sfc_run_identity_check(&header->identity, &store->identity, err);
+    if (code == SFC_OK && header->key.kind == SFC_SNAPSHOT_CLASS &&
+        header->shape.rows != shape->rows && (shape->grown || header->key.grown != 0)) {
+        return sfc_fail(err, SFC_ESTATE, "of before the block grew, or after it");
+    }
     if (code == SFC_OK && !same_shape(&header->shape, shape)) {
         code = sfc_fail(err, SFC_ESTALE,
                         "has %" PRIu64 " rows of %u numbers; this run's block has %" PRIu64
@@ -592,6 +656,9 @@ int sfc_snapshot_store_read(struct sfc_snapshot_store *store, enum sfc_snapshot_
                 tell(loud, &damage, key->step);
             }
             return SFC_OK;
+        }
+        if (code == SFC_ESTATE) {
+            continue; /* the block had other rows: no state of this one */
         }
         if (!is_damage(code)) {
             return sfc_fail(err, code, "%s", failure.text);

@@ -41,9 +41,14 @@ int sfc_snapshot_write_begin(struct sfc_snapshot_store *store, const struct sfc_
                              const struct sfc_snapshot_shape *shape,
                              const void *const parts[SFC_SNAPSHOT_PARTS],
                              struct sfc_snapshot_write **out, struct sfc_error *err);
-/* Takes at most max_bytes more of the parts, writes what comes of them and syncs it. *done: the
- * snapshot is durable under its name, and what was older than the newest two of this block is gone.
- * After an error only end may be called; SFC_ELIMIT (disk full) and SFC_EIO: begin anew later. */
+/* Right after begin: it is written past the system's cache, where that can be done. For content
+ * that nobody reads soon: the cache would take as much memory, and the time to fill it. Takes 4 MiB
+ * for as long as the store is open; without them it goes through the cache. */
+void sfc_snapshot_write_direct(struct sfc_snapshot_write *write);
+/* Takes at most max_bytes more of the parts, writes what comes of them and syncs it (a direct write
+ * is synced once, with its last piece). *done: the snapshot is durable under its name, and what was
+ * older than the newest two of this block is gone. After an error only end may be called;
+ * SFC_ELIMIT (disk full) and SFC_EIO: begin anew later. */
 int sfc_snapshot_write_some(struct sfc_snapshot_write *write, uint64_t max_bytes, bool *done,
                             struct sfc_error *err);
 /* Frees; what is not done is removed. NULL is fine. */
@@ -70,11 +75,19 @@ int sfc_snapshot_store_keep_only(struct sfc_snapshot_store *store,
                                  const struct sfc_snapshot_block *blocks, size_t count,
                                  struct sfc_error *err);
 
+/* Deletes the snapshots of this block that have another number of rows: of before it grew, or of a
+ * growth that came to nothing. One whose header is damaged stays, to be passed over as such. */
+int sfc_snapshot_store_keep_rows(struct sfc_snapshot_store *store,
+                                 const struct sfc_snapshot_block *block, uint64_t rows,
+                                 struct sfc_error *err);
+
 /* ---- reading */
 
-/* Stamps of a block in the folder, newest first; returns how many (0..2). */
+/* Stamps of a block in the folder, newest first, of those with the rows that growths gave it (as in
+ * their keys); returns how many (0..2). */
 size_t sfc_snapshot_store_stamps(const struct sfc_snapshot_store *store,
-                                 enum sfc_snapshot_kind kind, uint64_t block, uint64_t stamps[2]);
+                                 const struct sfc_snapshot_block *block, uint64_t grown,
+                                 uint64_t stamps[2]);
 
 /* The least stamp of a block that is at least this one; false: there is none. */
 bool sfc_snapshot_store_least(const struct sfc_snapshot_store *store, enum sfc_snapshot_kind kind,

@@ -1,10 +1,15 @@
-/* Writing one snapshot in pieces: temporary file, sync, rename, sync of the folder. */
+/* Writing one snapshot in pieces: temporary file, sync, rename, sync of the folder. What is written
+ * directly is on the disk at once, as far as pieces are synced for: so that the last sync has
+ * little to do. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/base/buffer.h"
 #include "server/durable/snapshot_internal.h"
+
+#define CACHED ((uint64_t)256 << 10) /* bytes that are put, and summed while they are near */
 
 struct sfc_snapshot_write {
     struct sfc_snapshot_store *store;
@@ -16,6 +21,9 @@ struct sfc_snapshot_write {
     uint64_t offset; /* of the part in the file */
     bool begun;      /* the part */
     bool finished;
+    bool direct;
+    uint64_t
+        filled; /* direct: bytes of the file that were put, the last of them in store->direct */
     char temporary[SFC_SNAPSHOT_NAME_SIZE + 8];
 };
 
@@ -28,7 +36,8 @@ static int check_begin(const struct sfc_snapshot_store *store, const struct sfc_
         return sfc_fail(err, SFC_ESTATE, "another snapshot is being written");
     }
     for (size_t i = 0; i < n; i++) {
-        if (store->keys[first + i].step == key->step) {
+        if (store->keys[first + i].step == key->step &&
+            store->keys[first + i].grown == key->grown) {
             return sfc_fail(err, SFC_EEXIST,
                             "block %" PRIu64 " has a snapshot of step %" PRIu64 " already",
                             key->block, key->step);
@@ -100,6 +109,70 @@ int sfc_snapshot_write_begin(struct sfc_snapshot_store *store, const struct sfc_
     return SFC_OK;
 }
 
+void sfc_snapshot_write_direct(struct sfc_snapshot_write *w)
+{
+    struct sfc_snapshot_store *store = w->store;
+    if (store->direct == NULL) {
+        store->direct = sfc_buffer_new(SFC_SNAPSHOT_DIRECT);
+    }
+    if (store->direct == NULL || !store->folder->ops->direct(w->file, true)) {
+        return;
+    }
+    memset(store->direct, 0, SFC_SNAPSHOT_HEADER); /* it is written last */
+    w->filled = SFC_SNAPSHOT_HEADER;
+    w->direct = true;
+}
+
+/* The bytes behind those that were put, through store->direct. */
+static int put_direct(struct sfc_snapshot_write *w, const uint8_t *data, size_t size,
+                      struct sfc_error *err)
+{
+    uint8_t *buffer = w->store->direct;
+    int code = SFC_OK;
+    while (code == SFC_OK && size > 0) {
+        size_t at = w->filled % SFC_SNAPSHOT_DIRECT, room = SFC_SNAPSHOT_DIRECT - at;
+        size_t n = size < room ? size : room;
+        memcpy(buffer + at, data, n);
+        if (n == room) {
+            struct sfc_bytes whole = {buffer, SFC_SNAPSHOT_DIRECT};
+            code = w->store->folder->ops->write(w->file, w->filled - at, &whole, 1, err);
+        }
+        w->filled += n;
+        data += n;
+        size -= n;
+    }
+    return code;
+}
+
+/* What is left in the buffer, and an ordinary file again, of the size that it has to have. */
+static int end_direct(struct sfc_snapshot_write *w, struct sfc_error *err)
+{
+    const struct sfc_folder_ops *ops = w->store->folder->ops;
+    size_t left = w->filled % SFC_SNAPSHOT_DIRECT;
+    size_t padded = (left + SFC_FILE_DIRECT - 1) / SFC_FILE_DIRECT * SFC_FILE_DIRECT;
+    struct sfc_bytes rest = {w->store->direct, padded};
+    int code = SFC_OK;
+    memset(w->store->direct + left, 0, padded - left);
+    if (padded > 0) {
+        code = ops->write(w->file, w->filled - left, &rest, 1, err);
+    }
+    if (code == SFC_OK && !ops->direct(w->file, false)) {
+        code =
+            sfc_fail(err, SFC_EIO, "%s: the file stays one that is written directly", w->temporary);
+    }
+    w->direct = false;
+    return code == SFC_OK ? ops->resize(w->file, w->filled, err) : code;
+}
+
+/* Behind what is there. */
+static int put(struct sfc_snapshot_write *w, uint64_t offset, const void *data, size_t size,
+               struct sfc_error *err)
+{
+    struct sfc_bytes bytes = {data, size};
+    return w->direct ? put_direct(w, data, size, err)
+                     : w->store->folder->ops->write(w->file, offset, &bytes, 1, err);
+}
+
 static int begin_part(struct sfc_snapshot_write *w, struct sfc_error *err)
 {
     uint64_t size = sfc_snapshot_part_bytes(&w->header.shape, (enum sfc_snapshot_part)w->part);
@@ -114,9 +187,8 @@ static int begin_part(struct sfc_snapshot_write *w, struct sfc_error *err)
 static int append(void *ctx, const void *data, size_t size, struct sfc_error *err)
 {
     struct sfc_snapshot_write *w = ctx;
-    struct sfc_bytes bytes = {data, size};
     uint64_t *stored = &w->header.stored[w->part];
-    int code = w->store->folder->ops->write(w->file, w->offset + *stored, &bytes, 1, err);
+    int code = put(w, w->offset + *stored, data, size, err);
     if (code == SFC_OK) {
         sfc_digest_update(w->store->digest, data, size);
         *stored += size;
@@ -129,7 +201,8 @@ static int write_piece(struct sfc_snapshot_write *w, uint64_t *budget, struct sf
 {
     enum sfc_snapshot_part part = (enum sfc_snapshot_part)w->part;
     uint64_t left = sfc_snapshot_part_bytes(&w->header.shape, part) - w->done;
-    uint64_t n = left < *budget ? left : *budget;
+    uint64_t most = *budget < CACHED ? *budget : CACHED;
+    uint64_t n = left < most ? left : most;
     const uint8_t *from = (const uint8_t *)w->parts[part] + w->done;
     const struct sfc_packed_sink sink = {append, w};
     int code = w->header.storage == SFC_SNAPSHOT_ZSTD
@@ -150,12 +223,12 @@ static int end_part(struct sfc_snapshot_write *w, struct sfc_error *err)
     uint64_t *stored = &w->header.stored[w->part];
     int code = w->header.storage == SFC_SNAPSHOT_ZSTD ? sfc_packer_end(w->store->packer, &sink, err)
                                                       : SFC_OK;
-    struct sfc_bytes padding = {zeros, (size_t)(-*stored & 7)};
-    if (code == SFC_OK && padding.size > 0) {
-        code = w->store->folder->ops->write(w->file, w->offset + *stored, &padding, 1, err);
+    size_t padding = (size_t)(-*stored & 7);
+    if (code == SFC_OK && padding > 0) {
+        code = put(w, w->offset + *stored, zeros, padding, err);
     }
     w->header.checksum[w->part] = sfc_digest_final64(w->store->digest);
-    w->offset += *stored + padding.size;
+    w->offset += *stored + padding;
     w->part++;
     w->begun = false;
     return code;
@@ -182,7 +255,10 @@ static int finish(struct sfc_snapshot_write *w, struct sfc_error *err)
     struct sfc_bytes bytes = {header, sizeof header};
     const struct sfc_folder_ops *ops = w->store->folder->ops;
     sfc_snapshot_encode_header(&w->header, header);
-    int code = ops->write(w->file, 0, &bytes, 1, err);
+    int code = w->direct ? end_direct(w, err) : SFC_OK;
+    if (code == SFC_OK) {
+        code = ops->write(w->file, 0, &bytes, 1, err);
+    }
     if (code == SFC_OK && SFC_PLANT_BUG != 4) { /* bug 4: rename before the content is durable */
         code = ops->sync(w->file, err);
     }
@@ -220,7 +296,7 @@ int sfc_snapshot_write_some(struct sfc_snapshot_write *w, uint64_t max_bytes, bo
     }
     if (w->part < SFC_SNAPSHOT_PARTS) {
         *done = false;
-        return w->store->folder->ops->sync(w->file, err);
+        return w->direct ? SFC_OK : w->store->folder->ops->sync(w->file, err);
     }
     code = finish(w, err);
     if (code == SFC_OK) {

@@ -148,6 +148,11 @@ size_t sfc_step_log_body_size(const struct sfc_step_log *log);
 int sfc_step_log_read(struct sfc_step_log *log, uint64_t step, struct sfc_attempt round,
                       uint8_t *body, struct sfc_log_prepare_view *out, struct sfc_error *err);
 
+/* The newest committed step whose sums are not there: its record is of none of these sets of dense
+ * blocks (digests), or came from another shard, or is missing. 0: all have them. */
+uint64_t sfc_step_log_sums_since(const struct sfc_step_log *log, const uint64_t *digests,
+                                 size_t count);
+
 /* Where the record of (step, round) is. SFC_ENOTFOUND. */
 int sfc_step_log_find(const struct sfc_step_log *log, uint64_t step, struct sfc_attempt round,
                       struct sfc_log_place_of *out, struct sfc_error *err);

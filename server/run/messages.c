@@ -3,80 +3,56 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/base/text.h"
+
 /* ---- text: protobuf-c does not check that strings are UTF-8, other implementations refuse a whole
- * message for one that isn't */
+ * message for one that isn't. And what a peer says gets onto people's terminals and into logs,
+ * where control characters move the cursor, forge lines or do worse. */
 
-/* Bytes of the UTF-8 sequence at text (1..4), 0: malformed, overlong, a surrogate or too large. */
-static size_t utf8_length(const unsigned char *text)
+/* Fields with words that somebody else said first (a library, a disk, another server): no fault of
+ * who passes them on. */
+static bool is_relayed(const char *field)
 {
-    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-    size_t n = text[0] < 0x80             ? 1
-               : (text[0] & 0xe0) == 0xc0 ? 2
-               : (text[0] & 0xf0) == 0xe0 ? 3
-               : (text[0] & 0xf8) == 0xf0 ? 4
-                                          : 0;
-    uint32_t value = n > 1 ? text[0] & (0x7fu >> n) : text[0];
-    for (size_t i = 1; i < n; i++) {
-        if ((text[i] & 0xc0) != 0x80)
-            return 0;
-        value = value << 6 | (text[i] & 0x3f);
+    static const char *const fields[] = {"reason", "error", "broken_reason"};
+    bool found = false;
+    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++)
+        found |= strcmp(field, fields[i]) == 0;
+    return found;
+}
+
+struct bad_text {
+    const char *field, *why; /* why = NULL: all is well */
+};
+
+/* In relayed words control characters become question marks. */
+static bool check_text(void *ctx, const char *field, char *text)
+{
+    struct bad_text *bad = ctx;
+    bool relayed = is_relayed(field);
+    unsigned char *at = (unsigned char *)text;
+    for (size_t n; !bad->why && *at; at += n) {
+        if ((n = sfc_utf8_length(at)) == 0)
+            *bad = (struct bad_text){field, "not UTF-8"};
+        else if (sfc_is_control(at) && !relayed)
+            *bad = (struct bad_text){field, "control characters"};
+        else if (sfc_is_control(at))
+            memset(at, '?', n);
     }
-    if (n == 0 || value < least[n] || value > 0x10ffff || (value >= 0xd800 && value < 0xe000))
-        return 0;
-    return n;
-}
-
-static bool utf8_ok(const char *text)
-{
-    const unsigned char *at = (const unsigned char *)text;
-    for (size_t n; at && *at; at += n)
-        if ((n = utf8_length(at)) == 0)
-            return false;
-    return true;
-}
-
-static const char *bad_text(const ProtobufCMessage *message);
-
-static const char *bad_value(const ProtobufCFieldDescriptor *field, const void *value)
-{
-    if (field->type == PROTOBUF_C_TYPE_STRING)
-        return utf8_ok(*(char *const *)value) ? NULL : field->name;
-    const ProtobufCMessage *inner = *(ProtobufCMessage *const *)value;
-    return inner ? bad_text(inner) : NULL;
-}
-
-/* Name of the first field with text that is not UTF-8; NULL: all is well. The schema has no message
- * inside itself, so this ends. */
-static const char *bad_text(const ProtobufCMessage *message)
-{
-    const char *bad = NULL;
-    for (unsigned i = 0; !bad && i < message->descriptor->n_fields; i++) {
-        const ProtobufCFieldDescriptor *field = &message->descriptor->fields[i];
-        const uint8_t *at = (const uint8_t *)message + field->offset;
-        if (field->type != PROTOBUF_C_TYPE_STRING && field->type != PROTOBUF_C_TYPE_MESSAGE)
-            continue;
-        if (field->label != PROTOBUF_C_LABEL_REPEATED) {
-            bad = bad_value(field, at);
-            continue;
-        }
-        size_t count;
-        memcpy(&count, (const uint8_t *)message + field->quantifier_offset, sizeof count);
-        for (size_t k = 0; !bad && k < count; k++)
-            bad = bad_value(field, *(const uint8_t *const *)(const void *)at + k * sizeof(void *));
-    }
-    return bad;
+    return !bad->why;
 }
 
 void *sfc_call_unpack(struct sfc_rpc_call *call, const ProtobufCMessageDescriptor *type)
 {
     int code;
     void *message = sfc_unpack(sfc_rpc_call_head(call), type, &code);
-    const char *bad = message ? bad_text(message) : NULL;
+    struct bad_text bad = {NULL, NULL};
     struct sfc_error err;
-    if (message && !bad)
+    if (message)
+        sfc_visit_texts(message, check_text, &bad);
+    if (message && !bad.why)
         return message;
-    if (bad)
-        sfc_fail(&err, SFC_EINVAL, "%s: not UTF-8", bad);
+    if (bad.why)
+        sfc_fail(&err, SFC_EINVAL, "%s: %s", bad.field, bad.why);
     else if (code == SFC_ENOMEM)
         sfc_fail(&err, SFC_EUNAVAILABLE, "no memory for the request: try again");
     else

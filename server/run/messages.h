@@ -9,8 +9,9 @@
 #include "proto/unpack.h"
 
 /* The request of a call as a message of `type`, or NULL after the call was ended: with SFC_EINVAL
- * (malformed, or a text in it is not UTF-8) or SFC_EUNAVAILABLE (no memory now).
- * Release with protobuf_c_message_free_unpacked(message, NULL). */
+ * (malformed, or a text in it is not UTF-8 or has control characters) or SFC_EUNAVAILABLE (no
+ * memory now). In reasons and errors, which peers pass on, control characters have become question
+ * marks. Release with protobuf_c_message_free_unpacked(message, NULL). */
 void *sfc_call_unpack(struct sfc_rpc_call *call, const ProtobufCMessageDescriptor *type);
 void sfc_message_free(void *message); /* NULL is fine */
 

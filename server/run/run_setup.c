@@ -84,6 +84,7 @@ static int head_setup(struct sfc_run_setup *setup, const Shardfc__V1__RunConfig 
         .steps = c->steps,
     };
     setup->class_blocks = divide_up(c->classes, c->block_size);
+    setup->start_classes = c->classes;
     return head_options(&setup->head, c, err);
 }
 
@@ -164,6 +165,19 @@ void sfc_run_setup_close(struct sfc_run_setup *setup)
     memset(setup, 0, sizeof *setup);
 }
 
+void sfc_run_setup_set_classes(struct sfc_run_setup *setup, uint64_t classes)
+{
+    setup->head.classes = classes;
+    setup->class_blocks = divide_up(classes, setup->head.block_size);
+}
+
+bool sfc_run_block_grew(const struct sfc_run_setup *setup, uint64_t block)
+{
+    struct sfc_head_config start = setup->head;
+    start.classes = setup->start_classes;
+    return sfc_head_block_rows(&start, block) != sfc_head_block_rows(&setup->head, block);
+}
+
 uint64_t sfc_run_dense_length(const struct sfc_run_setup *setup, uint64_t block)
 {
     uint64_t begin = block * setup->dense.block_size;
@@ -208,7 +222,7 @@ uint64_t sfc_run_largest_block(const struct sfc_run_setup *setup)
     const struct sfc_head_config *head = &setup->head;
     uint64_t moments = head->optimizer == SFC_OPTIMIZER_ADAMW ? 2 : 1;
     uint64_t row = head->dim * (1 + moments) * (head->dtype == SFC_DTYPE_BF16 ? 2 : 4) + 4;
-    uint64_t largest = sfc_head_block_rows(head, 0) * row;
+    uint64_t largest = head->block_size * row;
     uint64_t dense = setup->dense_blocks ? sfc_run_dense_length(setup, 0) * (1 + moments) * 4 : 0;
     uint64_t history = head->momentum_mode == SFC_MOMENTUM_DENSE ? head->steps * 4 : 0;
     largest = dense > largest ? dense : largest;
@@ -246,4 +260,32 @@ int sfc_run_setup_memory(const struct sfc_run_setup *setup, const struct sfc_bac
     m.total = memory_sum(&m.head) + memory_sum(&m.dense) + m.answers + m.messages + m.durability;
     *out = m;
     return SFC_OK;
+}
+
+uint64_t sfc_run_slice_bytes(const struct sfc_run_setup *setup, const uint64_t *blocks,
+                             size_t count)
+{
+    uint64_t packed = sfc_run_packed_bytes(setup, blocks, count);
+    uint64_t slice = sfc_run_dense_floats(setup, blocks, count) * sizeof(float);
+    return packed > slice ? packed : slice;
+}
+
+int sfc_run_mirror_memory(const struct sfc_run_setup *setup, const struct sfc_backend *backend,
+                          const struct sfc_run_mirror *mirror, struct sfc_run_mirror_memory *out,
+                          struct sfc_error *err)
+{
+    struct sfc_run_mirror_memory m = {0};
+    int code = SFC_OK;
+    if (mirror->mirrored_count > 0) {
+        uint64_t own = sfc_run_slice_bytes(setup, mirror->dense_blocks, mirror->dense_count);
+        uint64_t other = sfc_run_slice_bytes(setup, mirror->mirrored, mirror->mirrored_count);
+        uint64_t sums = sfc_run_packed_bytes(setup, mirror->mirrored, mirror->mirrored_count);
+        code = sfc_dense_memory(backend, &setup->dense, mirror->mirrored, mirror->mirrored_count,
+                                &m.dense, err);
+        m.host = (own > other ? own : other) + 2 * sums; /* a part; sums, and a step of the log */
+    }
+    m.host += (mirror->gives + mirror->takes) * sfc_run_largest_block(setup);
+    if (code == SFC_OK)
+        *out = m;
+    return code;
 }

@@ -9,6 +9,8 @@
 #include "proto/base/log.h"
 #include "proto/limits.h"
 #include "proto/run_config.h"
+#include "server/scheduler/map_mirrors.h"
+#include "server/run/growths.h"
 #include "server/scheduler/run_parts.h"
 
 #define DEFAULT_DENSE_BLOCK (64u << 10)
@@ -85,21 +87,41 @@ static int estimate(const struct sfc_run_setup *setup, const struct sfc_backend 
     return SFC_OK;
 }
 
+static const char *backend_of(struct sfc_scheduler *s, const Shardfc__V1__BlockMap *map)
+{
+    const struct sfc_shard_info *info = NULL;
+    for (size_t k = 0; k < map->n_shards && !info; k++)
+        info = sfc_sched_shard(s, map->shards[k]->shard);
+    return info ? info->backend : "cpu";
+}
+
 int sfc_sched_placement(struct sfc_scheduler *s, const struct sfc_run_setup *setup,
                         const Shardfc__V1__BlockMap *map, struct sfc_placement *out,
                         struct sfc_error *err)
 {
-    const struct sfc_shard_info *info = NULL;
     struct sfc_backend *backend = NULL;
     struct sfc_placement p = {0};
-    for (size_t k = 0; k < map->n_shards && !info; k++)
-        info = sfc_sched_shard(s, map->shards[k]->shard);
-    int code = planning_backend(info ? info->backend : "cpu", &backend, err);
+    int code = planning_backend(backend_of(s, map), &backend, err);
     if (code == SFC_OK)
         code = estimate(setup, backend, &p, err);
     sfc_backend_close(backend);
     if (code == SFC_OK)
         *out = p;
+    return code;
+}
+
+int sfc_sched_mirror_memory(struct sfc_scheduler *s, const struct sfc_run_setup *setup,
+                            const Shardfc__V1__BlockMap *map, const struct sfc_run_mirror *mirror,
+                            uint64_t *bytes, struct sfc_error *err)
+{
+    struct sfc_backend *backend = NULL;
+    struct sfc_run_mirror_memory m = {0};
+    int code = planning_backend(backend_of(s, map), &backend, err);
+    if (code == SFC_OK)
+        code = sfc_run_mirror_memory(setup, backend, mirror, &m, err);
+    sfc_backend_close(backend);
+    if (code == SFC_OK)
+        *bytes = m.dense.state_bytes + m.dense.step_bytes + m.dense.scratch_bytes + m.host;
     return code;
 }
 
@@ -213,6 +235,12 @@ static int place(struct sfc_scheduler *s, const struct sfc_run_setup *setup, boo
         return sfc_fail(err, SFC_ESTATE, "no shard is registered; start shardfc-shard first");
     if (n > setup->class_blocks) /* every shard of a run owns a class block */
         n = (size_t)setup->class_blocks;
+    if (t->keeping.mirrors >= n)
+        return sfc_fail(err, SFC_EINVAL,
+                        "%u mirrors of each shard need %u shards, and the run would have %zu%s",
+                        t->keeping.mirrors, t->keeping.mirrors + 1, n,
+                        n < setup->class_blocks ? ": start more shards first"
+                                                : ": one for each block of classes");
     int code = mixed ? SFC_OK : check_numerics(s, members, n, err);
     if (code == SFC_OK)
         code = planning_backend(sfc_sched_shard(s, members[0]->id)->backend, &backend, err);
@@ -233,16 +261,19 @@ static int place(struct sfc_scheduler *s, const struct sfc_run_setup *setup, boo
         code = check_shards(s, setup, backend, &placed, members, &t->bytes_per_shard, err);
     if (code == SFC_OK && !(t->map = map_message(&placed, members)))
         code = sfc_fail(err, SFC_ENOMEM, "block map");
+    if (code == SFC_OK)
+        code = sfc_map_choose_mirrors(t->map, t->keeping.mirrors, NULL, err);
     sfc_block_map_free(&placed);
     sfc_backend_close(backend);
     return code;
 }
 
-static uint64_t wire_bytes(const struct sfc_run_setup *setup, uint64_t shards)
+static uint64_t wire_bytes(const struct sfc_run_setup *setup, uint64_t shards, uint32_t mirrors)
 {
     uint64_t rows = setup->head.batch, dim = setup->head.dim;
-    uint64_t head = rows * (dim * 4 + 8 + 37 + dim * 8) * shards;      /* features, LSE, sums, dx */
-    uint64_t dense = setup->dense.size * 4 * 2 * setup->micro_batches; /* push and pull */
+    uint64_t head = rows * (dim * 4 + 8 + 37 + dim * 8) * shards; /* features, LSE, sums, dx */
+    uint64_t copies = 2 + (uint64_t)mirrors; /* push, pull, and push to the mirrors */
+    uint64_t dense = setup->dense.size * 4 * copies * setup->micro_batches;
     return head + dense + rows * 8 * shards;
 }
 
@@ -268,6 +299,8 @@ static struct sfc_keeping keeping_of(const Shardfc__V1__RunKeeping *k,
     if (k && k->durable_every != 0)
         keeping.durable_every = k->durable_every;
     keeping.elastic = k && k->elastic;
+    keeping.mirrors = k ? k->mirrors : 0;
+    keeping.grace_s = k ? k->grace_s : 0;
     return keeping;
 }
 
@@ -279,6 +312,12 @@ static int check_keeping(const Shardfc__V1__RunKeeping *k, struct sfc_error *err
     if (k && k->durable_every > SFC_LIMIT_DURABLE_EVERY)
         return sfc_fail(err, SFC_EINVAL, "keeping.durable_every: %u is more than %u",
                         k->durable_every, SFC_LIMIT_DURABLE_EVERY);
+    if (k && k->mirrors > SFC_LIMIT_MIRRORS)
+        return sfc_fail(err, SFC_EINVAL, "keeping.mirrors: %u is more than %u", k->mirrors,
+                        SFC_LIMIT_MIRRORS);
+    if (k && k->grace_s > SFC_LIMIT_GRACE_S)
+        return sfc_fail(err, SFC_EINVAL, "keeping.grace_s: %u is more than %u", k->grace_s,
+                        SFC_LIMIT_GRACE_S);
     return SFC_OK;
 }
 
@@ -322,6 +361,8 @@ static void create_work(struct sfc_store_task *task, struct sfc_store *store)
                                 .rewind_window = t->keeping.rewind_window,
                                 .durable_every = t->keeping.durable_every,
                                 .elastic = t->keeping.elastic,
+                                .mirrors = t->keeping.mirrors,
+                                .grace_s = t->keeping.grace_s,
                                 .map_version = t->map->version,
                                 .state = "loading"};
     struct sfc_store_lr *lr = calloc(t->lr_changes.count + 1, sizeof *lr);
@@ -354,6 +395,7 @@ static void begin(struct create_task *t)
     run->nonce = t->nonce;
     sfc_sched_run_free(s->run);
     s->run = run;
+    sfc_rpc_server_set_run(s->server, run->config->name);
     s->last_run_id = t->run_id;
     struct sfc_parked *p = sfc_sched_park(s, t->call, SFC_PARKED_CREATE);
     if (p) {
@@ -361,7 +403,7 @@ static void begin(struct create_task *t)
         p->wire_bytes = t->wire_bytes;
     }
     sfc_sched_event(s, "run %" PRIu64 " (%s) created: %" PRIu64 " classes on %zu shards", run->id,
-                    run->config->name, run->config->classes, run->map->n_shards);
+                    run->config->name, run->setup.head.classes, run->map->n_shards);
     struct sfc_run_event event = {.type = SFC_EV_TICK};
     sfc_sched_run_event(run, &event);
 }
@@ -377,6 +419,38 @@ static void create_done(struct sfc_store_task *task)
     else
         begin(t);
     create_free(t);
+}
+
+/* Of a run from a checkpoint: it has the blocks of the last one. */
+static int check_growths(const Shardfc__V1__CreateRunRequest *r, struct sfc_run_setup *setup,
+                         struct sfc_error *err)
+{
+    struct sfc_growths all;
+    int code = sfc_growths_from(r->config, r->growths, r->n_growths, &all, err);
+    if (code != SFC_OK || all.count == 0)
+        return code;
+    const struct sfc_growth *last = &all.items[all.count - 1];
+    if (last->from_step > r->start_step + 1)
+        return sfc_fail(err, SFC_EINVAL,
+                        "growths: the last one is from step %" PRIu64
+                        " on, the run begins after step %" PRIu64,
+                        last->from_step, r->start_step);
+    sfc_run_setup_set_classes(setup, last->classes);
+    return SFC_OK;
+}
+
+static int note_growths(const Shardfc__V1__CreateRunRequest *r, struct create_task *t,
+                        struct sfc_error *err)
+{
+    Shardfc__V1__BlockMap m = *t->map, *copy = NULL;
+    m.growths = r->growths;
+    m.n_growths = r->n_growths;
+    copy = sfc_message_copy(&m);
+    if (!copy)
+        return sfc_fail(err, SFC_ENOMEM, "block map");
+    sfc_message_free(t->map);
+    t->map = copy;
+    return SFC_OK;
 }
 
 static int create(struct sfc_scheduler *s, struct sfc_rpc_call *call,
@@ -397,6 +471,8 @@ static int create(struct sfc_scheduler *s, struct sfc_rpc_call *call,
         code = check_keeping(r->keeping, err);
     if (code == SFC_OK)
         code = sfc_run_setup_init(&setup, r->config, err);
+    if (code == SFC_OK)
+        code = check_growths(r, &setup, err);
     struct create_task *t = code == SFC_OK ? calloc(1, sizeof *t) : NULL;
     if (code == SFC_OK && !t)
         code = sfc_fail(err, SFC_ENOMEM, "create run");
@@ -406,16 +482,19 @@ static int create(struct sfc_scheduler *s, struct sfc_rpc_call *call,
     }
     if (code == SFC_OK && getrandom(&t->nonce, sizeof t->nonce, 0) != (ssize_t)sizeof t->nonce)
         code = sfc_fail_errno(err, "random bytes");
-    if (code == SFC_OK)
+    if (code == SFC_OK) {
+        t->keeping = keeping_of(r->keeping, r->config);
         code = place(s, &setup, r->config->mixed, t, err);
+    }
+    if (code == SFC_OK)
+        code = note_growths(r, t, err);
     if (code == SFC_OK) {
         t->scheduler = s;
         t->call = call;
         t->config = r->config;
         t->start_step = r->start_step;
         t->load = r->load;
-        t->keeping = keeping_of(r->keeping, t->config);
-        t->wire_bytes = wire_bytes(&setup, t->map->n_shards);
+        t->wire_bytes = wire_bytes(&setup, t->map->n_shards, t->keeping.mirrors);
         t->task.work = create_work;
         t->task.done = create_done;
         r->config = NULL;

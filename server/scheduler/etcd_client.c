@@ -7,7 +7,6 @@
 
 #include "proto/limits.h"
 
-#define SCHEME         "etcd://"
 #define DEFAULT_PREFIX "/shardfc"
 
 struct sfc_etcd {
@@ -70,15 +69,31 @@ static int add_members(struct sfc_etcd *etcd, const char *list, const char *end,
     return code;
 }
 
-int sfc_etcd_new(const char *where, struct sfc_etcd **out, struct sfc_error *err)
+/* "etcds://" with the folder of --tls, "etcd://" in plaintext. */
+static int start_runner(struct sfc_etcd *etcd, const char *where,
+                        const struct sfc_security *security, struct sfc_error *err)
 {
-    const char *list = where + strlen(SCHEME), *slash = strchr(list, '/');
+    struct sfc_security own = security ? *security : (struct sfc_security){0};
+    if (strncmp(where, "etcds:", 6) != 0)
+        own.tls = NULL;
+    else if (!own.tls)
+        return sfc_fail(err, SFC_EINVAL, "etcds:// is with TLS: give --tls DIR too");
+    int code = sfc_rpc_runner_start(&own, &etcd->runner, err);
+    if (code == SFC_OK)
+        sfc_rpc_loop_call_foreign(sfc_rpc_runner_loop(etcd->runner));
+    return code;
+}
+
+int sfc_etcd_new(const char *where, const struct sfc_security *security, struct sfc_etcd **out,
+                 struct sfc_error *err)
+{
+    const char *list = strstr(where, "://") + 3, *slash = strchr(list, '/');
     struct sfc_etcd *etcd = calloc(1, sizeof *etcd);
     if (!etcd)
         return sfc_fail(err, SFC_ENOMEM, "no memory for a connection to etcd");
     int code = take_prefix(etcd, slash, err);
     if (code == SFC_OK)
-        code = sfc_rpc_runner_start(&etcd->runner, err);
+        code = start_runner(etcd, where, security, err);
     if (code == SFC_OK)
         code = add_members(etcd, list, slash ? slash : list + strlen(list), err);
     if (code == SFC_OK) {

@@ -12,9 +12,11 @@ enum { SFC_ETCD_MEMBERS = 16, SFC_ETCD_PREFIX = 128 };
 
 struct sfc_etcd;
 
-/* where: "etcd://HOST:PORT,HOST:PORT,...[/PREFIX]". Connects lazily: a wrong address shows at the
- * first call. */
-int sfc_etcd_new(const char *where, struct sfc_etcd **out, struct sfc_error *err);
+/* where: "etcd://HOST:PORT,HOST:PORT,...[/PREFIX]", plaintext; or "etcds://..." with the folder of
+ * security (NULL: none, plaintext on loopback). Connects lazily: a wrong address shows at the first
+ * call. */
+int sfc_etcd_new(const char *where, const struct sfc_security *security, struct sfc_etcd **out,
+                 struct sfc_error *err);
 void sfc_etcd_free(struct sfc_etcd *etcd); /* no call is under way; NULL is fine */
 /* "/shardfc": what all keys begin with. */
 const char *sfc_etcd_prefix(const struct sfc_etcd *etcd);

@@ -56,6 +56,8 @@ void sfc_stored_from_run(const struct sfc_store_run *run, Shardfc__Stored__Run *
     out->rewind_window = run->rewind_window;
     out->durable_every = run->durable_every ? run->durable_every : 1;
     out->elastic = run->elastic;
+    out->mirrors = run->mirrors;
+    out->grace_s = run->grace_s;
     out->map_version = run->map_version;
     out->state = text_of(run->state);
     out->reason = text_of(run->reason);
@@ -72,6 +74,8 @@ void sfc_stored_to_run(const Shardfc__Stored__Run *m, struct sfc_store_run *out)
     out->rewind_window = m->rewind_window;
     out->durable_every = m->durable_every;
     out->elastic = m->elastic;
+    out->mirrors = m->mirrors;
+    out->grace_s = m->grace_s;
     out->map_step = m->map_step;
     out->map_order = m->map_order;
     out->paused = m->paused;

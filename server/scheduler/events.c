@@ -14,11 +14,20 @@ struct events_task {
     struct sfc_store_event *events;
 };
 
+/* The largest answer is many MiB: only the call that is at work has room for it. */
 static void events_work(struct sfc_store_task *task, struct sfc_store *store)
 {
     struct events_task *t = (struct events_task *)task;
+    t->events = calloc(t->limit, sizeof *t->events);
+    if (!t->events) {
+        task->code = sfc_fail(&task->error, SFC_ENOMEM, "no memory for the answer");
+        return;
+    }
     task->code =
         sfc_store_events(store, t->after, t->newest, t->limit, t->events, &t->count, &task->error);
+    void *fits = realloc(t->events, (t->count + 1) * sizeof *t->events);
+    if (fits)
+        t->events = fits;
 }
 
 static int events_reply(struct events_task *t)
@@ -67,9 +76,7 @@ void sfc_sched_on_events(struct sfc_rpc_call *call, void *ctx)
         return;
     struct events_task *t = calloc(1, sizeof *t);
     size_t limit = r->limit && r->limit < SFC_LIMIT_EVENTS ? r->limit : SFC_LIMIT_EVENTS;
-    if (t)
-        t->events = calloc(limit, sizeof *t->events);
-    if (t && t->events) {
+    if (t) {
         t->scheduler = s;
         t->call = call;
         t->after = r->after;
@@ -80,7 +87,6 @@ void sfc_sched_on_events(struct sfc_rpc_call *call, void *ctx)
         sfc_store_queue_submit(&s->queue, &t->task);
     } else {
         struct sfc_error err;
-        free(t);
         sfc_fail(&err, SFC_ENOMEM, "no memory for the answer");
         sfc_sched_refuse(s, call, &err);
     }

@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "proto/limits.h"
+#include "server/run/about.h"
+#include "server/scheduler/grow.h"
 #include "server/scheduler/scale.h"
 #include "server/scheduler/scheduler_internal.h"
 
@@ -328,19 +330,41 @@ static int control_event(int action, enum sfc_run_event_type *out, struct sfc_er
 static void note_control(struct sfc_scheduler *s, struct sfc_rpc_call *call,
                          const Shardfc__V1__ControlRequest *r)
 {
-    const ProtobufCEnumValue *v = protobuf_c_enum_descriptor_get_value(
-        &shardfc__v1__control_request__action__descriptor, (int)r->action);
+    static const char *const plain[] = {
+        [SHARDFC__V1__CONTROL_REQUEST__ACTION__START] = "start",
+        [SHARDFC__V1__CONTROL_REQUEST__ACTION__PAUSE] = "pause",
+        [SHARDFC__V1__CONTROL_REQUEST__ACTION__RESUME] = "resume",
+        [SHARDFC__V1__CONTROL_REQUEST__ACTION__STOP] = "stop",
+    };
     const char *name = s->run->config->name;
+    char when[32] = "the next step", rate[48] = "the schedule's learning rate";
+    if (r->step)
+        snprintf(when, sizeof when, "step %" PRIu64, r->step);
+    if (r->lr > 0)
+        snprintf(rate, sizeof rate, "learning rate %g", r->lr);
     if (r->action == SHARDFC__V1__CONTROL_REQUEST__ACTION__DROP)
-        sfc_sched_event_by(s, call, "asks run %s to DROP micro-batch %u of step %" PRIu64, name,
+        sfc_sched_event_by(s, call, "asks run %s to drop micro-batch %u of step %" PRIu64, name,
                            r->micro_batch, r->step);
     else if (r->action == SHARDFC__V1__CONTROL_REQUEST__ACTION__REWIND)
-        sfc_sched_event_by(s, call, "asks run %s to REWIND to step %" PRIu64, name, r->step);
+        sfc_sched_event_by(s, call, "asks run %s to rewind to step %" PRIu64, name, r->step);
     else if (r->action == SHARDFC__V1__CONTROL_REQUEST__ACTION__SET_LR)
-        sfc_sched_event_by(s, call, "asks run %s to SET_LR %g from step %" PRIu64, name, r->lr,
-                           r->step);
+        sfc_sched_event_by(s, call, "asks run %s to take %s from %s on", name, rate, when);
     else
-        sfc_sched_event_by(s, call, "asks run %s to %s", name, v ? v->name : "?");
+        sfc_sched_event_by(s, call, "asks run %s to %s", name, plain[r->action]);
+}
+
+/* Blocks and samples of before are not kept. */
+static int check_growths(const struct sfc_sched_run *run, uint64_t step, struct sfc_error *err)
+{
+    const Shardfc__V1__BlockMap *map = run->map;
+    const Shardfc__V1__Growth *last = map->n_growths ? map->growths[map->n_growths - 1] : NULL;
+    if (!last || step + 1 >= last->from_step)
+        return SFC_OK;
+    return sfc_fail(err, SFC_EUNSUPPORTED,
+                    "step: the run grew to %" PRIu64 " classes from step %" PRIu64
+                    " on, and can't be rewound to before that (step %" PRIu64
+                    " or later is possible); restore a checkpoint of before instead",
+                    last->classes, last->from_step, last->from_step - 1);
 }
 
 static void on_control(struct sfc_rpc_call *call, void *ctx)
@@ -359,6 +383,8 @@ static void on_control(struct sfc_rpc_call *call, void *ctx)
         code = check_micro_batch(s, r->micro_batch, &err);
     if (code == SFC_OK && event.type == SFC_EV_REWIND)
         event.oldest = sfc_sched_run_oldest(s->run);
+    if (code == SFC_OK && event.type == SFC_EV_REWIND)
+        code = check_growths(s->run, r->step, &err);
     if (code == SFC_OK) {
         note_control(s, call, r);
         give(s, call, SFC_PARKED_CONTROL, 0, &event);
@@ -368,28 +394,38 @@ static void on_control(struct sfc_rpc_call *call, void *ctx)
     sfc_message_free(r);
 }
 
+static void on_about(struct sfc_rpc_call *call, void *ctx)
+{
+    const struct sfc_scheduler_options *options = ((struct sfc_scheduler *)ctx)->options;
+    sfc_about_answer(call, options->state, options->security.tls);
+}
+
 #define PATH(name) "/shardfc.v1.Scheduler/" name
 
 const struct sfc_rpc_method sfc_scheduler_methods[] = {
-    {PATH("Status"), sfc_sched_on_status, SFC_LIMIT_SMALL, 256},
-    {PATH("History"), sfc_sched_on_history, SFC_LIMIT_SMALL, 64},
-    {PATH("Events"), sfc_sched_on_events, SFC_LIMIT_SMALL, 64},
-    {PATH("CreateRun"), sfc_sched_on_create_run, SFC_LIMIT_CONTROL, 16},
-    {PATH("Scale"), sfc_sched_on_scale, SFC_LIMIT_SMALL, 16},
-    {PATH("Control"), on_control, SFC_LIMIT_SMALL, 64},
-    {PATH("Hold"), on_hold, SFC_LIMIT_SMALL, 64},
-    {PATH("Release"), on_release, SFC_LIMIT_SMALL, 64},
-    {PATH("RegisterShard"), sfc_sched_on_register_shard, SFC_LIMIT_SMALL, 512},
-    {PATH("ShardHeartbeat"), sfc_sched_on_shard_heartbeat, SFC_LIMIT_SMALL, 512},
-    {PATH("Join"), sfc_sched_on_join, SFC_LIMIT_SMALL, 2048},
-    {PATH("GetMap"), on_get_map, SFC_LIMIT_SMALL, 2048},
-    {PATH("Heartbeat"), sfc_sched_on_heartbeat, SFC_LIMIT_SMALL, 2048},
-    {PATH("Leave"), sfc_sched_on_leave, SFC_LIMIT_SMALL, 2048},
-    {PATH("Ticket"), on_ticket, SFC_LIMIT_SMALL, 4096},
-    {PATH("Announce"), on_announce, SFC_LIMIT_CONTROL, 4096},
-    {PATH("Done"), on_done, SFC_LIMIT_CONTROL, 4096},
-    {PATH("GiveUp"), on_give_up, SFC_LIMIT_SMALL, 4096},
-    {PATH("OpenSession"), on_open_session, SFC_LIMIT_SMALL, 64},
+    {PATH("Status"), sfc_sched_on_status, SFC_LIMIT_SMALL, 256, SFC_ROLE_ADMIN | SFC_ROLE_WORKER},
+    {PATH("History"), sfc_sched_on_history, SFC_LIMIT_SMALL, 16, SFC_ROLE_ADMIN | SFC_ROLE_WORKER},
+    {PATH("Events"), sfc_sched_on_events, SFC_LIMIT_SMALL, 16, SFC_ROLE_ADMIN},
+    {PATH("Trace"), sfc_sched_on_trace, SFC_LIMIT_SMALL, 16, SFC_ROLE_ADMIN},
+    {PATH("PutSpans"), sfc_sched_on_put_spans, SFC_LIMIT_CONTROL, 1024, SFC_ROLE_WORKER},
+    {PATH("About"), on_about, SFC_LIMIT_SMALL, 64, SFC_ROLE_ADMIN},
+    {PATH("CreateRun"), sfc_sched_on_create_run, SFC_LIMIT_CONTROL, 16, SFC_ROLE_ADMIN},
+    {PATH("Grow"), sfc_sched_on_grow, SFC_LIMIT_SMALL, 16, SFC_ROLE_ADMIN},
+    {PATH("Scale"), sfc_sched_on_scale, SFC_LIMIT_SMALL, 16, SFC_ROLE_ADMIN},
+    {PATH("Control"), on_control, SFC_LIMIT_SMALL, 64, SFC_ROLE_ADMIN},
+    {PATH("Hold"), on_hold, SFC_LIMIT_SMALL, 64, SFC_ROLE_ADMIN},
+    {PATH("Release"), on_release, SFC_LIMIT_SMALL, 64, SFC_ROLE_ADMIN},
+    {PATH("RegisterShard"), sfc_sched_on_register_shard, SFC_LIMIT_SMALL, 512, SFC_ROLE_SHARD},
+    {PATH("ShardHeartbeat"), sfc_sched_on_shard_heartbeat, SFC_LIMIT_SMALL, 512, SFC_ROLE_SHARD},
+    {PATH("Join"), sfc_sched_on_join, SFC_LIMIT_SMALL, 2048, SFC_ROLE_WORKER},
+    {PATH("GetMap"), on_get_map, SFC_LIMIT_SMALL, 2048, SFC_ROLE_WORKER},
+    {PATH("Heartbeat"), sfc_sched_on_heartbeat, SFC_LIMIT_SMALL, 2048, SFC_ROLE_WORKER},
+    {PATH("Leave"), sfc_sched_on_leave, SFC_LIMIT_SMALL, 2048, SFC_ROLE_WORKER},
+    {PATH("Ticket"), on_ticket, SFC_LIMIT_SMALL, 4096, SFC_ROLE_WORKER},
+    {PATH("Announce"), on_announce, SFC_LIMIT_CONTROL, 4096, SFC_ROLE_WORKER},
+    {PATH("Done"), on_done, SFC_LIMIT_CONTROL, 4096, SFC_ROLE_WORKER},
+    {PATH("GiveUp"), on_give_up, SFC_LIMIT_SMALL, 4096, SFC_ROLE_WORKER},
+    {PATH("OpenSession"), on_open_session, SFC_LIMIT_SMALL, 64, SFC_ROLE_WORKER},
 };
 const size_t sfc_scheduler_method_count =
     sizeof sfc_scheduler_methods / sizeof *sfc_scheduler_methods;

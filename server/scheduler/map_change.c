@@ -9,7 +9,7 @@
 
 /* NULL: no memory. */
 static uint32_t *owners(const uint32_t *before, size_t n, const uint64_t *blocks, size_t count,
-                        uint32_t owner)
+                        uint32_t owner, const uint32_t *each)
 {
     uint32_t *after = malloc((n ? n : 1) * sizeof *after);
     if (!after)
@@ -17,7 +17,7 @@ static uint32_t *owners(const uint32_t *before, size_t n, const uint64_t *blocks
     if (n)
         memcpy(after, before, n * sizeof *after);
     for (size_t i = 0; i < count; i++)
-        after[blocks[i]] = owner;
+        after[blocks[i]] = each ? each[i] : owner;
     return after;
 }
 
@@ -28,10 +28,11 @@ Shardfc__V1__BlockMap *sfc_map_change(const Shardfc__V1__BlockMap *map,
     Shardfc__V1__ShardAddress changed = SHARDFC__V1__SHARD_ADDRESS__INIT, empty = changed;
     Shardfc__V1__ShardAddress *shards[SFC_CORE_MAX_SHARDS];
     m.version = c->version;
-    m.class_owner =
-        owners(map->class_owner, map->n_class_owner, c->class_blocks, c->class_count, c->owner);
-    m.dense_owner =
-        owners(map->dense_owner, map->n_dense_owner, c->dense_blocks, c->dense_count, c->owner);
+    m.lost_version = c->lost ? c->version : map->lost_version;
+    m.class_owner = owners(map->class_owner, map->n_class_owner, c->class_blocks, c->class_count,
+                           c->owner, c->class_owners);
+    m.dense_owner = owners(map->dense_owner, map->n_dense_owner, c->dense_blocks, c->dense_count,
+                           c->owner, c->dense_owners);
     if (c->address) {
         assert(c->place < SFC_CORE_MAX_SHARDS && map->n_shards <= SFC_CORE_MAX_SHARDS);
         memcpy(shards, map->shards, map->n_shards * sizeof(shards[0]));

@@ -7,6 +7,9 @@
 
 #include "proto/base/log.h"
 #include "proto/limits.h"
+#include "server/run/about.h"
+#include "server/scheduler/loss.h"
+#include "server/scheduler/grow.h"
 #include "server/scheduler/order_parts.h"
 #include "server/scheduler/scheduler_internal.h"
 
@@ -57,17 +60,25 @@ static bool text_ok(const char *text, size_t max)
 
 /* ---- consequences of membership changes */
 
+/* A run of our number, which another scheduler's state gave it: what a shard says of it says
+ * nothing about ours. */
+static bool is_foreign(const struct sfc_scheduler *s, uint64_t run_id, uint64_t nonce)
+{
+    return s->run && run_id == s->run->id && nonce != 0 && nonce != s->run->nonce;
+}
+
 static void shard_event(struct sfc_scheduler *s, uint64_t id, enum sfc_run_event_type type,
                         const Shardfc__V1__RegisterShardRequest *r, const char *text)
 {
     uint32_t index = s->run ? sfc_sched_run_shard(s->run, id) : UINT32_MAX;
-    if (index == UINT32_MAX && s->run && r && r->run_id == s->run->id)
+    if (index == UINT32_MAX && s->run && r && r->run_id == s->run->id &&
+        !is_foreign(s, r->run_id, r->nonce))
         sfc_sched_orders_stray(s->run, id);
     if (index == UINT32_MAX)
         return;
     struct sfc_run_event event = {.type = type, .shard = index, .text = text};
     if (r) {
-        event.shard_run_id = r->run_id;
+        event.shard_run_id = is_foreign(s, r->run_id, r->nonce) ? 0 : r->run_id;
         event.map_version = r->map_version;
         event.step = r->step;
         event.prepared_step = r->prepared_step;
@@ -190,8 +201,10 @@ static uint64_t forget_shard(struct sfc_scheduler *s)
     struct sfc_shard_info *info = sfc_sched_shard(s, a->id);
     if (info && info->client)
         sfc_rpc_client_free(info->client);
-    if (info)
+    if (info) {
+        sfc_mirrors_forget(info);
         memset(info, 0, sizeof *info);
+    }
     return a->id;
 }
 
@@ -222,8 +235,15 @@ static int register_shard(struct sfc_scheduler *s, const Shardfc__V1__RegisterSh
     info->memory_limit = r->memory_limit;
     info->disk_limit = r->disk_limit;
     info->joins = r->joins;
+    sfc_mirrors_forget(info); /* it says it anew */
     info->step = r->step;
     *id = m->id;
+    if (is_foreign(s, r->run_id, r->nonce))
+        sfc_sched_event(s,
+                        "shard %" PRIu64 " at %s has another run %" PRIu64
+                        " open, of another cluster or of a scheduler state that is gone: it takes "
+                        "part when it is started again, with an empty --state folder",
+                        m->id, r->address, r->run_id);
     act(s, r);
     return SFC_OK;
 }
@@ -305,6 +325,32 @@ static void take_durability(struct sfc_scheduler *s, struct sfc_shard_info *info
     sfc_sched_run_event(s->run, &event);
 }
 
+/* A member that has lost the run, or a shard that has it and is no member, though neither was
+ * restarted. */
+static void take_run(struct sfc_scheduler *s, struct sfc_shard_info *info, uint64_t run_id)
+{
+    struct sfc_sched_run *run = s->run;
+    uint32_t place = run ? sfc_sched_run_shard(run, info->id) : UINT32_MAX;
+    bool strayed = info->strays;
+    info->strays = run && place == UINT32_MAX && run_id == run->id;
+    if (info->strays && strayed) /* the first one may have been on its way when it closed the run */
+        sfc_sched_orders_stray(run, info->id);
+    if (place == UINT32_MAX)
+        return;
+    uint64_t life = run->fsm.shards[place].life;
+    char has[64] = "no run";
+    if (run_id)
+        snprintf(has, sizeof has, "run %" PRIu64, run_id);
+    struct sfc_run_event event = {
+        .type = SFC_EV_SHARD_SAYS, .shard = place, .shard_run_id = run_id};
+    sfc_sched_run_event(run, &event);
+    if (s->run == run && run->fsm.shards[place].life != life && run_id != run->id)
+        sfc_sched_event(s,
+                        "shard %" PRIu64 " has %s open instead of run %" PRIu64
+                        " (%s), though it was not restarted: it is asked to recover its blocks",
+                        info->id, has, run->id, run->config->name);
+}
+
 static void take_move(struct sfc_shard_info *info, const Shardfc__V1__MoveProgress *m)
 {
     memset(&info->move, 0, sizeof info->move);
@@ -331,11 +377,16 @@ void sfc_sched_on_shard_heartbeat(struct sfc_rpc_call *call, void *ctx)
     if (!info || member_step(s, &event, &err) != SFC_OK) {
         reply_shard_heartbeat(s, call, false);
     } else {
+        if (is_foreign(s, r->run_id, r->nonce))
+            r->run_id = 0;
         info->step = r->step;
         info->memory_bytes = r->memory_bytes;
+        info->staged_bytes = r->staged_bytes < r->memory_bytes ? r->staged_bytes : r->memory_bytes;
         info->step_ms = isfinite(r->step_ms) && r->step_ms > 0 ? r->step_ms : 0;
         take_durability(s, info, r);
+        take_run(s, info, r->run_id);
         take_move(info, r->move);
+        sfc_mirrors_take(info, r);
         take_counters(&info->counters, r->counters, r->n_counters);
         struct sfc_parked *p = sfc_sched_park(s, call, SFC_PARKED_SHARD_HEARTBEAT);
         if (p) {
@@ -367,6 +418,8 @@ static int check_join(const Shardfc__V1__JoinRequest *r, struct sfc_error *err)
     if (!text_ok(r->name, 127) || !text_ok(r->numerics, 127))
         return sfc_fail(err, SFC_EINVAL,
                         "name, numerics: empty, too long or with control characters");
+    if (strlen(r->version) >= sizeof((struct sfc_worker_info *)NULL)->version)
+        return sfc_fail(err, SFC_EINVAL, "version: too long");
     if (r->lanes == 0 || r->lanes > SFC_LIMIT_LANES)
         return sfc_fail(err, SFC_EINVAL, "lanes: %u is not within 1..%u", r->lanes,
                         SFC_LIMIT_LANES);
@@ -387,21 +440,38 @@ static int check_fit(struct sfc_sched_run *run, const Shardfc__V1__JoinRequest *
                      struct sfc_error *err)
 {
     const Shardfc__V1__DataSet *want = run->config->data;
+    const struct sfc_set_of_run set = sfc_sched_set(run);
+    bool same = want && want->kind == r->data->kind && strcmp(set.digest, r->data->digest) == 0;
+    bool larger = want && want->kind == r->data->kind && r->begin &&
+                  r->begin->samples == set.samples && strcmp(r->begin->digest, set.digest) == 0;
     if (want && want->kind == SHARDFC__V1__DATA_SET__KIND__SESSION)
         return sfc_fail(err, SFC_EINVAL,
                         "run %s is a session of a foreign framework and takes no workers",
                         run->config->name);
-    if (want && (want->kind != r->data->kind || strcmp(want->digest, r->data->digest) != 0))
-        return sfc_fail(err, SFC_EINVAL,
-                        "data: this worker's data set (%s) is not that of run %s (%s); start the "
-                        "worker with --data of the set that the run was created with",
-                        name_data(r->data), run->config->name, name_data(want));
+    if (want && !same && !larger)
+        return sfc_fail(
+            err, SFC_EINVAL,
+            "data: this worker's data set (%s) is not that of run %s (%s), nor one that "
+            "begins with it; start the worker with --data of the set that the run was "
+            "%s",
+            name_data(r->data), run->config->name,
+            want->kind == SHARDFC__V1__DATA_SET__KIND__SYNTHETIC ? "synthetic" : set.digest,
+            run->map->n_growths ? "grown to" : "created with");
     if (!run->config->mixed && run->numerics[0] && strcmp(run->numerics, r->numerics) != 0)
         return sfc_fail(err, SFC_EINVAL,
                         "numerics: this worker is '%s', the run's workers are '%s'; results would "
                         "depend on who computes what (create the run with --mixed to allow it)",
                         r->numerics, run->numerics);
     return SFC_OK;
+}
+
+/* A larger set than the run's, of which it did not say what it begins with. */
+static bool may_begin(const struct sfc_sched_run *run, const Shardfc__V1__JoinRequest *r)
+{
+    const struct sfc_set_of_run set = sfc_sched_set(run);
+    return r->data->kind == SHARDFC__V1__DATA_SET__KIND__RECORDS && set.samples > 0 &&
+           r->data->samples > set.samples && strcmp(r->data->digest, set.digest) != 0 &&
+           (!r->begin || r->begin->samples != set.samples);
 }
 
 struct numerics_task {
@@ -445,6 +515,12 @@ static int join(struct sfc_scheduler *s, struct sfc_rpc_call *call,
                 const Shardfc__V1__JoinRequest *r, struct sfc_error *err)
 {
     struct sfc_worker_info *info = NULL;
+    if (may_begin(s->run, r)) {
+        Shardfc__V1__JoinReply ask = SHARDFC__V1__JOIN_REPLY__INIT;
+        ask.wanted_samples = sfc_sched_set(s->run).samples;
+        sfc_call_reply(call, &ask);
+        return SFC_OK;
+    }
     int code = check_fit(s->run, r, err);
     for (size_t i = 0; i < SFC_MAX_WORKERS && !info; i++)
         if (s->workers[i].id == 0)
@@ -462,6 +538,15 @@ static int join(struct sfc_scheduler *s, struct sfc_rpc_call *call,
     if (s->member_actions.count == 0 || s->member_actions.items[0].type != SFC_MEMBER_WORKER_JOINED)
         return sfc_fail(err, SFC_EINTERNAL, "a join without a new member");
     info->id = s->member_actions.items[0].id;
+    snprintf(info->data_digest, sizeof info->data_digest, "%s", r->data->digest);
+    if (r->begin) {
+        info->begin_samples = r->begin->samples;
+        snprintf(info->begin_digest, sizeof info->begin_digest, "%s", r->begin->digest);
+    }
+    info->clock_ahead_s = 0;
+    info->memory_bytes = 0;
+    snprintf(info->version, sizeof info->version, "%s", r->version);
+    snprintf(info->numerics, sizeof info->numerics, "%s", r->numerics);
     sfc_info_log("worker %" PRIu64 " joined: %s, %u lanes", info->id, r->name, r->lanes);
     Shardfc__V1__JoinReply m = SHARDFC__V1__JOIN_REPLY__INIT;
     m.joined = true;
@@ -497,10 +582,11 @@ void sfc_sched_on_join(struct sfc_rpc_call *call, void *ctx)
     sfc_message_free(r);
 }
 
-static void reply_heartbeat(struct sfc_scheduler *s, struct sfc_rpc_call *call, bool known)
+/* worker: 0: it is not known. */
+static void reply_heartbeat(struct sfc_scheduler *s, struct sfc_rpc_call *call, uint64_t worker)
 {
     Shardfc__V1__HeartbeatReply m = SHARDFC__V1__HEARTBEAT_REPLY__INIT;
-    m.known = known;
+    m.known = worker != 0;
     m.state = (char *)(uintptr_t) "idle";
     if (s->run) {
         m.run_id = s->run->id;
@@ -508,6 +594,7 @@ static void reply_heartbeat(struct sfc_scheduler *s, struct sfc_rpc_call *call, 
         m.step = sfc_run_committed(&s->run->fsm);
         m.map_version = s->run->map->version;
     }
+    sfc_trace_tell(s, worker, &m);
     sfc_call_reply(call, &m);
 }
 
@@ -522,9 +609,12 @@ void sfc_sched_on_heartbeat(struct sfc_rpc_call *call, void *ctx)
     struct sfc_member_event event = {.type = SFC_MEMBER_WORKER_SEEN, .id = r->worker};
     struct sfc_worker_info *info = sfc_sched_worker(s, r->worker);
     if (!info || member_step(s, &event, &err) != SFC_OK) {
-        reply_heartbeat(s, call, false);
+        reply_heartbeat(s, call, 0);
     } else {
         take_counters(&info->counters, r->counters, r->n_counters);
+        info->memory_bytes = r->memory_bytes;
+        if (r->time_us)
+            info->clock_ahead_s = ((double)r->time_us - (double)sfc_about_clock_us()) / 1e6;
         struct sfc_parked *p = sfc_sched_park(s, call, SFC_PARKED_WORKER_HEARTBEAT);
         if (p) {
             p->member = r->worker;
@@ -532,6 +622,14 @@ void sfc_sched_on_heartbeat(struct sfc_rpc_call *call, void *ctx)
         }
     }
     sfc_message_free(r);
+}
+
+void sfc_sched_part_worker(struct sfc_scheduler *s, uint64_t id)
+{
+    struct sfc_error err = {0};
+    struct sfc_member_event event = {.type = SFC_MEMBER_WORKER_LEAVE, .id = id};
+    if (member_step(s, &event, &err) == SFC_OK)
+        act(s, NULL);
 }
 
 void sfc_sched_on_leave(struct sfc_rpc_call *call, void *ctx)
@@ -593,8 +691,9 @@ void sfc_sched_members_tick(struct sfc_scheduler *s)
         next = p->next;
         if (p->kind == SFC_PARKED_JOIN) {
             join_parked(s, p);
-        } else if (p->kind == SFC_PARKED_WORKER_HEARTBEAT && now >= p->due_ms) {
-            reply_heartbeat(s, p->call, sfc_sched_worker(s, p->member) != NULL);
+        } else if (p->kind == SFC_PARKED_WORKER_HEARTBEAT &&
+                   (now >= p->due_ms || sfc_trace_wants(s, p->member))) {
+            reply_heartbeat(s, p->call, sfc_sched_worker(s, p->member) ? p->member : 0);
             sfc_sched_unpark(p);
         } else if (p->kind == SFC_PARKED_SHARD_HEARTBEAT && now >= p->due_ms) {
             reply_shard_heartbeat(s, p->call, true);

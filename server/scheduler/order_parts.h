@@ -17,6 +17,8 @@ void sfc_sched_orders_stray(struct sfc_sched_run *run, uint64_t shard);
 /* Packed FetchBlocks, TakeBlocks, SetMap or CancelMove. NULL: no memory. */
 uint8_t *sfc_sched_pack_move(const struct sfc_sched_run *run, const struct sfc_run_action *a,
                              size_t *size);
+/* The map that the order at work will make (sfc_message_free). NULL: no memory. */
+Shardfc__V1__BlockMap *sfc_sched_map_to_come(const struct sfc_sched_run *run);
 /* The map that OpenRun(join) carries (sfc_message_free). NULL: no memory. */
 Shardfc__V1__BlockMap *sfc_sched_map_to_join(const struct sfc_sched_run *run, uint32_t place);
 

@@ -14,13 +14,17 @@ struct sfc_scheduler;
 
 struct sfc_sched_order {
     enum sfc_order_kind kind;
-    uint64_t shard; /* id of who joins or leaves; of a move: where to */
+    uint64_t shard; /* id of who joins, leaves or is lost; of a move: where to */
     uint64_t from;  /* of a move */
-    const uint64_t *class_blocks, *dense_blocks; /* of a move: ascending */
+    const uint64_t *class_blocks, *dense_blocks; /* of a move: ascending; of a loss: all it owns */
     uint32_t class_count, dense_count;
-    uint64_t bytes;       /* of a move: about so many, for status */
+    const uint32_t *class_owners, *dense_owners; /* of a loss: places that take them */
+    uint64_t bytes;                              /* of a move: about so many, for status */
     uint64_t bytes_per_s; /* of a move: at most so fast, 0: as fast as possible */
     const char *why;      /* "scale to 3 shards" */
+    /* GROW: new blocks are placed when its turn comes */
+    uint64_t classes, samples;
+    const char *data_digest; /* of the set that has them; copied */
 };
 
 /* Told how every order ended, exactly once, from the loop and never from within the functions
@@ -32,10 +36,10 @@ struct sfc_order_listener {
     void *ctx;
 };
 
-/* Everything is copied. Whether it fits the map is looked at when its turn comes. SFC_ELIMIT: the
- * queue is full. SFC_ESTATE: the run has not started yet, or has ended. SFC_EUNAVAILABLE: we have
- * just restarted and wait for shards. SFC_EINVAL: a move without blocks, or of blocks that are not
- * ascending. */
+/* Everything is copied. A loss comes before all that wait. Whether an order fits the map is looked
+ * at when its turn comes. SFC_ELIMIT: the queue is full. SFC_ESTATE: the run has not started yet,
+ * or has ended. SFC_EUNAVAILABLE: we have just restarted and wait for shards. SFC_EINVAL: a move
+ * without blocks, or of blocks that are not ascending. */
 int sfc_sched_order(struct sfc_sched_run *run, const struct sfc_sched_order *order,
                     uint64_t *number, struct sfc_error *err);
 /* 0: all. One whose map is being written, or is written, goes on. */

@@ -6,6 +6,8 @@
 
 #include "proto/base/log.h"
 #include "proto/base/process.h"
+#include "server/scheduler/loss.h"
+#include "server/scheduler/grow.h"
 #include "server/scheduler/order_parts.h"
 #include "server/scheduler/run_parts.h"
 #include "server/scheduler/scale.h"
@@ -54,7 +56,7 @@ static struct sfc_run_config machine_config(const struct sfc_sched_run *run, uin
         .shards = (uint32_t)run->map->n_shards,
         .shard_ids = shard_ids,
         .map_version = run->map->version,
-        .classes = c->classes,
+        .classes = run->setup.head.classes,
         .global_batch = c->global_batch,
         .micro_batch = c->micro_batch,
         .dense_blocks = (uint32_t)run->setup.dense_blocks,
@@ -89,8 +91,12 @@ int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConf
     run->rewind_window = keeping.rewind_window;
     run->durable_every = keeping.durable_every;
     run->elastic = keeping.elastic;
+    run->mirrors = keeping.mirrors;
+    run->grace_s = keeping.grace_s;
     run->loss = NAN;
     int code = sfc_run_setup_init(&run->setup, config, err);
+    if (code == SFC_OK)
+        code = sfc_sched_take_growths(run, err);
     uint64_t shard_ids[SFC_CORE_MAX_SHARDS];
     for (size_t k = 0; k < map->n_shards && k < SFC_CORE_MAX_SHARDS; k++)
         shard_ids[k] = map->shards[k]->shard;
@@ -109,9 +115,13 @@ int sfc_sched_run_new(struct sfc_scheduler *s, uint64_t id, Shardfc__V1__RunConf
     if (code == SFC_OK)
         code = sfc_scale_new(run, &run->scale, err);
     if (code == SFC_OK) {
-        sfc_info_log("run %" PRIu64 ": memory plan: %.1f MiB", run->id,
-                     (double)(sfc_process_memory() + GROWTH_BYTES +
-                              run->setup.micro_batches * (uint64_t)CALLS_BYTES) /
+        sfc_spans_forget(s->spans);
+        uint64_t plan =
+            sfc_process_memory() + GROWTH_BYTES + run->setup.micro_batches * (uint64_t)CALLS_BYTES;
+        sfc_info_log("run %" PRIu64 ": memory plan: %.1f MiB; requests that no run needs may take "
+                     "%.1f MiB more",
+                     run->id, (double)plan / (1 << 20),
+                     (double)sfc_rpc_message_memory(&run->scheduler->options->peers, 0) /
                          (1 << 20));
         *out = run;
         return SFC_OK;
@@ -163,16 +173,46 @@ uint64_t sfc_sched_run_oldest(const struct sfc_sched_run *run)
 
 /* ---- events */
 
+/* The phases that follow one another from one commit to the next. A step that was voided begins
+ * anew; after a pause or a return the first one has no beginning. */
+static void record_phase(struct sfc_sched_run *run, uint64_t step, enum sfc_phase phase,
+                         uint64_t *since, uint64_t *next)
+{
+    uint64_t now = sfc_spans_now();
+    struct sfc_span span = {.phase = (uint8_t)phase,
+                            .step = step,
+                            .micro_batch = UINT32_MAX,
+                            .rows = run->config->global_batch,
+                            .begin_ns = *since,
+                            .end_ns = now};
+    if (*since)
+        sfc_spans_add(run->scheduler->spans, &span);
+    *since = 0;
+    *next = now;
+}
+
+static void prepares(struct sfc_sched_run *run, uint64_t step)
+{
+    if (run->times.step == step && run->times.prepare) /* to another shard */
+        return;
+    uint64_t since = run->times.committed;
+    run->times.step = step;
+    record_phase(run, step, SFC_SPAN_COMPUTE, &since, &run->times.prepare);
+}
+
 static void committed(struct sfc_sched_run *run, const struct sfc_run_action *a)
 {
     uint64_t now = uv_hrtime() / 1000;
+    sfc_sched_series_commit(run, &a->record); /* before the rate changes: as the record has it */
     if (run->last_commit_us && now > run->last_commit_us) {
         uint64_t took = now - run->last_commit_us;
         double rate = 1e6 * run->config->global_batch / (double)took;
         run->rate = run->rate > 0 ? run->rate + RATE_WEIGHT * (rate - run->rate) : rate;
         run->timed_steps++;
         run->timed_us += took;
+        sfc_histogram_add(&run->scheduler->step_durations, (double)took / 1e6);
     }
+    record_phase(run, a->record.step, SFC_SPAN_RECORD, &run->times.record, &run->times.committed);
     run->last_commit_us = now;
     run->loss = a->record.loss;
     run->lr = a->record.lr;
@@ -185,9 +225,15 @@ static void perform(struct sfc_sched_run *run)
         const struct sfc_run_action *a = &run->actions.items[i];
         switch (a->type) {
         case SFC_ACT_SEND:
+            if (a->duty == SFC_DUTY_PREPARE)
+                prepares(run, a->step);
+            else if (a->duty == SFC_DUTY_ABORT)
+                run->times.prepare = run->times.record = 0;
             sfc_sched_send(run, a);
             break;
         case SFC_ACT_WRITE_RECORD:
+            record_phase(run, a->record.step, SFC_SPAN_PREPARE_ALL, &run->times.prepare,
+                         &run->times.record);
             sfc_scale_note_step(run, a->record.step);
             sfc_sched_write_record(run, a);
             break;
@@ -208,7 +254,8 @@ static void perform(struct sfc_sched_run *run)
             sfc_lineage_add(&run->lineage, a->step, a->round);
             run->lineage_new = true;
             sfc_sched_show_record(run, &run->fsm.commit.record);
-            run->last_commit_us = 0;
+            sfc_sched_series_cut(run, a->step);
+            sfc_sched_forget_times(run);
             sfc_sched_event(run->scheduler,
                             "run %" PRIu64 " (%s) goes back to its last durable step, %" PRIu64,
                             run->id, run->config->name, sfc_run_durable_step(&run->fsm));
@@ -261,6 +308,7 @@ void sfc_sched_run_event(struct sfc_sched_run *run, struct sfc_run_event *event)
     event->now_ms = sfc_sched_now(run->scheduler);
     sfc_run_step(&run->fsm, event, &run->actions);
     perform(run);
+    sfc_sched_note_delay(run);
     sfc_sched_answer_controls(run);
     tell_kept(run);
     sfc_sched_create_progress(run);
@@ -330,6 +378,8 @@ void sfc_sched_run_tick(struct sfc_sched_run *run)
         sfc_sched_run_event(run, &event);
     }
     sfc_scale_tick(run);
+    sfc_mirrors_tick(run);
+    sfc_loss_tick(run);
     sfc_sched_orders_tick(run);
     struct sfc_run_event event = {.type = SFC_EV_TICK};
     sfc_sched_run_event(run, &event);

@@ -2,7 +2,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/rng/permutation.h"
 #include "server/scheduler/run_parts.h"
 
 static void set_attempt(Shardfc__V1__Attempt *out, struct sfc_attempt a)
@@ -12,13 +11,28 @@ static void set_attempt(Shardfc__V1__Attempt *out, struct sfc_attempt a)
     out->counter = a.counter;
 }
 
+static void name_samples(const struct sfc_sched_run *run, Shardfc__V1__TicketReply *m,
+                         uint64_t *samples, uint64_t *epochs)
+{
+    const Shardfc__V1__RunConfig *c = run->config;
+    for (uint32_t r = 0; r < c->micro_batch; r++) {
+        uint64_t position = m->first_position + r;
+        samples[r] = sfc_order_sample(run->sample_order, run->order_parts, c->seed, position);
+        epochs[r] = sfc_order_epoch(run->sample_order, run->order_parts, position);
+    }
+    m->n_samples = c->micro_batch;
+    m->samples = samples;
+    m->n_epochs = run->map->n_growths ? c->micro_batch : 0;
+    m->epochs = epochs;
+}
+
 static void reply_ticket(struct sfc_sched_run *run, struct sfc_parked *p,
                          const struct sfc_run_action *a)
 {
     const Shardfc__V1__RunConfig *c = run->config;
     Shardfc__V1__TicketReply m = SHARDFC__V1__TICKET_REPLY__INIT;
     Shardfc__V1__Attempt attempt;
-    uint64_t *samples = NULL;
+    uint64_t *samples = NULL, *epochs = NULL;
     m.granted = a->granted;
     if (a->granted) {
         m.step = a->step;
@@ -31,15 +45,13 @@ static void reply_ticket(struct sfc_sched_run *run, struct sfc_parked *p,
             m.attempt = &attempt;
         }
         samples = calloc(c->micro_batch, sizeof *samples);
-        if (samples && c->data && c->data->samples) {
-            for (uint32_t r = 0; r < c->micro_batch; r++)
-                samples[r] = sfc_sample_at(c->seed, c->data->samples, m.first_position + r);
-            m.n_samples = c->micro_batch;
-            m.samples = samples;
-        }
+        epochs = calloc(c->micro_batch, sizeof *epochs);
+        if (samples && epochs && run->order_parts)
+            name_samples(run, &m, samples, epochs);
     }
     sfc_call_reply(p->call, &m);
     free(samples);
+    free(epochs);
 }
 
 static void reply_session(struct sfc_sched_run *run, struct sfc_parked *p,

@@ -1,5 +1,6 @@
 /* What the files of a run share: run.c (its life and its events), run_restore.c, run_records.c,
- * run_state.c and run_lr.c (the store), and run_answers.c (calls). Loop thread. */
+ * run_state.c and run_lr.c (the store), run_answers.c (calls), run_series.c (curves) and
+ * run_delays.c (what its steps wait for). Loop thread. */
 #ifndef SFC_SCHEDULER_RUN_PARTS_H
 #define SFC_SCHEDULER_RUN_PARTS_H
 
@@ -32,6 +33,19 @@ void sfc_sched_grant_control(struct sfc_sched_run *run, struct sfc_parked *parke
                              uint64_t from_step);
 void sfc_sched_answer_controls(struct sfc_sched_run *run);   /* after the actions of an event */
 void sfc_sched_store_state_again(struct sfc_sched_run *run); /* if it was not stored */
+
 void sfc_sched_reply(struct sfc_sched_run *run, const struct sfc_run_action *a);
+
+/* ---- run_delays.c */
+/* After an event: what a step waited for until now is recorded as a span. */
+void sfc_sched_note_delay(struct sfc_sched_run *run);
+/* It went back: what was measured is of steps that were given up. */
+void sfc_sched_forget_times(struct sfc_sched_run *run);
+
+/* ---- run_series.c */
+void sfc_sched_series_commit(struct sfc_sched_run *run, const struct sfc_commit_record *record);
+void sfc_sched_series_cut(struct sfc_sched_run *run, uint64_t step); /* it went back to this one */
+/* From the store, bit by bit: nobody else may use the store but by its queue from now on. */
+void sfc_sched_series_restore(struct sfc_sched_run *run);
 
 #endif

@@ -142,7 +142,7 @@ static bool pack_record(struct sfc_sched_run *run, const struct sfc_commit_recor
         .zero_features = r->zero_features,
         .skipped_in_row = r->skipped_in_row,
         .skipped_total = r->skipped_total,
-        .classes = run->config->classes,
+        .classes = run->setup.head.classes,
         .map_version = r->map_version,
         .position = r->next_position,
         .attempts = attempts,
@@ -286,7 +286,8 @@ static void rewind_done(struct sfc_store_task *task)
         sfc_sched_event(t->scheduler, "run %" PRIu64 " (%s) went back to step %" PRIu64, run->id,
                         run->config->name, t->step);
         sfc_sched_show_record(run, &run->fsm.commit.record);
-        run->last_commit_us = 0;
+        sfc_sched_series_cut(run, t->step);
+        sfc_sched_forget_times(run);
     }
     rewind_report(t, &event);
 }

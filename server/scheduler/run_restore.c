@@ -100,15 +100,19 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
     struct sfc_run_drop *drops = NULL;
     struct sfc_lr_change *lr_changes = NULL;
     size_t lr_count = 0;
-    if (!restore_state(stored.state, &restore.state))
-        goto done; /* stopped: only its history is left */
+    config = sfc_unpack((struct sfc_bytes){stored.config, stored.config_size},
+                        &shardfc__v1__run_config__descriptor, &code);
+    if (config)
+        snprintf(s->served_run, sizeof s->served_run, "%s", config->name);
+    if (!restore_state(stored.state, &restore.state)) {
+        code = SFC_OK; /* stopped: only its history is left */
+        goto done;
+    }
     restore.reason = stored.reason;
     restore.map_step = stored.map_step;
     restore.map_order = stored.map_order;
     restore.paused = stored.paused;
     int map_code;
-    config = sfc_unpack((struct sfc_bytes){stored.config, stored.config_size},
-                        &shardfc__v1__run_config__descriptor, &code);
     map = sfc_unpack((struct sfc_bytes){stored.map, stored.map_size},
                      &shardfc__v1__block_map__descriptor, &map_code);
     if (code == SFC_ENOMEM || map_code == SFC_ENOMEM) {
@@ -126,10 +130,11 @@ int sfc_sched_restore_run(struct sfc_scheduler *s, struct sfc_error *err)
     if (code == SFC_OK)
         code = sfc_sched_read_lr(s->store, stored.run_id, &lr_changes, &lr_count, err);
     if (code == SFC_OK)
-        code = sfc_sched_run_new(
-            s, stored.run_id, config, map, stored.start_step, stored.load,
-            (struct sfc_keeping){stored.rewind_window, stored.durable_every, stored.elastic},
-            lr_changes, lr_count, &restore, &s->run, err);
+        code =
+            sfc_sched_run_new(s, stored.run_id, config, map, stored.start_step, stored.load,
+                              (struct sfc_keeping){stored.rewind_window, stored.durable_every,
+                                                   stored.elastic, stored.mirrors, stored.grace_s},
+                              lr_changes, lr_count, &restore, &s->run, err);
     if (code == SFC_OK) {
         config = NULL;
         map = NULL;

@@ -122,7 +122,8 @@ void sfc_sched_write_state(struct sfc_sched_run *run, const struct sfc_run_actio
                     sfc_run_committed(&run->fsm), a->text && *a->text ? ": " : "",
                     a->text ? a->text : "");
     if (a->state != SFC_RUN_RUNNING)
-        run->last_commit_us = 0; /* standing still does not count as slow steps */
+        run->last_commit_us = run->times.committed =
+            0; /* standing still does not count as slow steps */
     else
         run->running_us = uv_hrtime() / 1000;
     snprintf(s->state, sizeof s->state, "%s", name);

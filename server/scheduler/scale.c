@@ -2,6 +2,7 @@
 #include "server/scheduler/scale.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,16 +12,29 @@
 
 #define AGAIN_MS 1000u /* a plan that can't be carried out is made anew after so long */
 
+/* How much one order moves. Where the run stands still nobody waits for a flip, and each costs as
+ * much as a good part of a copy. While it trains, a flip waits for the rows that about two steps
+ * changed: they may take so much of a step, at so many bytes per second. */
+#define STILL_BYTES    (512ull << 20)
+#define TRAINING_BYTES (80ull << 20)
+#define FLIP_SHARE     0.25
+#define FLIP_RATE      300e6
+static int load_new(const struct sfc_sched_run *run, struct sfc_block_load *out,
+                    struct sfc_error *err)
+{
+    const struct sfc_block_load_config c = {.classes = run->setup.head.classes,
+                                            .block_size = run->setup.head.block_size,
+                                            .sample_ppm = run->setup.head.sample_ppm,
+                                            .batch = run->setup.head.batch};
+    return sfc_block_load_init(out, &c, err);
+}
+
 int sfc_scale_new(struct sfc_sched_run *run, struct sfc_scale **out, struct sfc_error *err)
 {
     struct sfc_scale *scale = calloc(1, sizeof *scale);
     if (!scale)
         return sfc_fail(err, SFC_ENOMEM, "no memory for the run's goal");
-    const struct sfc_block_load_config c = {.classes = run->setup.head.classes,
-                                            .block_size = run->setup.head.block_size,
-                                            .sample_ppm = run->setup.head.sample_ppm,
-                                            .batch = run->setup.head.batch};
-    int code = sfc_block_load_init(&scale->load, &c, err);
+    int code = load_new(run, &scale->load, err);
     if (code == SFC_OK)
         *out = scale;
     else
@@ -61,9 +75,24 @@ struct sfc_goal sfc_scale_goal_of(const Shardfc__V1__ScaleRequest *r)
     return goal;
 }
 
+struct goal_task {
+    struct sfc_store_task task;
+    struct sfc_scheduler *scheduler;
+    uint64_t run_id;
+    struct sfc_goal goal;
+    struct sfc_wishes wishes;
+    uint64_t spread, number, reached;
+    bool of_wishes; /* they have changed, the goal has not */
+    uint8_t *bytes;
+    size_t size;
+    void (*done)(void *ctx, const struct sfc_error *err);
+    void *ctx;
+};
+
 /* NULL: no memory. */
-static uint8_t *pack_goal(const struct sfc_goal *goal, size_t *size)
+static uint8_t *pack_goal(struct goal_task *t)
 {
+    const struct sfc_goal *goal = &t->goal;
     Shardfc__V1__ScaleRequest m = SHARDFC__V1__SCALE_REQUEST__INIT;
     switch (goal->kind) {
     case SFC_GOAL_SHARDS:
@@ -84,7 +113,12 @@ static uint8_t *pack_goal(const struct sfc_goal *goal, size_t *size)
     }
     m.shards = goal->shards;
     m.shard = goal->shard;
-    return sfc_message_pack(&m, size);
+    m.lost = t->wishes.shards;
+    m.n_lost = t->wishes.count;
+    m.spread = t->spread;
+    m.number = t->number;
+    m.reached = t->reached;
+    return sfc_message_pack(&m, &t->size);
 }
 
 int sfc_scale_restore(struct sfc_sched_run *run, struct sfc_error *err)
@@ -100,6 +134,12 @@ int sfc_scale_restore(struct sfc_sched_run *run, struct sfc_error *err)
     if (!r)
         return sfc_fail(err, code, "the stored goal of run %" PRIu64 " can't be read", run->id);
     run->scale->goal = sfc_scale_goal_of(r);
+    run->scale->number = r->number;
+    run->scale->reached = r->reached;
+    run->losing.spread = r->spread;
+    struct sfc_wishes *wishes = &run->losing.wishes;
+    for (size_t i = 0; i < r->n_lost && wishes->count < SFC_CORE_MAX_SHARDS; i++)
+        wishes->shards[wishes->count++] = r->lost[i];
     sfc_message_free(r);
     return SFC_OK;
 }
@@ -134,6 +174,7 @@ static void set_goal(struct sfc_sched_run *run, const struct sfc_goal *goal)
     drop_plan(scale);
     scale->goal = *goal;
     scale->order = 0; /* how it ends changes nothing any more */
+    scale->order_shrinks = false;
     scale->moved = 0;
     scale->full_count = 0;
     scale->again_ms = 0;
@@ -142,21 +183,11 @@ static void set_goal(struct sfc_sched_run *run, const struct sfc_goal *goal)
         sfc_sched_order_cancel(run, order);
 }
 
-struct goal_task {
-    struct sfc_store_task task;
-    struct sfc_scheduler *scheduler;
-    uint64_t run_id;
-    struct sfc_goal goal;
-    uint8_t *bytes;
-    size_t size;
-    void (*done)(void *ctx, const struct sfc_error *err);
-    void *ctx;
-};
-
 static void goal_work(struct sfc_store_task *task, struct sfc_store *store)
 {
     struct goal_task *t = (struct goal_task *)task;
-    bool none = t->goal.kind == SFC_GOAL_NONE;
+    bool none =
+        t->goal.kind == SFC_GOAL_NONE && t->wishes.count == 0 && t->spread == 0 && t->number == 0;
     task->code = sfc_store_put_goal(store, t->run_id, t->bytes, none ? 0 : t->size, &task->error);
 }
 
@@ -171,8 +202,16 @@ static void goal_done(struct sfc_store_task *task)
         task->code = sfc_fail(&task->error, SFC_ESTALE, "the run has ended");
     if (ours)
         run->scale->storing = false;
-    if (ours && task->code == SFC_OK && !t->scheduler->stopping)
+    if (ours && task->code == SFC_OK) {
+        run->losing.spread = t->spread;
+        run->scale->number = t->number;
+    }
+    if (ours && task->code == SFC_OK && t->of_wishes) {
+        run->losing.wishes = t->wishes;
+        run->losing.again_ms = 0;
+    } else if (ours && task->code == SFC_OK && !t->scheduler->stopping) {
         set_goal(run, &t->goal);
+    }
     task->error.code = task->code;
     if (t->done)
         t->done(t->ctx, &task->error);
@@ -180,12 +219,21 @@ static void goal_done(struct sfc_store_task *task)
     free(t);
 }
 
-void sfc_scale_store(struct sfc_sched_run *run, const struct sfc_goal *goal,
-                     void (*done)(void *ctx, const struct sfc_error *err), void *ctx)
+/* wishes NULL: those of now. */
+static void store(struct sfc_sched_run *run, const struct sfc_goal *goal,
+                  const struct sfc_wishes *wishes, uint64_t spread,
+                  void (*done)(void *ctx, const struct sfc_error *err), void *ctx)
 {
     struct goal_task *t = calloc(1, sizeof *t);
-    if (t)
-        t->bytes = pack_goal(goal, &t->size);
+    if (t) {
+        t->of_wishes = wishes != NULL;
+        t->wishes = wishes ? *wishes : run->losing.wishes;
+        t->spread = spread;
+        t->goal = *goal;
+        t->number = run->scale->number + (!wishes && goal->kind != SFC_GOAL_NONE);
+        t->reached = run->scale->reached;
+        t->bytes = pack_goal(t);
+    }
     if (!t || !t->bytes) {
         struct sfc_error err;
         sfc_fail(&err, SFC_ENOMEM, "no memory for the run's goal");
@@ -197,13 +245,31 @@ void sfc_scale_store(struct sfc_sched_run *run, const struct sfc_goal *goal,
     }
     t->scheduler = run->scheduler;
     t->run_id = run->id;
-    t->goal = *goal;
     t->done = done;
     t->ctx = ctx;
     t->task.work = goal_work;
     t->task.done = goal_done;
     run->scale->storing = true;
     sfc_store_queue_submit(&run->scheduler->queue, &t->task);
+}
+
+void sfc_scale_store(struct sfc_sched_run *run, const struct sfc_goal *goal,
+                     void (*done)(void *ctx, const struct sfc_error *err), void *ctx)
+{
+    store(run, goal, NULL, run->losing.spread, done, ctx);
+}
+
+void sfc_scale_store_spread(struct sfc_sched_run *run,
+                            void (*done)(void *ctx, const struct sfc_error *err), void *ctx)
+{
+    const struct sfc_goal rebalance = {.kind = SFC_GOAL_REBALANCE};
+    store(run, &rebalance, NULL, run->map->lost_version, done, ctx);
+}
+
+void sfc_scale_store_lost(struct sfc_sched_run *run, const struct sfc_wishes *wishes,
+                          void (*done)(void *ctx, const struct sfc_error *err), void *ctx)
+{
+    store(run, &run->scale->goal, wishes, run->losing.spread, done, ctx);
 }
 
 /* A store that can't note it has the goal still: after a restart it is found to be reached. */
@@ -214,6 +280,7 @@ static void reached(struct sfc_sched_run *run)
     sfc_goal_text(&run->scale->goal, what, sizeof what);
     sfc_sched_event(run->scheduler, "run %" PRIu64 " (%s): done: %s; map %" PRIu64, run->id,
                     run->config->name, what, run->map->version);
+    run->scale->reached = run->scale->number;
     set_goal(run, &none);
     sfc_scale_store(run, &none, NULL, NULL);
 }
@@ -228,7 +295,7 @@ static void plan(struct sfc_sched_run *run)
     drop_plan(scale);
     int code = sfc_scale_input_new(run, &scale->goal, &x, &err);
     if (code == SFC_OK)
-        code = sfc_move_plan_make(&x->in, &scale->plan, &err);
+        code = sfc_scale_plan(run, x, &scale->plan, &err);
     if (code == SFC_OK && scale->plan.missing > 0) {
         code = sfc_fail(&err, SFC_ESTATE, "waits for %u more shard%s to register%s%s",
                         scale->plan.missing, scale->plan.missing == 1 ? "" : "s",
@@ -245,13 +312,76 @@ static void plan(struct sfc_sched_run *run)
     sfc_scale_input_free(x);
 }
 
-/* The next thing to do; false: nothing is left. */
-static bool next_order(const struct sfc_sched_run *run, uint64_t *class_blocks,
-                       uint64_t *dense_blocks, struct sfc_sched_order *out)
+static bool is_still(const struct sfc_sched_run *run)
 {
-    const struct sfc_scale *scale = run->scale;
+    return run->fsm.state != SFC_RUN_RUNNING;
+}
+
+/* Most bytes of an order. */
+static double order_bytes(const struct sfc_sched_run *run)
+{
+    double step_s = run->rate > 0 ? run->config->global_batch / run->rate : 0;
+    double share = fmin(1.0, 2e-6 * run->setup.head.sample_ppm);
+    double most = share > 0 ? FLIP_SHARE * step_s * FLIP_RATE / share : 0;
+    return is_still(run) ? (double)STILL_BYTES : fmin(most, (double)TRAINING_BYTES);
+}
+
+/* So many batches of the plan are one order: a batch, and those behind it that go the same way. The
+ * destination needs room for all of them at once, which it needs anyway when they are there. */
+static uint32_t join_batches(const struct sfc_sched_run *run)
+{
+    const struct sfc_move_plan *p = &run->scale->plan;
+    const struct sfc_plan_batch *first = &p->batches[run->scale->done_batches];
+    double most = first->dense ? 0 : order_bytes(run), bytes = 0;
+    uint32_t n = 0, left = p->batch_count - run->scale->done_batches;
+    while (n < left && (n == 0 || bytes + (double)first[n].state <= most) &&
+           first[n].from == first->from && first[n].to == first->to &&
+           first[n].dense == first->dense)
+        bytes += (double)first[n++].state;
+    return n;
+}
+
+static int ascending(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+static void fill_order(struct sfc_sched_run *run, uint64_t *class_blocks, uint64_t *dense_blocks,
+                       struct sfc_sched_order *out)
+{
+    struct sfc_scale *scale = run->scale;
+    const struct sfc_move_plan *p = &scale->plan;
+    const struct sfc_plan_batch *batch = &p->batches[scale->done_batches];
+    scale->order_batches = join_batches(run);
+    scale->order_free = is_still(run);
+    out->kind = SFC_ORDER_MOVE;
+    out->from = scale->ids[batch->from];
+    out->shard = scale->ids[batch->to];
+    out->bytes_per_s = scale->order_free ? 0 : run->scheduler->options->move_rate;
+    for (uint32_t k = 0; k < scale->order_batches; k++) {
+        out->bytes += batch[k].state;
+        for (uint32_t i = 0; i < batch[k].count; i++) {
+            uint32_t b = p->moves[batch[k].first + i].block;
+            if (batch->dense)
+                dense_blocks[out->dense_count++] = b - (uint32_t)run->map->n_class_owner;
+            else
+                class_blocks[out->class_count++] = b;
+        }
+    }
+    qsort(class_blocks, out->class_count, sizeof *class_blocks, ascending);
+    qsort(dense_blocks, out->dense_count, sizeof *dense_blocks, ascending);
+}
+
+/* The next thing to do; false: nothing is left. */
+static bool next_order(struct sfc_sched_run *run, uint64_t *class_blocks, uint64_t *dense_blocks,
+                       struct sfc_sched_order *out)
+{
+    struct sfc_scale *scale = run->scale;
     const struct sfc_move_plan *p = &scale->plan;
     *out = (struct sfc_sched_order){.class_blocks = class_blocks, .dense_blocks = dense_blocks};
+    scale->order_batches = 0;
+    scale->order_free = false;
     for (uint32_t k = 0; k < SFC_CORE_MAX_SHARDS; k++)
         if (p->joins[k]) {
             out->kind = SFC_ORDER_JOIN;
@@ -259,20 +389,7 @@ static bool next_order(const struct sfc_sched_run *run, uint64_t *class_blocks,
             return true;
         }
     if (scale->done_batches < p->batch_count) {
-        const struct sfc_plan_batch *batch = &p->batches[scale->done_batches];
-        out->kind = SFC_ORDER_MOVE;
-        out->from = scale->ids[batch->from];
-        out->shard = scale->ids[batch->to];
-        out->bytes = batch->state;
-        out->bytes_per_s =
-            run->fsm.state == SFC_RUN_RUNNING ? run->scheduler->options->move_rate : 0;
-        for (uint32_t i = 0; i < batch->count; i++) {
-            uint32_t b = p->moves[batch->first + i].block;
-            if (batch->dense)
-                dense_blocks[out->dense_count++] = b - (uint32_t)run->map->n_class_owner;
-            else
-                class_blocks[out->class_count++] = b;
-        }
+        fill_order(run, class_blocks, dense_blocks, out);
         return true;
     }
     for (uint32_t k = 0; k < SFC_CORE_MAX_SHARDS; k++)
@@ -319,8 +436,8 @@ static void note_full(struct sfc_sched_run *run, uint64_t shard)
     struct sfc_scale *scale = run->scale;
     const struct sfc_shard_info *info = sfc_sched_shard(run->scheduler, shard);
     if (info && scale->full_count < SFC_CORE_MAX_SHARDS)
-        scale->full[scale->full_count++] =
-            (struct sfc_scale_full){.shard = shard, .limit = info->memory_bytes};
+        scale->full[scale->full_count++] = (struct sfc_scale_full){
+            .shard = shard, .limit = info->memory_bytes - info->staged_bytes};
 }
 
 /* What a step took with other blocks says nothing. */
@@ -341,8 +458,9 @@ static uint64_t tick_off(struct sfc_scale *scale, bool ok)
         }
     if (scale->done_batches < p->batch_count) {
         const struct sfc_plan_batch *batch = &p->batches[scale->done_batches];
-        scale->done_batches += ok;
-        scale->moved += ok ? batch->state : 0;
+        for (uint32_t k = 0; ok && k < scale->order_batches; k++)
+            scale->moved += batch[k].state;
+        scale->done_batches += ok ? scale->order_batches : 0;
         return scale->ids[batch->to];
     }
     for (uint32_t k = 0; k < SFC_CORE_MAX_SHARDS; k++)
@@ -361,9 +479,14 @@ static void order_done(struct sfc_sched_run *run, void *ctx, uint64_t number, in
     if (number != scale->order)
         return; /* of a goal that was given up */
     scale->order = 0;
+    if (scale->stale)
+        return; /* planned anew with the next tick */
     uint64_t shard = tick_off(scale, code == SFC_OK);
-    if (code == SFC_OK) {
+    bool shrunk = scale->order_shrinks && code == SFC_ECANCELED;
+    scale->order_shrinks = false;
+    if (code == SFC_OK)
         forget_times(run->scheduler);
+    if (code == SFC_OK || shrunk) {
         go_on(run);
         return;
     }
@@ -377,6 +500,20 @@ static void order_done(struct sfc_sched_run *run, void *ctx, uint64_t number, in
     mark_leaving(run);
     snprintf(scale->waits, sizeof scale->waits, "shard %" PRIu64 ": %.400s", shard, text);
     scale->again_ms = sfc_sched_now(run->scheduler) + AGAIN_MS;
+}
+
+/* What was planned was planned for fewer blocks; an order that waits goes on, or is void. */
+int sfc_scale_grown(struct sfc_sched_run *run, struct sfc_error *err)
+{
+    struct sfc_block_load load;
+    int code = load_new(run, &load, err);
+    if (code != SFC_OK)
+        return code;
+    sfc_block_load_free(&run->scale->load);
+    run->scale->load = load;
+    forget_times(run->scheduler);
+    run->scale->stale = true;
+    return SFC_OK;
 }
 
 /* ---- time */
@@ -396,7 +533,7 @@ static void take_in(struct sfc_sched_run *run)
         const struct sfc_goal goal = {.kind = SFC_GOAL_JOIN, .shard = m->id};
         int code = sfc_scale_input_new(run, &goal, &x, &err);
         if (code == SFC_OK)
-            code = sfc_move_plan_make(&x->in, &plan, &err);
+            code = sfc_scale_plan(run, x, &plan, &err);
         sfc_scale_input_free(x);
         sfc_move_plan_free(&plan);
         info->joins = code == SFC_ESTATE; /* another shard does not answer: later */
@@ -415,6 +552,17 @@ static void take_in(struct sfc_sched_run *run)
     }
 }
 
+/* A run that goes on does not wait for the flip of what was begun while it stood still. */
+static void shrink(struct sfc_sched_run *run)
+{
+    struct sfc_scale *scale = run->scale;
+    if (!scale->order || !scale->order_free || scale->order_batches < 2 || scale->order_shrinks ||
+        is_still(run))
+        return;
+    scale->order_shrinks = true;
+    sfc_sched_order_cancel(run, scale->order);
+}
+
 void sfc_scale_tick(struct sfc_sched_run *run)
 {
     struct sfc_scale *scale = run->scale;
@@ -423,8 +571,14 @@ void sfc_scale_tick(struct sfc_sched_run *run)
     run->order_listener = (struct sfc_order_listener){.done = order_done};
     if (!able || scale->storing)
         return;
+    if (scale->stale && !scale->order) {
+        drop_plan(scale);
+        mark_leaving(run);
+        scale->stale = false;
+    }
     if (scale->goal.kind == SFC_GOAL_NONE && run->elastic)
         take_in(run);
+    shrink(run);
     if (scale->goal.kind == SFC_GOAL_NONE || scale->order)
         return;
     if (!scale->planned && sfc_sched_now(run->scheduler) >= scale->again_ms)
@@ -439,8 +593,10 @@ void sfc_scale_fill_status(const struct sfc_sched_run *run, Shardfc__V1__StatusR
 {
     struct sfc_scale *scale = run->scale;
     char what[64];
+    out->goal_reached = scale->reached;
     if (scale->goal.kind == SFC_GOAL_NONE)
         return;
+    out->goal_number = scale->number;
     sfc_goal_text(&scale->goal, what, sizeof what);
     snprintf(scale->text, sizeof scale->text, "%s%s%s", what, scale->waits[0] ? ": " : "",
              scale->waits);

@@ -14,6 +14,8 @@
 struct sfc_scale;
 
 int sfc_scale_new(struct sfc_sched_run *run, struct sfc_scale **out, struct sfc_error *err);
+/* The run has more classes: their load is measured anew, and what was planned is planned again. */
+int sfc_scale_grown(struct sfc_sched_run *run, struct sfc_error *err);
 void sfc_scale_free(struct sfc_scale *scale); /* NULL is fine; orders are the run's */
 /* The goal that the store has. At start. */
 int sfc_scale_restore(struct sfc_sched_run *run, struct sfc_error *err);

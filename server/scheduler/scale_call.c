@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "server/scheduler/loss.h"
 #include "server/scheduler/scale_parts.h"
 
 static Shardfc__V1__PlannedMove *planned_moves(const struct sfc_scale_input *x,
@@ -24,6 +25,22 @@ static Shardfc__V1__PlannedMove *planned_moves(const struct sfc_scale_input *x,
     return moves;
 }
 
+/* That a plan leaves too few shards for the mirrors that the run was created with. */
+static void say_mirrors(const struct sfc_sched_run *run, const struct sfc_scale_input *x,
+                        const struct sfc_move_plan *plan, char *out, size_t size)
+{
+    uint32_t after = 0;
+    for (uint32_t k = 0; k < x->in.shard_count; k++)
+        after += plan->joins[k] || (x->shards[k].member && !plan->leaves[k]) ? 1 : 0;
+    out[0] = '\0';
+    if (plan->missing == 0 && after > 0 && after <= run->mirrors)
+        snprintf(out, size,
+                 "then %u of the %u mirrors of each shard (--mirror) are left, until there are %u "
+                 "shards again%s\n",
+                 after - 1, run->mirrors, run->mirrors + 1,
+                 after == 1 ? ": with the last shard's machine the run would be lost" : "");
+}
+
 /* Packed. NULL: no memory. */
 static uint8_t *pack_reply(const struct sfc_sched_run *run, const struct sfc_scale_input *x,
                            const struct sfc_move_plan *plan, size_t *size)
@@ -32,20 +49,23 @@ static uint8_t *pack_reply(const struct sfc_sched_run *run, const struct sfc_sca
     Shardfc__V1__PlannedMove *moves = planned_moves(x, plan);
     Shardfc__V1__PlannedMove **list =
         calloc(plan->move_count + 1, sizeof(Shardfc__V1__PlannedMove *));
-    size_t room = strlen(plan->text) + sizeof x->others + 80;
+    char mirrors[200];
+    size_t room = strlen(plan->text) + sizeof x->others + sizeof mirrors + 80;
     char *text = calloc(1, room);
     uint8_t *bytes = NULL;
     if (moves && list && text) {
         for (uint32_t i = 0; i < plan->move_count; i++)
             list[i] = &moves[i];
-        snprintf(text, room, "%s%s%s%s", plan->text, x->others[0] ? "can't take part: " : "",
-                 x->others, x->others[0] ? "\n" : "");
+        say_mirrors(run, x, plan, mirrors, sizeof mirrors);
+        snprintf(text, room, "%s%s%s%s%s", plan->text, x->others[0] ? "can't take part: " : "",
+                 x->others, x->others[0] ? "\n" : "", mirrors);
         m.n_moves = plan->move_count;
         m.moves = list;
         m.bytes = plan->bytes;
         m.estimated_s = plan->estimated_s;
         m.explanation = text;
         m.map_version = run->map->version;
+        m.goal = run->scale->number + 1;
         bytes = sfc_message_pack(&m, size);
     }
     free(moves);
@@ -82,7 +102,8 @@ static void stored(void *ctx, const struct sfc_error *err)
 
 /* ---- the call */
 
-static int check(struct sfc_scheduler *s, const Shardfc__V1__ScaleRequest *r, struct sfc_error *err)
+static int check_run(struct sfc_scheduler *s, const Shardfc__V1__ScaleRequest *r,
+                     struct sfc_error *err)
 {
     struct sfc_sched_run *run = s->run;
     if (!run || (r->run_id && r->run_id != run->id))
@@ -90,11 +111,30 @@ static int check(struct sfc_scheduler *s, const Shardfc__V1__ScaleRequest *r, st
                         run ? "run_id: %" PRIu64 " is not the present run" : "there is no run",
                         r->run_id);
     const struct sfc_run_fsm *fsm = &run->fsm;
-    if (!fsm->started || fsm->failed || fsm->stopped || fsm->finished)
+    if (!fsm->started || fsm->failed || fsm->stopped)
         return sfc_fail(err, SFC_ESTATE, "run %s is %s: its shards can't change", run->config->name,
                         sfc_run_state_name(fsm->state));
-    if (run->scale->storing)
-        return sfc_fail(err, SFC_EUNAVAILABLE, "another goal is being stored: try again");
+    return SFC_OK;
+}
+
+static int check_storing(const struct sfc_sched_run *run, struct sfc_error *err)
+{
+    return run->scale->storing
+               ? sfc_fail(err, SFC_EUNAVAILABLE, "another goal is being stored: try again")
+               : SFC_OK;
+}
+
+static int check(struct sfc_scheduler *s, const Shardfc__V1__ScaleRequest *r, struct sfc_error *err)
+{
+    int code = check_run(s, r, err);
+    const struct sfc_sched_run *run = s->run;
+    if (code != SFC_OK)
+        return code;
+    if (run->fsm.finished)
+        return sfc_fail(err, SFC_ESTATE, "run %s is %s: its shards can't change", run->config->name,
+                        sfc_run_state_name(run->fsm.state));
+    if ((code = check_storing(run, err)) != SFC_OK)
+        return code;
     if (r->action != SHARDFC__V1__SCALE_REQUEST__ACTION__CANCEL &&
         sfc_scale_goal_of(r).kind == SFC_GOAL_NONE)
         return sfc_fail(err, SFC_EINVAL, "action: %d", (int)r->action);
@@ -137,7 +177,7 @@ static int make(struct sfc_sched_run *run, const struct sfc_goal *goal, struct s
     if (code == SFC_OK)
         code = check_wanted(run, goal, x, err);
     if (code == SFC_OK)
-        code = sfc_move_plan_make(&x->in, &plan, err);
+        code = sfc_scale_plan(run, x, &plan, err);
     if (code == SFC_OK)
         code = check_others(x, &plan, err);
     if (code == SFC_OK) {
@@ -161,6 +201,41 @@ static void note(struct sfc_scheduler *s, struct sfc_rpc_call *call, const struc
         sfc_sched_event_by(s, call, "asks run %s for: %s", s->run->config->name, what);
 }
 
+/* Answered when it is durable; the order follows, and Status says when the shard is no member any
+ * more. */
+static void give_up(struct sfc_scheduler *s, struct sfc_rpc_call *call,
+                    const Shardfc__V1__ScaleRequest *r)
+{
+    struct sfc_error err = {0};
+    Shardfc__V1__ScaleReply m = SHARDFC__V1__SCALE_REPLY__INIT;
+    char text[256];
+    struct scale_call *c = calloc(1, sizeof *c);
+    int code = c ? check_run(s, r, &err) : sfc_fail(&err, SFC_ENOMEM, "no memory for the call");
+    if (code == SFC_OK)
+        code = sfc_loss_check(s->run, r->shard, text, sizeof text, &err);
+    if (code == SFC_OK && !r->dry_run)
+        code = check_storing(s->run, &err);
+    if (code == SFC_OK) {
+        m.explanation = text;
+        m.map_version = s->run->map->version;
+        *c = (struct scale_call){.scheduler = s, .call = call};
+        c->reply = sfc_message_pack(&m, &c->reply_size);
+        if (!c->reply)
+            code = sfc_fail(&err, SFC_ENOMEM, "no memory for the answer");
+    }
+    if (code != SFC_OK) {
+        sfc_sched_refuse(s, call, &err);
+        free(c);
+    } else if (r->dry_run) {
+        stored(c, &(struct sfc_error){.code = SFC_OK});
+    } else {
+        const struct sfc_wishes wishes = sfc_loss_wishes(s->run, r->shard);
+        sfc_sched_event_by(s, call, "gives shard %" PRIu64 " of run %s up for lost", r->shard,
+                           s->run->config->name);
+        sfc_scale_store_lost(s->run, &wishes, stored, c);
+    }
+}
+
 void sfc_sched_on_scale(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_scheduler *s = ctx;
@@ -169,6 +244,11 @@ void sfc_sched_on_scale(struct sfc_rpc_call *call, void *ctx)
         sfc_sched_unpack(s, call, &shardfc__v1__scale_request__descriptor);
     if (!r)
         return;
+    if (r->action == SHARDFC__V1__SCALE_REQUEST__ACTION__LOST) {
+        give_up(s, call, r);
+        sfc_message_free(r);
+        return;
+    }
     struct scale_call *c = calloc(1, sizeof *c);
     const struct sfc_goal goal = sfc_scale_goal_of(r);
     int code = c ? check(s, r, &err) : sfc_fail(&err, SFC_ENOMEM, "no memory for the plan");

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "server/core/step_cost.h"
+#include "server/scheduler/map_mirrors.h"
 #include "server/scheduler/scale_parts.h"
 
 #define MEASURABLE_MS  2.0 /* a step that takes less is no measure of a shard's speed */
@@ -76,9 +77,7 @@ static void add_shard(struct sfc_sched_run *run, struct sfc_scale_input *x,
         return;
     }
     uint32_t k = x->in.shard_count++;
-    const char *colon = strrchr(m->address, ':');
-    snprintf(x->hosts[k], sizeof x->hosts[k], "%.*s",
-             colon ? (int)(colon - m->address) : (int)strlen(m->address), m->address);
+    sfc_host_of(m->address, x->hosts[k], sizeof x->hosts[k]);
     x->shards[k] = (struct sfc_plan_shard){.id = m->id,
                                            .host = x->hosts[k],
                                            .member = member,
@@ -135,18 +134,19 @@ static uint32_t input_index(const struct sfc_sched_run *run, const struct sfc_sc
     return UINT32_MAX; /* the planner refuses it */
 }
 
-static void fill_blocks(const struct sfc_sched_run *run, struct sfc_scale_input *x)
+static void fill_blocks(const struct sfc_sched_run *run, const char *numerics,
+                        struct sfc_scale_input *x)
 {
     const struct sfc_run_setup *setup = &run->setup;
     const struct sfc_scale *scale = run->scale;
     uint64_t parts = setup->head.optimizer == SFC_OPTIMIZER_ADAMW ? 3 : 2;
     for (uint32_t b = 0; b < x->in.class_blocks; b++) {
         uint64_t rows = sfc_head_block_rows(&setup->head, b);
-        x->blocks[b] =
-            (struct sfc_plan_block){.bytes = rows * scale->memory.class_bytes,
-                                    .state = rows * row_state(&setup->head),
-                                    .load = scale->load.rows[b],
-                                    .owner = input_index(run, x, run->map->class_owner[b])};
+        x->blocks[b] = (struct sfc_plan_block){
+            .bytes = rows * scale->memory.class_bytes,
+            .state = rows * row_state(&setup->head),
+            .load = sfc_head_work(&setup->head, numerics, b, scale->load.rows[b]),
+            .owner = input_index(run, x, run->map->class_owner[b])};
     }
     for (uint32_t b = 0; b < x->in.dense_blocks; b++) {
         uint64_t floats = sfc_run_dense_length(setup, b);
@@ -176,7 +176,7 @@ static int fill(struct sfc_sched_run *run, struct sfc_scale_input *x, struct sfc
     for (uint32_t i = 0; i < s->members.config.max_shards; i++)
         if (s->members.shards[i].id)
             add_shard(run, x, &s->members.shards[i], numerics);
-    fill_blocks(run, x);
+    fill_blocks(run, numerics, x);
     set_costs(run, x);
     uint64_t rate = s->options->move_rate;
     x->in.measured = scale->load.steps >= MEASURED_STEPS;

@@ -8,7 +8,8 @@
 
 #include "proto/base/log.h"
 #include "server/run/listen.h"
-#include "server/scheduler/scheduler_internal.h"
+#include "server/scheduler/loss.h"
+#include "server/scheduler/run_parts.h"
 
 uint64_t sfc_sched_now(const struct sfc_scheduler *s)
 {
@@ -99,6 +100,8 @@ static void event_done(struct sfc_store_task *task)
     ((struct event_task *)task)->scheduler->events_waiting--;
     if (task->code != SFC_OK)
         sfc_error_log("%s", task->error.text);
+    else
+        ((struct event_task *)task)->scheduler->events_stored++;
     free(task);
 }
 
@@ -149,7 +152,9 @@ void sfc_sched_event_by(struct sfc_scheduler *s, struct sfc_rpc_call *call, cons
 static void on_tick(uv_timer_t *timer)
 {
     struct sfc_scheduler *s = timer->data;
+    sfc_service_at(s->run ? s->run->id : 0, s->run ? sfc_run_committed(&s->run->fsm) : 0);
     sfc_sched_members_tick(s);
+    sfc_trace_tick(s);
     if (s->run)
         sfc_sched_run_tick(s->run);
 }
@@ -205,6 +210,9 @@ void sfc_sched_serve(struct sfc_scheduler *s)
     s->timer.data = s;
     s->timer_open = true;
     uv_timer_start(&s->timer, on_tick, SFC_TICK_MS, SFC_TICK_MS);
+    if (s->run)
+        sfc_sched_series_restore(s->run);
+    sfc_rpc_server_set_run(s->server, s->served_run);
     sfc_rpc_server_set_ready(s->server, true);
     sfc_info_log("incarnation %llu, state in %s", (unsigned long long)s->incarnation,
                  s->options->state);
@@ -235,10 +243,41 @@ int sfc_scheduler_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
     s->uv = uv;
     s->options = options;
     s->end = *end;
-    int code = sfc_store_shared(options->state) ? sfc_sched_stand_by(s, err) : start_alone(s, err);
+    int code = sfc_spans_new(&s->spans, err);
+    if (code == SFC_OK)
+        code = sfc_web_start(s, err);
+    if (code == SFC_OK)
+        code = sfc_store_shared(options->state) ? sfc_sched_stand_by(s, err) : start_alone(s, err);
     if (code == SFC_OK)
         *address = s->listening;
     return code;
+}
+
+static unsigned working_workers(const struct sfc_scheduler *s)
+{
+    unsigned count = 0;
+    for (size_t i = 0; i < SFC_MAX_WORKERS; i++)
+        count += s->workers[i].id != 0;
+    return count;
+}
+
+void sfc_scheduler_look(const struct sfc_scheduler *s, struct sfc_service_state *out)
+{
+    const struct sfc_sched_run *run = s->run;
+    out->ready = out->working = true; /* the loop that everything goes through asks */
+    if (!s->timer_open) {
+        snprintf(out->text, sizeof out->text, "standing by");
+    } else if (!run) {
+        snprintf(out->text, sizeof out->text, "no run");
+    } else {
+        out->run = run->id;
+        out->step = sfc_run_committed(&run->fsm);
+        snprintf(out->text, sizeof out->text,
+                 "run %llu, %s%s: step %llu of %llu, loss %.4f, %u workers",
+                 (unsigned long long)run->id, sfc_run_state_name(run->fsm.state),
+                 run->fsm.paused ? ", paused" : "", (unsigned long long)out->step,
+                 (unsigned long long)run->config->steps, run->loss, working_workers(s));
+    }
 }
 
 void sfc_scheduler_stop(struct sfc_scheduler *s)
@@ -246,6 +285,7 @@ void sfc_scheduler_stop(struct sfc_scheduler *s)
     if (!s || s->stopping)
         return;
     s->stopping = true;
+    sfc_web_stop(s);
     sfc_sched_leave(s);
     if (s->timer_open)
         uv_close((uv_handle_t *)&s->timer, NULL);
@@ -261,10 +301,15 @@ void sfc_scheduler_free(struct sfc_scheduler *s)
 {
     if (!s)
         return;
+    sfc_web_free(s);
     sfc_sched_run_free(s->run);
+    for (size_t i = 0; i < SFC_CORE_MAX_SHARDS; i++)
+        sfc_mirrors_forget(&s->shards[i]);
     sfc_member_actions_free(&s->member_actions);
     sfc_membership_free(&s->members);
     sfc_store_close(s->store);
     sfc_sched_standby_free(s->standby);
+    sfc_trace_free(s);
+    sfc_spans_free(s->spans);
     free(s);
 }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/block_map.h"
 #include "proto/limits.h"
 #include "server/scheduler/order_parts.h"
 #include "server/scheduler/scheduler_internal.h"
@@ -17,6 +18,7 @@ struct send {
     uint64_t number;
     bool recover;
     struct sfc_attempt round;
+    uint64_t began_ns;
     struct sfc_error error; /* of a call that could not start */
 };
 
@@ -35,6 +37,7 @@ static const struct {
     [SFC_DUTY_JOIN] = {"/shardfc.v1.Shard/OpenRun", 900000},
     [SFC_DUTY_FETCH] = {"/shardfc.v1.Shard/FetchBlocks", 60000}, /* asked again while it copies */
     [SFC_DUTY_TAKE] = {"/shardfc.v1.Shard/TakeBlocks", 60000},
+    [SFC_DUTY_ADOPT] = {"/shardfc.v1.Shard/CheckRewind", 900000},
     [SFC_DUTY_SETMAP] = {"/shardfc.v1.Shard/SetMap", 120000},
     [SFC_DUTY_CANCEL] = {"/shardfc.v1.Shard/CancelMove", 60000},
 };
@@ -106,6 +109,8 @@ static uint8_t *pack_open(const struct sfc_sched_run *run, const struct sfc_run_
     keeping.rewind_window = run->rewind_window;
     keeping.durable_every = run->durable_every;
     keeping.elastic = run->elastic;
+    keeping.mirrors = run->mirrors;
+    keeping.grace_s = run->grace_s;
     m.keeping = &keeping;
     m.nonce = run->nonce;
     m.order = a->number;
@@ -178,7 +183,11 @@ static uint8_t *pack_check(const struct sfc_sched_run *run, const struct sfc_run
         set_record(&last, &round, &a->record);
         m.last_commit = &last;
     }
-    return sfc_message_pack(&m, size);
+    if (a->duty == SFC_DUTY_ADOPT)
+        m.map = sfc_sched_map_to_come(run);
+    uint8_t *bytes = a->duty == SFC_DUTY_ADOPT && !m.map ? NULL : sfc_message_pack(&m, size);
+    sfc_message_free(m.map);
+    return bytes;
 }
 
 static uint8_t *pack_close(const struct sfc_sched_run *run, const struct sfc_run_action *a,
@@ -188,6 +197,8 @@ static uint8_t *pack_close(const struct sfc_sched_run *run, const struct sfc_run
     m.run_id = run->id;
     m.incarnation = run->scheduler->incarnation;
     m.order = a->number;
+    m.leaves = !run->fsm.failed && !run->fsm.stopped;
+    m.nonce = run->nonce;
     return sfc_message_pack(&m, size);
 }
 
@@ -199,11 +210,11 @@ struct prepare_items {
     uint64_t *digests;
 };
 
-static size_t own_dense(const struct sfc_sched_run *run, uint32_t shard)
+static size_t pushed_dense(const struct sfc_sched_run *run, uint32_t shard)
 {
     size_t n = 0;
     for (size_t b = 0; b < run->map->n_dense_owner; b++)
-        n += shard == UINT32_MAX || run->map->dense_owner[b] == shard;
+        n += shard == UINT32_MAX || sfc_map_pushed(run->map, b, shard);
     return n;
 }
 
@@ -224,7 +235,7 @@ static void fill_attempt(const struct sfc_sched_run *run, uint32_t shard, uint32
                                                     (uint8_t *)(uintptr_t)done->head_digest.bytes};
     size_t n = 0;
     for (size_t b = 0; b < run->map->n_dense_owner; b++)
-        if (shard == UINT32_MAX || run->map->dense_owner[b] == shard)
+        if (shard == UINT32_MAX || sfc_map_pushed(run->map, b, shard))
             digests[n++] = done->dense_digests[b];
     p->items[j].n_dense_digests = n;
     p->items[j].dense_digests = digests;
@@ -234,7 +245,7 @@ uint8_t *sfc_sched_pack_prepare(const struct sfc_sched_run *run, uint32_t shard,
                                 struct sfc_attempt round, bool provisional, size_t *size)
 {
     uint32_t n = run->setup.micro_batches;
-    size_t dense = own_dense(run, shard);
+    size_t dense = pushed_dense(run, shard);
     uint8_t *bytes = NULL;
     struct prepare_items p = {
         calloc(n, sizeof *p.items),
@@ -282,6 +293,7 @@ static uint8_t *pack(struct sfc_sched_run *run, const struct sfc_run_action *a, 
     case SFC_DUTY_CLOSE:
         return pack_close(run, a, size);
     case SFC_DUTY_CHECK:
+    case SFC_DUTY_ADOPT:
         return pack_check(run, a, size);
     case SFC_DUTY_FETCH:
     case SFC_DUTY_TAKE:
@@ -306,7 +318,8 @@ static void take_prepare(struct sfc_bytes head, struct sfc_run_event *event,
                          struct sfc_dense_report **reports, Shardfc__V1__PrepareReply **out)
 {
     int code;
-    Shardfc__V1__PrepareReply *m = sfc_unpack(head, &shardfc__v1__prepare_reply__descriptor, &code);
+    Shardfc__V1__PrepareReply *m =
+        sfc_unpack_reply(head, &shardfc__v1__prepare_reply__descriptor, &code);
     *out = m;
     if (m)
         *reports = calloc(m->n_dense + 1, sizeof **reports);
@@ -352,7 +365,7 @@ static void take_open(struct sfc_sched_run *run, const struct send *send, struct
     struct sfc_shard_info *info = sfc_sched_shard(s, id);
     int code;
     Shardfc__V1__OpenRunReply *m =
-        sfc_unpack(head, &shardfc__v1__open_run_reply__descriptor, &code);
+        sfc_unpack_reply(head, &shardfc__v1__open_run_reply__descriptor, &code);
     if (!m) {
         bool malformed = code == SFC_ECORRUPT;
         event->code = malformed ? SFC_EINTERNAL : SFC_EUNAVAILABLE;
@@ -409,8 +422,26 @@ static void report(struct send *send, int code, const char *text, struct sfc_byt
     free(send);
 }
 
+/* How long the shard took, with the network. */
+static void record_answer(const struct send *send)
+{
+    static const uint8_t phases[SFC_DUTY_COUNT] = {[SFC_DUTY_PLAN] = SFC_SPAN_ASK_PLAN,
+                                                   [SFC_DUTY_PLAN_NEXT] = SFC_SPAN_ASK_PLAN,
+                                                   [SFC_DUTY_PREPARE] = SFC_SPAN_ASK_PREPARE,
+                                                   [SFC_DUTY_COMMIT] = SFC_SPAN_ASK_COMMIT};
+    struct sfc_span span = {.phase = phases[send->duty],
+                            .step = send->step,
+                            .micro_batch = UINT32_MAX,
+                            .begin_ns = send->began_ns,
+                            .end_ns = sfc_spans_now(),
+                            .index = send->shard};
+    if (span.phase)
+        sfc_spans_add(send->scheduler->spans, &span);
+}
+
 static void answered(const struct sfc_rpc_reply_view *view, void *ctx)
 {
+    record_answer(ctx);
     report(ctx, view->code, view->text, view->head);
 }
 
@@ -439,7 +470,8 @@ void sfc_sched_send(struct sfc_sched_run *run, const struct sfc_run_action *a)
                           .life = a->life,
                           .number = a->number,
                           .recover = a->recover,
-                          .round = a->round};
+                          .round = a->round,
+                          .began_ns = sfc_spans_now()};
     size_t size = 0;
     uint8_t *bytes = pack(run, a, &size);
     uint64_t id = run->fsm.shards[a->shard].id;

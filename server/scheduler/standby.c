@@ -133,8 +133,11 @@ int sfc_sched_stand_by(struct sfc_scheduler *s, struct sfc_error *err)
     pthread_mutex_init(&b->lock, NULL);
     s->standby = b;
     b->scheduler = s;
-    b->owner = (struct sfc_store_owner){
-        .address = b->address, .waits = on_waits, .lost = on_lost, .ctx = b};
+    b->owner = (struct sfc_store_owner){.address = b->address,
+                                        .security = &s->options->security,
+                                        .waits = on_waits,
+                                        .lost = on_lost,
+                                        .ctx = b};
     int code = sfc_sched_listen(s, NULL, err);
     if (code != SFC_OK)
         return code;

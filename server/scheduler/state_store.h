@@ -32,7 +32,8 @@ struct sfc_store_run {
     bool load;           /* blocks come from outside before it starts */
     uint64_t rewind_window;
     uint32_t durable_every;
-    bool elastic; /* shards that want to become part of it do so by themselves */
+    bool elastic;              /* shards that want to become part of it do so by themselves */
+    uint32_t mirrors, grace_s; /* RunKeeping */
     uint64_t map_version;
     char state[16]; /* see sfc_store_set_run_state */
     bool paused;    /* by a person, whatever the state */
@@ -101,7 +102,8 @@ struct sfc_store_event {
     char text[512];  /* what, and why */
 };
 
-/* where: a folder, made with mode 0700 if it does not exist, or "etcd://HOST:PORT,...[/PREFIX]".
+/* where: a folder, made with mode 0700 if it does not exist, or "etcd://HOST:PORT,...[/PREFIX]"
+ * (etcds:// with TLS).
  * SFC_ESTATE: another scheduler has it open. SFC_ECORRUPT: the file is damaged, or not ours, or of
  * a newer schema; the message names the file and says what to do. SFC_EUNAVAILABLE: etcd does not
  * answer. */
@@ -110,7 +112,8 @@ int sfc_store_open(const char *where, struct sfc_store **out, struct sfc_error *
 /* A state in etcd is shared by several schedulers, of which one leads: it has the store open. */
 bool sfc_store_shared(const char *where);
 struct sfc_store_owner {
-    const char *address; /* where this scheduler serves; outlives the store */
+    const char *address;                 /* where this scheduler serves; outlives the store */
+    const struct sfc_security *security; /* of connections to etcd; NULL: plaintext on loopback */
     /* While another one leads, or nobody knows: whenever the reason changes. */
     void (*waits)(void *ctx, const char *why);
     /* At most once, from another thread, until the store is closed: this scheduler leads no more.
@@ -139,6 +142,10 @@ int sfc_store_set_run_numerics(struct sfc_store *store, uint64_t run_id, const c
                                struct sfc_error *err);
 /* The newest run. SFC_ENOTFOUND: there is none. Release with sfc_store_run_close. */
 int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struct sfc_error *err);
+/* The newest run before this one (UINT64_MAX: of all), for lists: id, start step, state, reason,
+ * pause and configuration. SFC_ENOTFOUND: there is none. Release with sfc_store_run_close. */
+int sfc_store_run_before(struct sfc_store *store, uint64_t run_id, struct sfc_store_run *out,
+                         struct sfc_error *err);
 void sfc_store_run_close(struct sfc_store_run *run);
 
 /* From now on the run has this map (sfc_store_last_run). The newest 64 are kept (in etcd 2).

@@ -7,10 +7,11 @@
 
 #include "proto/base/log.h"
 #include "proto/limits.h"
+#include "server/scheduler/loss.h"
 #include "server/scheduler/run_parts.h"
 #include "server/scheduler/scale.h"
 
-enum { MAX_TOTALS = 128, MAX_WAITS = 512 };
+enum { MAX_TOTALS = 128, MAX_WAITS = 512, MAX_LOSSES = 8 };
 
 struct totals {
     size_t count;
@@ -28,11 +29,16 @@ struct status {
     Shardfc__V1__ShardRecovery recovery[SFC_CORE_MAX_SHARDS];
     Shardfc__V1__RunKeeping keeping;
     Shardfc__V1__MoveStatus moves[SFC_MAX_ORDERS], *move_list[SFC_MAX_ORDERS];
+    char grows[320];
     char move_reason[512];
     Shardfc__V1__WorkerStatus workers[SFC_MAX_WORKERS];
     Shardfc__V1__WorkerStatus *worker_list[SFC_MAX_WORKERS];
     Shardfc__V1__LrChange lr_changes[SFC_CORE_LR_CHANGES];
     Shardfc__V1__LrChange *lr_list[SFC_CORE_LR_CHANGES];
+    Shardfc__V1__ShardMirror *mirrors; /* [places * SFC_CORE_MAX_MIRRORS]; owned */
+    Shardfc__V1__ShardMirror **mirror_list;
+    char losses[MAX_LOSSES][400]; /* of missing shards */
+    uint32_t loss_count;
     char waits_for[MAX_WAITS + 16];
 };
 
@@ -126,6 +132,46 @@ static void fill_durability(const struct sfc_shard_info *info, Shardfc__V1__Shar
     out->recovery = recovery;
 }
 
+static void fill_mirrors(struct sfc_sched_run *run, uint32_t place, struct status *st,
+                         Shardfc__V1__ShardStatus *out)
+{
+    const Shardfc__V1__ShardAddress *shard = run->map->shards[place];
+    size_t first = (size_t)place * SFC_CORE_MAX_MIRRORS;
+    for (size_t i = 0; i < shard->n_mirrors && i < SFC_CORE_MAX_MIRRORS; i++) {
+        Shardfc__V1__ShardMirror *m = &st->mirrors[first + i];
+        const struct sfc_mirror_view *view = sfc_mirrors_view(run, shard->mirrors[i], place);
+        shardfc__v1__shard_mirror__init(m);
+        m->shard = run->map->shards[shard->mirrors[i]]->shard;
+        if (view) {
+            m->complete = view->complete;
+            m->blocks = view->blocks;
+            m->copied = view->copied;
+            m->oldest_step = view->oldest_step;
+            m->bytes = view->bytes;
+            m->reason = (char *)(uintptr_t)view->reason;
+        }
+        st->mirror_list[first + i] = m;
+    }
+    out->n_mirrors =
+        shard->n_mirrors < SFC_CORE_MAX_MIRRORS ? shard->n_mirrors : SFC_CORE_MAX_MIRRORS;
+    out->mirrors = &st->mirror_list[first];
+}
+
+/* Of a member of the run. */
+static void fill_missing(struct sfc_sched_run *run, uint32_t place, struct status *st,
+                         Shardfc__V1__ShardStatus *out)
+{
+    uint64_t now = sfc_sched_now(run->scheduler);
+    out->missing_s = (double)sfc_run_missing(&run->fsm, place, now) / 1e3;
+    if (st->mirrors && place < run->map->n_shards)
+        fill_mirrors(run, place, st, out);
+    if (out->missing_s <= 0 || st->loss_count == MAX_LOSSES)
+        return;
+    char *text = st->losses[st->loss_count++];
+    sfc_loss_say(run, place, text, sizeof st->losses[0]);
+    out->loss = text;
+}
+
 static const char *shard_state(const struct sfc_scheduler *s, const struct sfc_shard_member *member)
 {
     uint32_t index = s->run ? sfc_sched_run_shard(s->run, member->id) : UINT32_MAX;
@@ -162,6 +208,8 @@ static void fill_shards(struct sfc_scheduler *s, struct status *st)
             count_blocks(s->run, index, out);
             out->member = s->run->fsm.shards[index].place == SFC_PLACE_MEMBER;
         }
+        if (out->member)
+            fill_missing(s->run, index, st, out);
         out->leaving = out->member && info && info->leaving;
         st->shard_list[n++] = out;
     }
@@ -223,6 +271,36 @@ static void fill_moves(struct sfc_sched_run *run, struct status *st)
     st->m.moves = st->move_list;
 }
 
+static void fill_growths(struct sfc_sched_run *run, struct status *st)
+{
+    struct sfc_order_view view;
+    st->m.classes = run->setup.head.classes;
+    st->m.n_growths = run->map->n_growths;
+    st->m.growths = run->map->growths;
+    for (size_t i = 0; i < SFC_MAX_ORDERS && sfc_sched_order_at(run, i, &view); i++) {
+        char waits[256] = "";
+        if (view.order.kind != SFC_ORDER_GROW)
+            continue;
+        if (view.at_work)
+            sfc_run_order_waits_for(&run->fsm, waits, sizeof waits);
+        snprintf(st->grows, sizeof st->grows, "to %" PRIu64 " classes%s%s", view.order.classes,
+                 waits[0]       ? ": waits for "
+                 : view.at_work ? ""
+                                : ": other changes come first",
+                 waits);
+        st->m.grows = st->grows;
+        return;
+    }
+}
+
+static double epochs_done(const struct sfc_sched_run *run, uint64_t position)
+{
+    const struct sfc_order_part *part =
+        sfc_order_part_at(run->sample_order, run->order_parts, position);
+    return (double)part->first_epoch +
+           (double)(position - part->first_position) / (double)part->samples;
+}
+
 static void fill_workers(struct sfc_scheduler *s, struct status *st)
 {
     size_t n = 0;
@@ -238,6 +316,10 @@ static void fill_workers(struct sfc_scheduler *s, struct status *st)
         out->name = (char *)(uintptr_t)member->name;
         out->lanes = member->lanes;
         out->micro_batches = info->micro_batches;
+        out->version = (char *)(uintptr_t)info->version;
+        out->numerics = (char *)(uintptr_t)info->numerics;
+        out->clock_ahead_s = info->clock_ahead_s;
+        out->memory_bytes = info->memory_bytes;
         out->tickets = s->run ? sfc_run_held(&s->run->fsm, info->id) : 0;
         st->worker_list[n++] = out;
     }
@@ -253,6 +335,18 @@ static double present_rate(const struct sfc_sched_run *run)
     if (!since || now <= since)
         return run->rate;
     return fmin(run->rate, 1e6 * run->config->global_batch / (double)(now - since));
+}
+
+/* What will become of a shard that the run waits for. */
+static void add_loss(struct sfc_sched_run *run, char *what, size_t size)
+{
+    char text[400] = "";
+    for (uint32_t k = 0; k < run->map->n_shards && !text[0]; k++)
+        if (run->fsm.shards[k].gone)
+            sfc_loss_say(run, k, text, sizeof text);
+    size_t n = strlen(what);
+    if (text[0] && n < size)
+        snprintf(what + n, size - n, "; %s", text);
 }
 
 static void fill_run(struct sfc_sched_run *run, struct status *st)
@@ -272,6 +366,7 @@ static void fill_run(struct sfc_sched_run *run, struct status *st)
         (recovers && !run->fsm.reason[0]))
         sfc_run_waits_for(&run->fsm, what, sizeof what);
     if (what[0]) {
+        add_loss(run, what, sizeof what);
         snprintf(st->waits_for, sizeof st->waits_for, "waits for %s", what);
         m->reason = st->waits_for;
     }
@@ -290,8 +385,8 @@ static void fill_run(struct sfc_sched_run *run, struct status *st)
     m->lr_changes = st->lr_list;
     if (running && m->images_per_s > 0 && m->steps > m->step)
         m->eta_s = (double)(m->steps - m->step) * c->global_batch / m->images_per_s;
-    if (c->data && c->data->samples)
-        m->epoch = (double)m->step * c->global_batch / (double)c->data->samples;
+    if (run->order_parts)
+        m->epoch = epochs_done(run, m->step * c->global_batch);
     m->map_version = run->map->version;
     m->config = run->config;
     m->skipped_steps = run->skipped_steps;
@@ -299,18 +394,39 @@ static void fill_run(struct sfc_sched_run *run, struct status *st)
     st->keeping.rewind_window = run->rewind_window;
     st->keeping.durable_every = run->durable_every;
     st->keeping.elastic = run->elastic;
+    st->keeping.mirrors = run->mirrors;
+    st->keeping.grace_s = run->grace_s;
+    m->unmirrored = run->unmirrored.left;
+    m->unmirrored_eta_s = sfc_mirrors_eta(run);
     m->durable_step = sfc_run_durable_step(&run->fsm);
     m->keeping = &st->keeping;
     m->oldest_step = sfc_sched_run_oldest(run);
 }
 
-void sfc_sched_on_status(struct sfc_rpc_call *call, void *ctx)
+static void free_status(struct status *st)
 {
-    struct sfc_scheduler *s = ctx;
+    free(st->mirrors);
+    free(st->mirror_list);
+    free(st);
+}
+
+static bool take_mirrors(const struct sfc_scheduler *s, struct status *st)
+{
+    if (!s->run || !s->run->mirrors)
+        return true;
+    size_t all = s->run->map->n_shards * SFC_CORE_MAX_MIRRORS;
+    st->mirrors = calloc(all, sizeof *st->mirrors);
+    st->mirror_list = calloc(all, sizeof(Shardfc__V1__ShardMirror *));
+    return st->mirrors && st->mirror_list;
+}
+
+Shardfc__V1__StatusReply *sfc_sched_status(struct sfc_scheduler *s)
+{
     struct status *st = calloc(1, sizeof *st);
-    if (!st) {
-        sfc_rpc_fail(call, SFC_ENOMEM, "no memory for the answer");
-        return;
+    if (!st || !take_mirrors(s, st)) {
+        if (st)
+            free_status(st);
+        return NULL;
     }
     shardfc__v1__status_reply__init(&st->m);
     st->m.version = (char *)(uintptr_t)SFC_VERSION;
@@ -318,14 +434,31 @@ void sfc_sched_on_status(struct sfc_rpc_call *call, void *ctx)
     st->m.incarnation = s->incarnation;
     if (s->run) {
         fill_run(s->run, st);
+        fill_growths(s->run, st);
         fill_moves(s->run, st);
         sfc_scale_fill_status(s->run, &st->m);
     }
     fill_shards(s, st);
     fill_workers(s, st);
     fill_counters(s, st);
-    sfc_call_reply(call, &st->m);
-    free(st);
+    return &st->m;
+}
+
+void sfc_sched_status_free(Shardfc__V1__StatusReply *status)
+{
+    if (status)
+        free_status((struct status *)status); /* m is its first member */
+}
+
+void sfc_sched_on_status(struct sfc_rpc_call *call, void *ctx)
+{
+    Shardfc__V1__StatusReply *status = sfc_sched_status(ctx);
+    if (!status) {
+        sfc_rpc_fail(call, SFC_ENOMEM, "no memory for the answer");
+        return;
+    }
+    sfc_call_reply(call, status);
+    sfc_sched_status_free(status);
 }
 
 /* ---- history */
@@ -339,11 +472,20 @@ struct history_task {
     struct sfc_store_commit *commits;
 };
 
+/* The largest answer is many MiB: only the call that is at work has room for it. */
 static void history_work(struct sfc_store_task *task, struct sfc_store *store)
 {
     struct history_task *t = (struct history_task *)task;
+    t->commits = calloc(t->limit, sizeof *t->commits);
+    if (!t->commits) {
+        task->code = sfc_fail(&task->error, SFC_ENOMEM, "no memory for the answer");
+        return;
+    }
     task->code = sfc_store_history(store, t->run_id, t->after_step, t->limit, t->commits, &t->count,
                                    &task->error);
+    void *fits = realloc(t->commits, (t->count + 1) * sizeof *t->commits);
+    if (fits)
+        t->commits = fits;
 }
 
 static int history_reply(struct history_task *t)
@@ -394,11 +536,19 @@ void sfc_sched_on_history(struct sfc_rpc_call *call, void *ctx)
         sfc_sched_unpack(s, call, &shardfc__v1__history_request__descriptor);
     if (!r)
         return;
+    if (r->run_id && r->run_id != s->last_run_id &&
+        !(sfc_rpc_call_roles(call) &
+          SFC_ROLE_ADMIN)) { /* a worker may be bound to the present one */
+        sfc_fail(&err, SFC_EDENIED,
+                 "run_id: only an admin's certificate reads other runs than %llu",
+                 (unsigned long long)s->last_run_id);
+        sfc_sched_refuse(s, call, &err);
+        sfc_message_free(r);
+        return;
+    }
     struct history_task *t = calloc(1, sizeof *t);
     size_t limit = r->limit && r->limit < SFC_LIMIT_HISTORY ? r->limit : SFC_LIMIT_HISTORY;
-    if (t)
-        t->commits = calloc(limit, sizeof *t->commits);
-    if (t && t->commits) {
+    if (t) {
         t->scheduler = s;
         t->call = call;
         t->run_id = r->run_id ? r->run_id : s->last_run_id;
@@ -408,7 +558,6 @@ void sfc_sched_on_history(struct sfc_rpc_call *call, void *ctx)
         t->task.done = history_done;
         sfc_store_queue_submit(&s->queue, &t->task);
     } else {
-        free(t);
         sfc_fail(&err, SFC_ENOMEM, "no memory for the answer");
         sfc_sched_refuse(s, call, &err);
     }

@@ -6,7 +6,7 @@
 
 bool sfc_store_shared(const char *where)
 {
-    return strncmp(where, "etcd://", 7) == 0;
+    return strncmp(where, "etcd://", 7) == 0 || strncmp(where, "etcds://", 8) == 0;
 }
 
 int sfc_store_open(const char *where, struct sfc_store **out, struct sfc_error *err)
@@ -55,6 +55,12 @@ int sfc_store_set_run_numerics(struct sfc_store *store, uint64_t run_id, const c
 int sfc_store_last_run(struct sfc_store *store, struct sfc_store_run *out, struct sfc_error *err)
 {
     return store->ops->last_run(store, out, err);
+}
+
+int sfc_store_run_before(struct sfc_store *store, uint64_t run_id, struct sfc_store_run *out,
+                         struct sfc_error *err)
+{
+    return store->ops->run_before(store, run_id, out, err);
 }
 
 int sfc_store_put_map(struct sfc_store *store, const struct sfc_store_map *map,

@@ -190,6 +190,7 @@ static const struct sfc_store_ops etcd_ops = {
     .set_run_state = sfc_etcd_store_set_run_state,
     .set_run_numerics = sfc_etcd_store_set_run_numerics,
     .last_run = sfc_etcd_store_last_run,
+    .run_before = sfc_etcd_store_run_before,
     .put_map = sfc_etcd_store_put_map,
     .put_commits = sfc_etcd_store_put_commits,
     .last_commit = sfc_etcd_store_last_commit,
@@ -265,7 +266,7 @@ int sfc_store_open_etcd(const char *where, struct sfc_store_owner *owner, struct
     s->base.ops = &etcd_ops;
     if (owner)
         who = (struct sfc_lead_owner){owner->address, owner->lost, owner->ctx};
-    int code = sfc_etcd_new(where, &s->etcd, err);
+    int code = sfc_etcd_new(where, owner ? owner->security : NULL, &s->etcd, err);
     if (code == SFC_OK)
         code = owner ? wait_lead(s, &who, owner, err)
                      : sfc_lead_try(s->etcd, &who, &s->lead, leader, err);

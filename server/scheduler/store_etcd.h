@@ -81,6 +81,8 @@ int sfc_etcd_store_set_run_state(struct sfc_store *base, uint64_t run_id, const 
                                  bool paused, const char *reason, struct sfc_error *err);
 int sfc_etcd_store_set_run_numerics(struct sfc_store *base, uint64_t run_id, const char *numerics,
                                     struct sfc_error *err);
+int sfc_etcd_store_run_before(struct sfc_store *base, uint64_t run_id, struct sfc_store_run *out,
+                              struct sfc_error *err);
 int sfc_etcd_store_last_run(struct sfc_store *base, struct sfc_store_run *out,
                             struct sfc_error *err);
 int sfc_etcd_store_put_map(struct sfc_store *base, const struct sfc_store_map *map,

@@ -264,6 +264,38 @@ int sfc_etcd_store_last_run(struct sfc_store *base, struct sfc_store_run *out,
     return code;
 }
 
+/* Ids have no gaps. */
+int sfc_etcd_store_run_before(struct sfc_store *base, uint64_t run_id, struct sfc_store_run *out,
+                              struct sfc_error *err)
+{
+    struct sfc_etcd_store *s = etcd_of(base);
+    Shardfc__Stored__Run *m = NULL;
+    struct sfc_store_run run = {0};
+    char folder[SFC_KV_KEY];
+    uint64_t last = 0;
+    sfc_kv_key(s, folder, "runs/");
+    int code = sfc_kv_last(s, folder, &last, "read older run", err);
+    if (code != SFC_OK)
+        return code;
+    run.run_id = last < run_id ? last : run_id - (run_id > 0);
+    if (run.run_id == 0)
+        return sfc_fail(err, SFC_ENOTFOUND, "there is no older run");
+    code = read_run(s, run.run_id, &m, "read older run", err);
+    if (code != SFC_OK)
+        return code;
+    sfc_stored_to_run(m, &run);
+    run.config_size = m->config_size;
+    sfc_kv_key(s, folder, "configs/" SFC_KV_NUMBER "/", run.run_id);
+    code =
+        sfc_kv_read_pieces(s, folder, m->config_size, &run.config, "the run's configuration", err);
+    sfc_stored_free(m);
+    if (code == SFC_OK)
+        *out = run;
+    else
+        sfc_store_run_close(&run);
+    return code;
+}
+
 /* ---- goals */
 
 int sfc_etcd_store_put_goal(struct sfc_store *base, uint64_t run_id, const uint8_t *goal,

@@ -16,6 +16,8 @@ struct sfc_store_ops {
     int (*set_run_numerics)(struct sfc_store *store, uint64_t run_id, const char *numerics,
                             struct sfc_error *err);
     int (*last_run)(struct sfc_store *store, struct sfc_store_run *out, struct sfc_error *err);
+    int (*run_before)(struct sfc_store *store, uint64_t run_id, struct sfc_store_run *out,
+                      struct sfc_error *err);
     int (*put_map)(struct sfc_store *store, const struct sfc_store_map *map, struct sfc_error *err);
     int (*put_commits)(struct sfc_store *store, const struct sfc_store_commit *commits,
                        size_t count, const struct sfc_lineage *lineage, struct sfc_error *err);

@@ -94,6 +94,7 @@ static const struct sfc_store_ops sqlite_ops = {
     .set_run_state = sfc_sqlite_set_run_state,
     .set_run_numerics = sfc_sqlite_set_run_numerics,
     .last_run = sfc_sqlite_last_run,
+    .run_before = sfc_sqlite_run_before,
     .put_map = sfc_sqlite_put_map,
     .put_commits = sfc_sqlite_put_commits,
     .last_commit = sfc_sqlite_last_commit,
@@ -122,7 +123,8 @@ int sfc_store_open_sqlite(const char *where, struct sfc_store **out, struct sfc_
     store->lock = -1;
     int code = SFC_OK;
     if (mkdir(where, 0700) != 0 && errno != EEXIST) {
-        code = sfc_fail_errno(err, "make folder %s", where);
+        code = sfc_fail_errno(
+            err, "--state: make folder %s (the folder above must exist and be writable)", where);
         goto fail;
     }
     if ((code = take_lock(store, where, err)) != SFC_OK)

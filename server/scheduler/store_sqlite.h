@@ -81,6 +81,8 @@ int sfc_sqlite_set_run_state(struct sfc_store *base, uint64_t run_id, const char
 int sfc_sqlite_set_run_numerics(struct sfc_store *base, uint64_t run_id, const char *numerics,
                                 struct sfc_error *err);
 int sfc_sqlite_last_run(struct sfc_store *base, struct sfc_store_run *out, struct sfc_error *err);
+int sfc_sqlite_run_before(struct sfc_store *base, uint64_t run_id, struct sfc_store_run *out,
+                          struct sfc_error *err);
 int sfc_sqlite_put_map(struct sfc_store *base, const struct sfc_store_map *map,
                        struct sfc_error *err);
 int sfc_sqlite_put_lr(struct sfc_store *base, uint64_t run_id, const struct sfc_store_lr *change,

@@ -40,8 +40,8 @@ static int insert_run(struct sqlite_store *store, const struct sfc_store_run *ru
     int code =
         sfc_db_prepare(store,
                        "INSERT INTO runs(start_step, load, map_version, state, reason, config, map,"
-                       " rewind_window, durable_every, nonce, elastic)"
-                       " VALUES(?,?,?,?,?,?,?,?,?,?,?)",
+                       " rewind_window, durable_every, nonce, elastic, mirrors, grace_s)"
+                       " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)",
                        &s, "add run", err);
     if (code != SFC_OK)
         return code;
@@ -57,6 +57,8 @@ static int insert_run(struct sqlite_store *store, const struct sfc_store_run *ru
     sfc_db_bind_u64(s, 9, run->durable_every ? run->durable_every : 1);
     sfc_db_bind_u64(s, 10, run->nonce);
     sqlite3_bind_int(s, 11, run->elastic);
+    sfc_db_bind_u64(s, 12, run->mirrors);
+    sfc_db_bind_u64(s, 13, run->grace_s);
     code = sfc_db_finish(store, s, "add run", err);
     if (code == SFC_OK)
         *run_id = (uint64_t)sqlite3_last_insert_rowid(store->db);
@@ -121,7 +123,7 @@ int sfc_sqlite_last_run(struct sfc_store *base, struct sfc_store_run *out, struc
         store,
         "SELECT r.run_id, start_step, load, coalesce(m.version, map_version), state, reason,"
         " config, coalesce(m.map, r.map), numerics, rewind_window, durable_every, nonce,"
-        " coalesce(m.step, 0), coalesce(m.made_by, 0), elastic, paused"
+        " coalesce(m.step, 0), coalesce(m.made_by, 0), elastic, paused, mirrors, grace_s"
         " FROM runs r LEFT JOIN maps m ON m.run_id = r.run_id"
         " ORDER BY r.run_id DESC, m.version DESC LIMIT 1",
         &s, "read run", err);
@@ -144,6 +146,8 @@ int sfc_sqlite_last_run(struct sfc_store *base, struct sfc_store_run *out, struc
         run.map_order = sfc_db_column_u64(s, 13);
         run.elastic = sqlite3_column_int(s, 14) != 0;
         run.paused = sqlite3_column_int(s, 15) != 0;
+        run.mirrors = (uint32_t)sfc_db_column_u64(s, 16);
+        run.grace_s = (uint32_t)sfc_db_column_u64(s, 17);
         code = sfc_db_column_copy(s, 6, &run.config, &run.config_size, err);
         if (code == SFC_OK)
             code = sfc_db_column_copy(s, 7, &run.map, &run.map_size, err);
@@ -152,6 +156,41 @@ int sfc_sqlite_last_run(struct sfc_store *base, struct sfc_store_run *out, struc
     } else {
         code = rc == SQLITE_DONE ? sfc_fail(err, SFC_ENOTFOUND, "there is no run")
                                  : sfc_db_fail(store, err, "read run");
+    }
+    sqlite3_finalize(s);
+    if (code == SFC_OK)
+        *out = run;
+    else
+        sfc_store_run_close(&run);
+    return code;
+}
+
+int sfc_sqlite_run_before(struct sfc_store *base, uint64_t run_id, struct sfc_store_run *out,
+                          struct sfc_error *err)
+{
+    struct sqlite_store *store = sqlite_of(base);
+    struct sfc_store_run run = {0};
+    sqlite3_stmt *s = NULL;
+    int code = sfc_db_prepare(store,
+                              "SELECT run_id, start_step, state, reason, paused, config FROM runs"
+                              " WHERE run_id < ? ORDER BY run_id DESC LIMIT 1",
+                              &s, "read older run", err);
+    if (code != SFC_OK)
+        return code;
+    sqlite3_bind_int64(s, 1, run_id < INT64_MAX ? (sqlite3_int64)run_id : INT64_MAX);
+    int rc = sqlite3_step(s);
+    if (rc == SQLITE_ROW) {
+        run.run_id = sfc_db_column_u64(s, 0);
+        run.start_step = sfc_db_column_u64(s, 1);
+        sfc_db_column_text(s, 2, run.state, sizeof run.state);
+        sfc_db_column_text(s, 3, run.reason, sizeof run.reason);
+        run.paused = sqlite3_column_int(s, 4) != 0;
+        code = sfc_db_column_copy(s, 5, &run.config, &run.config_size, err);
+        if (code == SFC_OK)
+            code = sfc_db_check_columns(store, "read older run", err);
+    } else {
+        code = rc == SQLITE_DONE ? sfc_fail(err, SFC_ENOTFOUND, "there is no older run")
+                                 : sfc_db_fail(store, err, "read older run");
     }
     sqlite3_finalize(s);
     if (code == SFC_OK)

@@ -4,7 +4,7 @@
 
 #include "server/scheduler/store_sqlite.h"
 
-enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 10 };
+enum { APPLICATION_ID = 0x53464353, SCHEMA_VERSION = 11 };
 
 static const char SCHEMA[] =
     "BEGIN IMMEDIATE;"
@@ -16,7 +16,8 @@ static const char SCHEMA[] =
     " config BLOB NOT NULL, map BLOB NOT NULL, numerics TEXT NOT NULL DEFAULT '',"
     " rewind_window INTEGER NOT NULL DEFAULT 0, durable_every INTEGER NOT NULL DEFAULT 1,"
     " nonce INTEGER NOT NULL DEFAULT 0, elastic INTEGER NOT NULL DEFAULT 0,"
-    " paused INTEGER NOT NULL DEFAULT 0);"
+    " paused INTEGER NOT NULL DEFAULT 0,"
+    " mirrors INTEGER NOT NULL DEFAULT 0, grace_s INTEGER NOT NULL DEFAULT 0);"
     "CREATE TABLE commits(run_id INTEGER NOT NULL, step INTEGER NOT NULL, clip_scale REAL NOT NULL,"
     " applied INTEGER NOT NULL, loss BLOB NOT NULL, lr REAL NOT NULL, images_per_s REAL NOT NULL,"
     " classes INTEGER NOT NULL, map_version INTEGER NOT NULL, position INTEGER NOT NULL,"
@@ -39,7 +40,7 @@ static const char SCHEMA[] =
     " run_id INTEGER NOT NULL, text TEXT NOT NULL, who TEXT NOT NULL DEFAULT '');"
     "CREATE TABLE goals(run_id INTEGER PRIMARY KEY, goal BLOB NOT NULL);"
     "PRAGMA application_id=1397113683;"
-    "PRAGMA user_version=10;"
+    "PRAGMA user_version=11;"
     "COMMIT;";
 
 /* Version 4 had no word on how a run is kept. */
@@ -92,6 +93,13 @@ static const char UPGRADE_9[] =
     "PRAGMA user_version=10;"
     "COMMIT;";
 
+/* In version 10 no shard kept what another one's blocks could be restored from. */
+static const char UPGRADE_10[] = "BEGIN IMMEDIATE;"
+                                 "ALTER TABLE runs ADD COLUMN mirrors INTEGER NOT NULL DEFAULT 0;"
+                                 "ALTER TABLE runs ADD COLUMN grace_s INTEGER NOT NULL DEFAULT 0;"
+                                 "PRAGMA user_version=11;"
+                                 "COMMIT;";
+
 int sfc_db_check_schema(struct sqlite_store *store, struct sfc_error *err)
 {
     int64_t application = 0, version = 0, tables = 0;
@@ -110,8 +118,8 @@ int sfc_db_check_schema(struct sqlite_store *store, struct sfc_error *err)
             err, SFC_ECORRUPT,
             "%s is an SQLite database of another program; give --state a folder of its own",
             store->path);
-    static const char *const upgrades[] = {UPGRADE_4, UPGRADE_5, UPGRADE_6,
-                                           UPGRADE_7, UPGRADE_8, UPGRADE_9};
+    static const char *const upgrades[] = {UPGRADE_4, UPGRADE_5, UPGRADE_6, UPGRADE_7,
+                                           UPGRADE_8, UPGRADE_9, UPGRADE_10};
     while (code == SFC_OK && version >= 4 && version < SCHEMA_VERSION) {
         code = sfc_db_transaction(store, upgrades[version - 4], "upgrade state", err);
         version++;

@@ -2,7 +2,9 @@
 
 #include <string.h>
 
-enum { CHUNK = SFC_MAX_DIM }; /* floats of bf16 state that are widened at a time */
+/* Floats of bf16 state that are widened at a time: on the stack, and enough that calls to a device
+ * are few. */
+enum { CHUNK = 16 * SFC_MAX_DIM };
 
 /* SFC_SNAPSHOT_VALUES ... in the words of the kernels. */
 static const enum sfc_block_part kernel_part[SFC_SNAPSHOT_PARTS] = {
@@ -24,6 +26,7 @@ void sfc_block_shape(const struct sfc_run_setup *setup, const struct sfc_snapsho
     switch (block->kind) {
     case SFC_SNAPSHOT_CLASS:
         shape.rows = sfc_head_block_rows(head, block->block);
+        shape.grown = sfc_run_block_grew(setup, block->block);
         shape.dim = head->dim;
         shape.has[SFC_SNAPSHOT_LAST_STEP] = head->momentum_mode == SFC_MOMENTUM_DENSE;
         if (head->dtype == SFC_DTYPE_BF16)
@@ -37,6 +40,13 @@ void sfc_block_shape(const struct sfc_run_setup *setup, const struct sfc_snapsho
         break;
     }
     *out = shape;
+}
+
+uint64_t sfc_block_grown(const struct sfc_run_setup *setup, const struct sfc_snapshot_block *block)
+{
+    return block->kind == SFC_SNAPSHOT_CLASS && sfc_run_block_grew(setup, block->block)
+               ? sfc_head_block_rows(&setup->head, block->block)
+               : 0;
 }
 
 struct place {

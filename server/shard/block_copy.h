@@ -10,6 +10,10 @@
 void sfc_block_shape(const struct sfc_run_setup *setup, const struct sfc_snapshot_block *block,
                      uint64_t step, struct sfc_snapshot_shape *out);
 
+/* Rows of a class block that got rows by a growth of the run, for the key of its snapshots; else 0.
+ */
+uint64_t sfc_block_grown(const struct sfc_run_setup *setup, const struct sfc_snapshot_block *block);
+
 /* dense may be NULL where there are no dense blocks. parts: as in sfc_snapshot_write_begin. Runs on
  * the compute thread. */
 int sfc_block_save(struct sfc_head *head, struct sfc_dense *dense,

@@ -4,7 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <time.h>
+
+#include "server/shard/dense_mirror.h"
 
 enum { JOIN_MAX = 64 };
 
@@ -24,6 +25,7 @@ struct job_list {
 
 struct sfc_compute {
     struct sfc_backend *backend;
+    struct sfc_spans *spans; /* NULL: none are recorded */
     sfc_compute_post post;
     void *post_ctx;
     pthread_t thread;
@@ -33,9 +35,11 @@ struct sfc_compute {
     bool delivery_posted;  /* under mutex: a deliver call is on its way to the loop */
     struct job_list queue; /* under mutex */
     struct job_list ready; /* under mutex */
+    double bounded_since;  /* under mutex: seconds; the job at work is of a known size; 0: not so */
     /* of the compute thread */
     struct sfc_head *head;
     struct sfc_dense *dense;
+    struct sfc_dense_mirror *mirror; /* NULL: no dense block is mirrored here */
     uint32_t micro_batch, dim, micro_batches;
     struct company logits, gradient;
 };
@@ -71,8 +75,20 @@ static void close_run(struct sfc_compute *c)
 {
     sfc_head_free(c->head);
     sfc_dense_free(c->dense);
+    sfc_dense_mirror_free(c->mirror);
     c->head = NULL;
     c->dense = NULL;
+    c->mirror = NULL;
+}
+
+static int set_mirrored(struct sfc_compute *c, const struct sfc_run_setup *setup,
+                        struct sfc_dense_set own, struct sfc_dense_set mirrored,
+                        struct sfc_error *err)
+{
+    sfc_dense_mirror_free(c->mirror);
+    c->mirror = NULL;
+    return mirrored.count ? sfc_dense_mirror_new(c->backend, setup, own, mirrored, &c->mirror, err)
+                          : SFC_OK;
 }
 
 static int open_run(struct sfc_compute *c, struct sfc_compute_job *job)
@@ -88,6 +104,9 @@ static int open_run(struct sfc_compute *c, struct sfc_compute_job *job)
     if (code == SFC_OK && setup->dense_blocks > 0)
         code = sfc_dense_new(c->backend, &setup->dense, job->u.open.dense_blocks,
                              job->u.open.dense_count, &c->dense, &job->error);
+    struct sfc_dense_set own = {job->u.open.dense_blocks, job->u.open.dense_count};
+    if (code == SFC_OK)
+        code = set_mirrored(c, setup, own, job->u.open.mirrored, &job->error);
     if (code != SFC_OK)
         close_run(c);
     return code;
@@ -110,11 +129,14 @@ static int prepare(struct sfc_compute *c, struct sfc_compute_job *job)
     if (!c->head)
         return no_head(job);
     job->u.prepare.head_finite = sfc_head_finite(c->head, job->u.prepare.slots, job->u.prepare.lr);
-    if (!dense)
-        return SFC_OK;
-    int code = sfc_dense_prepare(dense, job->u.prepare.step, job->u.prepare.lr,
-                                 job->u.prepare.slots, job->u.prepare.sums, &job->error);
-    if (code == SFC_OK && job->u.prepare.dense_sums)
+    int code = dense ? sfc_dense_prepare(dense, job->u.prepare.step, job->u.prepare.lr,
+                                         job->u.prepare.slots, job->u.prepare.sums, &job->error)
+                     : SFC_OK;
+    if (code == SFC_OK && c->mirror)
+        return sfc_dense_mirror_prepare(c->mirror, dense, job->u.prepare.step, job->u.prepare.lr,
+                                        job->u.prepare.slots, job->u.prepare.dense_sums,
+                                        &job->error);
+    if (code == SFC_OK && dense && job->u.prepare.dense_sums)
         code = sfc_dense_sums(dense, job->u.prepare.dense_sums, &job->error);
     return code;
 }
@@ -129,6 +151,15 @@ static int commit(struct sfc_compute *c, struct sfc_compute_job *job)
     if (code == SFC_OK && own_dense(c))
         code = sfc_dense_commit(c->dense, job->u.commit.clip_scale, job->u.commit.lr, &job->error);
     return code;
+}
+
+static int push(struct sfc_compute *c, struct sfc_compute_job *job)
+{
+    struct sfc_dense *dense = own_dense(c);
+    uint32_t slot = job->u.push.slot;
+    if (c->mirror)
+        return sfc_dense_mirror_push(c->mirror, dense, slot, job->u.push.slice, &job->error);
+    return dense ? sfc_dense_push(dense, slot, job->u.push.slice, &job->error) : SFC_OK;
 }
 
 /* ---- blocks come and go */
@@ -146,8 +177,11 @@ static int stage(struct sfc_compute *c, struct sfc_compute_job *job)
     const struct sfc_run_setup *setup = job->u.change.setup;
     job->u.change.head = NULL;
     job->u.change.dense = NULL;
-    int code = sfc_head_new_blank(c->backend, &setup->head, job->u.change.class_blocks,
-                                  job->u.change.class_count, &job->u.change.head, &job->error);
+    int (*make)(struct sfc_backend *, const struct sfc_head_config *, const uint64_t *, size_t,
+                struct sfc_head **, struct sfc_error *) =
+        job->u.change.classes ? sfc_head_new : sfc_head_new_blank;
+    int code = make(c->backend, &setup->head, job->u.change.class_blocks, job->u.change.class_count,
+                    &job->u.change.head, &job->error);
     if (code == SFC_OK && job->u.change.dense_count > 0)
         code = sfc_dense_new_blank(c->backend, &setup->dense, job->u.change.dense_blocks,
                                    job->u.change.dense_count, &job->u.change.dense, &job->error);
@@ -170,19 +204,35 @@ static int attach(struct sfc_compute *c, struct sfc_compute_job *job)
     return code;
 }
 
+static int remove_classes(struct sfc_compute *c, struct sfc_compute_job *job)
+{
+    return job->u.change.class_count == 0 ? SFC_OK
+                                          : sfc_head_remove(c->head, job->u.change.class_blocks,
+                                                            job->u.change.class_count, &job->error);
+}
+
 static int change(struct sfc_compute *c, struct sfc_compute_job *job)
 {
+    uint64_t classes = job->u.change.classes;
     if (!c->head) {
         drop(job);
         return no_head(job);
     }
-    int code = attach(c, job);
-    if (code == SFC_OK && job->u.change.class_count > 0)
-        code = sfc_head_remove(c->head, job->u.change.class_blocks, job->u.change.class_count,
-                               &job->error);
+    int code = SFC_OK;
+    if (classes) /* a block that gets more rows leaves and comes */
+        code = remove_classes(c, job);
+    if (code == SFC_OK && classes)
+        code = sfc_head_grow(c->head, classes, &job->error);
+    if (code == SFC_OK)
+        code = attach(c, job);
+    if (code == SFC_OK && !classes)
+        code = remove_classes(c, job);
     if (code == SFC_OK && job->u.change.dense_count > 0)
         code = sfc_dense_remove(c->dense, job->u.change.dense_blocks, job->u.change.dense_count,
                                 &job->error);
+    if (code == SFC_OK && job->u.change.other_mirrored)
+        code = set_mirrored(c, job->u.change.setup, job->u.change.own, job->u.change.mirrored,
+                            &job->error);
     if (code != SFC_OK) /* what could not be attached */
         drop(job);
     return code;
@@ -253,9 +303,7 @@ static int run_one(struct sfc_compute *c, struct sfc_compute_job *job)
         return c->head ? sfc_head_gradient(c->head, &job->u.gradient, 1, &job->error)
                        : no_head(job);
     case SFC_COMPUTE_PUSH:
-        return own_dense(c)
-                   ? sfc_dense_push(c->dense, job->u.push.slot, job->u.push.slice, &job->error)
-                   : SFC_OK;
+        return push(c, job);
     case SFC_COMPUTE_PREPARE:
         return prepare(c, job);
     case SFC_COMPUTE_COMMIT:
@@ -308,22 +356,41 @@ static bool run_joined(struct sfc_compute *c, struct sfc_compute_job **jobs, siz
     return true;
 }
 
-static uint64_t nanoseconds(void)
+/* How long a job waited, and the work itself: of joined jobs one span. */
+static void record(struct sfc_compute *c, struct sfc_compute_job **jobs, size_t n, uint64_t began,
+                   uint64_t ended)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+    struct sfc_span work = jobs[0]->span;
+    if (work.phase == 0)
+        return;
+    work.thread = SFC_THREAD_COMPUTE;
+    work.begin_ns = began;
+    work.end_ns = ended;
+    for (size_t i = 1; i < n; i++) {
+        work.rows += jobs[i]->span.rows;
+        work.bytes += jobs[i]->span.bytes;
+        work.micro_batch = UINT32_MAX;
+    }
+    sfc_spans_add(c->spans, &work);
+    for (size_t i = 0; i < n; i++) {
+        struct sfc_span wait = jobs[i]->span; /* begins where it was submitted */
+        wait.phase = SFC_SPAN_QUEUE;
+        wait.thread = SFC_THREAD_COMPUTE;
+        wait.end_ns = began;
+        sfc_spans_add(c->spans, &wait);
+    }
 }
 
 static void run_jobs(struct sfc_compute *c, struct sfc_compute_job **jobs, size_t n)
 {
-    uint64_t began = nanoseconds();
+    uint64_t began = sfc_spans_now();
     bool joined = n > 1 && run_joined(c, jobs, n);
     for (size_t i = 0; !joined && i < n; i++)
         jobs[i]->code = run_one(c, jobs[i]);
-    uint64_t took = nanoseconds() - began;
+    uint64_t ended = sfc_spans_now();
     for (size_t i = 0; i < n; i++)
-        jobs[i]->ns = took / n;
+        jobs[i]->ns = (ended - began) / n;
+    record(c, jobs, n, began, ended);
 }
 
 /* ---- the thread */
@@ -390,10 +457,27 @@ static void deliver(void *ctx)
         job->done(job);
 }
 
+/* How long the others take depends on how much there is: blocks of a run, steps of a log. */
+static bool is_bounded(const struct sfc_compute_job *job)
+{
+    switch (job->kind) {
+    case SFC_COMPUTE_OPEN:
+    case SFC_COMPUTE_CLOSE:
+    case SFC_COMPUTE_STAGE:
+    case SFC_COMPUTE_DROP:
+    case SFC_COMPUTE_CHANGE:
+    case SFC_COMPUTE_CALL:
+        return false;
+    default:
+        return true;
+    }
+}
+
 static void *work(void *ctx)
 {
     struct sfc_compute *c = ctx;
     struct sfc_compute_job *jobs[JOIN_MAX];
+    pthread_setname_np(pthread_self(), "sfc-compute"); /* top -H */
     pthread_mutex_lock(&c->mutex);
     for (;;) {
         while (!c->queue.head && !c->stopping)
@@ -402,11 +486,13 @@ static void *work(void *ctx)
             break;
         size_t n = take_jobs(c, jobs);
         struct company *company = company_of(c, jobs[0]);
-        pthread_mutex_unlock(&c->mutex);
         double began = now_seconds();
+        c->bounded_since = is_bounded(jobs[0]) ? began : 0;
+        pthread_mutex_unlock(&c->mutex);
         run_jobs(c, jobs, n);
         double took = now_seconds() - began;
         pthread_mutex_lock(&c->mutex);
+        c->bounded_since = 0;
         if (company)
             *company =
                 (struct company){n > 1 || (c->queue.head && joins(jobs[0], c->queue.head)), took};
@@ -480,6 +566,11 @@ void sfc_compute_free(struct sfc_compute *c)
     free(c);
 }
 
+void sfc_compute_record(struct sfc_compute *c, struct sfc_spans *spans)
+{
+    c->spans = spans;
+}
+
 int sfc_compute_set_store(struct sfc_compute *c, const char *dir, struct sfc_error *err)
 {
     return sfc_backend_set_store(c->backend, dir, err);
@@ -490,10 +581,19 @@ const struct sfc_backend *sfc_compute_backend(const struct sfc_compute *c)
     return c->backend;
 }
 
+bool sfc_compute_late(struct sfc_compute *c, uint64_t ms)
+{
+    pthread_mutex_lock(&c->mutex);
+    double since = c->bounded_since;
+    pthread_mutex_unlock(&c->mutex);
+    return ms > 0 && since > 0 && 1e3 * (now_seconds() - since) > (double)ms;
+}
+
 void sfc_compute_submit(struct sfc_compute *c, struct sfc_compute_job *job)
 {
     memset(&job->error, 0, sizeof job->error);
     job->code = SFC_OK;
+    job->span.begin_ns = sfc_spans_now();
     pthread_mutex_lock(&c->mutex);
     list_push(&c->queue, job);
     pthread_cond_signal(&c->wake);

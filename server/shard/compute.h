@@ -10,7 +10,9 @@
 #define SFC_SHARD_COMPUTE_H
 
 #include "kernels/backend.h"
+#include "proto/base/spans.h"
 #include "server/run/run_setup.h"
+#include "server/shard/dense_sums.h"
 
 struct sfc_compute;
 
@@ -43,7 +45,9 @@ struct sfc_compute_job {
     void *owner;                               /* for done */
     int code;                                  /* result */
     struct sfc_error error;
-    uint64_t ns;                  /* how long it took; of joined jobs its share */
+    uint64_t ns;          /* how long it took; of joined jobs its share */
+    struct sfc_span span; /* phase (0: not recorded), step, micro_batch, rows, bytes; the rest
+                             is private */
     struct sfc_compute_job *next; /* private */
     union {
         struct {
@@ -52,6 +56,7 @@ struct sfc_compute_job {
             size_t class_count;
             const uint64_t *dense_blocks;
             size_t dense_count;
+            struct sfc_dense_set mirrored; /* dense blocks whose gradients come here too */
         } open;
         struct {
             uint64_t step;
@@ -62,15 +67,15 @@ struct sfc_compute_job {
         struct sfc_head_gradient_item gradient;
         struct {
             uint32_t slot;
-            const float *slice;
+            const float *slice; /* of own and mirrored blocks */
         } push;
         struct {
             const uint32_t *slots;
             uint64_t step;
             double lr;
-            struct sfc_dense_sum *sums; /* out, one per dense block */
-            void *dense_sums;           /* out: sfc_dense_sums; NULL: not wanted */
-            bool head_finite;           /* out */
+            struct sfc_dense_sum *sums; /* out, one per own dense block */
+            void *dense_sums; /* out: sfc_dense_sums of own and mirrored blocks; NULL: not wanted */
+            bool head_finite; /* out */
         } prepare;
         struct {
             const uint32_t *slots;
@@ -94,10 +99,14 @@ struct sfc_compute_job {
             const struct sfc_run_setup *setup;
             const uint64_t *class_blocks, *dense_blocks;
             size_t class_count, dense_count;
+            uint64_t classes; /* not 0: the run grows to so many. STAGE: the blocks are as the seed
+                                 makes them; CHANGE: those that leave do so before others come */
             /* out of STAGE, in of DROP and CHANGE, which leave NULL; of the compute thread. dense:
              * NULL without any */
             struct sfc_head *head;
             struct sfc_dense *dense;
+            bool other_mirrored; /* CHANGE: these are mirrored from now on beside these own ones */
+            struct sfc_dense_set own, mirrored;
         } change; /* CHANGE: the lists are of those that leave */
         struct {
             int (*fn)(void *ctx, struct sfc_head *head, struct sfc_dense *dense,
@@ -120,11 +129,18 @@ void sfc_compute_stop(struct sfc_compute *compute);
 /* After stop, and after the loop has run what was posted to it. NULL is fine. */
 void sfc_compute_free(struct sfc_compute *compute);
 
+/* Before the first job: where spans of jobs go, borrowed; NULL: nowhere. */
+void sfc_compute_record(struct sfc_compute *compute, struct sfc_spans *spans);
+
 /* Before the first job: sfc_backend_set_store. */
 int sfc_compute_set_store(struct sfc_compute *compute, const char *dir, struct sfc_error *err);
 
 /* For memory plans and names only (those calls don't touch state that the thread uses). */
 const struct sfc_backend *sfc_compute_backend(const struct sfc_compute *compute);
+
+/* The job at work has a known size (a step's, or a read or write) and takes longer than this; 0:
+ * any time is fine. */
+bool sfc_compute_late(struct sfc_compute *compute, uint64_t ms);
 
 /* Never blocks. */
 void sfc_compute_submit(struct sfc_compute *compute, struct sfc_compute_job *job);

@@ -10,21 +10,24 @@
 
 #define PIECE_BYTES (UINT64_C(4) << 20) /* most of a ReadCopy or ReadChanges */
 #define MAX_CHANGES 4u                  /* ReadChanges at work at a time */
+#define SPARE_MS    2000                /* memory is kept so long for the next copy */
 
 /* ---- which copy */
 
 static struct sfc_copy *find(struct sfc_shard_run *run, uint64_t id)
 {
-    for (size_t i = 0; i < 2; i++)
+    for (size_t i = 0; i < SFC_COPIES; i++)
         if (run->copies.items[i].id == id && !run->copies.items[i].ending)
             return &run->copies.items[i];
     return NULL;
 }
 
-static struct sfc_copy *find_or_free(struct sfc_shard_run *run, uint64_t id)
+static struct sfc_copy *find_or_free(struct sfc_shard_run *run, uint64_t id, bool untracked)
 {
     struct sfc_copy *copy = find(run, id);
-    for (size_t i = 0; i < 2 && !copy; i++)
+    size_t first = untracked ? SFC_COPIES_TRACKED : 0;
+    size_t end = untracked ? SFC_COPIES : SFC_COPIES_TRACKED;
+    for (size_t i = first; i < end && !copy; i++)
         if (run->copies.items[i].id == 0)
             copy = &run->copies.items[i];
     return copy;
@@ -51,7 +54,7 @@ static struct sfc_copied *noted(struct sfc_copy *copy, uint64_t block)
 /* From `step` on the changes of this block are this copy's, and nobody else's. Room is there. */
 static void note(struct sfc_shard_run *run, struct sfc_copy *copy, uint64_t block, uint64_t step)
 {
-    for (size_t i = 0; i < 2; i++) {
+    for (size_t i = 0; i < SFC_COPIES; i++) {
         struct sfc_copy *other = &run->copies.items[i];
         struct sfc_copied *there = noted(other, block);
         if (there && other != copy)
@@ -65,9 +68,52 @@ static void note(struct sfc_shard_run *run, struct sfc_copy *copy, uint64_t bloc
 
 /* ---- the end of a copy */
 
+/* The next copy follows at once, as a rule, and new memory is slow. */
+static void spare(struct sfc_shard_run *run, struct sfc_shared *data)
+{
+    struct sfc_copies *c = &run->copies;
+    size_t i = 0;
+    while (i < SFC_COPY_BLOCKS && c->spare[i])
+        i++;
+    if (!data || data->refs > 0 || run->closed || i == SFC_COPY_BLOCKS) {
+        sfc_shared_drop(data);
+        return;
+    }
+    c->spare[i] = data;
+    c->spare_ms = uv_now(run->shard->uv);
+}
+
+static struct sfc_shared *take_spare(struct sfc_shard_run *run, uint64_t bytes)
+{
+    struct sfc_copies *c = &run->copies;
+    for (size_t i = 0; i < SFC_COPY_BLOCKS; i++) {
+        struct sfc_shared *data = c->spare[i];
+        if (!data || data->size < bytes)
+            continue;
+        c->spare[i] = NULL;
+        return data;
+    }
+    return sfc_shared_new(bytes);
+}
+
+static bool drop_spare(struct sfc_shard_run *run, bool all)
+{
+    struct sfc_copies *c = &run->copies;
+    bool any = false, old = all || uv_now(run->shard->uv) > c->spare_ms + SPARE_MS;
+    for (size_t i = 0; i < SFC_COPY_BLOCKS; i++) {
+        if (old) {
+            sfc_shared_drop(c->spare[i]);
+            c->spare[i] = NULL;
+        }
+        any = any || c->spare[i];
+    }
+    return any;
+}
+
 static void release(struct sfc_copy *copy)
 {
-    sfc_shared_drop(copy->data);
+    for (size_t i = 0; i < SFC_COPY_BLOCKS && copy->run; i++)
+        spare(copy->run, copy->blocks[i].data);
     free(copy->noted);
     *copy = (struct sfc_copy){.run = copy->run};
 }
@@ -105,14 +151,23 @@ static void end(struct sfc_copy *copy)
     if (copy->id == 0 || copy->ending)
         return;
     copy->ending = true;
-    if (!copy->call)
+    if (!copy->call && copy->untracked)
+        release(copy);
+    else if (!copy->call)
         forget(copy);
 }
 
 void sfc_copies_end(struct sfc_shard_run *run)
 {
-    for (size_t i = 0; i < 2; i++)
+    for (size_t i = 0; i < SFC_COPIES; i++)
         end(&run->copies.items[i]);
+}
+
+void sfc_copies_end_untracked(struct sfc_shard_run *run)
+{
+    for (size_t i = 0; i < SFC_COPIES; i++)
+        if (run->copies.items[i].untracked)
+            end(&run->copies.items[i]);
 }
 
 void sfc_copies_cancel(struct sfc_shard_run *run, uint64_t move)
@@ -124,19 +179,20 @@ void sfc_copies_cancel(struct sfc_shard_run *run, uint64_t move)
 
 void sfc_copies_free(struct sfc_shard_run *run)
 {
-    for (size_t i = 0; i < 2; i++) {
+    for (size_t i = 0; i < SFC_COPIES; i++) {
         struct sfc_copy *copy = &run->copies.items[i];
         if (copy->call)
             sfc_shard_refuse(run->shard, copy->call, SFC_EUNAVAILABLE, "the run was closed");
         release(copy);
     }
+    (void)drop_spare(run, true);
 }
 
 bool sfc_copies_tick(struct sfc_shard_run *run)
 {
     uint64_t now = uv_now(run->shard->uv);
     bool any = false;
-    for (size_t i = 0; i < 2; i++) {
+    for (size_t i = 0; i < SFC_COPIES; i++) {
         struct sfc_copy *copy = &run->copies.items[i];
         any = any || copy->id;
         if (!copy->id || copy->ending || now <= copy->seen_ms + SFC_COPY_LEASE_MS)
@@ -146,7 +202,7 @@ bool sfc_copies_tick(struct sfc_shard_run *run)
                         run->id, SFC_COPY_LEASE_MS / 1000);
         end(copy);
     }
-    return any;
+    return drop_spare(run, false) || any;
 }
 
 /* ---- BeginCopy */
@@ -154,13 +210,12 @@ bool sfc_copies_tick(struct sfc_shard_run *run)
 static int copy_work(void *ctx, struct sfc_head *head, struct sfc_dense *dense,
                      struct sfc_error *err)
 {
-    struct sfc_copy *copy = ctx;
+    const struct sfc_copy *copy = ctx;
+    const struct sfc_copy_block *b = &copy->blocks[copy->newest];
     int code = SFC_OK;
-    if (copy->block.kind == SFC_SNAPSHOT_CLASS)
-        code = sfc_head_track(head, copy->block.block, true, err);
-    return code == SFC_OK
-               ? sfc_block_save(head, dense, &copy->block, &copy->shape, copy->parts, err)
-               : code;
+    if (b->block.kind == SFC_SNAPSHOT_CLASS && !copy->untracked)
+        code = sfc_head_track(head, b->block.block, true, err);
+    return code == SFC_OK ? sfc_block_save(head, dense, &b->block, &b->shape, b->parts, err) : code;
 }
 
 static void copied(struct sfc_compute_job *job)
@@ -170,10 +225,11 @@ static void copied(struct sfc_compute_job *job)
     if (run->closed)
         return; /* the call ends with the run */
     struct sfc_rpc_call *call = copy->call;
+    struct sfc_copy_block *b = &copy->blocks[copy->newest];
     copy->call = NULL;
-    copy->whole = job->code == SFC_OK;
-    if (copy->whole && copy->block.kind == SFC_SNAPSHOT_CLASS)
-        note(run, copy, copy->block.block, copy->step);
+    b->whole = job->code == SFC_OK;
+    if (b->whole && b->block.kind == SFC_SNAPSHOT_CLASS && !copy->untracked)
+        note(run, copy, b->block.block, b->step);
     if (job->code != SFC_OK || copy->ending) {
         sfc_shard_refuse(run->shard, call, job->code ? job->code : SFC_ENOTFOUND,
                          job->code ? job->error.text : "the copy was ended");
@@ -183,11 +239,12 @@ static void copied(struct sfc_compute_job *job)
     }
     Shardfc__V1__BeginCopyReply m = SHARDFC__V1__BEGIN_COPY_REPLY__INIT;
     Shardfc__V1__Attempt round = SHARDFC__V1__ATTEMPT__INIT;
-    round.incarnation = copy->round.incarnation;
-    round.counter = copy->round.counter;
-    m.step = copy->step;
+    round.incarnation = b->round.incarnation;
+    round.counter = b->round.counter;
+    m.step = b->step;
     m.round = round.incarnation ? &round : NULL;
-    m.bytes = copy->bytes;
+    m.bytes = b->bytes;
+    m.rows = b->shape.rows;
     m.lease_ms = SFC_COPY_LEASE_MS;
     sfc_call_reply(call, &m);
 }
@@ -227,7 +284,8 @@ static int check_block(const struct sfc_shard_run *run, int kind, uint64_t block
 
 static int check_memory(const struct sfc_shard_run *run, struct sfc_error *err)
 {
-    uint64_t need = sfc_run_largest_block(&run->setup) + MAX_CHANGES * PIECE_BYTES;
+    uint64_t need =
+        SFC_COPY_BLOCKS * sfc_run_largest_block(&run->setup) + MAX_CHANGES * PIECE_BYTES;
     uint64_t limit = run->shard->memory_limit;
     if (run->resident + need <= limit)
         return SFC_OK;
@@ -239,15 +297,17 @@ static int check_memory(const struct sfc_shard_run *run, struct sfc_error *err)
 }
 
 /* Room for the block, not lent to a reply, and for one more whose changes are noted. */
-static int reserve(struct sfc_copy *copy, uint64_t bytes, struct sfc_error *err)
+static int reserve(struct sfc_shard_run *run, struct sfc_copy *copy, struct sfc_copy_block *b,
+                   uint64_t bytes, struct sfc_error *err)
 {
-    if (copy->data && (copy->data->refs > 0 || copy->data->size < bytes)) {
-        sfc_shared_drop(copy->data);
-        copy->data = NULL;
+    if (b->data && (b->data->refs > 0 || b->data->size < bytes)) {
+        sfc_shared_drop(b->data);
+        b->data = NULL;
     }
-    if (!copy->data)
-        copy->data = sfc_shared_new(bytes);
-    if (copy->data && copy->noted_count == copy->noted_room) {
+    b->whole = false;
+    if (!b->data)
+        b->data = take_spare(run, bytes);
+    if (b->data && copy->noted_count == copy->noted_room) {
         size_t room = 2 * copy->noted_room + 16;
         struct sfc_copied *more = reallocarray(copy->noted, room, sizeof *more);
         if (more) {
@@ -255,38 +315,50 @@ static int reserve(struct sfc_copy *copy, uint64_t bytes, struct sfc_error *err)
             copy->noted_room = room;
         }
     }
-    return copy->data && copy->noted_count < copy->noted_room
+    return b->data && copy->noted_count < copy->noted_room
                ? SFC_OK
                : sfc_fail(err, SFC_ENOMEM, "no memory for a copy of %" PRIu64 " bytes", bytes);
+}
+
+/* That of the older block; the same block again (an answer was lost) takes its own. */
+static unsigned next_place(const struct sfc_copy *copy, const struct sfc_snapshot_block *block)
+{
+    const struct sfc_copy_block *b = &copy->blocks[copy->newest];
+    bool same = b->data && b->block.kind == block->kind && b->block.block == block->block;
+    return same ? copy->newest : (copy->newest + 1) % SFC_COPY_BLOCKS;
 }
 
 static int begin(struct sfc_shard_run *run, struct sfc_rpc_call *call,
                  const Shardfc__V1__BeginCopyRequest *r, struct sfc_error *err)
 {
-    struct sfc_copy *copy = find_or_free(run, r->copy);
+    struct sfc_copy *copy = find_or_free(run, r->copy, r->untracked);
     if (!copy || copy->call)
         return sfc_fail(err, SFC_EUNAVAILABLE,
-                        copy ? "this copy is at work" : "two copies are made from here already");
-    int code = copy->id ? SFC_OK : check_memory(run, err);
+                        copy ? "this copy is at work" : "as many copies as may are made from here");
+    bool planned = copy->id || (r->untracked && run->mirrored.gives);
+    int code = planned ? SFC_OK : check_memory(run, err);
     uint64_t step = sfc_durability_stamp(run);
     const struct sfc_snapshot_block block = {(enum sfc_snapshot_kind)r->kind, r->block};
     struct sfc_snapshot_shape shape;
     sfc_block_shape(&run->setup, &block, step, &shape);
     uint64_t bytes = sfc_block_lay_out(&shape, NULL, NULL);
+    unsigned next = next_place(copy, &block);
+    struct sfc_copy_block *b = &copy->blocks[next];
+    copy->run = run;
     if (code == SFC_OK)
-        code = reserve(copy, bytes, err);
+        code = reserve(run, copy, b, bytes, err);
     if (code != SFC_OK)
         return code;
-    copy->run = run;
     copy->id = r->copy;
     copy->seen_ms = uv_now(run->shard->uv);
     copy->call = call;
-    copy->whole = false;
-    copy->block = block;
-    copy->step = step;
-    copy->round = sfc_durability_round(run, step);
-    copy->shape = shape;
-    copy->bytes = sfc_block_lay_out(&shape, copy->data->data, copy->parts);
+    copy->untracked = r->untracked;
+    copy->newest = next;
+    b->block = block;
+    b->step = step;
+    b->round = sfc_durability_round(run, step);
+    b->shape = shape;
+    b->bytes = sfc_block_lay_out(&shape, b->data->data, b->parts);
     copy->job = (struct sfc_compute_job){.kind = SFC_COMPUTE_CALL, .done = copied, .owner = copy};
     copy->job.u.call.fn = copy_work;
     copy->job.u.call.ctx = copy;
@@ -318,17 +390,30 @@ void sfc_shard_begin_copy(struct sfc_rpc_call *call, void *ctx)
 
 /* ---- ReadCopy */
 
-static int check_piece(const struct sfc_copy *copy, const Shardfc__V1__ReadCopyRequest *r,
+/* NULL: the copy does not hold the block (any more). The same block may be there twice: the newer
+ * one. */
+static const struct sfc_copy_block *held(const struct sfc_copy *copy, int kind, uint64_t block)
+{
+    for (unsigned i = 0; i < SFC_COPY_BLOCKS; i++) {
+        const struct sfc_copy_block *b =
+            &copy->blocks[(copy->newest + SFC_COPY_BLOCKS - i) % SFC_COPY_BLOCKS];
+        if ((int)b->block.kind == kind && b->block.block == block && b->data)
+            return b->whole ? b : NULL;
+    }
+    return NULL;
+}
+
+static int check_piece(const struct sfc_copy_block *b, const Shardfc__V1__ReadCopyRequest *r,
                        struct sfc_error *err)
 {
-    if (!copy->whole || (int)copy->block.kind != (int)r->kind || copy->block.block != r->block)
-        return sfc_fail(err, SFC_ESTATE, "block: the copy holds another one, or none yet");
-    if (r->offset % 8 || r->count % 8 || r->count == 0 || r->offset > copy->bytes ||
-        r->count > copy->bytes - r->offset)
+    if (!b)
+        return sfc_fail(err, SFC_ESTATE, "block: the copy holds others, or none yet");
+    if (r->offset % 8 || r->count % 8 || r->count == 0 || r->offset > b->bytes ||
+        r->count > b->bytes - r->offset)
         return sfc_fail(err, SFC_EINVAL,
                         "offset %" PRIu64 ", count %" PRIu64 ": the copy has %" PRIu64
                         " bytes, read in multiples of 8",
-                        r->offset, r->count, copy->bytes);
+                        r->offset, r->count, b->bytes);
     return r->count <= PIECE_BYTES
                ? SFC_OK
                : sfc_fail(err, SFC_ELIMIT, "count: %" PRIu64 " is over %" PRIu64, r->count,
@@ -345,15 +430,16 @@ void sfc_shard_read_copy(struct sfc_rpc_call *call, void *ctx)
         return;
     struct sfc_shard_run *run = sfc_shard_run_of(shard, r->run_id, &err);
     struct sfc_copy *copy = run ? known(run, r->copy, &err) : NULL;
-    if (copy && check_piece(copy, r, &err) == SFC_OK) {
-        struct sfc_bytes piece = sfc_shared_borrow(copy->data);
+    const struct sfc_copy_block *b = copy ? held(copy, (int)r->kind, r->block) : NULL;
+    if (copy && check_piece(b, r, &err) == SFC_OK) {
+        struct sfc_bytes piece = sfc_shared_borrow(b->data);
         uint64_t words = r->count / 8;
         struct sfc_tensor_type type;
         Shardfc__V1__ReadCopyReply m = SHARDFC__V1__READ_COPY_REPLY__INIT;
         piece = (struct sfc_bytes){piece.data + r->offset, r->count};
         m.payload_digest = sfc_digest64(piece.data, piece.size);
         m.payload_type = sfc_tensor_type(&type, SHARDFC__V1__DTYPE__DTYPE_U64, &words, 1);
-        sfc_call_reply_tensor(call, &m, piece, sfc_shared_release, copy->data);
+        sfc_call_reply_tensor(call, &m, piece, sfc_shared_release, b->data);
     } else {
         sfc_shard_refuse(shard, call, err.code, err.text);
     }
@@ -406,7 +492,11 @@ static int changes_work(void *ctx, struct sfc_head *head, struct sfc_dense *dens
     c->next = at + c->count < all ? c->rows[at + c->count] : 0;
     memmove(c->rows, c->rows + at, c->count * sizeof *c->rows);
     c->shape.rows = c->count;
-    c->bytes = sfc_block_lay_out(&c->shape, c->data->data, parts);
+    c->bytes = sfc_block_lay_out(&c->shape, NULL, NULL);
+    c->data = sfc_shared_new(c->bytes);
+    if (!c->data)
+        return sfc_fail(err, SFC_ENOMEM, "no memory for %" PRIu64 " bytes of changes", c->bytes);
+    sfc_block_lay_out(&c->shape, c->data->data, parts);
     return sfc_block_save_rows(head, c->block, &c->shape, c->rows, parts, err);
 }
 
@@ -449,12 +539,8 @@ static struct changes *changes_new(struct sfc_shard_run *run, struct sfc_rpc_cal
     c->first = r->first_row;
     c->step = sfc_durability_stamp(run);
     sfc_block_shape(&run->setup, &block, c->step, &c->shape);
-    struct sfc_snapshot_shape most = c->shape;
-    uint32_t rows = piece_rows(c->shape);
-    most.rows = rows < most.rows ? rows : most.rows;
     c->rows = malloc(c->shape.rows * sizeof *c->rows);
-    c->data = sfc_shared_new(sfc_block_lay_out(&most, NULL, NULL));
-    if (!c->rows || !c->data) {
+    if (!c->rows) {
         changes_free(c);
         return NULL;
     }

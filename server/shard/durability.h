@@ -22,6 +22,9 @@
 
 struct sfc_shard_run;
 
+/* Whose blocks are written that came from another shard: in this order. */
+enum sfc_adopter { SFC_ADOPT_MOVE, SFC_ADOPT_MIRROR, SFC_ADOPTERS };
+
 struct sfc_durability {
     bool on; /* false: --durable off; nothing below is used */
     struct sfc_storage storage;
@@ -37,7 +40,7 @@ struct sfc_durability {
     struct sfc_log_commit
         newest; /* the same, for ReadStep; step 0: none since the run was opened */
     uint64_t flushed_bytes;
-    bool flush_waits; /* for the base, or for settling */
+    bool flush_waits; /* for the base, or for settling, or for ever: finishing */
     bool base_missing;
     /* going back: after a recovery the disk may have later steps than the run, which it gave up.
      * They stay until the first plan says that it is so, and are gone before the first flush. */
@@ -50,6 +53,7 @@ struct sfc_durability {
     /* durable_every: steps after this one may be taken back by a crash */
     uint64_t durable_every, durable_step, committing;
     bool provisional; /* of the flush at work */
+    bool finishing;   /* the shard ends: see sfc_durability_finish */
     atomic_bool lost; /* the disk failed: only what is on it says where the run can go on */
     struct sfc_task here_task;
     bool made_durable; /* here_task is at work */
@@ -70,20 +74,22 @@ struct sfc_durability {
     unsigned list, written_list; /* how often the blocks have changed; when a write began */
     struct sfc_compute_job copy_job;
     struct sfc_task write_task;
-    /* a block that came from another shard: written before those that are due */
+    /* blocks that came from another shard: written before those that are due */
     struct sfc_adoption {
-        bool wanted, writing;
+        bool wanted;
         struct sfc_snapshot_key key;
         struct sfc_snapshot_shape shape;
         void *parts[SFC_SNAPSHOT_PARTS];
         void (*done)(struct sfc_shard_run *run, int code, const char *text);
-    } adoption;
+    } adoptions[SFC_ADOPTERS];
+    struct sfc_adoption *adopting; /* that is being written; NULL: none */
     struct sfc_task list_task, dense_task;
     struct sfc_dense_set list_then; /* of list_task */
     void (*list_kept)(struct sfc_shard_run *run, int code, const char *text);
     struct sfc_log_geometry dense_geometry; /* of dense_task */
     struct sfc_task drop_task;
-    bool dropping; /* the snapshots of blocks that have left */
+    bool dropping;   /* the snapshots of blocks that have left */
+    bool drop_again; /* others have left meanwhile */
     /* trim: one at a time */
     struct sfc_task trim_task;
     bool trimming;
@@ -120,6 +126,21 @@ void sfc_durability_close(struct sfc_shard_run *run, void (*closed)(struct sfc_s
 /* Makes a recovery at work end soon. */
 void sfc_durability_abandon(struct sfc_shard_run *run);
 
+/* A shard that ends well leaves every block on the disk as it is after one step, so that the next
+ * start needs no logged step, which another version might compute with other bits. From the first
+ * call on no step passes that begins where the run may stop. Ask again until it is DONE or FAILED.
+ */
+enum sfc_finish {
+    SFC_FINISH_WAITS,  /* for the end of a step that may be committed, or whose predecessors aren't
+                          durable */
+    SFC_FINISH_WRITES, /* blocks, as fast as the disk goes */
+    SFC_FINISH_READY,  /* all is written, but Ready was said for the step after it: a Commit of it
+                          may come, unless another shard has ended as well */
+    SFC_FINISH_DONE,
+    SFC_FINISH_FAILED, /* err says why; what was on disk before stays */
+};
+enum sfc_finish sfc_durability_finish(struct sfc_shard_run *run, struct sfc_error *err);
+
 /* May an open run be brought back to an earlier step? SFC_EUNSUPPORTED: --durable off;
  * SFC_ENOTFOUND says how far back is possible. */
 int sfc_durability_may_go_back(const struct sfc_shard_run *run, uint64_t step,
@@ -155,22 +176,27 @@ void sfc_durability_tick(struct sfc_shard_run *run);
 
 /* Writes a snapshot of a block that came from elsewhere, as fast as the disk goes; then `done` on
  * the loop thread, not from in here, unless the run was closed meanwhile. parts: borrowed until
- * then. One at a time. */
-void sfc_durability_adopt(struct sfc_shard_run *run, const struct sfc_snapshot_key *key,
+ * then. One at a time of each adopter. One of this step that is there already is as good. */
+void sfc_durability_adopt(struct sfc_shard_run *run, enum sfc_adopter who,
+                          const struct sfc_snapshot_key *key,
                           const struct sfc_snapshot_shape *shape,
                           void *const parts[SFC_SNAPSHOT_PARTS],
                           void (*done)(struct sfc_shard_run *run, int code, const char *text));
 /* Takes it back: false: it is being written, and `done` will come. */
-bool sfc_durability_withdraw(struct sfc_shard_run *run);
+bool sfc_durability_withdraw(struct sfc_shard_run *run, enum sfc_adopter who);
 /* Before dense blocks change: the log must be readable afterwards. `then` is borrowed until `done`,
  * on the loop thread, not from in here, unless the run was closed meanwhile. Only while it is on.
  */
 void sfc_durability_keep_list(struct sfc_shard_run *run, struct sfc_dense_set then,
                               void (*done)(struct sfc_shard_run *run, int code, const char *text));
-/* The run has other blocks from now on (lists as of run->class_blocks, run->dense_blocks), at the
- * step that is applied. No snapshot goes by their index meanwhile: the machine is MAPPING. Those of
- * blocks that left are deleted. */
-int sfc_durability_change(struct sfc_shard_run *run, struct sfc_error *err);
+/* The run has other blocks from now on (`blocks`: run->class_blocks, run->dense_blocks are others;
+ * in every case run->mirrored), at the step that is applied. No snapshot goes by their index
+ * meanwhile: the machine is MAPPING. Those of blocks that left are deleted. */
+int sfc_durability_change(struct sfc_shard_run *run, bool blocks, struct sfc_error *err);
+/* The run has so many classes from now on; sfc_durability_change follows. */
+void sfc_durability_grow(struct sfc_shard_run *run, uint64_t classes);
+/* Snapshots of blocks that are neither here nor mirrored nor pinned go. */
+void sfc_durability_drop_others(struct sfc_shard_run *run);
 /* SetMap is done: a boundary that is durable. */
 void sfc_durability_mapped(struct sfc_shard_run *run);
 /* Other shards may have what this one's log lacks. Nobody reads from them now. SFC_ENOMEM: nobody

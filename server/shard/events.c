@@ -47,6 +47,8 @@ void sfc_shard_event(struct sfc_shard_run *run, struct sfc_rpc_call *call,
     w->run = run;
     w->call = call;
     w->type = event->type;
+    w->step = event->step;
+    w->micro_batch = event->j;
     w->tensor = sfc_rpc_call_tensor(call);
     w->next = run->waiting;
     if (w->next)
@@ -88,6 +90,8 @@ void sfc_shard_prefetch(struct sfc_shard_run *run, uint64_t step)
     run->prefetching = true;
     run->prefetch_job =
         (struct sfc_compute_job){.kind = SFC_COMPUTE_PREFETCH, .done = prefetched, .owner = run};
+    run->prefetch_job.span =
+        (struct sfc_span){.phase = SFC_SPAN_PREFETCH, .step = step, .micro_batch = UINT32_MAX};
     run->prefetch_job.u.plan.step = step;
     run->prefetch_job.u.plan.labels = run->prefetch_labels;
     sfc_compute_submit(run->shard->compute, &run->prefetch_job);
@@ -98,8 +102,9 @@ void sfc_shard_prefetch(struct sfc_shard_run *run, uint64_t step)
 static void dense_digests(struct sfc_shard_run *run, struct sfc_bytes slice)
 {
     const uint8_t *at = slice.data;
-    for (size_t i = 0; i < run->dense_count; i++) {
-        size_t bytes = (size_t)sfc_run_dense_length(&run->setup, run->dense_blocks[i]) * 4;
+    const struct sfc_dense_set *pushed = &run->mirrored.pushed;
+    for (size_t i = 0; i < pushed->count; i++) {
+        size_t bytes = (size_t)sfc_run_dense_length(&run->setup, pushed->blocks[i]) * 4;
         run->dense.dense_digests[i] = sfc_digest64(at, bytes);
         at += bytes;
     }
@@ -111,6 +116,7 @@ static void job_report(struct sfc_run_job *job, struct sfc_step_event *event)
     switch (job->kind) {
     case SFC_JOB_PLAN:
         run->sampled = job->compute.u.plan.sampled;
+        run->shard->sampled_rows += run->sampled;
         break;
     case SFC_JOB_LOGITS:
         job->answer->zero_features = job->compute.u.logits.zero_features;
@@ -204,6 +210,7 @@ static void job_done(struct sfc_compute_job *compute)
     sfc_shard_feed(run, &event); /* may use the job again */
     if (ok && kind == SFC_JOB_COMMIT) {
         note_step(run);
+        sfc_service_at(run->id, sfc_step_applied(&run->fsm));
         sfc_durability_applied(run);
     } else if (ok && kind == SFC_JOB_MAP) {
         forget_times(run); /* its blocks are others now */
@@ -345,6 +352,31 @@ static void start_commit(struct sfc_run_job *job, const struct sfc_step_action *
     sfc_durability_commit(run, a);
 }
 
+/* What the recorder hears of a job. PullDense names the step before the one that it is for. */
+static void describe(struct sfc_run_job *job, const struct sfc_step_action *a)
+{
+    static const uint8_t phases[] = {
+        [SFC_JOB_PLAN] = SFC_SPAN_PLAN,         [SFC_JOB_LOGITS] = SFC_SPAN_LOGITS,
+        [SFC_JOB_GRADIENT] = SFC_SPAN_GRADIENT, [SFC_JOB_DENSE] = SFC_SPAN_PUSH,
+        [SFC_JOB_PREPARE] = SFC_SPAN_PREPARE,   [SFC_JOB_COMMIT] = SFC_SPAN_COMMIT,
+        [SFC_JOB_PULL] = SFC_SPAN_PULL,         [SFC_JOB_MAP] = 0};
+    const struct sfc_run_setup *setup = &job->run->setup;
+    bool whole = a->kind == SFC_JOB_PLAN || a->kind == SFC_JOB_PREPARE || a->kind == SFC_JOB_COMMIT;
+    struct sfc_span *span = &job->compute.span;
+    *span = (struct sfc_span){.phase = phases[a->kind],
+                              .step = a->step,
+                              .rows = whole ? setup->head.batch : setup->head.micro_batch,
+                              .micro_batch = UINT32_MAX};
+    if (whole || !job->waiting)
+        return;
+    span->step = job->waiting->step + (a->kind == SFC_JOB_PULL);
+    span->bytes = job->waiting->tensor.size;
+    if (a->kind == SFC_JOB_PULL)
+        span->bytes = job->run->dense_floats * sizeof(float);
+    else
+        span->micro_batch = job->waiting->micro_batch;
+}
+
 static void start(struct sfc_shard_run *run, const struct sfc_step_action *a)
 {
     struct sfc_run_job *job = run->free_jobs;
@@ -356,6 +388,7 @@ static void start(struct sfc_shard_run *run, const struct sfc_step_action *a)
     job->answer = sfc_shard_answer(run, a->generation, a->slot);
     job->compute.done = job_done;
     job->compute.owner = job;
+    describe(job, a);
     switch (a->kind) {
     case SFC_JOB_PLAN:
         start_plan(job, a);

@@ -8,6 +8,7 @@
 #include "proto/base/log.h"
 #include "proto/limits.h"
 #include "proto/tensor.h"
+#include "server/run/about.h"
 #include "server/shard/shard_internal.h"
 
 #define MAX_BLOCK_ELEMENTS (16u << 20)
@@ -86,7 +87,8 @@ static int newer(struct sfc_shard *shard, uint64_t incarnation, struct sfc_error
 {
     if (incarnation < shard->incarnation)
         return sfc_fail(err, SFC_ESTALE,
-                        "incarnation: %" PRIu64 " is older than the scheduler's %" PRIu64,
+                        "incarnation: %" PRIu64 " is older than the scheduler's %" PRIu64
+                        "; if that one's state is gone, start this shard again",
                         incarnation, shard->incarnation);
     shard->incarnation = incarnation;
     return SFC_OK;
@@ -126,6 +128,13 @@ static void on_open_run(struct sfc_rpc_call *call, void *ctx)
     sfc_message_free(r);
 }
 
+/* Is the run open here that CloseRun means? */
+static bool is_here(const struct sfc_shard *shard, const Shardfc__V1__CloseRunRequest *r)
+{
+    return shard->run && shard->run->id == r->run_id &&
+           (r->nonce == 0 || shard->run->nonce == r->nonce);
+}
+
 static void on_close_run(struct sfc_rpc_call *call, void *ctx)
 {
     struct sfc_shard *shard = ctx;
@@ -137,12 +146,17 @@ static void on_close_run(struct sfc_rpc_call *call, void *ctx)
     if (newer(shard, r->incarnation, &err) != SFC_OK ||
         in_order(shard, r->run_id, r->order, &err) != SFC_OK) {
         refuse(shard, call, &err);
-    } else if (shard->run && shard->run->id == r->run_id) {
+    } else if (is_here(shard, r) && r->leaves && sfc_pinned_serves(shard->run)) {
+        sfc_fail(&err, SFC_EUNAVAILABLE, "a checkpoint of step %" PRIu64 " is read from this shard",
+                 shard->run->pinned.step);
+        refuse(shard, call, &err);
+    } else if (is_here(shard, r)) {
         shard->left = true;
         sfc_shard_close_run(shard, call, true);
     } else {
         Shardfc__V1__Empty reply = SHARDFC__V1__EMPTY__INIT; /* gone already */
-        if (r->run_id > shard->last_closed)
+        bool another = shard->run && shard->run->id == r->run_id;
+        if (!another && r->run_id > shard->last_closed)
             shard->last_closed = r->run_id;
         sfc_call_reply(call, &reply);
     }
@@ -230,10 +244,12 @@ static int take_prepared(const struct sfc_shard_run *run, const Shardfc__V1__Pre
             return sfc_fail(err, SFC_EINVAL, "attempts[%zu].head_digest has %zu bytes, not 16", i,
                             a->head_digest.len);
         memcpy(out[i].head_digest.bytes, a->head_digest.data, sizeof out[i].head_digest.bytes);
-        if (a->n_dense_digests != run->dense_count)
-            return sfc_fail(err, SFC_EINVAL,
-                            "attempts[%zu].dense_digests: %zu, this shard owns %zu dense blocks", i,
-                            a->n_dense_digests, run->dense_count);
+        if (a->n_dense_digests != run->mirrored.pushed.count)
+            return sfc_fail(
+                err, SFC_EINVAL,
+                "attempts[%zu].dense_digests: %zu, this shard owns or mirrors %zu dense "
+                "blocks",
+                i, a->n_dense_digests, run->mirrored.pushed.count);
         out[i].dense_digests = a->dense_digests;
     }
     return SFC_OK;
@@ -413,7 +429,7 @@ static int check_payload(const struct sfc_shard_run *run, const struct payload_c
         return sfc_tensor_check(p->payload_type, payload, SHARDFC__V1__DTYPE__DTYPE_F64, shape, 1,
                                 "payload (log-sum-exp)", err);
     default:
-        shape[0] = run->dense_floats;
+        shape[0] = run->mirrored.pushed_floats;
         return sfc_tensor_check(p->payload_type, payload, SHARDFC__V1__DTYPE__DTYPE_F32, shape, 1,
                                 "payload (dense gradient)", err);
     }
@@ -777,33 +793,41 @@ static void on_keep_blocks(struct sfc_rpc_call *call, void *ctx)
     sfc_message_free(r);
 }
 
+static void on_about(struct sfc_rpc_call *call, void *ctx)
+{
+    const struct sfc_shard_options *options = ((struct sfc_shard *)ctx)->options;
+    sfc_about_answer(call, options->state, options->security.tls);
+}
+
 #define PATH(name) "/shardfc.v1.Shard/" name
 
 const struct sfc_rpc_method sfc_shard_methods[] = {
-    {PATH("OpenRun"), on_open_run, SFC_LIMIT_HEAD, 16},
-    {PATH("CloseRun"), on_close_run, SFC_LIMIT_SMALL, 16},
-    {PATH("CheckRewind"), on_check_rewind, SFC_LIMIT_SMALL, 16},
-    {PATH("Plan"), on_plan, SFC_LIMIT_CONTROL, 64},
-    {PATH("Prepare"), on_prepare, SFC_LIMIT_HEAD, 64},
-    {PATH("Commit"), on_commit, SFC_LIMIT_SMALL, 64},
-    {PATH("Abort"), on_abort, SFC_LIMIT_SMALL, 64},
-    {PATH("Logits"), on_logits, SFC_LIMIT_MESSAGE, 1024},
-    {PATH("Gradient"), on_gradient, SFC_LIMIT_CONTROL, 1024},
-    {PATH("PushDense"), on_push_dense, SFC_LIMIT_MESSAGE, 1024},
-    {PATH("PullDense"), on_pull_dense, SFC_LIMIT_SMALL, 4096},
-    {PATH("FetchBlocks"), on_fetch_blocks, SFC_LIMIT_CONTROL, 16},
-    {PATH("TakeBlocks"), on_take_blocks, SFC_LIMIT_SMALL, 16},
-    {PATH("CancelMove"), on_cancel_move, SFC_LIMIT_SMALL, 16},
-    {PATH("SetMap"), on_set_map, SFC_LIMIT_CONTROL, 16},
-    {PATH("BeginCopy"), sfc_shard_begin_copy, SFC_LIMIT_SMALL, 64},
-    {PATH("ReadCopy"), sfc_shard_read_copy, SFC_LIMIT_SMALL, 64},
-    {PATH("ReadChanges"), sfc_shard_read_changes, SFC_LIMIT_SMALL, 64},
-    {PATH("EndCopy"), sfc_shard_end_copy, SFC_LIMIT_SMALL, 64},
-    {PATH("ReadStep"), sfc_shard_read_step, SFC_LIMIT_SMALL, 64},
-    {PATH("PinStep"), on_pin_step, SFC_LIMIT_SMALL, 64},
-    {PATH("UnpinStep"), on_unpin_step, SFC_LIMIT_SMALL, 64},
-    {PATH("ReadBlock"), on_read_block, SFC_LIMIT_SMALL, 256},
-    {PATH("WriteBlock"), on_write_block, SFC_LIMIT_MESSAGE, 256},
-    {PATH("KeepBlocks"), on_keep_blocks, SFC_LIMIT_SMALL, 64},
+    {PATH("About"), on_about, SFC_LIMIT_SMALL, 64, SFC_ROLE_ADMIN},
+    {PATH("OpenRun"), on_open_run, SFC_LIMIT_HEAD, 16, SFC_ROLE_SCHEDULER},
+    {PATH("CloseRun"), on_close_run, SFC_LIMIT_SMALL, 16, SFC_ROLE_SCHEDULER},
+    {PATH("CheckRewind"), on_check_rewind, SFC_LIMIT_CONTROL, 16, SFC_ROLE_SCHEDULER},
+    {PATH("Plan"), on_plan, SFC_LIMIT_CONTROL, 64, SFC_ROLE_SCHEDULER},
+    {PATH("Prepare"), on_prepare, SFC_LIMIT_HEAD, 64, SFC_ROLE_SCHEDULER},
+    {PATH("Commit"), on_commit, SFC_LIMIT_SMALL, 64, SFC_ROLE_SCHEDULER},
+    {PATH("Abort"), on_abort, SFC_LIMIT_SMALL, 64, SFC_ROLE_SCHEDULER},
+    {PATH("Logits"), on_logits, SFC_LIMIT_MESSAGE, 1024, SFC_ROLE_WORKER},
+    {PATH("Gradient"), on_gradient, SFC_LIMIT_CONTROL, 1024, SFC_ROLE_WORKER},
+    {PATH("PushDense"), on_push_dense, SFC_LIMIT_MESSAGE, 1024, SFC_ROLE_WORKER},
+    {PATH("PullDense"), on_pull_dense, SFC_LIMIT_SMALL, 4096, SFC_ROLE_WORKER},
+    {PATH("FetchBlocks"), on_fetch_blocks, SFC_LIMIT_CONTROL, 16, SFC_ROLE_SCHEDULER},
+    {PATH("TakeBlocks"), on_take_blocks, SFC_LIMIT_SMALL, 16, SFC_ROLE_SCHEDULER},
+    {PATH("CancelMove"), on_cancel_move, SFC_LIMIT_SMALL, 16, SFC_ROLE_SCHEDULER},
+    {PATH("SetMap"), on_set_map, SFC_LIMIT_CONTROL, 16, SFC_ROLE_SCHEDULER},
+    {PATH("BeginCopy"), sfc_shard_begin_copy, SFC_LIMIT_SMALL, 64, SFC_ROLE_SHARD},
+    {PATH("ReadCopy"), sfc_shard_read_copy, SFC_LIMIT_SMALL, 64, SFC_ROLE_SHARD},
+    {PATH("ReadChanges"), sfc_shard_read_changes, SFC_LIMIT_SMALL, 64, SFC_ROLE_SHARD},
+    {PATH("EndCopy"), sfc_shard_end_copy, SFC_LIMIT_SMALL, 64, SFC_ROLE_SHARD},
+    {PATH("ReadStep"), sfc_shard_read_step, SFC_LIMIT_SMALL, 64, SFC_ROLE_SHARD},
+    {PATH("PinStep"), on_pin_step, SFC_LIMIT_SMALL, 64, SFC_ROLE_ADMIN},
+    {PATH("UnpinStep"), on_unpin_step, SFC_LIMIT_SMALL, 64, SFC_ROLE_ADMIN},
+    {PATH("ReadBlock"), on_read_block, SFC_LIMIT_SMALL, 256, SFC_ROLE_ADMIN},
+    {PATH("WriteBlock"), on_write_block, SFC_LIMIT_MESSAGE, 256, SFC_ROLE_ADMIN},
+    {PATH("KeepBlocks"), on_keep_blocks, SFC_LIMIT_SMALL, 64, SFC_ROLE_ADMIN},
+    {PATH("ReadSpans"), sfc_shard_read_spans, SFC_LIMIT_SMALL, 16, SFC_ROLE_ADMIN},
 };
 const size_t sfc_shard_method_count = sizeof sfc_shard_methods / sizeof *sfc_shard_methods;

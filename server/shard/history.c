@@ -6,8 +6,8 @@
 #include <string.h>
 #include <sys/random.h>
 
-#include "proto/tensor.h"
 #include "server/shard/block_copy.h"
+#include "server/shard/copy_piece.h"
 #include "server/shard/shard_internal.h"
 
 #define PATIENCE_MS 15000
@@ -151,7 +151,7 @@ static void written(struct sfc_compute_job *job)
     if (job->code != SFC_OK || !run->durability.on)
         finish(h, job->code, job->error.text);
     else
-        sfc_durability_adopt(run, &h->key, &h->shape, h->parts, kept);
+        sfc_durability_adopt(run, SFC_ADOPT_MOVE, &h->key, &h->shape, h->parts, kept);
 }
 
 static void land(struct sfc_history *h)
@@ -167,26 +167,10 @@ static void land(struct sfc_history *h)
 
 static void read_next(struct sfc_history *h);
 
-static int take_piece(struct sfc_history *h, const struct sfc_rpc_reply_view *view,
-                      struct sfc_error *err)
+static uint64_t piece_of(const struct sfc_history *h)
 {
-    uint64_t left = h->bytes - h->received, words = (left < PIECE ? left : PIECE) / 8;
-    if (view->code != SFC_OK)
-        return sfc_fail(err, view->code, "%s", view->text);
-    Shardfc__V1__ReadCopyReply *r =
-        sfc_unpack(view->head, &shardfc__v1__read_copy_reply__descriptor, NULL);
-    if (!r)
-        return sfc_fail(err, SFC_EUNAVAILABLE, "its answer is malformed, or memory is short");
-    int code = sfc_tensor_check(r->payload_type, view->tensor, SHARDFC__V1__DTYPE__DTYPE_U64,
-                                &words, 1, "payload (history)", err);
-    if (code == SFC_OK && sfc_digest64(view->tensor.data, view->tensor.size) != r->payload_digest)
-        code = sfc_fail(err, SFC_ECORRUPT, "a piece has not the digest that it says");
-    if (code == SFC_OK) {
-        memcpy((char *)h->rates + h->received, view->tensor.data, view->tensor.size);
-        h->received += view->tensor.size;
-    }
-    sfc_message_free(r);
-    return code;
+    uint64_t left = h->bytes - h->received;
+    return left < PIECE ? left : PIECE;
 }
 
 static void piece_answered(const struct sfc_rpc_reply_view *view, void *ctx)
@@ -195,10 +179,14 @@ static void piece_answered(const struct sfc_rpc_reply_view *view, void *ctx)
     struct sfc_error err = {0};
     if (!answered(h))
         return;
-    if (take_piece(h, view, &err) != SFC_OK)
+    uint64_t count = piece_of(h);
+    if (sfc_copy_piece(view, count, &err) != SFC_OK) {
         retry(h, err.text);
-    else
-        read_next(h);
+        return;
+    }
+    memcpy((char *)h->rates + h->received, view->tensor.data, count);
+    h->received += count;
+    read_next(h);
 }
 
 static void end_answered(const struct sfc_rpc_reply_view *view, void *ctx)
@@ -211,8 +199,8 @@ static void end_answered(const struct sfc_rpc_reply_view *view, void *ctx)
 
 static void read_next(struct sfc_history *h)
 {
-    uint64_t left = h->bytes - h->received;
-    if (left == 0) {
+    uint64_t count = piece_of(h);
+    if (count == 0) {
         Shardfc__V1__EndCopyRequest r = SHARDFC__V1__END_COPY_REQUEST__INIT;
         r.run_id = h->run->id;
         r.copy = h->copy;
@@ -224,7 +212,7 @@ static void read_next(struct sfc_history *h)
     r.copy = h->copy;
     r.kind = SHARDFC__V1__BLOCK_KIND__HISTORY;
     r.offset = h->received;
-    r.count = left < PIECE ? left : PIECE;
+    r.count = count;
     call(h, "/shardfc.v1.Shard/ReadCopy", &r, piece_answered);
 }
 
@@ -235,7 +223,7 @@ static int take_begin(struct sfc_history *h, const struct sfc_rpc_reply_view *vi
     if (view->code != SFC_OK)
         return sfc_fail(err, view->code, "%s", view->text);
     Shardfc__V1__BeginCopyReply *r =
-        sfc_unpack(view->head, &shardfc__v1__begin_copy_reply__descriptor, NULL);
+        sfc_unpack_reply(view->head, &shardfc__v1__begin_copy_reply__descriptor, NULL);
     if (!r)
         return sfc_fail(err, SFC_EUNAVAILABLE, "its answer is malformed, or memory is short");
     uint64_t step = r->step, bytes = r->bytes;

@@ -1,13 +1,15 @@
-/* Whole blocks of a move: one is filled from the network while the one before lands in the staged
- * part and on the disk. */
+/* Whole blocks of a move: one is filled from the network while the source copies the next one and
+ * the one before lands in the staged part and on the disk. */
 #include <inttypes.h>
 #include <string.h>
 
 #include "server/run/messages.h"
 #include "server/shard/block_copy.h"
+#include "server/shard/copy_piece.h"
 #include "server/shard/move_parts.h"
 
-#define REPLY_BYTES (SFC_MOVE_PIECE + SFC_LIMIT_SMALL)
+#define REPLY_BYTES (SFC_MOVE_LARGE_PIECE + SFC_LIMIT_SMALL)
+#define WRITE_BYTES (UINT64_C(4) << 20) /* of a job: what a step may have to wait for */
 
 static struct sfc_move_block *block_of(const struct sfc_move_buffer *b)
 {
@@ -16,22 +18,12 @@ static struct sfc_move_block *block_of(const struct sfc_move_buffer *b)
 
 /* ---- landing */
 
-static bool is_landing(const struct sfc_move *m)
-{
-    return m->buffers[0].state == SFC_BUFFER_LANDING || m->buffers[1].state == SFC_BUFFER_LANDING;
-}
-
 static void check_landed(struct sfc_move_buffer *b)
 {
-    struct sfc_move *m = b->move;
     if (!b->staged || !b->kept)
         return;
-    block_of(b)->stamp = block_of(b)->since = b->key.step;
-    block_of(b)->has_stamp = true;
-    b->state = SFC_BUFFER_FREE;
-    m->landed++;
-    sfc_move_worked(m);
-    sfc_move_go_on(m);
+    sfc_move_landed(b);
+    sfc_move_worked(b->move);
 }
 
 static int write_work(void *ctx, struct sfc_head *head, struct sfc_dense *dense,
@@ -39,7 +31,7 @@ static int write_work(void *ctx, struct sfc_head *head, struct sfc_dense *dense,
 {
     struct sfc_move_buffer *b = ctx;
     uint64_t left = b->shape.rows - b->written;
-    uint64_t most = b->shape.rows * SFC_MOVE_PIECE / b->bytes + 1;
+    uint64_t most = b->shape.rows * WRITE_BYTES / b->bytes + 1;
     uint64_t rows = left < most ? left : most;
     (void)head;
     (void)dense; /* those of the run; the block goes beside them */
@@ -67,6 +59,7 @@ static void written(struct sfc_compute_job *job)
     } else {
         b->staged = true;
         check_landed(b);
+        sfc_move_go_on(m);
     }
 }
 
@@ -84,57 +77,51 @@ static void kept(struct sfc_shard_run *run, int code, const char *text)
     struct sfc_move *m = run->move;
     struct sfc_move_buffer *b = m->keeping;
     m->keeping = NULL;
-    if (m->phase == SFC_MOVE_ENDING) {
-        sfc_move_go_on(m);
-    } else if (code != SFC_OK) {
+    if (m->phase != SFC_MOVE_ENDING && code != SFC_OK) {
         sfc_move_end(m, code, text);
-    } else {
+        return;
+    }
+    if (m->phase != SFC_MOVE_ENDING) {
         b->kept = true;
         check_landed(b);
     }
+    sfc_move_go_on(m);
 }
 
 static void land(struct sfc_move_buffer *b)
 {
-    struct sfc_move *m = b->move;
     b->state = SFC_BUFFER_LANDING;
     b->written = 0;
     b->staged = false;
-    b->kept = !m->run->durability.on;
-    if (!b->kept) {
-        m->keeping = b;
-        sfc_durability_adopt(m->run, &b->key, &b->shape, b->parts, kept);
-    }
+    b->kept = !b->move->run->durability.on;
     submit_write(b);
 }
 
-/* The one that is full, when the one before has landed. */
-static void land_next(struct sfc_move *m)
+/* The first of those in this state; NULL: none is. */
+static struct sfc_move_buffer *first_in(struct sfc_move *m, int state)
 {
-    struct sfc_move_buffer *b = m->fill;
-    if (!b || b->state != SFC_BUFFER_FILLING || b->received < b->bytes || is_landing(m))
+    struct sfc_move_buffer *first = NULL;
+    for (size_t i = 0; i < SFC_MOVE_BUFFERS; i++) {
+        struct sfc_move_buffer *b = &m->buffers[i];
+        bool passed = (state == SFC_BUFFER_LANDING && b->kept) ||
+                      (state == SFC_BUFFER_FILLING && b->sent == b->bytes);
+        if ((int)b->state == state && !passed && (!first || b->index < first->index))
+            first = b;
+    }
+    return first;
+}
+
+/* The disk takes one block at a time. */
+static void keep_next(struct sfc_move *m)
+{
+    struct sfc_move_buffer *b = m->keeping ? NULL : first_in(m, SFC_BUFFER_LANDING);
+    if (!b)
         return;
-    m->fill = NULL;
-    land(b);
+    m->keeping = b;
+    sfc_durability_adopt(m->run, SFC_ADOPT_MOVE, &b->key, &b->shape, b->parts, kept);
 }
 
 /* ---- filling */
-
-static int take_piece(struct sfc_move_buffer *b, const struct sfc_move_piece *p,
-                      const struct sfc_rpc_reply_view *view, struct sfc_error *err)
-{
-    if (view->code != SFC_OK)
-        return sfc_fail(err, view->code, "%s", view->text);
-    Shardfc__V1__ReadCopyReply *r =
-        sfc_unpack(view->head, &shardfc__v1__read_copy_reply__descriptor, NULL);
-    if (!r)
-        return sfc_fail(err, SFC_EUNAVAILABLE, "its answer is malformed, or memory is short");
-    int code = sfc_move_payload(view, r->payload_type, r->payload_digest, p->count, err);
-    if (code == SFC_OK)
-        memcpy((char *)b->data + p->offset, view->tensor.data, p->count);
-    sfc_message_free(r);
-    return code;
-}
 
 static void piece_answered(const struct sfc_rpc_reply_view *view, void *ctx)
 {
@@ -144,11 +131,16 @@ static void piece_answered(const struct sfc_rpc_reply_view *view, void *ctx)
     if (!sfc_move_answered(m))
         return;
     p->busy = false;
-    int code = take_piece(m->fill, p, view, &err);
+    struct sfc_move_buffer *b = p->buffer;
+    int code = sfc_copy_piece(view, p->count, &err); /* the bytes are in their place already */
     if (code == SFC_OK) {
-        m->fill->received += p->count;
+        b->received += p->count;
         m->copied += p->count;
+        if (p->count >= SFC_MOVE_PIECE) /* not the end of a block */
+            m->fast = (uv_now(m->run->shard->uv) - p->asked_ms) * SFC_MOVE_FAST <= p->count;
         sfc_move_worked(m);
+        if (b->received == b->bytes)
+            land(b);
     } else {
         p->again = true;
         if (!sfc_move_may_retry(m, code, err.text))
@@ -159,7 +151,7 @@ static void piece_answered(const struct sfc_rpc_reply_view *view, void *ctx)
 
 static void send_piece(struct sfc_move *m, struct sfc_move_piece *p)
 {
-    const struct sfc_move_buffer *b = m->fill;
+    const struct sfc_move_buffer *b = p->buffer;
     Shardfc__V1__ReadCopyRequest r = SHARDFC__V1__READ_COPY_REQUEST__INIT;
     r.run_id = m->run->id;
     r.copy = m->id;
@@ -167,21 +159,27 @@ static void send_piece(struct sfc_move *m, struct sfc_move_piece *p)
     r.block = b->key.block;
     r.offset = p->offset;
     r.count = p->count;
-    p->busy = sfc_move_call(m, "/shardfc.v1.Shard/ReadCopy", &r, REPLY_BYTES, piece_answered, p);
+    p->asked_ms = uv_now(m->run->shard->uv);
+    p->busy = sfc_move_call_into(m, "/shardfc.v1.Shard/ReadCopy", &r, REPLY_BYTES,
+                                 (char *)b->data + p->offset, p->count, piece_answered, p);
     p->again = !p->busy;
 }
 
 /* False: nothing more may be sent now. */
 static bool send_next(struct sfc_move *m, struct sfc_move_piece *p)
 {
-    struct sfc_move_buffer *b = m->fill;
-    uint64_t left = b->bytes - b->sent;
-    uint64_t count = p->again ? p->count : left < SFC_MOVE_PIECE ? left : SFC_MOVE_PIECE;
-    if (p->busy || count == 0)
+    struct sfc_move_buffer *b = p->again ? p->buffer : first_in(m, SFC_BUFFER_FILLING);
+    if (p->busy)
         return true;
+    if (!b)
+        return false;
+    uint64_t left = b->bytes - b->sent;
+    uint64_t most = m->fast && m->rate == 0 ? SFC_MOVE_LARGE_PIECE : SFC_MOVE_PIECE;
+    uint64_t count = p->again ? p->count : left < most ? left : most;
     if (!sfc_move_may_send(m, count))
         return false;
     if (!p->again) {
+        p->buffer = b;
         p->offset = b->sent;
         p->count = count;
         b->sent += count;
@@ -197,7 +195,7 @@ static int take_begin(struct sfc_move_buffer *b, const struct sfc_rpc_reply_view
     if (view->code != SFC_OK)
         return sfc_fail(err, view->code, "%s", view->text);
     Shardfc__V1__BeginCopyReply *r =
-        sfc_unpack(view->head, &shardfc__v1__begin_copy_reply__descriptor, NULL);
+        sfc_unpack_reply(view->head, &shardfc__v1__begin_copy_reply__descriptor, NULL);
     if (!r)
         return sfc_fail(err, SFC_EUNAVAILABLE, "its answer is malformed, or memory is short");
     b->key.step = r->step;
@@ -232,7 +230,6 @@ static void begun(const struct sfc_rpc_reply_view *view, void *ctx)
         sfc_move_worked(m);
     } else {
         b->state = SFC_BUFFER_FREE; /* asked again */
-        m->fill = NULL;
         m->next--;
         if (!sfc_move_may_retry(m, code, err.text))
             return;
@@ -251,22 +248,30 @@ static void begin(struct sfc_move *m, struct sfc_move_buffer *b)
     r.exactly = m->phase == SFC_MOVE_TAKING;
     r.step = m->take_step;
     b->index = m->next;
-    b->key = (struct sfc_snapshot_key){.kind = id->kind, .block = id->block};
+    b->key = (struct sfc_snapshot_key){
+        .kind = id->kind, .block = id->block, .grown = sfc_block_grown(&m->setup, id)};
     sfc_block_shape(&m->run->setup, id, 0, &b->shape);
     b->bytes = sfc_block_lay_out(&b->shape, b->data, b->parts);
     if (!sfc_move_call(m, "/shardfc.v1.Shard/BeginCopy", &r, SFC_LIMIT_SMALL, begun, b))
         return;
     b->state = SFC_BUFFER_ASKED;
-    m->fill = b;
     m->next++;
 }
 
+/* The source has room for the one that is read and the next. NULL: nothing is asked for now. */
 static struct sfc_move_buffer *free_buffer(struct sfc_move *m)
 {
-    for (size_t i = 0; i < 2; i++)
-        if (m->buffers[i].state == SFC_BUFFER_FREE)
-            return &m->buffers[i];
-    return NULL;
+    struct sfc_move_buffer *room = NULL;
+    unsigned there = 0;
+    for (size_t i = 0; i < SFC_MOVE_BUFFERS; i++) {
+        struct sfc_move_buffer *b = &m->buffers[i];
+        there += b->state == SFC_BUFFER_FILLING;
+        if (b->state == SFC_BUFFER_ASKED)
+            return NULL;
+        if (b->state == SFC_BUFFER_FREE)
+            room = b;
+    }
+    return there < SFC_COPY_BLOCKS ? room : NULL;
 }
 
 bool sfc_move_blocks_done(const struct sfc_move *m, size_t end)
@@ -276,12 +281,11 @@ bool sfc_move_blocks_done(const struct sfc_move *m, size_t end)
 
 void sfc_move_pump_blocks(struct sfc_move *m, size_t end)
 {
-    land_next(m);
-    struct sfc_move_buffer *room = m->fill ? NULL : free_buffer(m);
+    struct sfc_move_buffer *room = free_buffer(m);
+    keep_next(m);
     if (room && m->next < end)
         begin(m, room);
-    bool filling = m->fill && m->fill->state == SFC_BUFFER_FILLING;
-    for (size_t i = 0; filling && i < SFC_MOVE_PIECES; i++)
+    for (size_t i = 0; i < SFC_MOVE_PIECES && m->phase != SFC_MOVE_ENDING; i++)
         if (!send_next(m, &m->pieces[i]))
             return;
 }

@@ -8,6 +8,7 @@
 
 #include "server/run/messages.h"
 #include "server/shard/block_copy.h"
+#include "server/shard/copy_piece.h"
 #include "server/shard/move_parts.h"
 
 #define PAUSE_MS    50 /* between two passes once the move is close */
@@ -76,7 +77,7 @@ static int take_rows(struct sfc_move_rows *s, const struct sfc_rpc_reply_view *v
     uint64_t bytes = sfc_block_lay_out(&s->shape, NULL, NULL);
     if (bytes > answer_bytes(m))
         return sfc_fail(err, SFC_EINVAL, "rows: %zu in one answer", r->n_rows);
-    code = sfc_move_payload(view, r->payload_type, r->payload_digest, bytes, err);
+    code = sfc_copy_payload(view, r->payload_type, r->payload_digest, bytes, err);
     if (code != SFC_OK)
         return code;
     memcpy(s->data, view->tensor.data, bytes);
@@ -86,7 +87,7 @@ static int take_rows(struct sfc_move_rows *s, const struct sfc_rpc_reply_view *v
     s->step = s->first == 0 ? r->step : s->step;
     s->next = r->next_row;
     m->pass_bytes += bytes;
-    m->tokens -= (double)bytes;
+    sfc_move_spend(m, bytes);
     return SFC_OK;
 }
 
@@ -96,7 +97,7 @@ static int take_answer(struct sfc_move_rows *s, const struct sfc_rpc_reply_view 
     if (view->code != SFC_OK)
         return sfc_fail(err, view->code, "%s", view->text);
     Shardfc__V1__ReadChangesReply *r =
-        sfc_unpack(view->head, &shardfc__v1__read_changes_reply__descriptor, NULL);
+        sfc_unpack_reply(view->head, &shardfc__v1__read_changes_reply__descriptor, NULL);
     if (!r)
         return sfc_fail(err, SFC_EUNAVAILABLE, "its answer is malformed, or memory is short");
     int code = take_rows(s, view, r, err);

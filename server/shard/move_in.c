@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/base/buffer.h"
 #include "proto/base/log.h"
 #include "proto/tensor.h"
 #include "server/shard/block_copy.h"
@@ -12,6 +13,8 @@
 
 #define PATIENCE_MS 15000 /* without anything that works */
 #define RETRY_MS    100
+#define SAVED_S     0.02 /* seconds of the rate that may be saved up */
+#define SPARE_MS    2000 /* buffers are kept so long for the next move */
 #define HOLD_MS     1000 /* FetchBlocks waits so long, and is asked again */
 
 /* ---- life */
@@ -20,7 +23,7 @@ static void unref(struct sfc_move *m)
 {
     if (--m->refs > 0)
         return;
-    for (size_t i = 0; i < 2; i++)
+    for (size_t i = 0; i < SFC_MOVE_BUFFERS; i++)
         free(m->buffers[i].data);
     for (size_t i = 0; i < SFC_MOVE_CHANGES; i++) {
         free(m->rows[i].rows);
@@ -39,6 +42,27 @@ static void refuse_waiting(struct sfc_move *m, int code, const char *text)
     for (int i = 0; i < 2; i++)
         if (calls[i])
             sfc_shard_refuse(m->run->shard, calls[i], code, text);
+}
+
+static void drop_spare(struct sfc_shard_run *run)
+{
+    for (size_t i = 0; i < SFC_MOVE_BUFFERS; i++) {
+        free(run->move_spare.data[i]);
+        run->move_spare.data[i] = NULL;
+    }
+}
+
+/* The next move follows at once, as a rule, and new memory is slow. The client of the source goes
+ * right after it, and no answer is written any more. */
+static void spare_buffers(struct sfc_move *m)
+{
+    struct sfc_move_spare *spare = &m->run->move_spare;
+    spare->ms = uv_now(m->run->shard->uv);
+    for (size_t i = 0; i < SFC_MOVE_BUFFERS; i++) {
+        free(spare->data[i]);
+        spare->data[i] = m->buffers[i].data;
+        m->buffers[i].data = NULL;
+    }
 }
 
 /* The run lets go of it. */
@@ -64,6 +88,7 @@ static void dropped(struct sfc_task *task)
                         task->error.text);
     run->moved = (struct sfc_moved){.incarnation = m->incarnation, .move = m->id, .code = m->code};
     snprintf(run->moved.reason, sizeof run->moved.reason, "%s", m->reason);
+    spare_buffers(m);
     leave(m);
 }
 
@@ -123,6 +148,8 @@ static void end_answered(const struct sfc_rpc_reply_view *view, void *ctx)
 static void tell_source(struct sfc_move *m)
 {
     Shardfc__V1__EndCopyRequest r = SHARDFC__V1__END_COPY_REQUEST__INIT;
+    if (!m->source)
+        return;
     r.run_id = m->run->id;
     r.copy = m->id;
     (void)sfc_move_call(m, "/shardfc.v1.Shard/EndCopy", &r, SFC_LIMIT_SMALL, end_answered, m);
@@ -140,7 +167,7 @@ void sfc_move_end(struct sfc_move *m, int code, const char *reason)
     if (code != SFC_OK)
         sfc_warning_log("run %" PRIu64 ": move %" PRIu64 " ends: %s", run->id, m->id, reason);
     refuse_waiting(m, code ? code : SFC_ECANCELED, code ? reason : "the move was cancelled");
-    if (m->keeping && sfc_durability_withdraw(run))
+    if (m->keeping && sfc_durability_withdraw(run, SFC_ADOPT_MOVE))
         m->keeping = NULL;
     try_end(m);
 }
@@ -160,6 +187,7 @@ void sfc_move_abandon(struct sfc_shard_run *run)
 
 void sfc_move_free(struct sfc_shard_run *run)
 {
+    drop_spare(run);
     if (run->move)
         leave(run->move);
 }
@@ -195,6 +223,13 @@ bool sfc_move_may_retry(struct sfc_move *m, int code, const char *text)
 bool sfc_move_call(struct sfc_move *m, const char *method, const void *request, size_t max_reply,
                    sfc_rpc_done done, void *ctx)
 {
+    return sfc_move_call_into(m, method, request, max_reply, NULL, 0, done, ctx);
+}
+
+bool sfc_move_call_into(struct sfc_move *m, const char *method, const void *request,
+                        size_t max_reply, void *into, size_t into_size, sfc_rpc_done done,
+                        void *ctx)
+{
     struct sfc_error err = {0};
     size_t size = 0;
     uint8_t *bytes = sfc_message_pack(request, &size);
@@ -202,7 +237,9 @@ bool sfc_move_call(struct sfc_move *m, const char *method, const void *request, 
     struct sfc_rpc_request call = {.method = method,
                                    .head = {bytes, size},
                                    .deadline_ms = SFC_MOVE_DEADLINE_MS,
-                                   .max_reply = max_reply};
+                                   .max_reply = max_reply,
+                                   .into = into,
+                                   .into_size = into_size};
     if (code == SFC_OK)
         code = sfc_rpc_client_call(m->source, &call, done, ctx, NULL, &err);
     free(bytes);
@@ -223,31 +260,36 @@ bool sfc_move_answered(struct sfc_move *m)
     return wanted;
 }
 
-int sfc_move_payload(const struct sfc_rpc_reply_view *view, const Shardfc__V1__TensorType *type,
-                     uint64_t digest, uint64_t bytes, struct sfc_error *err)
+void sfc_move_landed(struct sfc_move_buffer *b)
 {
-    uint64_t words = bytes / 8;
-    int code = sfc_tensor_check(type, view->tensor, SHARDFC__V1__DTYPE__DTYPE_U64, &words, 1,
-                                "payload of a block", err);
-    if (code == SFC_OK && sfc_digest64(view->tensor.data, view->tensor.size) != digest)
-        code = sfc_fail(err, SFC_ECORRUPT, "a piece of a block has not the digest that it says");
-    return code;
+    struct sfc_move_block *block = &b->move->blocks[b->index];
+    block->stamp = block->since = b->key.step;
+    block->has_stamp = true;
+    b->state = SFC_BUFFER_FREE;
+    b->move->landed++;
 }
 
-/* A bucket of a tenth of a second, of four pieces at least. */
+void sfc_move_spend(struct sfc_move *m, uint64_t bytes)
+{
+    m->run->move_pace.tokens -= (double)bytes;
+}
+
+/* A bucket of SAVED_S, of four pieces at least: it is the run's, so what a flip leaves of it is
+ * there for the copy behind it. */
 bool sfc_move_may_send(struct sfc_move *m, uint64_t bytes)
 {
+    struct sfc_move_bucket *b = &m->run->move_pace;
     uint64_t now = uv_now(m->run->shard->uv);
-    double most = 0.1 * (double)m->rate;
-    most = most < 4.0 * SFC_MOVE_PIECE ? 4.0 * SFC_MOVE_PIECE : most;
+    double rate = (double)m->rate, most = SAVED_S * rate;
     if (m->rate == 0 || m->phase == SFC_MOVE_TAKING)
         return true;
-    m->tokens += 1e-3 * (double)(now - m->tokens_ms) * (double)m->rate;
-    m->tokens = m->tokens < most ? m->tokens : most;
-    m->tokens_ms = now;
-    if (m->tokens <= 0)
+    most = most < 4.0 * SFC_MOVE_PIECE ? 4.0 * SFC_MOVE_PIECE : most;
+    b->tokens += b->ms ? 1e-3 * (double)(now - b->ms) * rate : 0;
+    b->tokens = b->tokens < most ? b->tokens : most;
+    b->ms = now;
+    if (b->tokens <= 0)
         return false;
-    m->tokens -= (double)bytes;
+    sfc_move_spend(m, bytes);
     return true;
 }
 
@@ -262,9 +304,16 @@ static void reply_empty(struct sfc_rpc_call **call)
         sfc_call_reply(waiting, &m);
 }
 
+static bool is_growth(const struct sfc_move *m)
+{
+    return m->source == NULL;
+}
+
 static void check_taken(struct sfc_move *m)
 {
-    if (!m->exact || !sfc_move_changes_idle(m) || m->passing || !sfc_move_blocks_done(m, m->count))
+    if (!is_growth(m) && !m->exact)
+        return;
+    if (!sfc_move_changes_idle(m) || m->passing || !sfc_move_blocks_done(m, m->count))
         return;
     m->phase = SFC_MOVE_TAKEN;
     reply_empty(&m->take_call);
@@ -292,9 +341,11 @@ void sfc_move_go_on(struct sfc_move *m)
         if (m->phase == SFC_MOVE_COPYING && sfc_move_blocks_done(m, m->class_count))
             begin_following(m);
     }
-    if (m->phase == SFC_MOVE_FOLLOWING || m->phase == SFC_MOVE_TAKING)
+    if (is_growth(m) && m->phase == SFC_MOVE_TAKING)
+        sfc_move_pump_growth(m);
+    if (!is_growth(m) && (m->phase == SFC_MOVE_FOLLOWING || m->phase == SFC_MOVE_TAKING))
         sfc_move_pump_changes(m);
-    if (m->phase == SFC_MOVE_TAKING && m->exact && !m->passing)
+    if (!is_growth(m) && m->phase == SFC_MOVE_TAKING && m->exact && !m->passing)
         sfc_move_pump_blocks(m, m->count);
     if (m->phase == SFC_MOVE_TAKING)
         check_taken(m);
@@ -312,9 +363,11 @@ static void measure(struct sfc_move *m, uint64_t now)
 bool sfc_move_tick(struct sfc_shard_run *run)
 {
     struct sfc_move *m = run->move;
-    if (!m)
-        return false;
     uint64_t now = uv_now(run->shard->uv);
+    if (!m && now > run->move_spare.ms + SPARE_MS)
+        drop_spare(run);
+    if (!m)
+        return run->move_spare.data[0] != NULL;
     measure(m, now);
     sfc_move_go_on(m);
     if (run->move == m && m->fetch_call && now >= m->fetch_ms + HOLD_MS) {
@@ -322,7 +375,7 @@ bool sfc_move_tick(struct sfc_shard_run *run)
         m->fetch_call = NULL;
         sfc_rpc_fail(call, SFC_EUNAVAILABLE, "blocks are being copied; ask again");
     }
-    return run->move != NULL;
+    return run->move || run->move_spare.data[0];
 }
 
 /* ---- FetchBlocks */
@@ -347,14 +400,16 @@ static void staged(struct sfc_compute_job *job)
         sfc_move_end(m, job->code, job->error.text);
         return;
     }
-    m->phase = SFC_MOVE_COPYING;
+    m->phase = is_growth(m) ? SFC_MOVE_FOLLOWING : SFC_MOVE_COPYING;
+    m->close = is_growth(m); /* nothing changes before the boundary */
     sfc_move_go_on(m);
 }
 
 static void submit_stage(struct sfc_move *m)
 {
     m->job = (struct sfc_compute_job){.kind = SFC_COMPUTE_STAGE, .done = staged, .owner = m};
-    m->job.u.change.setup = &m->run->setup;
+    m->job.u.change.setup = &m->setup;
+    m->job.u.change.classes = is_growth(m) ? m->setup.head.classes : 0;
     m->job.u.change.class_blocks = m->class_blocks;
     m->job.u.change.class_count = m->class_count;
     m->job.u.change.dense_blocks = m->dense_blocks;
@@ -397,7 +452,7 @@ static int check_fetch(const struct sfc_shard_run *run, const Shardfc__V1__Fetch
 
 static uint64_t transit_bytes(const struct sfc_shard_run *run)
 {
-    return 2 * sfc_run_largest_block(&run->setup) +
+    return SFC_MOVE_BUFFERS * sfc_run_largest_block(&run->setup) +
            SFC_MOVE_CHANGES * (SFC_MOVE_CHANGES_BYTES + 4ull * run->setup.head.block_size);
 }
 
@@ -415,7 +470,7 @@ static int lists_new(struct sfc_move *m, const Shardfc__V1__FetchBlocksRequest *
     m->class_count = r->n_class_blocks;
     m->dense_count = r->n_dense_blocks;
     m->count = m->class_count + m->dense_count;
-    m->blocks = calloc(m->count, sizeof *m->blocks);
+    m->blocks = calloc(m->count + 1, sizeof *m->blocks);
     if (!m->blocks || copy_ids(r->class_blocks, m->class_count, &m->class_blocks) != SFC_OK ||
         copy_ids(r->dense_blocks, m->dense_count, &m->dense_blocks) != SFC_OK)
         return sfc_fail(err, SFC_ENOMEM, "list of %zu blocks", m->count);
@@ -426,7 +481,7 @@ static int lists_new(struct sfc_move *m, const Shardfc__V1__FetchBlocksRequest *
                               ? (struct sfc_snapshot_block){SFC_SNAPSHOT_DENSE,
                                                             m->dense_blocks[i - m->class_count]}
                               : (struct sfc_snapshot_block){SFC_SNAPSHOT_CLASS, m->class_blocks[i]};
-        sfc_block_shape(&m->run->setup, &m->blocks[i].id, 0, &shape);
+        sfc_block_shape(&m->setup, &m->blocks[i].id, 0, &shape);
         m->bytes += sfc_block_lay_out(&shape, NULL, NULL);
     }
     return SFC_OK;
@@ -434,10 +489,13 @@ static int lists_new(struct sfc_move *m, const Shardfc__V1__FetchBlocksRequest *
 
 static int buffers_new(struct sfc_move *m, struct sfc_error *err)
 {
-    uint64_t bytes = (sfc_run_largest_block(&m->run->setup) + 63) / 64 * 64;
-    for (size_t i = 0; i < 2; i++) {
+    uint64_t bytes = sfc_run_largest_block(&m->run->setup);
+    for (size_t i = 0; i < SFC_MOVE_BUFFERS; i++) {
         m->buffers[i].move = m;
-        m->buffers[i].data = aligned_alloc(64, bytes);
+        m->buffers[i].data = m->run->move_spare.data[i];
+        m->run->move_spare.data[i] = NULL;
+        if (!m->buffers[i].data)
+            m->buffers[i].data = sfc_buffer_new(bytes);
         if (!m->buffers[i].data)
             return sfc_fail(err, SFC_ENOMEM, "%" PRIu64 " bytes for a block on its way", bytes);
     }
@@ -455,18 +513,24 @@ static int move_new(struct sfc_shard_run *run, const Shardfc__V1__FetchBlocksReq
     uint64_t now = uv_now(run->shard->uv), applied = sfc_step_applied(&run->fsm);
     m->refs = 1;
     m->run = run;
+    m->setup = run->setup;
+    if (r->classes)
+        sfc_run_setup_set_classes(&m->setup, r->classes);
     m->id = r->move;
     m->incarnation = r->incarnation;
     m->rate = r->bytes_per_s;
-    m->tokens_ms = m->good_ms = m->began_ms = now;
+    m->good_ms = m->began_ms = now;
     m->floor = applied > 2 ? applied - 2 : 0; /* the source may be a step behind */
+    if (r->classes)                           /* what is staged is written at the boundary */
+        m->floor = UINT64_MAX;
     int code = lists_new(m, r, err);
     if (code == SFC_OK)
-        code = sfc_shard_check_more(run, m->class_blocks, m->class_count, m->dense_blocks,
-                                    m->dense_count, transit_bytes(run), err);
+        code =
+            sfc_shard_check_more(run, &m->setup, m->class_blocks, m->class_count, m->dense_blocks,
+                                 m->dense_count, transit_bytes(run), &m->takes, err);
     if (code == SFC_OK)
         code = buffers_new(m, err);
-    if (code == SFC_OK)
+    if (code == SFC_OK && !r->classes)
         code = sfc_rpc_client_new(run->shard->rpc, run->places[r->source], &m->source, err);
     if (code != SFC_OK) {
         unref(m);
@@ -474,10 +538,15 @@ static int move_new(struct sfc_shard_run *run, const Shardfc__V1__FetchBlocksReq
     }
     run->move = m;
     sfc_shard_watch_moves(run->shard);
-    sfc_info_log("run %" PRIu64 ": move %" PRIu64 ": %zu class and %zu dense blocks, %.1f MiB, "
-                 "come from shard %s",
-                 run->id, m->id, m->class_count, m->dense_count, (double)m->bytes / (1 << 20),
-                 run->places[r->source]);
+    if (is_growth(m))
+        sfc_info_log("run %" PRIu64 ": it grows to %" PRIu64
+                     " classes: %zu blocks, %.1f MiB, are made here",
+                     run->id, r->classes, m->class_count, (double)m->bytes / (1 << 20));
+    else
+        sfc_info_log("run %" PRIu64 ": move %" PRIu64 ": %zu class and %zu dense blocks, %.1f MiB, "
+                     "come from shard %s",
+                     run->id, m->id, m->class_count, m->dense_count, (double)m->bytes / (1 << 20),
+                     run->places[r->source]);
     submit_stage(m);
     return SFC_OK;
 }
@@ -525,7 +594,7 @@ void sfc_move_fetch(struct sfc_shard_run *run, struct sfc_rpc_call *call,
     if (code == SFC_OK && m && is_older(r->incarnation, r->move, m->incarnation, m->id))
         code = sfc_fail(&err, SFC_ESTALE, "move: %" PRIu64 " is older than the one here", r->move);
     if (code == SFC_OK)
-        code = check_fetch(run, r, &err);
+        code = r->classes ? sfc_move_grow_check(run, r, &err) : check_fetch(run, r, &err);
     if (code == SFC_OK && m) {
         sfc_move_end(m, SFC_OK, "");
         code = sfc_fail(&err, SFC_EUNAVAILABLE, "the move before is being put away; ask again");
@@ -662,6 +731,11 @@ void sfc_move_give_way(struct sfc_shard_run *run)
                      "the step log of this shard is full, and the steps since then need the room "
                      "that the move kept: give it more (--log-limit), or move fewer blocks at a "
                      "time");
+}
+
+uint64_t sfc_move_memory(const struct sfc_shard_run *run)
+{
+    return run->move ? run->move->takes : 0;
 }
 
 bool sfc_move_report(const struct sfc_shard_run *run, Shardfc__V1__MoveProgress *out)

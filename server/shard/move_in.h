@@ -14,7 +14,7 @@
  * (sfc_move_floor).
  *
  * A failed call is made again for a while; then the move fails with the reason, which FetchBlocks
- * gives. Memory is bounded, and checked before anything is allocated: the blocks, two of them on
+ * gives. Memory is bounded, and checked before anything is allocated: the blocks, three of them on
  * their way, a few pieces of changes.
  *
  * Threads: functions here are called from the loop thread. */
@@ -27,6 +27,20 @@
 
 struct sfc_shard_run;
 struct sfc_move;
+
+/* Bytes that may be asked for; they come back at a rate. */
+struct sfc_move_bucket {
+    double tokens;
+    uint64_t ms; /* when it was looked at; 0: never */
+};
+
+/* Blocks on their way: one is filled, one is asked for, one lands. */
+#define SFC_MOVE_BUFFERS 3u
+
+struct sfc_move_spare { /* buffers of the move before */
+    void *data[SFC_MOVE_BUFFERS];
+    uint64_t ms; /* since when */
+};
 
 /* Each takes the call. */
 void sfc_move_fetch(struct sfc_shard_run *run, struct sfc_rpc_call *call,
@@ -61,6 +75,8 @@ void sfc_move_give_way(struct sfc_shard_run *run);
 /* Some time has passed. False: there is no move. */
 bool sfc_move_tick(struct sfc_shard_run *run);
 /* Of a heartbeat; false: there is nothing to say. Texts live until the next event. */
+/* What is staged takes. */
+uint64_t sfc_move_memory(const struct sfc_shard_run *run);
 bool sfc_move_report(const struct sfc_shard_run *run, Shardfc__V1__MoveProgress *out);
 
 /* The run is being closed; its close job is not submitted yet. */

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "proto/daemon_metrics.h"
 #include "server/durable/snapshot_store.h"
 
 #define AT(field) offsetof(struct sfc_shard_options, field)
@@ -42,6 +43,8 @@ static const struct sfc_option table[] = {
      .help = "folder of this shard, made with mode 0700 and used by one shard at a time: step log "
              "and snapshots of the run, from which a shard that died comes back when it is started "
              "again with the same --state and the same address"},
+    SFC_SECURITY_OPTIONS(AT(security)),
+    SFC_HTTP_OPTION(AT(http)),
     {.name = "durable",
      .type = SFC_OPTION_ENUM,
      .choices = durable_names,
@@ -62,6 +65,7 @@ static const struct sfc_option table[] = {
      .min = 10,
      .max = UINT64_C(7) * 86400 * 1000,
      .fallback = "5m",
+     .flags = SFC_OPTION_RELOAD,
      .offset = AT(recovery_target),
      .help =
          "how long the logged steps should take at most after a crash; sets how often each block "
@@ -77,6 +81,7 @@ static const struct sfc_option table[] = {
      .type = SFC_OPTION_SIZE,
      .min = 64 << 10,
      .fallback = "128M",
+     .flags = SFC_OPTION_RELOAD,
      .offset = AT(snapshot_rate),
      .unit = "bytes per second",
      .help = "most bytes of blocks that are written to snapshots per second, before compression"},
@@ -121,6 +126,11 @@ static const struct sfc_option table[] = {
      .max = 1024,
      .offset = AT(threads),
      .help = "compute threads; never changes a bit of any result (default: all processors)"},
+    SFC_PEER_OPTIONS(
+        AT(peers), NULL,
+        "most bytes of requests, half of them on their way in and half of them held until they are "
+        "answered; larger requests are refused (default: 512M and four times what a run needs, "
+        "up to 4G)"),
 };
 
 int sfc_shard_compression(const struct sfc_shard_options *o, int *level, struct sfc_error *err)
@@ -153,8 +163,10 @@ int sfc_shard_options_check(const struct sfc_shard_options *o, struct sfc_error 
         return sfc_fail(err, SFC_EINVAL,
                         "--backend reference computes in double precision, which no snapshot "
                         "holds exactly: use it with --durable off");
-    int level;
-    return sfc_shard_compression(o, &level, err);
+    int level, code = SFC_OK;
+    if (o->advertise)
+        code = sfc_host_check("advertise", o->advertise, err);
+    return code == SFC_OK ? sfc_shard_compression(o, &level, err) : code;
 }
 
 const struct sfc_program sfc_shard_program = {

@@ -3,11 +3,16 @@
 #define SFC_SHARD_OPTIONS_H
 
 #include "proto/base/options.h"
+#include "proto/peer_limits.h"
+#include "proto/security.h"
 
 struct sfc_shard_options {
     const char *scheduler;
     const char *listen;
-    const char *advertise;    /* NULL: the host of listen with the bound port */
+    const char *advertise; /* NULL: the host of listen with the bound port */
+    struct sfc_security security;
+    struct sfc_peer_limits peers;
+    const char *http;         /* NULL: no pages */
     const char *state;        /* NULL only with durable off */
     int durable;              /* enum sfc_durable */
     uint64_t recovery_target; /* ms */

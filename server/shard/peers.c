@@ -110,7 +110,7 @@ static int take_answer(struct question *q, const struct sfc_rpc_reply_view *view
     if (view->code != SFC_OK)
         return sfc_fail(&q->result, view->code, "%s", view->text ? view->text : "");
     int code;
-    q->reply = sfc_unpack(view->head, &shardfc__v1__read_step_reply__descriptor, &code);
+    q->reply = sfc_unpack_reply(view->head, &shardfc__v1__read_step_reply__descriptor, &code);
     q->tensor = malloc(view->tensor.size ? view->tensor.size : 1);
     if (!q->tensor || code == SFC_ENOMEM)
         return sfc_fail(&q->result, SFC_ENOMEM, "no memory for an answer");

@@ -2,6 +2,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 
@@ -74,7 +75,13 @@ static void unpin_done(struct sfc_task *task)
     if (run->closed)
         return;
     memcpy(gone.reason, p->reason, sizeof gone.reason);
+    gone.renews = p->renews;
+    gone.step = p->renews ? p->step : 0;
+    bool outlived = p->outlived;
     *p = gone;
+    sfc_storage_unpin(sfc_pinned_storage(run));
+    if (outlived)
+        sfc_durability_drop_others(run);
 }
 
 static void release_done(struct sfc_task *task)
@@ -180,8 +187,11 @@ static uint64_t first_of(struct sfc_shard_run *run, const struct sfc_snapshot_bl
     struct sfc_storage *s = sfc_pinned_storage(run);
     uint64_t stamp = 0, any = 0;
     /* without the seed and a snapshot the base is on its way */
-    bool has_start = sfc_storage_seeds(s, block) ||
-                     !sfc_snapshot_store_least(s->store, block->kind, block->block, 0, &any);
+    pthread_mutex_lock(&s->list_lock);
+    bool seeds = sfc_storage_seeds(s, block);
+    pthread_mutex_unlock(&s->list_lock);
+    bool has_start =
+        seeds || !sfc_snapshot_store_least(s->store, block->kind, block->block, 0, &any);
     if (has_start && p->log_from <= s->start_step + 1)
         return s->start_step;
     return sfc_snapshot_store_least(s->store, block->kind, block->block, p->log_from - 1, &stamp)
@@ -195,10 +205,10 @@ static int look_at_snapshots_work(struct sfc_task *task, struct sfc_error *err)
     struct sfc_pinned *p = sfc_pinned_of(run);
     (void)err;
     p->first = 0;
-    for (size_t i = 0; i < sfc_pinned_storage(run)->count; i++) {
-        if (sfc_pinned_storage(run)->blocks[i].kind == SFC_SNAPSHOT_HISTORY)
+    for (size_t i = 0; i < sfc_pinned_storage(run)->pinned_count; i++) {
+        if (sfc_pinned_block(run, i)->kind == SFC_SNAPSHOT_HISTORY)
             continue; /* comes from memory */
-        uint64_t first = first_of(run, &sfc_pinned_storage(run)->blocks[i]);
+        uint64_t first = first_of(run, sfc_pinned_block(run, i));
         p->first = first > p->first ? first : p->first;
     }
     sfc_snapshot_store_pin(sfc_pinned_storage(run)->store, p->step);
@@ -262,12 +272,37 @@ static void note_round(struct sfc_shard_run *run)
         sfc_pinned_of(run)->round = run->durability.newest.round;
 }
 
-static void begin(struct sfc_shard_run *run, struct sfc_rpc_call *call,
-                  const Shardfc__V1__PinStepRequest *r)
+static int take_blocks(const struct sfc_shard_run *run, struct sfc_shard_blocks *out,
+                       struct sfc_error *err)
+{
+    out->class_blocks = calloc(run->class_count + 1, sizeof(uint64_t));
+    out->dense_blocks = calloc(run->dense_count + 1, sizeof(uint64_t));
+    if (!out->class_blocks || !out->dense_blocks)
+        return sfc_fail(err, SFC_ENOMEM, "no memory for the blocks of a pin");
+    memcpy(out->class_blocks, run->class_blocks, run->class_count * sizeof(uint64_t));
+    if (run->dense_count)
+        memcpy(out->dense_blocks, run->dense_blocks, run->dense_count * sizeof(uint64_t));
+    out->class_count = run->class_count;
+    out->dense_count = run->dense_count;
+    return SFC_OK;
+}
+
+/* call: NULL where it begins anew. */
+static int begin(struct sfc_shard_run *run, struct sfc_rpc_call *call, uint64_t pin, uint64_t step,
+                 struct sfc_error *err)
 {
     struct sfc_pinned *p = sfc_pinned_of(run);
-    *p = (struct sfc_pinned){.id = r->pin,
-                             .step = r->step,
+    struct sfc_shard_blocks own = {0};
+    int code = take_blocks(run, &own, err);
+    if (code == SFC_OK)
+        code = sfc_storage_pin(sfc_pinned_storage(run), err);
+    if (code != SFC_OK) {
+        sfc_shard_blocks_free(&own);
+        return code;
+    }
+    *p = (struct sfc_pinned){.id = pin,
+                             .step = step,
+                             .own = own,
                              .pin_call = call,
                              .log_from = sfc_durability_stamp(run) + 1, /* where it is empty */
                              .seen_ms = uv_now(run->shard->uv)};
@@ -275,8 +310,9 @@ static void begin(struct sfc_shard_run *run, struct sfc_rpc_call *call,
     note_round(run);
     p->past = p->reached;
     sfc_shard_watch_pin(run->shard);
-    sfc_info_log("run %" PRIu64 ": a checkpoint of step %" PRIu64 " begins", run->id, r->step);
+    sfc_info_log("run %" PRIu64 ": a checkpoint of step %" PRIu64 " begins", run->id, step);
     sfc_pinned_submit(run, run->shard->checkpoint_thread, prepare_work, prepared);
+    return SFC_OK;
 }
 
 static int check_pin(const struct sfc_shard_run *run, const Shardfc__V1__PinStepRequest *r,
@@ -291,9 +327,10 @@ static int check_pin(const struct sfc_shard_run *run, const Shardfc__V1__PinStep
                         r->step, run->setup.head.steps);
     if (p->lost == r->pin)
         return sfc_fail(err, SFC_ESTATE, "%s", p->reason);
-    if (p->ending)
+    if (p->ending || (run->map_change && !p->id))
         return sfc_fail(err, SFC_ELIMIT,
-                        "the checkpoint before this one is being put away; try again");
+                        p->ending ? "the checkpoint before this one is being put away; try again"
+                                  : "the map is being changed; try again");
     if (p->id && p->id != r->pin)
         return sfc_fail(err, SFC_ESTATE,
                         "another checkpoint, of step %" PRIu64
@@ -310,12 +347,14 @@ void sfc_pinned_pin(struct sfc_shard_run *run, struct sfc_rpc_call *call,
 {
     struct sfc_pinned *p = sfc_pinned_of(run);
     struct sfc_error err = {0};
-    if (check_pin(run, r, &err) != SFC_OK) {
-        sfc_shard_refuse(run->shard, call, err.code, err.text);
-        return;
+    int code = check_pin(run, r, &err);
+    if (code == SFC_OK && !p->id) {
+        code = begin(run, call, r->pin, r->step, &err);
+        if (code == SFC_OK)
+            return;
     }
-    if (!p->id) {
-        begin(run, call, r);
+    if (code != SFC_OK) {
+        sfc_shard_refuse(run->shard, call, code, err.text);
         return;
     }
     p->seen_ms = uv_now(run->shard->uv);
@@ -332,6 +371,8 @@ void sfc_pinned_unpin(struct sfc_shard_run *run, struct sfc_rpc_call *call,
                       const Shardfc__V1__PinStepRequest *r)
 {
     Shardfc__V1__Empty m = SHARDFC__V1__EMPTY__INIT;
+    if (sfc_pinned_of(run)->renews == r->pin)
+        sfc_pinned_of(run)->renews = 0;
     if (sfc_pinned_of(run)->id == r->pin)
         end(run, SFC_ECANCELED, NULL);
     sfc_call_reply(call, &m);
@@ -406,8 +447,8 @@ int sfc_pinned_check(const struct sfc_shard_run *run, uint64_t pin, uint64_t ste
 static bool find_block(struct sfc_shard_run *run, int kind, uint64_t block, size_t *out)
 {
     const struct sfc_storage *s = sfc_pinned_storage(run);
-    for (size_t i = 0; i < s->count; i++) /* kinds have the same numbers */
-        if ((int)s->blocks[i].kind == kind && s->blocks[i].block == block) {
+    for (size_t i = 0; i < s->pinned_count; i++) /* kinds have the same numbers */
+        if ((int)s->pinned[i].kind == kind && s->pinned[i].block == block) {
             *out = i;
             return true;
         }
@@ -421,7 +462,8 @@ void sfc_pinned_read(struct sfc_shard_run *run, struct sfc_rpc_call *call,
     struct sfc_pinned_read wanted = {
         .part = (enum sfc_snapshot_part)r->part, .offset = r->offset, .count = r->count};
     if (!find_block(run, (int)r->kind, r->block, &wanted.index)) {
-        sfc_shard_refuse(run->shard, call, SFC_ENOTFOUND, "block: not one of this shard's");
+        sfc_shard_refuse(run->shard, call, SFC_ESTALE,
+                         "block: not one of this shard's when the step was pinned");
         return;
     }
     if (p->read_call)
@@ -455,13 +497,38 @@ void sfc_pinned_give_way(struct sfc_shard_run *run)
             "checkpoint kept: give it more (--log-limit) or try again");
 }
 
-bool sfc_pinned_moved(struct sfc_shard_run *run)
+bool sfc_pinned_moves(struct sfc_shard_run *run, bool grows)
 {
-    if (sfc_pinned_of(run)->id)
+    struct sfc_pinned *p = sfc_pinned_of(run);
+    if (p->id && p->reached && grows)
         end(run, SFC_ESTATE,
-            "blocks have moved to or from this shard, and the checkpoint began with the map of "
-            "before: take it again");
-    return !sfc_pinned_of(run)->id;
+            "identities have been added to the run, and the checkpoint is of a step before: take "
+            "it again");
+    if (p->id && p->reached && !p->ending) {
+        p->outlived = true;
+        return true;
+    }
+    if (p->id && !p->ending) {
+        p->renews = p->id;
+        end(run, SFC_EUNAVAILABLE, NULL);
+    }
+    return !p->id;
+}
+
+void sfc_pinned_mapped(struct sfc_shard_run *run)
+{
+    struct sfc_pinned *p = sfc_pinned_of(run);
+    struct sfc_error err = {0};
+    uint64_t pin = p->renews;
+    p->renews = 0;
+    if (pin && !p->id && begin(run, NULL, pin, p->step, &err) != SFC_OK)
+        sfc_warning_log("run %" PRIu64 ": the checkpoint of step %" PRIu64 " ends: %s", run->id,
+                        p->step, err.text);
+}
+
+bool sfc_pinned_serves(const struct sfc_shard_run *run)
+{
+    return run->pinned.id && run->pinned.reached && !run->pinned.ending;
 }
 
 /* Who comes back may pin it again: the log may still have what it needs. */

@@ -10,8 +10,9 @@
  * --memory when the pin is set.
  *
  * As long as the pin is there the log keeps what it needs (sfc_pinned_floor), and so do the
- * snapshots (sfc_snapshot_store_pin). It ends by UnpinStep, when its client is silent for
- * SFC_PIN_LEASE_MS, with the run, and when the log is full because of it: steps come first.
+ * snapshots (sfc_snapshot_store_pin), also of blocks that leave the shard. It ends by UnpinStep,
+ * when its client is silent for SFC_PIN_LEASE_MS, with the run, and when the log is full because of
+ * it: steps come first.
  *
  *   PinStep    checkpoint thread: backend, buffers    log thread: from which step on there is log
  *              snapshot thread: the first step that can be made; keep what this one needs
@@ -29,6 +30,7 @@
 #include "proto/shardfc.pb-c.h"
 #include "server/shard/compute.h"
 #include "server/shard/replay.h"
+#include "server/shard/run_blocks.h"
 #include "server/shard/storage.h"
 #include "server/shard/tasks.h"
 
@@ -45,10 +47,13 @@ struct sfc_pinned_read { /* a ReadBlock that was checked */
 struct sfc_pinned {
     uint64_t id; /* 0: there is none */
     uint64_t step;
-    bool ending;  /* let go of; a task or the memory is still there */
-    bool checked; /* `first` is known and the snapshots are kept */
-    bool reached; /* the step is applied: floor stands still */
-    bool past;    /* it was when the pin began: the log may have its commit */
+    struct sfc_shard_blocks own; /* blocks of the shard when the pin began, as storage.pinned */
+    bool ending;                 /* let go of; a task or the memory is still there */
+    bool outlived;   /* blocks have left meanwhile, and their snapshots are still there */
+    uint64_t renews; /* begins anew with this number when the map has changed; 0: no */
+    bool checked;    /* `first` is known and the snapshots are kept */
+    bool reached;    /* the step is applied: floor stands still */
+    bool past;       /* it was when the pin began: the log may have its commit */
     /* of the step's commit, as applied and as logged; 0: not known */
     struct sfc_attempt round, logged_round;
     uint64_t floor;
@@ -110,8 +115,14 @@ void sfc_pinned_applied(struct sfc_shard_run *run);
 uint64_t sfc_pinned_floor(const struct sfc_shard_run *run);
 /* The log is full: a pin that keeps it so ends. */
 void sfc_pinned_give_way(struct sfc_shard_run *run);
-/* Blocks are about to come or go: a pin ends. True: there is none any more. */
-bool sfc_pinned_moved(struct sfc_shard_run *run);
+/* Blocks are about to come or go. A pin of a step that is applied goes on with those that it began
+ * with, but ends with the reason where they get rows (grows); one of a step to come begins anew
+ * with the new ones. True: now they may. */
+bool sfc_pinned_moves(struct sfc_shard_run *run, bool grows);
+/* The map has changed. */
+void sfc_pinned_mapped(struct sfc_shard_run *run);
+/* Somebody reads the step, or is about to: a shard that leaves the run stays for so long. */
+bool sfc_pinned_serves(const struct sfc_shard_run *run);
 void sfc_pinned_tick(struct sfc_shard_run *run);
 /* The run is being closed: calls that wait are refused, nothing new begins. */
 void sfc_pinned_abandon(struct sfc_shard_run *run);

@@ -34,7 +34,7 @@ static void task_made(struct sfc_task *task)
 static void lay_out(struct sfc_shard_run *run)
 {
     struct sfc_pinned *p = sfc_pinned_of(run);
-    bool history = sfc_pinned_storage(run)->blocks[p->index].kind == SFC_SNAPSHOT_HISTORY;
+    bool history = sfc_pinned_block(run, p->index)->kind == SFC_SNAPSHOT_HISTORY;
     float *at = history ? p->rates : p->values;
     sfc_pinned_shape(run, p->index, &p->shape);
     for (int i = 0; i < SFC_SNAPSHOT_PARTS; i++) {
@@ -48,8 +48,7 @@ static int copy_live_work(void *ctx, struct sfc_head *head, struct sfc_dense *de
 {
     struct sfc_shard_run *run = ctx;
     struct sfc_pinned *p = sfc_pinned_of(run);
-    return sfc_block_save(head, dense, &sfc_pinned_storage(run)->blocks[p->index], &p->shape,
-                          p->parts, err);
+    return sfc_block_save(head, dense, sfc_pinned_block(run, p->index), &p->shape, p->parts, err);
 }
 
 static int copy_made_work(struct sfc_task *task, struct sfc_error *err)
@@ -72,14 +71,14 @@ static int new_group_work(struct sfc_task *task, struct sfc_error *err)
 {
     struct sfc_shard_run *run = task->owner;
     struct sfc_pinned *p = sfc_pinned_of(run);
-    bool is_dense = sfc_pinned_storage(run)->blocks[p->group].kind == SFC_SNAPSHOT_DENSE;
+    bool is_dense = sfc_pinned_block(run, p->group)->kind == SFC_SNAPSHOT_DENSE;
     struct sfc_head_config head = sfc_pinned_head_config(run);
     struct sfc_dense_config dense = sfc_pinned_dense_config(run);
     sfc_pinned_free_group(p);
     return is_dense ? sfc_dense_new(p->backend, &dense,
-                                    run->dense_blocks + (p->group - run->class_count), p->count,
+                                    p->own.dense_blocks + (p->group - p->own.class_count), p->count,
                                     &p->dense, err)
-                    : sfc_head_new(p->backend, &head, run->class_blocks + p->group, p->count,
+                    : sfc_head_new(p->backend, &head, p->own.class_blocks + p->group, p->count,
                                    &p->head, err);
 }
 
@@ -89,13 +88,13 @@ static int restore_block(struct sfc_shard_run *run, size_t index, uint64_t *stam
 {
     struct sfc_pinned *p = sfc_pinned_of(run);
     struct sfc_storage *s = sfc_pinned_storage(run);
-    const struct sfc_snapshot_block *block = &s->blocks[index];
+    const struct sfc_snapshot_block *block = sfc_pinned_block(run, index);
     struct sfc_snapshot_shape shape;
     struct sfc_snapshot_content content;
-    sfc_storage_shape(s, index, p->step, &shape);
+    sfc_block_shape(s->setup, block, p->step, &shape);
     int code = sfc_snapshot_store_read(s->store, block->kind, block->block, p->step, &shape,
                                        &content, p->loud, err);
-    if ((code == SFC_ENOTFOUND || code == SFC_ECORRUPT) && s->from_seed) {
+    if ((code == SFC_ENOTFOUND || code == SFC_ECORRUPT) && sfc_storage_from_seed(s, block)) {
         if (code == SFC_ECORRUPT && err)
             snprintf(p->loud, sizeof p->loud, "%.400s; using the seed and the whole log instead",
                      err->text);
@@ -144,7 +143,7 @@ static int group_sums(struct sfc_shard_run *run, const struct sfc_log_prepare_vi
                       const void **sums, struct sfc_error *err)
 {
     struct sfc_pinned *p = sfc_pinned_of(run);
-    struct sfc_dense_set group = {run->dense_blocks + (p->group - run->class_count), p->count};
+    struct sfc_dense_set group = {p->own.dense_blocks + (p->group - p->own.class_count), p->count};
     return sfc_storage_sums(sfc_pinned_storage(run), inputs, p->at + 1, group, p->stamps, p->sums,
                             sums, err);
 }
@@ -232,8 +231,8 @@ static void group_new(struct sfc_task *task)
 static void new_group(struct sfc_shard_run *run)
 {
     struct sfc_pinned *p = sfc_pinned_of(run);
-    bool is_dense = sfc_pinned_storage(run)->blocks[p->index].kind == SFC_SNAPSHOT_DENSE;
-    size_t end = run->class_count + (is_dense ? run->dense_count : 0);
+    bool is_dense = sfc_pinned_block(run, p->index)->kind == SFC_SNAPSHOT_DENSE;
+    size_t end = p->own.class_count + (is_dense ? p->own.dense_count : 0);
     size_t room = is_dense ? p->dense_room : p->class_room;
     p->grouped = false;
     p->group = p->index;
@@ -248,8 +247,7 @@ static void rates_read(struct sfc_compute_job *job)
     if (!sfc_pinned_goes_on(run))
         return;
     p->has_rates = job->code == SFC_OK;
-    if (job->code != SFC_OK ||
-        sfc_pinned_storage(run)->blocks[p->index].kind == SFC_SNAPSHOT_HISTORY)
+    if (job->code != SFC_OK || sfc_pinned_block(run, p->index)->kind == SFC_SNAPSHOT_HISTORY)
         made(run, job->code, &job->error);
     else
         new_group(run);
@@ -258,14 +256,15 @@ static void rates_read(struct sfc_compute_job *job)
 void sfc_pinned_make(struct sfc_shard_run *run, size_t index)
 {
     struct sfc_pinned *p = sfc_pinned_of(run);
-    enum sfc_snapshot_kind kind = sfc_pinned_storage(run)->blocks[index].kind;
+    enum sfc_snapshot_kind kind = sfc_pinned_block(run, index)->kind;
     p->index = index;
     p->made = false;
     p->loud[0] = 0;
     lay_out(run);
     if (p->grouped && index >= p->group && index - p->group < p->count)
         sfc_pinned_submit(run, run->shard->checkpoint_thread, copy_made_work, task_made);
-    else if (kind != SFC_SNAPSHOT_HISTORY && sfc_durability_stamp(run) == p->step)
+    else if (kind != SFC_SNAPSHOT_HISTORY && sfc_durability_stamp(run) == p->step &&
+             !run->map_change && sfc_shard_owns(run, sfc_pinned_block(run, index)))
         sfc_pinned_submit_job(run, copy_live_work, job_made);
     else if (sfc_pinned_keeps_rates(run) && !p->has_rates)
         sfc_pinned_submit_job(run, rates_work, rates_read);

@@ -1,6 +1,7 @@
 /* What a pin takes beside the run: planned, allocated and freed on the checkpoint thread. */
 #include <stdlib.h>
 
+#include "server/shard/block_copy.h"
 #include "server/shard/pinned_parts.h"
 
 #define GROUP_BYTES (UINT64_C(256) << 20)
@@ -15,16 +16,16 @@ static uint64_t block_floats(const struct sfc_snapshot_shape *shape)
 
 void sfc_pinned_shape(struct sfc_shard_run *run, size_t index, struct sfc_snapshot_shape *out)
 {
-    sfc_storage_shape(sfc_pinned_storage(run), index, sfc_pinned_of(run)->step, out);
+    sfc_block_shape(&run->setup, sfc_pinned_block(run, index), sfc_pinned_of(run)->step, out);
     out->dtype = SFC_SNAPSHOT_F32; /* what ReadBlock gives */
 }
 
 static uint64_t largest_floats(struct sfc_shard_run *run)
 {
     uint64_t largest = 1;
-    for (size_t i = 0; i < sfc_pinned_storage(run)->count; i++) {
+    for (size_t i = 0; i < sfc_pinned_storage(run)->pinned_count; i++) {
         struct sfc_snapshot_shape shape;
-        if (sfc_pinned_storage(run)->blocks[i].kind == SFC_SNAPSHOT_HISTORY)
+        if (sfc_pinned_block(run, i)->kind == SFC_SNAPSHOT_HISTORY)
             continue;
         sfc_pinned_shape(run, i, &shape);
         uint64_t floats = block_floats(&shape);
@@ -69,13 +70,13 @@ static int class_room(struct sfc_shard_run *run, uint64_t room, uint64_t *needed
     struct sfc_pinned *p = sfc_pinned_of(run);
     struct sfc_head_config c = sfc_pinned_head_config(run);
     struct sfc_memory one, two;
-    size_t n = run->class_count < 2 ? run->class_count : 2;
-    int code = sfc_head_memory(p->backend, &c, run->class_blocks, n < 1 ? n : 1, &one, err);
+    size_t n = p->own.class_count < 2 ? p->own.class_count : 2;
+    int code = sfc_head_memory(p->backend, &c, p->own.class_blocks, n < 1 ? n : 1, &one, err);
     if (code == SFC_OK)
-        code = sfc_head_memory(p->backend, &c, run->class_blocks, n, &two, err);
+        code = sfc_head_memory(p->backend, &c, p->own.class_blocks, n, &two, err);
     if (code != SFC_OK)
         return code;
-    p->class_room = blocks_within(sum_of(&one), sum_of(&two), room, run->class_count);
+    p->class_room = blocks_within(sum_of(&one), sum_of(&two), room, p->own.class_count);
     *needed = sum_of(&one);
     return SFC_OK;
 }
@@ -88,14 +89,14 @@ static int dense_room(struct sfc_shard_run *run, uint64_t room, uint64_t *needed
     struct sfc_dense_config c = sfc_pinned_dense_config(run);
     struct sfc_memory one, two;
     uint64_t sums = UINT64_C(4) * c.block_size + 8;
-    size_t n = run->dense_count < 2 ? run->dense_count : 2;
-    int code = sfc_dense_memory(p->backend, &c, run->dense_blocks, 1, &one, err);
+    size_t n = p->own.dense_count < 2 ? p->own.dense_count : 2;
+    int code = sfc_dense_memory(p->backend, &c, p->own.dense_blocks, 1, &one, err);
     if (code == SFC_OK)
-        code = sfc_dense_memory(p->backend, &c, run->dense_blocks, n, &two, err);
+        code = sfc_dense_memory(p->backend, &c, p->own.dense_blocks, n, &two, err);
     if (code != SFC_OK)
         return code;
     p->dense_room =
-        blocks_within(sum_of(&one) + sums, sum_of(&two) + 2 * sums, room, run->dense_count);
+        blocks_within(sum_of(&one) + sums, sum_of(&two) + 2 * sums, room, p->own.dense_count);
     *needed = sum_of(&one) + sums;
     return SFC_OK;
 }
@@ -132,7 +133,7 @@ int sfc_pinned_plan_memory(struct sfc_shard_run *run, struct sfc_error *err)
     uint64_t room = limit > taken ? limit - taken : 0, least = 0, least_dense = 0;
     room = room < GROUP_BYTES ? room : GROUP_BYTES;
     int code = class_room(run, room, &least, err);
-    if (code == SFC_OK && run->dense_count)
+    if (code == SFC_OK && p->own.dense_count)
         code = dense_room(run, room, &least_dense, err);
     least = least > least_dense ? least : least_dense;
     if (code == SFC_OK && taken + least > limit)
@@ -191,4 +192,5 @@ void sfc_pinned_release(struct sfc_shard_run *run)
     sfc_backend_close(p->backend);
     p->backend = NULL;
     free_buffers(p);
+    sfc_shard_blocks_free(&p->own);
 }

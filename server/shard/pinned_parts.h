@@ -16,6 +16,13 @@ static inline struct sfc_storage *sfc_pinned_storage(struct sfc_shard_run *run)
     return &run->durability.storage;
 }
 
+/* One of those that it began with. */
+static inline const struct sfc_snapshot_block *sfc_pinned_block(const struct sfc_shard_run *run,
+                                                                size_t index)
+{
+    return &run->durability.storage.pinned[index];
+}
+
 static inline bool sfc_pinned_keeps_rates(const struct sfc_shard_run *run)
 {
     return run->setup.head.momentum_mode == SFC_MOMENTUM_DENSE;

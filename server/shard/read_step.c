@@ -19,6 +19,7 @@ struct step_read {
     struct sfc_attempt round;
     bool has_round;
     uint32_t first, rows;
+    struct sfc_step_shape shape;
     /* from the thread */
     struct sfc_log_commit commit; /* before: the one that the log may not have yet, if of `step` */
     uint64_t *labels;             /* [rows] */
@@ -47,7 +48,7 @@ static struct sfc_step_shape shape_of(const struct sfc_shard_run *run)
 
 static int take(struct step_read *r, const struct sfc_log_prepare_view *v, struct sfc_error *err)
 {
-    struct sfc_step_shape shape = shape_of(r->run);
+    struct sfc_step_shape shape = r->shape;
     struct sfc_step_inputs inputs = {v->labels, v->features, v->attempts, v->lse};
     struct sfc_digest *digest = sfc_digest_new();
     if (!digest)
@@ -148,6 +149,7 @@ static struct step_read *read_new(struct sfc_shard_run *run,
     uint32_t rows = request->rows;
     *r = (struct step_read){.shard = run->shard,
                             .run = run,
+                            .shape = shape_of(run),
                             .step = request->step,
                             .has_round = request->round,
                             .first = request->first_row,

@@ -59,7 +59,14 @@ static int from_seed(struct work *w, const struct sfc_snapshot_block *block, int
     struct sfc_storage *s = w->storage;
     if (code != SFC_ENOTFOUND && code != SFC_ECORRUPT)
         return code;
-    if (!s->from_seed && code == SFC_ENOTFOUND)
+    bool seed = sfc_storage_from_seed(s, block);
+    if (!seed && s->from_seed && code == SFC_ENOTFOUND)
+        return sfc_fail(err, SFC_ENOTFOUND,
+                        "--state %s has no snapshot of class block %" PRIu64
+                        ", which got its rows when the run grew: it is another shard's folder, or "
+                        "files of it were lost; stop the run and restore a checkpoint",
+                        s->state, block->block);
+    if (!seed && code == SFC_ENOTFOUND)
         return sfc_fail(
             err, SFC_ENOTFOUND,
             "--state %s has no snapshot of %s %" PRIu64
@@ -67,7 +74,7 @@ static int from_seed(struct work *w, const struct sfc_snapshot_block *block, int
             "died before its first snapshots were complete; stop the run and restore the "
             "checkpoint again",
             s->state, kind_names[block->kind], block->block);
-    if (!s->from_seed)
+    if (!seed)
         return code;
     if (code == SFC_ECORRUPT)
         sfc_warning_log("run %" PRIu64 ": %s; using the seed and the whole log instead", s->run_id,
@@ -440,8 +447,13 @@ static int flush(struct work *w, struct sfc_error *err)
 static int recover(struct work *w, struct sfc_error *err)
 {
     struct sfc_recovery *r = w->recovery;
+    struct sfc_lap lap = {
+        r->spans,
+        {.step = r->last.step + 1, .micro_batch = UINT32_MAX, .thread = SFC_THREAD_COMPUTE}};
+    sfc_lap_begin(&lap);
     double began = seconds();
     int code = restore_blocks(w, err);
+    sfc_lap_end(&lap, SFC_SPAN_RESTORE, 0);
     bool blocks = code == SFC_OK; /* are there: what fails below is the log's */
     double restored = seconds();
     if (code == SFC_OK)
@@ -457,6 +469,7 @@ static int recover(struct work *w, struct sfc_error *err)
     if (code != SFC_OK)
         return code;
     keep_durable(w);
+    sfc_lap_end(&lap, SFC_SPAN_REPLAY, 0);
     r->fetched = w->fetched;
     snprintf(r->damage, sizeof r->damage, "%s", w->fetched ? w->damage : "");
     double end = seconds();

@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 
 #include "kernels/backend.h"
+#include "proto/base/spans.h"
 #include "server/shard/peers.h"
 #include "server/shard/storage.h"
 
@@ -23,6 +24,7 @@ struct sfc_recovery {
     struct sfc_lineage lineage;  /* what was given up */
     struct sfc_peers *peers;     /* who may have what the log lacks; NULL: nobody */
     bool durable;                /* the log is flushed before the blocks are said to be there */
+    struct sfc_spans *spans;     /* what it does is recorded here; NULL: it isn't */
     atomic_bool abandon;         /* run ends with SFC_ECANCELED soon */
     _Atomic uint64_t step;       /* gone through so far */
     _Atomic uint64_t eta_ms;     /* 0: not known yet */

@@ -68,7 +68,7 @@ static void registered(const struct sfc_rpc_reply_view *view, void *ctx)
         return;
     }
     Shardfc__V1__RegisterShardReply *reply =
-        sfc_unpack(view->head, &shardfc__v1__register_shard_reply__descriptor, NULL);
+        sfc_unpack_reply(view->head, &shardfc__v1__register_shard_reply__descriptor, NULL);
     if (!reply || reply->shard == 0) {
         sfc_message_free(reply);
         retry(shard, "its answer is malformed, or memory is short");
@@ -100,6 +100,7 @@ static void register_now(struct sfc_shard *shard)
     r.joins = shard->options->join == SFC_JOIN_AUTO && !shard->left;
     if (shard->run && shard->run->open) {
         r.run_id = shard->run->id;
+        r.nonce = shard->run->nonce;
         r.step = sfc_step_applied(&shard->run->fsm);
         r.prepared_step = sfc_step_prepared(&shard->run->fsm);
         r.map_version = shard->run->map_version;
@@ -120,7 +121,7 @@ static void heartbeat_answered(const struct sfc_rpc_reply_view *view, void *ctx)
         return;
     }
     Shardfc__V1__ShardHeartbeatReply *reply =
-        sfc_unpack(view->head, &shardfc__v1__shard_heartbeat_reply__descriptor, NULL);
+        sfc_unpack_reply(view->head, &shardfc__v1__shard_heartbeat_reply__descriptor, NULL);
     if (!reply) {
         retry(shard, "its answer is malformed, or memory is short");
         return;
@@ -163,19 +164,41 @@ static size_t fill_counters(const struct sfc_shard *shard, Shardfc__V1__Counter 
     return n;
 }
 
+struct mirror_states {
+    Shardfc__V1__MirrorState items[SFC_CORE_MAX_SHARDS], *list[SFC_CORE_MAX_SHARDS];
+    Shardfc__V1__Attempt round;
+};
+
+static void fill_mirrors(const struct sfc_shard_run *run, Shardfc__V1__ShardHeartbeatRequest *r,
+                         struct mirror_states *mirrors)
+{
+    struct sfc_attempt newest = sfc_step_newest_round(&run->fsm);
+    mirrors->round.incarnation = newest.incarnation;
+    mirrors->round.counter = newest.counter;
+    r->n_mirrors = sfc_mirror_report(run, mirrors->items);
+    for (size_t i = 0; i < r->n_mirrors; i++) {
+        mirrors->list[i] = &mirrors->items[i];
+        mirrors->items[i].round = &mirrors->round;
+    }
+    r->mirrors = mirrors->list;
+}
+
 /* What the heartbeat says about the run: its durability, and a recovery at work. */
 static void fill_run(const struct sfc_shard_run *run, Shardfc__V1__ShardHeartbeatRequest *r,
                      Shardfc__V1__ShardDurability *durability, Shardfc__V1__ShardRecovery *recovery,
-                     Shardfc__V1__MoveProgress *move)
+                     Shardfc__V1__MoveProgress *move, struct mirror_states *mirrors)
 {
     r->run_id = run->id;
-    r->memory_bytes = run->resident + run->on_device;
+    r->nonce = run->nonce;
+    r->staged_bytes = sfc_move_memory(run);
+    r->memory_bytes = run->resident + run->on_device + r->staged_bytes;
     if (run->open) {
         r->step_ms = sfc_shard_step_ms(run);
         r->step = sfc_step_applied(&run->fsm);
         sfc_durability_report(run, durability);
         r->durability = durability;
         r->move = sfc_move_report(run, move) ? move : NULL;
+        fill_mirrors(run, r, mirrors);
     } else if (run->durability.recovers) {
         recovery->step = atomic_load(&run->durability.recovery.step);
         recovery->to_step = run->durability.recovery.last.step;
@@ -194,8 +217,9 @@ static void heartbeat_now(struct sfc_shard *shard)
     Shardfc__V1__ShardDurability durability = SHARDFC__V1__SHARD_DURABILITY__INIT;
     Shardfc__V1__ShardRecovery recovery = SHARDFC__V1__SHARD_RECOVERY__INIT;
     Shardfc__V1__MoveProgress move = SHARDFC__V1__MOVE_PROGRESS__INIT;
+    struct mirror_states mirrors = {.round = SHARDFC__V1__ATTEMPT__INIT};
     if (shard->run)
-        fill_run(shard->run, &r, &durability, &recovery, &move);
+        fill_run(shard->run, &r, &durability, &recovery, &move, &mirrors);
     r.n_counters = fill_counters(shard, items, list, names);
     r.counters = list;
     struct sfc_error err = {0};
@@ -226,6 +250,8 @@ int sfc_shard_register_start(struct sfc_shard *shard, struct sfc_error *err)
     shard->pin.data = shard;
     uv_timer_init(shard->uv, &shard->moves);
     shard->moves.data = shard;
+    uv_timer_init(shard->uv, &shard->end);
+    shard->end.data = shard;
     shard->timer_open = true;
     bool several = sfc_rpc_client_addresses(shard->scheduler) > 1;
     shard->backoff = sfc_backoff(BACKOFF_FIRST_MS, several ? SWITCH_BACKOFF_MAX_MS : BACKOFF_MAX_MS,
@@ -243,4 +269,5 @@ void sfc_shard_register_stop(struct sfc_shard *shard)
     uv_close((uv_handle_t *)&shard->tick, NULL);
     uv_close((uv_handle_t *)&shard->pin, NULL);
     uv_close((uv_handle_t *)&shard->moves, NULL);
+    uv_close((uv_handle_t *)&shard->end, NULL);
 }

@@ -5,8 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/base/buffer.h"
 #include "proto/base/log.h"
 #include "proto/run_config.h"
+#include "server/run/growths.h"
 #include "server/shard/shard_internal.h"
 
 /* ---- shared memory of replies */
@@ -16,13 +18,12 @@ struct sfc_shared *sfc_shared_new(size_t size)
     struct sfc_shared *shared = calloc(1, sizeof *shared);
     if (!shared)
         return NULL;
-    size_t rounded = (size + 63) / 64 * 64;
-    shared->data = aligned_alloc(64, rounded ? rounded : 64);
+    shared->data = sfc_buffer_new(size);
     if (!shared->data) {
         free(shared);
         return NULL;
     }
-    memset(shared->data, 0, rounded ? rounded : 64);
+    memset(shared->data, 0, size);
     shared->size = size;
     return shared;
 }
@@ -72,6 +73,15 @@ static void answers_free(struct sfc_shard_run *run)
     free(run->answers);
 }
 
+/* What a shard that ends had to refuse says nothing about the run: its peer asks again later. */
+static void refuse_closed(struct sfc_shard *shard, struct sfc_rpc_call *call)
+{
+    if (shard->stopping)
+        sfc_shard_refuse(shard, call, SFC_EUNAVAILABLE, "this shard is shutting down");
+    else
+        sfc_shard_refuse(shard, call, SFC_ESTALE, "the run was closed");
+}
+
 static void run_free(struct sfc_shard_run *run)
 {
     if (!run)
@@ -81,12 +91,13 @@ static void run_free(struct sfc_shard_run *run)
         struct sfc_waiting_call *next = w->next;
         if (w->pull)
             sfc_shared_release(w->pull);
-        sfc_shard_refuse(run->shard, w->call, SFC_ESTALE, "the run was closed");
+        refuse_closed(run->shard, w->call);
         free(w);
         w = next;
     }
     sfc_set_map_free(run);
     sfc_move_free(run);
+    sfc_mirror_free(run);
     sfc_history_free(run);
     sfc_copies_free(run);
     sfc_durability_free(run);
@@ -103,6 +114,7 @@ static void run_free(struct sfc_shard_run *run)
     free(run->prefetch_labels);
     free(run->class_blocks);
     free(run->dense_blocks);
+    sfc_shard_mirrored_free(&run->mirrored);
     free(run);
 }
 
@@ -152,7 +164,7 @@ static int buffers_new(struct sfc_shard_run *run, struct sfc_error *err)
     run->commit_slots = calloc(micro_batches, sizeof *run->commit_slots);
     run->scratch_digest = sfc_digest_new();
     run->prefetch_labels = calloc(run->setup.head.batch, sizeof *run->prefetch_labels);
-    bool dense = sfc_run_buffers_new(run, &own, &buffers, err) == SFC_OK;
+    bool dense = sfc_run_buffers_new(run, &own, run->mirrored.pushed, &buffers, err) == SFC_OK;
     if (dense)
         sfc_run_buffers_swap(run, &buffers);
     if (!run->prepare_slots || !run->commit_slots || !run->scratch_digest ||
@@ -167,11 +179,13 @@ static int take_map(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequest
                     struct sfc_error *err)
 {
     struct sfc_shard_blocks own = {0};
-    int code = sfc_shard_blocks_of(run, r->map, r->self, &own, err);
+    int code = sfc_shard_blocks_of(&run->setup, r->map, r->self, &own, err);
     if (code == SFC_OK && own.class_count == 0 && !r->join && !r->recover)
         code = sfc_fail(err, SFC_EINVAL, "the map gives this shard no class block");
     if (code == SFC_OK && own.class_count + own.dense_count > 0 && r->join)
         code = sfc_fail(err, SFC_EINVAL, "join: the map gives this shard blocks already");
+    if (code == SFC_OK)
+        code = sfc_shard_mirrored_of(run, r->map, r->self, &own, &run->mirrored, err);
     if (code == SFC_OK)
         code = sfc_shard_take_places(run, r->map, err);
     if (code != SFC_OK) {
@@ -202,7 +216,7 @@ static int machine_new(struct sfc_shard_run *run, const Shardfc__V1__OpenRunRequ
         .global_batch = run->setup.head.batch,
         .micro_batch = run->setup.head.micro_batch,
         .slots = run->setup.slots,
-        .dense_blocks = (uint32_t)run->dense_count,
+        .dense_blocks = (uint32_t)run->mirrored.pushed.count,
     };
     int code = sfc_step_init(&run->fsm, &c, err);
     if (code == SFC_OK)
@@ -251,11 +265,14 @@ static int run_new(struct sfc_shard *shard, const Shardfc__V1__OpenRunRequest *r
         return sfc_fail(err, SFC_ENOMEM, "open run");
     run->shard = shard;
     run->id = r->run_id;
+    run->nonce = r->nonce;
     run->load = r->load;
     run->joins = r->join;
     run->start_step =
         (r->recover || r->join) && r->last_commit ? r->last_commit->step : r->start_step;
     int code = sfc_run_setup_init(&run->setup, r->config, err);
+    if (code == SFC_OK)
+        code = sfc_run_setup_grow(&run->setup, r->map, err);
     if (code == SFC_OK)
         code = sfc_head_check(sfc_compute_backend(shard->compute), &run->setup.head, err);
     if (code == SFC_OK)
@@ -318,6 +335,7 @@ static void opened(struct sfc_compute_job *job)
     struct sfc_shard_run *run = job->owner;
     if (run->closed) /* its close job follows and frees it */
         return;
+    sfc_lap_end(&run->open_lap, SFC_SPAN_OPEN, 0);
     if (job->code != SFC_OK)
         ready(run, job->code, job->error.text);
     else
@@ -403,6 +421,28 @@ static bool keep_open(struct sfc_shard *shard, struct sfc_rpc_call *call,
     return code != SFC_OK;
 }
 
+/* What is open here is no part of what the scheduler means: its state is another than the one that
+ * this shard's run is of. Nobody but a person knows that it isn't needed any more. */
+static int check_ours(const struct sfc_shard *shard, const Shardfc__V1__OpenRunRequest *r,
+                      struct sfc_error *err)
+{
+    const struct sfc_shard_run *run = shard->run;
+    if (run && run->id > r->run_id)
+        return sfc_fail(err, SFC_ESTALE,
+                        "run %" PRIu64 " is open here, a newer one than run %" PRIu64
+                        ", or of a scheduler state that is gone: then start this shard again, with "
+                        "an empty --state folder",
+                        run->id, r->run_id);
+    if (run && run->id == r->run_id && run->nonce != r->nonce)
+        return sfc_fail(err, SFC_ESTALE,
+                        "what is open here belongs to another run %" PRIu64
+                        ", of another cluster or of a scheduler state that is gone (nonce "
+                        "%016" PRIx64 ", this run has %016" PRIx64
+                        "): start this shard again, with an empty --state folder",
+                        run->id, run->nonce, r->nonce);
+    return SFC_OK;
+}
+
 /* Of before the OpenRun that closed the run: it was on its way meanwhile. */
 static int check_left(const struct sfc_shard *shard, const Shardfc__V1__OpenRunRequest *r,
                       struct sfc_error *err)
@@ -425,12 +465,12 @@ void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
                         const Shardfc__V1__OpenRunRequest *request)
 {
     struct sfc_error err = {0};
-    if (shard->run && shard->run->id == request->run_id && keep_open(shard, call, request))
-        return;
-    if (shard->run && shard->run->id > request->run_id) {
-        sfc_shard_refuse(shard, call, SFC_ESTALE, "a newer run is open here");
+    if (check_ours(shard, request, &err) != SFC_OK) {
+        sfc_shard_refuse(shard, call, err.code, err.text);
         return;
     }
+    if (shard->run && shard->run->id == request->run_id && keep_open(shard, call, request))
+        return;
     struct sfc_shard_run *run = NULL;
     int code = check_request(request, &err);
     if (code == SFC_OK)
@@ -443,6 +483,8 @@ void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
     if (code == SFC_OK)
         code = check_closed(shard, &err);
     if (code == SFC_OK)
+        sfc_service_at(request->run_id, request->start_step);
+    if (code == SFC_OK)
         code = run_new(shard, request, &run, &err);
     if (code == SFC_EUNAVAILABLE) {
         sfc_shard_refuse(shard, call, code, err.text);
@@ -454,6 +496,9 @@ void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
         return;
     }
     shard->run = run;
+    sfc_spans_forget(shard->spans); /* of another run, or of steps that this one gave up */
+    run->open_lap = sfc_shard_lap(run, SFC_THREAD_COMPUTE, run->start_step + 1);
+    sfc_rpc_server_set_run(shard->server, request->config->name);
     run->open_call = call;
     run->open_job =
         (struct sfc_compute_job){.kind = SFC_COMPUTE_OPEN, .done = opened, .owner = run};
@@ -462,6 +507,8 @@ void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
     run->open_job.u.open.class_count = run->class_count;
     run->open_job.u.open.dense_blocks = run->dense_blocks;
     run->open_job.u.open.dense_count = run->dense_count;
+    run->open_job.u.open.mirrored =
+        (struct sfc_dense_set){run->mirrored.blocks.dense_blocks, run->mirrored.blocks.dense_count};
     sfc_compute_submit(shard->compute, &run->open_job);
 }
 
@@ -492,12 +539,14 @@ void sfc_shard_close_run(struct sfc_shard *shard, struct sfc_rpc_call *call, boo
         return;
     }
     shard->run = NULL;
+    sfc_rpc_server_set_run(shard->server, NULL);
     if (remove) /* otherwise it comes back, or a newer one is here */
         shard->last_closed = run->id;
     run->closed = true;
     shard->closing++;
     run->close_call = call;
     run->durability.remove = remove;
+    sfc_mirror_abandon(run);
     sfc_durability_abandon(run);
     sfc_move_abandon(run);
     if (run->open_call)

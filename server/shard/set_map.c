@@ -5,15 +5,20 @@
 #include <string.h>
 
 #include "proto/base/log.h"
+#include "server/run/growths.h"
 #include "server/shard/shard_internal.h"
 
 struct sfc_map_change {
     struct sfc_rpc_call *call; /* waits; NULL: the step machine has it */
+    struct sfc_lap lap;        /* since SetMap */
     Shardfc__V1__SetMapRequest *request;
     struct sfc_step_event event;
     struct sfc_shard_blocks own;        /* from now on */
     struct sfc_shard_blocks come, gone; /* of those */
-    bool changes, given;
+    struct sfc_shard_mirrored mirrored; /* from now on */
+    struct sfc_run_setup then;          /* with the classes of the map */
+    bool changes, given, grows;
+    bool pushed; /* own or mirrored dense blocks are others */
     bool needs_history, has_history, needs_list, has_list, keeps_list;
     struct sfc_run_buffers buffers; /* where dense blocks change */
 };
@@ -29,6 +34,7 @@ void sfc_set_map_free(struct sfc_shard_run *run)
     sfc_shard_blocks_free(&c->own);
     sfc_shard_blocks_free(&c->come);
     sfc_shard_blocks_free(&c->gone);
+    sfc_shard_mirrored_free(&c->mirrored);
     sfc_run_buffers_free(&c->buffers);
     sfc_message_free(c->request);
     free(c);
@@ -59,10 +65,29 @@ static size_t without(const uint64_t *a, size_t a_count, const uint64_t *b, size
     return n;
 }
 
+/* The blocks of now that get rows leave and come. Both lists are ascending. */
+static void add_grown(const struct sfc_shard_run *run, const struct sfc_run_setup *then,
+                      const struct sfc_shard_blocks *own, uint64_t *list, size_t *count)
+{
+    for (size_t i = 0; i < run->class_count; i++) {
+        uint64_t block = run->class_blocks[i];
+        size_t at = 0;
+        if (sfc_head_block_rows(&then->head, block) ==
+                sfc_head_block_rows(&run->setup.head, block) ||
+            without(&block, 1, own->class_blocks, own->class_count, &(uint64_t){0}) != 0)
+            continue;
+        while (at < *count && list[at] < block)
+            at++;
+        memmove(list + at + 1, list + at, (*count - at) * sizeof *list);
+        list[at] = block;
+        ++*count;
+    }
+}
+
 static int difference(const struct sfc_shard_blocks *a, const struct sfc_shard_blocks *b,
                       struct sfc_shard_blocks *out, struct sfc_error *err)
 {
-    out->class_blocks = malloc((a->class_count + 1) * sizeof(uint64_t));
+    out->class_blocks = malloc((a->class_count + b->class_count + 1) * sizeof(uint64_t));
     out->dense_blocks = malloc((a->dense_count + 1) * sizeof(uint64_t));
     if (!out->class_blocks || !out->dense_blocks)
         return sfc_fail(err, SFC_EUNAVAILABLE, "no memory for the blocks of a map");
@@ -100,22 +125,39 @@ static int look(struct sfc_shard_run *run, struct sfc_map_change *c, struct sfc_
 {
     const struct sfc_shard_blocks old = {run->class_blocks, run->dense_blocks, run->class_count,
                                          run->dense_count};
-    int code = sfc_shard_blocks_of(run, c->request->map, run->self, &c->own, err);
+    c->then = run->setup;
+    int code = sfc_run_setup_grow(&c->then, c->request->map, err);
+    if (code == SFC_OK)
+        code = sfc_shard_blocks_of(&c->then, c->request->map, run->self, &c->own, err);
     if (code == SFC_OK)
         code = difference(&c->own, &old, &c->come, err);
     if (code == SFC_OK)
         code = difference(&old, &c->own, &c->gone, err);
+    c->grows = c->then.head.classes != run->setup.head.classes;
+    if (code == SFC_OK && c->grows) {
+        add_grown(run, &c->then, &c->own, c->come.class_blocks, &c->come.class_count);
+        add_grown(run, &c->then, &c->own, c->gone.class_blocks, &c->gone.class_count);
+    }
     if (code == SFC_OK)
         code = check_staged(run, c, err);
+    if (code == SFC_OK)
+        code = sfc_shard_mirrored_of(run, c->request->map, run->self, &c->own, &c->mirrored, err);
+    if (code != SFC_OK)
+        return code;
     bool dense = c->come.dense_count + c->gone.dense_count > 0;
-    if (code == SFC_OK && dense)
-        code = sfc_run_buffers_new(run, &c->own, &c->buffers, err);
-    c->changes = dense || c->come.class_count + c->gone.class_count > 0;
-    c->given = c->come.class_count + c->come.dense_count > 0;
-    c->needs_list = dense && run->durability.on;
+    const struct sfc_shard_blocks *mirrored = &c->mirrored.blocks, *before = &run->mirrored.blocks;
+    c->pushed = dense || !same(mirrored->dense_blocks, mirrored->dense_count, before->dense_blocks,
+                               before->dense_count);
+    if (c->pushed)
+        code = sfc_run_buffers_new(run, &c->own, c->mirrored.pushed, &c->buffers, err);
+    struct sfc_move_blocks staged;
+    c->changes = dense || c->grows || c->come.class_count + c->gone.class_count > 0;
+    c->given = c->come.class_count + c->come.dense_count > 0 ||
+               (c->grows && sfc_move_taken(run, c->request->move, c->request->step, &staged));
+    c->needs_list = c->pushed && run->durability.on;
     c->needs_history = run->setup.head.momentum_mode == SFC_MOMENTUM_DENSE &&
                        c->request->step > sfc_step_applied(&run->fsm);
-    c->event.dense_blocks = (uint32_t)c->own.dense_count;
+    c->event.dense_blocks = (uint32_t)c->mirrored.pushed.count;
     return code;
 }
 
@@ -146,11 +188,10 @@ static void has_list(struct sfc_shard_run *run, int code, const char *text)
 static void keep_list(struct sfc_shard_run *run)
 {
     struct sfc_map_change *c = run->map_change;
-    struct sfc_dense_set then = {c->own.dense_blocks, c->own.dense_count};
     if (c->keeps_list)
         return;
     c->keeps_list = true;
-    sfc_durability_keep_list(run, then, has_list);
+    sfc_durability_keep_list(run, c->mirrored.pushed, has_list);
 }
 
 /* Nothing reads the blocks by their place in the lists any more. */
@@ -159,7 +200,7 @@ static bool is_quiet(struct sfc_shard_run *run)
     const struct sfc_map_change *c = run->map_change;
     if (run->checks_back) /* may be asking the peers */
         return false;
-    return !c->changes || sfc_pinned_moved(run);
+    return !(c->changes || c->pushed || c->grows) || sfc_pinned_moves(run, c->grows);
 }
 
 static void give_event(struct sfc_shard_run *run)
@@ -273,6 +314,7 @@ void sfc_set_map(struct sfc_shard_run *run, struct sfc_rpc_call *call,
         return;
     }
     c->call = call;
+    c->lap = sfc_shard_lap(run, SFC_THREAD_LOOP, r->step + 1);
     sfc_shard_watch_moves(run->shard);
     sfc_set_map_tick(run);
 }
@@ -284,12 +326,17 @@ void sfc_set_map_start(struct sfc_shard_run *run, struct sfc_compute_job *job)
     struct sfc_map_change *c = run->map_change;
     job->kind = SFC_COMPUTE_CHANGE;
     job->u.change.setup = &run->setup;
+    job->u.change.classes = c->grows ? c->then.head.classes : 0;
     job->u.change.head = NULL;
     job->u.change.dense = NULL;
     job->u.change.class_blocks = c->gone.class_blocks;
     job->u.change.class_count = c->gone.class_count;
     job->u.change.dense_blocks = c->gone.dense_blocks;
     job->u.change.dense_count = c->gone.dense_count;
+    job->u.change.other_mirrored = c->pushed;
+    job->u.change.own = (struct sfc_dense_set){c->own.dense_blocks, c->own.dense_count};
+    job->u.change.mirrored =
+        (struct sfc_dense_set){c->mirrored.blocks.dense_blocks, c->mirrored.blocks.dense_count};
     if (c->given)
         sfc_move_give(run, job);
 }
@@ -304,12 +351,22 @@ static void swap_lists(struct sfc_shard_run *run, struct sfc_map_change *c)
     run->dense_count = c->own.dense_count;
     run->dense_floats = sfc_run_dense_floats(&run->setup, run->dense_blocks, run->dense_count);
     c->own = old; /* is freed with the change */
+}
+
+static void swap_mirrored(struct sfc_shard_run *run, struct sfc_map_change *c)
+{
+    struct sfc_shard_mirrored old = run->mirrored;
+    run->mirrored = c->mirrored;
+    c->mirrored = old;
     if (c->buffers.sums)
         sfc_run_buffers_swap(run, &c->buffers);
 }
 
 static void tell(const struct sfc_shard_run *run, const struct sfc_map_change *c)
 {
+    if (c->grows)
+        sfc_info_log("run %" PRIu64 ": %" PRIu64 " classes from step %" PRIu64 " on", run->id,
+                     run->setup.head.classes, c->request->step + 1);
     if (c->changes)
         sfc_info_log("run %" PRIu64 ": map version %" PRIu64 " from step %" PRIu64
                      " on: %zu class and %zu dense blocks came, %zu and %zu left; %zu and %zu now, "
@@ -319,18 +376,33 @@ static void tell(const struct sfc_shard_run *run, const struct sfc_map_change *c
                      run->class_count, run->dense_count, (double)run->resident / (1 << 20));
 }
 
+/* A shard that was in the map before is not there any more. */
+static bool somebody_left(const struct sfc_shard_run *run, const Shardfc__V1__BlockMap *map)
+{
+    for (uint32_t k = 0; k < run->place_count; k++)
+        if (run->places[k][0] &&
+            (k >= map->n_shards || strcmp(run->places[k], map->shards[k]->address) != 0))
+            return true;
+    return false;
+}
+
 static int take_over(struct sfc_shard_run *run, struct sfc_map_change *c, struct sfc_error *err)
 {
-    int code = SFC_OK;
-    if (c->changes) {
+    if (c->grows)
+        sfc_durability_grow(run, c->then.head.classes);
+    if (c->changes)
         swap_lists(run, c);
-        code = sfc_durability_change(run, err);
-    }
+    swap_mirrored(run, c);
+    if (somebody_left(run, c->request->map)) /* it may have died while it copied for a mirror */
+        sfc_copies_end_untracked(run);
+    int code = sfc_durability_change(run, c->changes, err);
+    if (code == SFC_OK) /* after swap_mirrored those of before are the change's */
+        code = sfc_mirror_change(run, c->mirrored.pushed, c->request->step, err);
     if (code == SFC_OK)
         code = sfc_shard_take_places(run, c->request->map, err);
     if (code == SFC_OK)
         code = sfc_durability_peers(run, c->request->map, err);
-    if (code == SFC_OK && c->changes)
+    if (code == SFC_OK)
         code = sfc_shard_count_memory(run, err);
     run->map_version = c->request->map->version;
     return code;
@@ -347,6 +419,8 @@ int sfc_set_map_done(struct sfc_shard_run *run, int code, struct sfc_error *err)
         sfc_copies_end(run);
     if (c->given)
         sfc_move_gone(run, code == SFC_OK);
+    sfc_lap_end(&c->lap, SFC_SPAN_TAKE_MAP, 0);
     sfc_set_map_free(run);
+    sfc_pinned_mapped(run);
     return code;
 }

@@ -18,6 +18,7 @@
 #include "server/durable/packed_state.h"
 #include "server/run/listen.h"
 #include "server/shard/shard_internal.h"
+#include "server/shard/web.h"
 
 #define MEMORY_SHARE 0.8
 #define PIN_TICK_MS  250
@@ -124,7 +125,8 @@ static int take_state_dir(struct sfc_shard *shard, struct sfc_error *err)
         return SFC_OK;
     char path[4096];
     if (mkdir(dir, 0700) != 0 && errno != EEXIST)
-        return sfc_fail_errno(err, "make folder %s", dir);
+        return sfc_fail_errno(
+            err, "--state: make folder %s (the folder above must exist and be writable)", dir);
     snprintf(path, sizeof path, "%s/lock", dir);
     shard->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (shard->lock < 0)
@@ -146,6 +148,16 @@ static void take_addresses(struct sfc_shard *shard, int port)
                  port);
     else
         snprintf(shard->advertised, sizeof shard->advertised, "%s", shard->listening);
+}
+
+struct sfc_lap sfc_shard_lap(const struct sfc_shard_run *run, enum sfc_span_thread thread,
+                             uint64_t step)
+{
+    struct sfc_lap lap = {
+        .spans = run->shard->spans,
+        .span = {.step = step, .micro_batch = UINT32_MAX, .thread = (uint8_t)thread}};
+    sfc_lap_begin(&lap);
+    return lap;
 }
 
 static void post(void *ctx, void (*fn)(void *), void *arg)
@@ -171,7 +183,8 @@ int sfc_shard_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
             code = sfc_fail_errno(err, "random numbers");
     if (code != SFC_OK || (code = take_state_dir(shard, err)) != SFC_OK ||
         (code = sfc_shard_compression(options, &shard->compression, err)) != SFC_OK ||
-        (code = take_packing(shard, err)) != SFC_OK)
+        (code = take_packing(shard, err)) != SFC_OK ||
+        (code = sfc_spans_new(&shard->spans, err)) != SFC_OK)
         return code;
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
     unsigned threads =
@@ -179,6 +192,7 @@ int sfc_shard_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
     code = sfc_compute_start(options->backend, threads, post, rpc, &shard->compute, err);
     if (code != SFC_OK)
         return sfc_prefix(err, "--backend %s", options->backend), code;
+    sfc_compute_record(shard->compute, shard->spans);
     if ((code = take_device_limit(shard, err)) != SFC_OK ||
         (code = take_memory_limit(shard, err)) != SFC_OK ||
         (code = take_store_dir(shard, err)) != SFC_OK)
@@ -201,7 +215,8 @@ int sfc_shard_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
                  sfc_backend_numerics(sfc_compute_backend(shard->compute)), threads,
                  (double)shard->memory_limit / (1 << 20));
     *address = shard->listening;
-    return sfc_shard_register_start(shard, err);
+    code = sfc_shard_register_start(shard, err);
+    return code == SFC_OK ? sfc_shard_web_start(shard, err) : code;
 }
 
 static void on_tick(uv_timer_t *timer)
@@ -240,6 +255,7 @@ static void on_moves_timer(uv_timer_t *timer)
     any = (shard->run == run && run && sfc_history_tick(run)) || any;
     any = (shard->run == run && run && sfc_move_tick(run)) || any;
     any = (shard->run == run && run && sfc_set_map_tick(run)) || any;
+    any = (shard->run == run && run && sfc_mirror_tick(run)) || any;
     if (!any && !shard->stopping)
         uv_timer_stop(timer);
 }
@@ -256,6 +272,7 @@ void sfc_shard_stop(struct sfc_shard *shard)
     if (!shard || shard->stopping)
         return;
     shard->stopping = true;
+    sfc_shard_web_stop(shard);
     sfc_shard_register_stop(shard);
     if (shard->compute)
         sfc_shard_close_run(shard, NULL, false);
@@ -269,11 +286,13 @@ void sfc_shard_free(struct sfc_shard *shard)
 {
     if (!shard)
         return;
+    sfc_shard_web_free(shard);
     sfc_compute_free(shard->compute);
     sfc_tasks_free(shard->checkpoint_thread);
     sfc_tasks_free(shard->snapshot_thread);
     sfc_tasks_free(shard->log_thread);
     if (shard->lock >= 0)
         close(shard->lock);
+    sfc_spans_free(shard->spans);
     free(shard);
 }

@@ -11,6 +11,7 @@
 #include "server/shard/copy_source.h"
 #include "server/shard/durability.h"
 #include "server/shard/history.h"
+#include "server/shard/mirror.h"
 #include "server/shard/move_in.h"
 #include "server/shard/pinned.h"
 #include "server/shard/run_blocks.h"
@@ -50,6 +51,8 @@ struct sfc_waiting_call {
     struct sfc_shard_run *run;
     struct sfc_rpc_call *call;
     enum sfc_step_event_type type;
+    uint64_t step;        /* of the call */
+    uint32_t micro_batch; /* of the call */
     struct sfc_bytes tensor;
     struct sfc_shared *pull; /* PULL: where the parameters are */
 };
@@ -71,10 +74,11 @@ struct sfc_run_job {
 struct sfc_shard_run {
     struct sfc_shard *shard;
     uint64_t id;
-    bool open;   /* blocks are allocated */
-    bool closed; /* no further events */
-    bool load;   /* blocks may be written before the first plan */
-    bool joins;  /* not a member before its first SetMap */
+    uint64_t nonce; /* run ids begin anew where a scheduler's state is lost */
+    bool open;      /* blocks are allocated */
+    bool closed;    /* no further events */
+    bool load;      /* blocks may be written before the first plan */
+    bool joins;     /* not a member before its first SetMap */
     bool planned;
     bool checks_back; /* a CheckRewind is at work */
     uint64_t start_step;
@@ -85,6 +89,7 @@ struct sfc_shard_run {
     uint64_t *class_blocks, *dense_blocks;
     size_t class_count, dense_count;
     uint64_t dense_floats;
+    struct sfc_shard_mirrored mirrored;
     struct sfc_run_memory memory;
     uint64_t resident;         /* of memory.total: in memory, neither on disk nor on a device */
     uint64_t on_device;        /* of memory.total */
@@ -103,13 +108,17 @@ struct sfc_shard_run {
     double step_ms;      /* of a step, on average */
     uint32_t timed_steps;
     struct sfc_waiting_call *waiting; /* list */
+    struct sfc_lap open_lap;          /* from OpenRun until there is memory for the blocks */
     struct sfc_compute_job open_job, close_job;
     struct sfc_rpc_call *open_call, *close_call;
     struct sfc_durability durability;
     struct sfc_pinned pinned;
     struct sfc_copies copies;
-    struct sfc_move *move; /* NULL: none */
-    struct sfc_moved {     /* the last one that ended */
+    struct sfc_mirror *mirror;        /* NULL: --durable off, or not open yet */
+    struct sfc_move *move;            /* NULL: none */
+    struct sfc_move_bucket move_pace; /* of all moves */
+    struct sfc_move_spare move_spare;
+    struct sfc_moved { /* the last one that ended */
         uint64_t incarnation, move;
         int code;
         char reason[SFC_LIMIT_ERROR_TEXT];
@@ -149,6 +158,15 @@ struct sfc_shard {
     uv_timer_t tick;  /* pace of writing snapshots */
     uv_timer_t pin;   /* of sfc_pinned_tick, while there is a pin */
     uv_timer_t moves; /* while blocks come, go or are copied */
+    uv_timer_t end;   /* while it ends well: finish.c */
+    struct {
+        void (*quit)(void *ctx);
+        void *ctx;
+        enum sfc_finish state;
+        uint64_t step, since; /* both have been so since */
+        uint64_t extended;    /* when the service manager heard that it goes on */
+    } finish;
+    bool finishing;
     bool timer_open;
     bool stopping;
     unsigned failures; /* of registration in a row */
@@ -162,6 +180,9 @@ struct sfc_shard {
     unsigned steps_in_flight;             /* ReadStep tasks */
     uint64_t refused[SFC_SHARD_COUNTERS]; /* calls that ended with each status */
     uint64_t zero_features;
+    uint64_t sampled_rows;     /* of all steps planned here */
+    struct sfc_spans *spans;   /* owned: what took how long */
+    struct sfc_shard_web *web; /* NULL: no pages */
     bool left; /* a run was closed here: it isn't announced for the next one by itself */
 };
 
@@ -191,6 +212,9 @@ double sfc_shard_step_ms(const struct sfc_shard_run *run);
 void sfc_shard_prefetch(struct sfc_shard_run *run, uint64_t step);
 
 /* ---- shard.c */
+/* Begins now, of the whole step. Any thread. */
+struct sfc_lap sfc_shard_lap(const struct sfc_shard_run *run, enum sfc_span_thread thread,
+                             uint64_t step);
 /* sfc_durability_tick of the run then. */
 void sfc_shard_tick_in(struct sfc_shard *shard, uint64_t ms);
 /* sfc_pinned_tick of the run again and again, until it has no pin. */
@@ -213,6 +237,10 @@ extern const size_t sfc_shard_method_count;
 /* ---- read_step.c */
 /* ReadStep. Takes the call; ctx: the shard. */
 void sfc_shard_read_step(struct sfc_rpc_call *call, void *ctx);
+
+/* ---- read_spans.c */
+/* ReadSpans. Takes the call; ctx: the shard. */
+void sfc_shard_read_spans(struct sfc_rpc_call *call, void *ctx);
 
 /* ---- way_back.c */
 /* CheckRewind of an open run. Takes the call. */

@@ -16,8 +16,8 @@ static bool is_dense_mode(const struct sfc_run_setup *setup)
 }
 
 /* By kind, then ascending. *out: SFC_ENOMEM, or to be freed. */
-static int list_blocks(const struct sfc_run_setup *setup, const uint64_t *class_blocks,
-                       size_t class_count, const uint64_t *dense_blocks, size_t dense_count,
+static int list_blocks(bool history, const uint64_t *class_blocks, size_t class_count,
+                       const uint64_t *dense_blocks, size_t dense_count,
                        struct sfc_snapshot_block **out, size_t *count, struct sfc_error *err)
 {
     size_t n = 0;
@@ -28,7 +28,7 @@ static int list_blocks(const struct sfc_run_setup *setup, const uint64_t *class_
         list[n++] = (struct sfc_snapshot_block){SFC_SNAPSHOT_CLASS, class_blocks[i]};
     for (size_t i = 0; i < dense_count; i++)
         list[n++] = (struct sfc_snapshot_block){SFC_SNAPSHOT_DENSE, dense_blocks[i]};
-    if (is_dense_mode(setup))
+    if (history)
         list[n++] = (struct sfc_snapshot_block){SFC_SNAPSHOT_HISTORY, 0};
     *out = list;
     *count = n;
@@ -58,8 +58,7 @@ int sfc_storage_init(struct sfc_storage *storage, const struct sfc_storage_confi
                             .log_limit = c->log_limit,
                             .compression = c->compression,
                             .setup = c->setup};
-    s.config.geometry =
-        geometry_of(c->setup, (struct sfc_dense_set){c->dense_blocks, c->dense_count});
+    s.config.geometry = geometry_of(c->setup, c->logged);
     s.shape = geometry_of(c->setup, (struct sfc_dense_set){0});
     s.config.reserve_bytes = DISK_RESERVE;
     int code = sfc_step_log_check_limit(&s.config.geometry, s.log_limit, err);
@@ -67,12 +66,16 @@ int sfc_storage_init(struct sfc_storage *storage, const struct sfc_storage_confi
         code = sfc_run_identity_init(&s.config.identity, c->run_id, c->nonce, c->packed_config,
                                      c->packed_size, c->numerics, err);
     if (code == SFC_OK)
-        code = list_blocks(c->setup, c->class_blocks, c->class_count, c->dense_blocks,
-                           c->dense_count, &s.blocks, &s.count, err);
+        code = list_blocks(is_dense_mode(c->setup), c->class_blocks, c->class_count,
+                           c->dense_blocks, c->dense_count, &s.blocks, &s.count, err);
     if (code == SFC_OK)
-        code = sfc_dense_lists_add(&s.lists, c->dense_blocks, c->dense_count, err);
+        code = list_blocks(false, c->mirrored_class, c->mirrored_class_count, c->mirrored_dense,
+                           c->mirrored_dense_count, &s.mirrored, &s.mirrored_count, err);
+    if (code == SFC_OK)
+        code = sfc_dense_lists_add(&s.lists, c->logged.blocks, c->logged.count, err);
     if (code != SFC_OK) {
         free(s.blocks);
+        free(s.mirrored);
         return code;
     }
     *storage = s;
@@ -89,6 +92,8 @@ void sfc_storage_free(struct sfc_storage *storage)
     pthread_mutex_destroy(&storage->log_lock);
     pthread_mutex_destroy(&storage->list_lock);
     free(storage->blocks);
+    free(storage->mirrored);
+    free(storage->pinned);
     free(storage->former);
     sfc_dense_lists_free(&storage->lists);
     memset(storage, 0, sizeof *storage);
@@ -303,15 +308,17 @@ size_t sfc_storage_body_bytes(struct sfc_storage *s)
 
 /* ---- dense blocks of a step */
 
-int sfc_storage_sums(const struct sfc_storage *s, const struct sfc_log_prepare_view *view,
-                     uint64_t step, struct sfc_dense_set blocks, const uint64_t *stamps, void *room,
+int sfc_storage_sums(struct sfc_storage *s, const struct sfc_log_prepare_view *view, uint64_t step,
+                     struct sfc_dense_set blocks, const uint64_t *stamps, void *room,
                      const void **sums, struct sfc_error *err)
 {
     *sums = view->dense;
     if (view->dense_blocks == sfc_log_blocks_digest(blocks.blocks, blocks.count))
         return SFC_OK;
+    pthread_mutex_lock(&s->list_lock); /* the array may grow; the lists stay */
     const struct sfc_dense_list *list = sfc_dense_lists_find(&s->lists, view->dense_blocks);
     struct sfc_dense_set from = {list ? list->blocks : NULL, list ? list->count : 0};
+    pthread_mutex_unlock(&s->list_lock);
     size_t missed =
         sfc_dense_sums_cut(&s->setup->dense, from, view->dense, blocks, stamps, step, room);
     *sums = room;
@@ -386,9 +393,15 @@ uint64_t sfc_storage_oldest(struct sfc_storage *s, uint64_t log_from)
     return oldest;
 }
 
+bool sfc_storage_from_seed(const struct sfc_storage *s, const struct sfc_snapshot_block *block)
+{
+    return s->from_seed &&
+           (block->kind != SFC_SNAPSHOT_CLASS || !sfc_run_block_grew(s->setup, block->block));
+}
+
 bool sfc_storage_seeds(const struct sfc_storage *s, const struct sfc_snapshot_block *block)
 {
-    bool always = s->from_seed;
+    bool always = sfc_storage_from_seed(s, block);
     for (size_t i = 0; block->kind == SFC_SNAPSHOT_DENSE && i < s->lists.count; i++) {
         const struct sfc_dense_list *list = &s->lists.items[i];
         bool has = false;
@@ -424,8 +437,8 @@ int sfc_storage_change(struct sfc_storage *s, const uint64_t *class_blocks, size
 {
     struct sfc_snapshot_block *list = NULL, *old = s->blocks;
     size_t count = 0, at = 0;
-    int code = list_blocks(s->setup, class_blocks, class_count, dense_blocks, dense_count, &list,
-                           &count, err);
+    int code = list_blocks(is_dense_mode(s->setup), class_blocks, class_count, dense_blocks,
+                           dense_count, &list, &count, err);
     if (code != SFC_OK)
         return code;
     for (size_t i = 0; i < count; i++) { /* both are in order */
@@ -443,17 +456,97 @@ int sfc_storage_change(struct sfc_storage *s, const uint64_t *class_blocks, size
     return SFC_OK;
 }
 
+int sfc_storage_list(const struct sfc_storage *s, const uint64_t *class_blocks, size_t class_count,
+                     const uint64_t *dense_blocks, size_t dense_count,
+                     struct sfc_snapshot_block **out, size_t *count, struct sfc_error *err)
+{
+    return list_blocks(is_dense_mode(s->setup), class_blocks, class_count, dense_blocks,
+                       dense_count, out, count, err);
+}
+
+bool sfc_storage_lacks(struct sfc_storage *s, const struct sfc_snapshot_block *block)
+{
+    pthread_mutex_lock(&s->list_lock);
+    bool has = find_block(s, block) != SIZE_MAX;
+    for (size_t i = 0; i < s->mirrored_count && !has; i++)
+        has = s->mirrored[i].kind == block->kind && s->mirrored[i].block == block->block;
+    pthread_mutex_unlock(&s->list_lock);
+    return !has;
+}
+
+int sfc_storage_set_mirrored(struct sfc_storage *s, const uint64_t *class_blocks,
+                             size_t class_count, const uint64_t *dense_blocks, size_t dense_count,
+                             struct sfc_error *err)
+{
+    struct sfc_snapshot_block *list = NULL, *old = s->mirrored;
+    size_t count = 0;
+    int code = list_blocks(false, class_blocks, class_count, dense_blocks, dense_count, &list,
+                           &count, err);
+    if (code != SFC_OK)
+        return code;
+    pthread_mutex_lock(&s->list_lock);
+    s->mirrored = list;
+    s->mirrored_count = count;
+    pthread_mutex_unlock(&s->list_lock);
+    free(old);
+    return SFC_OK;
+}
+
+static int by_kind(const void *a, const void *b)
+{
+    const struct sfc_snapshot_block *x = a, *y = b;
+    if (x->kind != y->kind)
+        return x->kind < y->kind ? -1 : 1;
+    return x->block < y->block ? -1 : x->block > y->block;
+}
+
+int sfc_storage_pin(struct sfc_storage *s, struct sfc_error *err)
+{
+    struct sfc_snapshot_block *list = malloc((s->count + 1) * sizeof *list);
+    if (!list)
+        return sfc_fail(err, SFC_ENOMEM, "list of %zu blocks", s->count);
+    memcpy(list, s->blocks, s->count * sizeof *list);
+    pthread_mutex_lock(&s->list_lock);
+    free(s->pinned);
+    s->pinned = list;
+    s->pinned_count = s->count;
+    pthread_mutex_unlock(&s->list_lock);
+    return SFC_OK;
+}
+
+void sfc_storage_unpin(struct sfc_storage *s)
+{
+    pthread_mutex_lock(&s->list_lock);
+    free(s->pinned);
+    s->pinned = NULL;
+    s->pinned_count = 0;
+    pthread_mutex_unlock(&s->list_lock);
+}
+
 int sfc_storage_keep_only(struct sfc_storage *s, struct sfc_error *err)
 {
     pthread_mutex_lock(&s->list_lock);
-    size_t count = s->count;
+    size_t own = s->count + s->mirrored_count, count = own + s->pinned_count;
     struct sfc_snapshot_block *list = malloc((count + 1) * sizeof *list);
-    if (list)
-        memcpy(list, s->blocks, count * sizeof *list);
+    const struct sfc_run_setup setup = *s->setup;
+    if (list) {
+        memcpy(list, s->blocks, s->count * sizeof *list);
+        memcpy(list + s->count, s->mirrored, s->mirrored_count * sizeof *list);
+        if (s->pinned_count)
+            memcpy(list + own, s->pinned, s->pinned_count * sizeof *list);
+    }
     pthread_mutex_unlock(&s->list_lock);
     if (!list)
         return sfc_fail(err, SFC_ENOMEM, "list of %zu blocks", count);
+    qsort(list, count, sizeof *list, by_kind);
     int code = sfc_snapshot_store_keep_only(s->store, list, count, err);
+    for (size_t i = 0; code == SFC_OK && i < count; i++) {
+        bool grows = list[i].block + 1 == setup.class_blocks; /* it may have been tried */
+        if (list[i].kind == SFC_SNAPSHOT_CLASS &&
+            (grows || sfc_run_block_grew(&setup, list[i].block)))
+            code = sfc_snapshot_store_keep_rows(
+                s->store, &list[i], sfc_head_block_rows(&setup.head, list[i].block), err);
+    }
     free(list);
     return code;
 }

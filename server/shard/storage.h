@@ -28,6 +28,11 @@ struct sfc_storage {
     pthread_mutex_t list_lock; /* of the list, beside the loop thread, which alone changes it */
     struct sfc_snapshot_block *blocks; /* class blocks, dense blocks, the history */
     size_t count;
+    struct sfc_snapshot_block *mirrored; /* class and dense blocks of other shards whose snapshots
+                                            are kept beside; same lock */
+    size_t mirrored_count;
+    struct sfc_snapshot_block *pinned; /* a pin's: `blocks` as they were when it began; same lock */
+    size_t pinned_count;
     struct sfc_step_log_config config; /* geometry: of the present blocks; loop thread */
     struct sfc_log_geometry
         shape; /* the same without dense blocks: of every record, from any thread */
@@ -51,6 +56,9 @@ struct sfc_storage_config {
     const struct sfc_run_setup *setup;
     const uint64_t *class_blocks, *dense_blocks;
     size_t class_count, dense_count;
+    const uint64_t *mirrored_class, *mirrored_dense;
+    size_t mirrored_class_count, mirrored_dense_count;
+    struct sfc_dense_set logged; /* own and mirrored dense blocks */
     const void *packed_config;
     size_t packed_size;
 };
@@ -83,12 +91,17 @@ size_t sfc_storage_body_bytes(struct sfc_storage *storage);
 /* The sums of these dense blocks in the record that was read: *sums is the record's, or `room` with
  * those that it has (sfc_dense_sums_cut). SFC_ENOTFOUND: one that is needed came to this shard
  * later; SFC_ECORRUPT: which blocks the record has is not known. */
-int sfc_storage_sums(const struct sfc_storage *storage, const struct sfc_log_prepare_view *view,
+int sfc_storage_sums(struct sfc_storage *storage, const struct sfc_log_prepare_view *view,
                      uint64_t step, struct sfc_dense_set blocks, const uint64_t *stamps, void *room,
                      const void **sums, struct sfc_error *err);
 
-/* Is the block as the seed makes it, with all steps of a whole log? Of a dense block only if it was
- * here from the beginning, so that the log has its gradients. */
+/* May the seed and all steps take the place of a snapshot? Not where the run began from a
+ * checkpoint, and not of a class block that came with a growth or got rows by it. */
+bool sfc_storage_from_seed(const struct sfc_storage *storage,
+                           const struct sfc_snapshot_block *block);
+/* list_lock is held, or it is the loop thread. Is the block as the seed makes it, with all steps of
+ * a whole log? Of a dense block only if it was here from the beginning, so that the log has its
+ * gradients. */
 bool sfc_storage_seeds(const struct sfc_storage *storage, const struct sfc_snapshot_block *block);
 
 /* Dense blocks come or go: the new set is written down (log thread), then steps are logged with the
@@ -107,8 +120,22 @@ void sfc_storage_log_dense(struct sfc_storage *storage, const struct sfc_log_geo
 int sfc_storage_change(struct sfc_storage *storage, const uint64_t *class_blocks,
                        size_t class_count, const uint64_t *dense_blocks, size_t dense_count,
                        size_t *was, struct sfc_error *err);
+/* Likewise those that are mirrored. */
+int sfc_storage_set_mirrored(struct sfc_storage *storage, const uint64_t *class_blocks,
+                             size_t class_count, const uint64_t *dense_blocks, size_t dense_count,
+                             struct sfc_error *err);
+/* All of some blocks, in the order of a list; *out is to be freed. */
+int sfc_storage_list(const struct sfc_storage *storage, const uint64_t *class_blocks,
+                     size_t class_count, const uint64_t *dense_blocks, size_t dense_count,
+                     struct sfc_snapshot_block **out, size_t *count, struct sfc_error *err);
+/* Snapshots of the blocks of now stay until unpin, also of those that leave. Loop thread. */
+int sfc_storage_pin(struct sfc_storage *storage, struct sfc_error *err);
+void sfc_storage_unpin(struct sfc_storage *storage);
+/* Is it neither own nor mirrored? */
+bool sfc_storage_lacks(struct sfc_storage *storage, const struct sfc_snapshot_block *block);
 bool sfc_storage_has(struct sfc_storage *storage, enum sfc_snapshot_kind kind, uint64_t block);
-/* Snapshot thread: deletes the snapshots of all other blocks. */
+/* Snapshot thread: deletes the snapshots of all blocks that are neither own nor mirrored nor
+ * pinned, and those of a block that has grown, or was to grow, with other rows than it has. */
 int sfc_storage_keep_only(struct sfc_storage *storage, struct sfc_error *err);
 
 /* Shape of a block's snapshot of this step. */

@@ -5,6 +5,10 @@
  * still has what it has in memory. What was read is kept until the run has gone on by more than the
  * step that may be on its way.
  *
+ * With a map the question is another one: could this shard take over the blocks that the map gives
+ * it and that it mirrors (their owner is lost), at the step where it is? The same is read, of all
+ * blocks of that map, and there must be memory for them.
+ *
  * Snapshots are read on their thread. The log is read on that of checkpoints, because the thread of
  * the snapshots answers other shards meanwhile: two that ask each other don't wait for each other.
  */
@@ -12,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "server/shard/block_copy.h"
 #include "server/shard/shard_internal.h"
 
 struct way_back {
@@ -20,6 +25,8 @@ struct way_back {
     struct sfc_rpc_call *call;
     struct sfc_log_commit last; /* of the step; step: where to */
     uint64_t until;             /* what is needed is kept while the run is at no later step */
+    struct sfc_snapshot_block *blocks; /* that are to lead there */
+    size_t count;
     /* from the thread */
     char damage[256]; /* of the first block whose snapshots are; the seed takes their place */
     uint64_t least, dense_least; /* stamps of the blocks; of the dense ones, UINT64_MAX: none */
@@ -42,14 +49,14 @@ static int check_closed(const struct way_back *w, struct sfc_error *err)
 static int check_block(struct way_back *w, size_t index, struct sfc_error *err)
 {
     struct sfc_storage *s = &w->run->durability.storage;
-    const struct sfc_snapshot_block *block = &s->blocks[index];
+    const struct sfc_snapshot_block *block = &w->blocks[index];
     struct sfc_snapshot_shape shape;
     struct sfc_snapshot_content content = {.step = s->start_step};
     char passed_over[512];
-    sfc_storage_shape(s, index, w->last.step, &shape);
+    sfc_block_shape(s->setup, block, w->last.step, &shape);
     int code = sfc_snapshot_store_read(s->store, block->kind, block->block, w->last.step, &shape,
                                        &content, passed_over, err);
-    if (s->from_seed && (code == SFC_ENOTFOUND || code == SFC_ECORRUPT)) {
+    if (sfc_storage_from_seed(s, block) && (code == SFC_ENOTFOUND || code == SFC_ECORRUPT)) {
         if (code == SFC_ECORRUPT && !w->damage[0])
             snprintf(w->damage, sizeof w->damage, "%.255s", err->text);
         content.step = s->start_step; /* then the log has to begin there */
@@ -67,14 +74,13 @@ static int check_block(struct way_back *w, size_t index, struct sfc_error *err)
 static int check_blocks(struct way_back *w, struct sfc_error *err)
 {
     int code = SFC_OK;
-    const struct sfc_storage *s = &w->run->durability.storage;
     w->least = w->last.step;
     w->dense_least = UINT64_MAX;
-    w->dense_blocks = calloc(s->count + 1, sizeof *w->dense_blocks);
-    w->dense_stamps = calloc(s->count + 1, sizeof *w->dense_stamps);
+    w->dense_blocks = calloc(w->count + 1, sizeof *w->dense_blocks);
+    w->dense_stamps = calloc(w->count + 1, sizeof *w->dense_stamps);
     if (!w->dense_blocks || !w->dense_stamps)
         return sfc_fail(err, SFC_EUNAVAILABLE, "no memory for a list of blocks");
-    for (size_t i = 0; code == SFC_OK && i < w->run->durability.storage.count; i++) {
+    for (size_t i = 0; code == SFC_OK && i < w->count; i++) {
         code = check_closed(w, err);
         if (code == SFC_OK)
             code = check_block(w, i, err);
@@ -212,6 +218,14 @@ static int log_work(struct sfc_task *task, struct sfc_error *err)
 
 /* ---- on the loop thread */
 
+static void way_back_free(struct way_back *w)
+{
+    free(w->blocks);
+    free(w->dense_blocks);
+    free(w->dense_stamps);
+    free(w);
+}
+
 static void check_done(struct sfc_task *task)
 {
     struct way_back *w = task->owner;
@@ -221,9 +235,7 @@ static void check_done(struct sfc_task *task)
         sfc_call_reply(w->call, &reply);
     else
         sfc_shard_refuse(w->run->shard, w->call, task->code, task->error.text);
-    free(w->dense_blocks);
-    free(w->dense_stamps);
-    free(w);
+    way_back_free(w);
 }
 
 static void blocks_done(struct sfc_task *task)
@@ -263,29 +275,84 @@ static int check_now(const struct sfc_shard_run *run, const Shardfc__V1__CheckRe
     return code;
 }
 
+/* What the map gives this shard is what it has, or mirrors. */
+static int check_covered(const struct sfc_shard_run *run, const struct sfc_shard_blocks *own,
+                         struct sfc_error *err)
+{
+    struct sfc_storage *s = (struct sfc_storage *)(uintptr_t)&run->durability.storage;
+    for (size_t i = 0; i < own->class_count + own->dense_count; i++) {
+        bool dense = i >= own->class_count;
+        const struct sfc_snapshot_block block = {dense ? SFC_SNAPSHOT_DENSE : SFC_SNAPSHOT_CLASS,
+                                                 dense ? own->dense_blocks[i - own->class_count]
+                                                       : own->class_blocks[i]};
+        if (sfc_storage_lacks(s, &block))
+            return sfc_fail(err, SFC_ESTATE,
+                            "map version %" PRIu64 " gives this shard %s block %" PRIu64
+                            ", which it neither has nor mirrors",
+                            run->map_version, dense ? "dense" : "class", block.block);
+    }
+    return SFC_OK;
+}
+
+static int take_blocks(struct way_back *w, const Shardfc__V1__BlockMap *map, struct sfc_error *err)
+{
+    const struct sfc_shard_run *run = w->run;
+    struct sfc_shard_blocks own = {run->class_blocks, run->dense_blocks, run->class_count,
+                                   run->dense_count};
+    struct sfc_shard_blocks given = {0};
+    int code = SFC_OK;
+    if (map) {
+        code = sfc_shard_blocks_of(&run->setup, map, run->self, &given, err);
+        own = given;
+    }
+    if (code == SFC_OK && map)
+        code = check_covered(run, &own, err);
+    if (code == SFC_OK && map)
+        code = sfc_shard_check_map(run, map, &own, err);
+    if (code == SFC_OK)
+        code = sfc_storage_list(&run->durability.storage, own.class_blocks, own.class_count,
+                                own.dense_blocks, own.dense_count, &w->blocks, &w->count, err);
+    sfc_shard_blocks_free(&given);
+    return code;
+}
+
+static int way_back_new(struct sfc_shard_run *run, const Shardfc__V1__CheckRewindRequest *r,
+                        struct way_back **out, struct sfc_error *err)
+{
+    struct way_back *w = calloc(1, sizeof *w);
+    if (!w)
+        return sfc_fail(err, SFC_EUNAVAILABLE, "no memory for the check");
+    w->run = run;
+    w->until = sfc_step_applied(&run->fsm) + 1; /* whose Prepare may be out */
+    take_commit(w, r);
+    int code = take_blocks(w, r->map, err);
+    if (code == SFC_OK)
+        *out = w;
+    else
+        way_back_free(w);
+    return code;
+}
+
 void sfc_shard_check_rewind(struct sfc_shard_run *run, struct sfc_rpc_call *call,
                             const Shardfc__V1__CheckRewindRequest *r)
 {
     struct sfc_error err = {0};
     Shardfc__V1__Empty reply = SHARDFC__V1__EMPTY__INIT;
+    struct way_back *w = NULL;
     uint64_t applied = sfc_step_applied(&run->fsm);
-    if (applied <= r->step) { /* no way back: it stays, and has what it has in memory */
+    if (applied <= r->step && !r->map) { /* no way back: it stays, and has what it has in memory */
         sfc_call_reply(call, &reply);
         return;
     }
     int code = check_now(run, r, &err);
-    struct way_back *w = code == SFC_OK ? calloc(1, sizeof *w) : NULL;
-    if (code == SFC_OK && !w)
-        code = sfc_fail(&err, SFC_EUNAVAILABLE, "no memory for the check");
+    if (code == SFC_OK)
+        code = way_back_new(run, r, &w, &err);
     if (code != SFC_OK) {
         sfc_shard_refuse(run->shard, call, code, err.text);
         return;
     }
     w->task = (struct sfc_task){.work = blocks_work, .done = blocks_done, .owner = w};
-    w->run = run;
     w->call = call;
-    w->until = applied + 1; /* whose Prepare may be out */
-    take_commit(w, r);
     run->checks_back = true;
     run->durability.back_until = w->until;
     sfc_tasks_submit(run->shard->snapshot_thread, &w->task);

@@ -7,9 +7,11 @@
 gaps: a run goes from 1 to 4 to 2 to 3 shards and from 1 to 3 to 1 workers; the times between two commits come from
 the commit records, and blocks are on their way while `status` says so. Longest gap during moves beside the median step;
 with --out DIR a plot, elastic-gaps.svg (python3-matplotlib). The state must be that of a run on one shard.
-move: all of a shard's blocks go to another one over loopback (`drain`): first while the run is paused, as fast as
-it goes, beside what plain TCP carries just after (`shardfc bench rpc`, 1 MiB bodies); then back while it trains, at the
-scheduler's default --move-rate, with the step before and during the move.
+move: all of a shard's blocks (half of the classes) go to another one over loopback (`drain`): first while the run is
+paused, as fast as it goes; then, after as many have come back, while it trains, at the scheduler's default --move-rate,
+with the step before and during the move. Just before and just after the first move as many bytes (at most a GB) go from
+one process to another by nothing but TCP and the same checksum (bench_tcp): into one buffer, into new memory, and from
+there into a synced file on the disk that the shards write to.
 
 A table goes to stderr, one JSON object to stdout. `others` is the share of all processors that other programs used.
 """
@@ -26,7 +28,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "integration"))
 from cluster import BIN, Cluster, pb, run_config, wait_until  # noqa: E402
 from loopback import block_size, commit_times, control, pause, say  # noqa: E402
-from machine import Others, wait_quiet  # noqa: E402
+from machine import Others, used_seconds, wait_quiet  # noqa: E402
 
 WARM_UP = 5
 BETWEEN = 40  # steps in peace between two changes
@@ -167,19 +169,26 @@ def plot(a, steps, spans, allowed):
     say(path)
 
 
-def tcp_rate():
-    """GB/s of plain TCP on loopback with bodies of 1 MiB, to the server."""
-    done = subprocess.run([str(BIN / "shardfc"), "bench", "rpc", "--body", "1M", "--pings", "100", "--json"], check=True,
-                          stdout=subprocess.PIPE)
-    return json.loads(done.stdout)
+def tcp_rates(c, size):
+    """GB/s of so many bytes (a GB of them is enough) by plain TCP with checksum: {mode of bench_tcp: rate}."""
+    rates, size = {}, min(size, 10**9)
+    for mode in ("stream", "keep", "disk"):
+        argv = [str(BIN / "bench_tcp"), str(size), mode] + ([str(c.folder)] if mode == "disk" else [])
+        done = subprocess.run(argv, check=True, stdout=subprocess.PIPE)
+        rates[mode] = json.loads(done.stdout)["gb_per_s"]
+    return rates
+
+
+def processor_seconds(pids):
+    return used_seconds(pids) - used_seconds([])
 
 
 def drain(c, shard):
     """Seconds that it took, and bytes."""
+    size = c.ctl_json("drain", shard, "--dry-run")["bytes"]
     began = time.monotonic()
-    plan = c.ctl_json("drain", shard, "--dry-run")
     c.ctl("drain", shard, seconds=1800)
-    return time.monotonic() - began, plan["bytes"]
+    return time.monotonic() - began, size
 
 
 def settle(c, count):
@@ -195,30 +204,38 @@ def step_ms(c, after, before=None):
 def move(a):
     with Cluster() as c:
         c.start_scheduler()
-        c.start_shard("--threads", "2")
+        shards = [c.start_shard("--threads", "2")]
         settle(c, 1)
         create(c, a)
         c.start_worker(threads=4)
-        c.start_shard("--threads", "2")
+        shards.append(c.start_shard("--threads", "2"))
         settle(c, 2)
         first, second = (s.id for s in c.status().shards)
         c.wait_step(WARM_UP, 600)
         pause(c)
         scale_to_both(c)
         wait_quiet(a.quiet_wait, [p.pid for p in c.processes])
+        size = c.ctl_json("drain", first, "--dry-run")["bytes"]
+        tcp = [tcp_rates(c, size)]
+        used = processor_seconds([p.pid for p in shards])
         with Others([p.pid for p in c.processes]) as idle_others:
             seconds, size = drain(c, first)
-        tcp = tcp_rate()
-        idle = size / seconds
-        say(f"paused: {size / 1e9:.2f} GB in {seconds:.1f} s, {idle / 1e9:.2f} GB/s; others {idle_others.share:.1%}")
-        say(json.dumps(tcp))
+        used = processor_seconds([p.pid for p in shards]) - used
+        tcp.append(tcp_rates(c, size))
+        idle, cost = size / seconds, used / size * 1e9
+        say(f"paused: {size / 1e9:.2f} GB in {seconds:.1f} s, {idle / 1e9:.2f} GB/s; the two shards computed for "
+            f"{cost:.2f} s per GB; others {idle_others.share:.1%}")
+        for mode in tcp[0]:
+            rates = [t[mode] for t in tcp]
+            say(f"plain TCP with checksum, {mode}: {rates[0]:.2f} GB/s before, {rates[1]:.2f} after; the move has "
+                f"{idle / 1e9 / statistics.mean(rates):.0%}")
+        scale_to_both(c)
         control(c, pb.ControlRequest.RESUME)
+        wait_quiet(a.quiet_wait, [p.pid for p in c.processes])
         at = c.status().step
         c.wait_step(at + WARM_UP + a.steps, 1200)
-        alone = step_ms(c, at + WARM_UP)
-        scale(c, 2)
-        wait_quiet(a.quiet_wait, [p.pid for p in c.processes])
         begin = c.status().step
+        alone = step_ms(c, at + WARM_UP)
         with Others([p.pid for p in c.processes]) as others:
             seconds, size = drain(c, second)
         end = c.status().step
@@ -227,7 +244,8 @@ def move(a):
     say(f"training: {size / 1e9:.2f} GB in {seconds:.1f} s, {size / seconds / 1e6:.0f} MB/s; step {alone:.1f} ms before, "
         f"{during:.1f} during ({during / alone:.2f} x, {end - begin} steps); others {others.share:.1%}")
     return {"bench": "elastic move", "classes": a.classes, "batch": a.batch, "dim": a.dim, "idle_bytes_per_s": round(idle),
-            "idle_others": round(idle_others.share, 3), "tcp": tcp, "training_bytes_per_s": round(size / seconds),
+            "idle_others": round(idle_others.share, 3), "idle_processor_s_per_gb": round(cost, 3),
+            "plain_tcp_gb_per_s": tcp, "training_bytes_per_s": round(size / seconds),
             "step_ms": round(alone, 3), "step_during_ms": round(during, 3), "ratio": round(during / alone, 3),
             "others": round(others.share, 3)}
 

@@ -1,7 +1,9 @@
 #!/usr/bin/python3
 """Plots of the class layer's step from what `peer_torch.py --sweep --json FILE` has measured.
 
-    plot_head.py FILE [--out DIR]        writes head-classes.svg, head-rate.svg and head-memory.svg to docs/
+    plot_head.py FILE ... [--out DIR]    writes head-classes.svg, head-rate.svg and head-memory.svg to docs/
+
+A sweep may have been measured in parts (--points), a file each; a point in several files is taken from the last one.
 
 Needs python3-matplotlib (deploy/install-deps --bench).
 """
@@ -78,11 +80,12 @@ def read(parser, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=pathlib.Path)
+    parser.add_argument("file", type=pathlib.Path, nargs="+")
     parser.add_argument("--out", type=pathlib.Path, default=TOP / "docs")
     o = parser.parse_args()
-    report = read(parser, o.file)
-    sweep = report["sweep"]
+    reports = [read(parser, file) for file in o.file]
+    report = reports[-1]
+    sweep = list({r["point"]["name"]: r for each in reports for r in each["sweep"]}.values())
     if not o.out.is_dir() or not os.access(o.out, os.W_OK):
         parser.error(f"--out {o.out} is no folder that can be written to")
     matplotlib.rcParams["svg.hashsalt"] = "head"  # the same bytes from the same numbers

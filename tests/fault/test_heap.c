@@ -246,6 +246,9 @@ static void read_store(struct sfc_store *store)
              strcmp(run.numerics, "class") == 0 && run.config_size == 600 && run.map[599] == 7,
          "another run", NULL);
     sfc_store_run_close(&run);
+    TRY(sfc_store_run_before(store, UINT64_MAX, &run, &err));
+    must(strcmp(run.state, "paused") == 0 && run.config_size == 600, "another older run", NULL);
+    sfc_store_run_close(&run);
     TRY(sfc_store_history(store, 1, 0, STEPS + 1, commits, &count, &err));
     must(count == STEPS && commits[STEPS - 1].loss == 2, "other commits", NULL);
     TRY(sfc_store_last_commit(store, 1, commits, &err));

@@ -131,7 +131,7 @@ static void check(const struct input *in, const Shardfc__V1__RunConfig *config)
     int size = snprintf(text, sizeof text,
                         "{\"format\":\"%s\",\"version\":%d,\"step\":%llu,\"digest\":\"%s\","
                         "\"run_xxh3\":\"%s\",\"files\":[%s]}",
-                        SFC_CHECKPOINT_FORMAT, sfc_checkpoint_version(config, 0),
+                        SFC_CHECKPOINT_FORMAT, sfc_checkpoint_version(config, 0, 0),
                         (unsigned long long)in->step, state_hex, run_hex, list);
     must(size > 0 && (size_t)size < sizeof text);
     write_manifest(text, (size_t)size);

@@ -41,7 +41,10 @@ ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
 def _load_stubs():
-    """Python stubs of proto/shardfc.proto, made afresh."""
+    """Python stubs of proto/shardfc.proto: made afresh, or those in the folder $SFC_STUBS (gpu-kit)."""
+    if "SFC_STUBS" in os.environ:
+        sys.path.insert(0, os.environ["SFC_STUBS"])
+        return importlib.import_module("proto.shardfc_pb2"), importlib.import_module("proto.shardfc_pb2_grpc")
     from grpc_tools import protoc
     out = tempfile.mkdtemp(prefix="sfc-stubs-")
     try:
@@ -374,17 +377,18 @@ class Cluster:
     def release(self, held):
         self.stub.Release(pb.ReleaseRequest(hold_id=held.hold_id), timeout=10 * TIME_SCALE)
 
-    def read_state(self, held):
+    def read_state(self, held, pin=0):
         """Yields (name, bytes) of every part of every block, in a fixed order; then, in momentum mode
-        dense, "history" as each shard has it."""
+        dense, "history" as each shard has it. pin: of shards that held.step is pinned on."""
         config, owners = held.config, held.map
         dense_mode = config.momentum_mode == "dense"
+        classes = owners.growths[-1].classes if owners.growths else config.classes
         parts = [(pb.VALUES, "values"), (pb.MOMENTUM, "momentum")]
         if config.optimizer == "adamw":
             parts.append((pb.SECOND_MOMENT, "second"))
         jobs = []
         for block, owner in enumerate(owners.class_owner):
-            rows = min(config.block_size, config.classes - block * config.block_size)
+            rows = min(config.block_size, classes - block * config.block_size)
             for part, name in parts:
                 jobs.append((f"class {block} {name}", pb.CLASS_BLOCK, block, owner, part, rows * config.dim))
             if dense_mode:
@@ -404,7 +408,9 @@ class Cluster:
                 at = len(data) // 4
                 reply = stub.ReadBlock(pb.ReadBlockRequest(
                     run_id=held.run_id, step=held.step, kind=kind, block=block, part=part,
-                    offset=at, count=min(count - at, 1 << 18)), timeout=30 * TIME_SCALE)
+                    offset=at, count=min(count - at, 1 << 18), pin=pin), timeout=30 * TIME_SCALE)
+                if reply.making:
+                    continue
                 if not reply.payload:
                     raise Failure(f"ReadBlock gave nothing for {name} at {at}")
                 data += reply.payload

@@ -13,6 +13,7 @@ blocks lie, whoever died. Calls are made one after another.
 """
 import hashlib
 import math
+import shutil
 import time
 
 import grpc
@@ -35,7 +36,7 @@ EUNAVAILABLE, ESTATE, ENOTFOUND, ENOMEM, ESTALE, EINVAL = "8", "5", "3", "2", "6
 
 
 class Standin:
-    def __init__(self, c, config, shards=2, options=()):
+    def __init__(self, c, config, shards=2, options=(), mirrors=0):
         c.port = c.port or 1  # no scheduler is there: shards go on trying to register
         self.c, self.config, self.options = c, config, options
         self.processes = [c.start_shard(*options) for _ in range(shards)]
@@ -46,6 +47,8 @@ class Standin:
                                                   for k, p in enumerate(self.processes)],
                                class_owner=[b % shards for b in range(class_blocks)],
                                dense_owner=[b % shards for b in range(dense_blocks)])
+        self.mirrors = mirrors
+        self.choose_mirrors(self.map)
         self.incarnation, self.counter = 1, 0
         self.step, self.last, self.records, self.returns = 0, None, {}, []
         self.moves = 0
@@ -69,6 +72,20 @@ class Standin:
 
     def own_dense(self, slot):
         return [b for b, k in enumerate(self.map.dense_owner) if k == slot]
+
+    def choose_mirrors(self, new):
+        """Each place is mirrored by the next ones that are there."""
+        there = [k for k, s in enumerate(new.shards) if s.address]
+        for i, k in enumerate(there):
+            after = there[i + 1:] + there[:i]
+            new.shards[k].mirrors[:] = sorted(after[:self.mirrors])
+        for k, s in enumerate(new.shards):
+            if k not in there:
+                del s.mirrors[:]
+
+    def pushed(self, slot):
+        """Dense blocks whose gradients a shard gets."""
+        return [b for b, k in enumerate(self.map.dense_owner) if k == slot or slot in self.map.shards[k].mirrors]
 
     # ---- opening
 
@@ -165,19 +182,28 @@ class Standin:
             reply = self.call(slot, "Gradient", t, j, attempt, lse, pb.DTYPE_F64, [m])
             total += np.frombuffer(reply.payload, "<i8")
         for slot in owners:
-            blocks = self.own_dense(slot)
+            blocks = self.pushed(slot)
             if blocks:
                 payload = b"".join(self.gradient(t, j, b) for b in blocks)
                 self.call(slot, "PushDense", t, j, attempt, payload, pb.DTYPE_F32, [len(payload) // 4])
         return attempt, xxh3_128(features + lse), total.tobytes()
 
     def prepare(self, slot, t, done, **more):
-        blocks = self.own_dense(slot)
-        reply = self.stub(slot).Prepare(pb.PrepareRequest(
+        blocks = self.pushed(slot)
+        request = pb.PrepareRequest(
             run_id=RUN, incarnation=self.incarnation, step=t, round=self.round, attempts=[pb.PreparedAttempt(
                 micro_batch=j, attempt=attempt, head_digest=digest,
                 dense_digests=[xxh3_64(self.gradient(t, j, b)) for b in blocks])
-                for j, (attempt, digest, _) in enumerate(done)], **more), timeout=WAIT)
+                for j, (attempt, digest, _) in enumerate(done)], **more)
+
+        def prepared():  # a log that is full makes room, and is asked again
+            try:
+                return self.stub(slot).Prepare(request, timeout=WAIT)
+            except grpc.RpcError as e:
+                if code_of(e) == EUNAVAILABLE:
+                    return None
+                raise
+        reply = wait_until(f"shard {slot} to be ready for step {t}", prepared, 30, context=self.c.tails)
         if not reply.ready:
             raise Failure(f"shard {slot} lacks {list(reply.missing)} of step {t}")
         return [d.block for d in reply.dense]
@@ -278,6 +304,7 @@ class Standin:
 
     def flip(self, new, move=0, but=()):
         """The map is durable from here on."""
+        self.choose_mirrors(new)
         self.map = new
         for slot in self.members():
             if slot not in but:
@@ -330,6 +357,59 @@ class Standin:
         self.flip(new)
         self.c.shard_stub(address).CloseRun(pb.CloseRunRequest(run_id=RUN, incarnation=self.incarnation), timeout=WAIT)
         self.processes[slot].terminate()
+
+    # ---- a shard that is lost for good
+
+    def map_without(self, slot, to=None):
+        """Its blocks go to its mirrors, in turn."""
+        new = pb.BlockMap()
+        new.CopyFrom(self.map)
+        new.version += 1
+        to = to or list(self.map.shards[slot].mirrors)
+        for owners in (new.class_owner, new.dense_owner):
+            for b, owner in enumerate(owners):
+                if owner == slot:
+                    owners[b] = to[b % len(to)]
+        new.shards[slot].address, new.shards[slot].shard = "", 0
+        self.choose_mirrors(new)
+        return new
+
+    def covers(self, slot, lost, to=None):
+        """None, or why this shard could not take over what another one has."""
+        try:
+            self.stub(slot).CheckRewind(pb.CheckRewindRequest(
+                run_id=RUN, incarnation=self.incarnation, step=self.step, last_commit=self.last,
+                map=self.map_without(lost, to)), timeout=WAIT)
+        except grpc.RpcError as e:
+            return e
+        return None
+
+    def destroy(self, slot):
+        """The machine and its disk."""
+        self.processes[slot].kill()
+        self.c.forget_channel(self.map.shards[slot].address)
+        shutil.rmtree(self.processes[slot].state)
+
+    def adopt(self, lost):
+        """The run goes on without it; what was open is void."""
+        new, mirrors = self.map_without(lost), list(self.map.shards[lost].mirrors)
+        self.round = self.new_round()
+        for slot in self.members():
+            if slot != lost and slot not in mirrors:
+                self.stub(slot).Abort(pb.AbortRequest(run_id=RUN, incarnation=self.incarnation, step=self.step + 1,
+                                                      round=self.round), timeout=WAIT)
+        self.map = new
+        for slot in mirrors:
+            reply = self.open_run(slot, recover=True)
+            if reply.step != self.step:
+                raise Failure(f"shard {slot} is at step {reply.step}, not {self.step}")
+        for slot in self.members():
+            if slot not in mirrors:
+                self.set_map(slot)
+
+    def lose(self, slot):
+        self.destroy(slot)
+        self.adopt(slot)
 
     def stop(self):
         """Every shard ends by itself, whatever it is at: under sanitizers nothing is left over."""

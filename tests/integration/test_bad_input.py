@@ -285,14 +285,16 @@ def scheduler_calls(c, run, limit):
     stub = c.stub
     data = pb.DataSet(kind=pb.DataSet.SYNTHETIC, samples=1)
     join = dict(protocol=1, name="t:1", lanes=1, numerics="x", data=data)
-    for what, change, word in (
+    for what, change, *words in (
             ("another protocol", dict(protocol=99), "protocol"), ("no name", dict(name=""), "name"),
             ("a name with control characters", dict(name="a\nb"), "name"),
+            ("a name that colours a terminal", dict(name="\x9b31m"), "name", "control characters"),
+            ("a version that colours a terminal", dict(version="9\x1b[31m"), "version", "control characters"),
             ("a long name", dict(name="x" * 5000), "name"), ("no lanes", dict(lanes=0), "lanes"),
             ("too many lanes", dict(lanes=2**31), "lanes"), ("no data", dict(data=None), "data"),
             ("a run without workers", {}, "session")):
         refused(f"Join: {what}", lambda f=dict(join, **change): stub.Join(pb.JoinRequest(
-            **{k: v for k, v in f.items() if v is not None}), timeout=limit), word)
+            **{k: v for k, v in f.items() if v is not None}), timeout=limit), *words)
     shard = dict(protocol=1, boot_id=1, address="127.0.0.1:1", backend="cpu", numerics="x", memory_limit=1)
     for what, change, word in (
             ("another protocol", dict(protocol=0), "protocol"), ("no boot id", dict(boot_id=0), "boot_id"),
@@ -302,6 +304,8 @@ def scheduler_calls(c, run, limit):
             ("no numerics", dict(numerics=""), "numerics")):
         refused(f"RegisterShard: {what}", lambda f=dict(shard, **change): stub.RegisterShard(
             pb.RegisterShardRequest(**f), timeout=limit), word)
+    refused("a counter that forges a line", lambda: stub.Heartbeat(pb.HeartbeatRequest(
+        worker=1, counters=[pb.Counter(name="a\nb", value=1)]), timeout=limit), "name", "control characters")
     refused("an unknown action", lambda: stub.Control(pb.ControlRequest(action=77), timeout=limit), "action")
     refused("control of another run", lambda: stub.Control(pb.ControlRequest(run_id=77), timeout=limit), "run_id")
     refused("START of a running run", lambda: stub.Control(pb.ControlRequest(
@@ -473,10 +477,16 @@ def test_runs():
         refused("a batch beyond all memory", lambda: c.create_run(global_batch=2**20, micro_batch=2**20, dim=8192),
                 "memory")
         stub = c.status().shards[0]
-        c.stub.RegisterShard(pb.RegisterShardRequest(
+        registered = c.stub.RegisterShard(pb.RegisterShardRequest(
             protocol=1, boot_id=7, address="127.0.0.1:1", backend="cpu", numerics=stub.numerics,
             memory_limit=2**30), timeout=20)  # an address where nobody listens
         refused("a shard that can't be reached", lambda: c.create_run(classes=3000), "127.0.0.1:1", "create")
+        said = c.stub.ShardHeartbeat.future(pb.ShardHeartbeatRequest(
+            shard=registered.shard, boot_id=7, durability=pb.ShardDurability(error="no\x1b[2J\nro\x9b\u00f6m")),
+            timeout=60)
+        wait_until("what a disk said, in one line",
+                   lambda: any(s.durability.error == "no?[2J?ro??\u00f6m" for s in c.status().shards), 20, context=c.status)
+        said.cancel()
         refused("no configuration", lambda: c.stub.CreateRun(pb.CreateRunRequest(), timeout=20), "config")
         refused("a start beyond the end", lambda: c.stub.CreateRun(pb.CreateRunRequest(
             config=run_config(), load=True, start_step=10**6), timeout=20), "start_step")

@@ -2,7 +2,7 @@
 """Several schedulers with one state in etcd: who leads, who waits, and what happens when the leader, or etcd,
 dies, stands still or is cut off. Real etcd members on loopback (Debian's etcd-server); without it the tests fail.
 
-    test_etcd.py [failover|fenced|gone|refusals]...
+    test_etcd.py [failover|commands|fenced|gone|refusals]...
 """
 import random
 import re
@@ -15,6 +15,7 @@ import time
 import grpc
 
 from cluster import BIN, Cluster, Failure, pb, pb_grpc, wait_until
+from test_scale import command, create
 
 SEED = random.SystemRandom().randrange(1 << 31)
 STEPS = 300
@@ -37,6 +38,22 @@ def free_ports(count):
     return ports
 
 
+class Unreachable:
+    """An address where connections are neither taken nor refused: its queue is full, so packets are dropped."""
+
+    def __init__(self):
+        self.listener = socket.socket()
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(0)
+        self.address = "127.0.0.1:%d" % self.listener.getsockname()[1]
+        self.waiting = []
+        for _ in range(4):
+            s = socket.socket()
+            s.setblocking(False)
+            s.connect_ex(self.listener.getsockname())
+            self.waiting.append(s)
+
+
 class Schedulers(Cluster):
     """A cluster whose scheduler is whoever leads of several."""
 
@@ -44,6 +61,7 @@ class Schedulers(Cluster):
         super().__init__()
         self.members, self.clients = [], []
         self.schedulers = []
+        self.unreachable = []
 
     def start_etcd(self, count):
         ports = free_ports(2 * count)
@@ -75,7 +93,7 @@ class Schedulers(Cluster):
 
     @property
     def address(self):
-        return ",".join(s.address for s in self.schedulers)
+        return ",".join(s.address for s in [*self.unreachable, *self.schedulers])
 
     def ask(self, scheduler):
         return pb_grpc.SchedulerStub(self.channel(scheduler.address)).Status(pb.StatusRequest(), timeout=2)
@@ -167,6 +185,40 @@ def test_failover():
         check(digest == expected, f"state {digest}, undisturbed {expected}")
 
 
+def test_commands():
+    """The first scheduler of the list can't be reached, and the leader dies in the middle of commands that last: each
+    comes to its end with the next one, and so does one that is given while nobody leads."""
+    with Schedulers() as c:
+        c.start_etcd(1)
+        c.unreachable = [Unreachable()]
+        for _ in range(3):
+            c.start_one("--move-rate", "100K")
+        c.leader()
+        c.start_shards(1)
+        create(c)
+        c.start_workers(1)
+        step = c.wait_step(20).step
+        c.start_shards(1)
+        ends = [command(c, "scale", "--shards", "2"),
+                command(c, "checkpoint", "--out", c.folder / "ck", "--at-step", step + 400),
+                command(c, "watch", "--until-done", "--trace", c.folder / "trace")]
+        wait_until("blocks to move", lambda: len(c.status().moves) > 0, 60, pause=0.01, context=c.tails)
+        old = c.leader()
+        old.kill()
+        before = c.ctl("status")  # while nobody leads
+        check("leads" in before.stderr and "run r" in before.stdout, f"{before.stdout}{before.stderr}")
+        c.wait_step(step + 400)
+        ends[0](0)
+        ends[1](0)
+        here = c.leader()
+        here.signal(signal.SIGSTOP)  # as if its machine was unreachable
+        c.ctl("stop")
+        ends[2](1, "was stopped")
+        rows = (c.folder / "trace").read_text().splitlines()[1:]
+        check([int(r.split(",")[0]) for r in rows] == list(range(1, len(rows) + 1)), f"trace: {rows[:5]} {rows[-5:]}")
+        check(here.running(), "the one that stood still has ended")
+
+
 def test_fenced():
     """The leader stands still, a standby takes over; the old one wakes up, commits nothing, says so and waits for
     its turn, which comes when the new one ends."""
@@ -249,7 +301,7 @@ def test_refusals():
 
 
 def main():
-    for name in sys.argv[1:] or ["failover", "fenced", "gone", "refusals"]:
+    for name in sys.argv[1:] or ["failover", "commands", "fenced", "gone", "refusals"]:
         begin = time.monotonic()
         try:
             globals()[f"test_{name}"]()

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """A run goes back to an earlier step and then on with the bits of a run that never went further.
 
-    test_rewind.py [session|crashes|far|waits|workers|off|damaged|lost|checkpoint|foreign|given_up ...]     default: all
+    test_rewind.py [session|crashes|far|floor|waits|workers|off|damaged|lost|checkpoint|foreign|given_up ...]     default: all
 SFC_SEED (default 1) draws batches and moments; it is printed on failure.
 """
 import os
@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+from concurrent import futures
 
 import grpc
 import numpy as np
@@ -22,6 +23,7 @@ from inputs import check, expect, one_json, tool
 from test_checkpoint import begin, checkpoint, end as end_of, made, partial, stopped_in_the_middle
 from test_head_session import Session, batch, session_config
 from test_lost_log import content, flip, owners, records, records_in, segments
+from standin import RUN, Standin
 from test_recovery import images
 
 SEED = int(os.environ.get("SFC_SEED", "1"))
@@ -164,9 +166,56 @@ def test_far():
         check("can be rewound to step" in c.ctl("status").stdout, c.ctl("status").stdout)
         check(c.status().step == low, "the run is at the lowest step")
         train(c, low + 30)
-        check(c.ctl_json("status")["oldest_step"] <= low + 10, "the window moves on with the run")
+        now = c.ctl_json("status")
+        check(now["oldest_step"] <= low + 10, f"the window moves on with the run: it began at {low}, now at "
+              f"{now['oldest_step']} of step {now['step']}")
         c.ctl("stop")
         expect(c.ctl("rewind", "--to-step", "1", check=False), 1, "idle")
+
+
+class Floors(grpc.GenericRpcHandler):
+    """Of a scheduler what tells shards which steps of the log they may delete: as the test likes."""
+
+    def __init__(self, c):
+        self.floor = self.answers = 0
+        self.server = grpc.server(futures.ThreadPoolExecutor(2), handlers=(self,))
+        c.port = self.server.add_insecure_port("127.0.0.1:0")
+        self.server.start()
+
+    def service(self, details):
+        return {"/shardfc.v1.Scheduler/RegisterShard": grpc.unary_unary_rpc_method_handler(
+                    self.register, response_serializer=pb.RegisterShardReply.SerializeToString),
+                "/shardfc.v1.Scheduler/ShardHeartbeat": grpc.unary_unary_rpc_method_handler(
+                    self.heartbeat, response_serializer=pb.ShardHeartbeatReply.SerializeToString)}.get(details.method)
+
+    def register(self, request, context):
+        return pb.RegisterShardReply(shard=1, incarnation=1)
+
+    def heartbeat(self, request, context):
+        self.answers += 1
+        return pb.ShardHeartbeatReply(registered=True, incarnation=1, run_id=RUN, has_log_floor=True,
+                                      log_floor=self.floor)
+
+
+def test_floor():
+    """Floors of before a rewind, which come with heartbeats that the scheduler held meanwhile, delete nothing that the
+    shard needs: the step that it went back to can be had again, and after a death it is where it was."""
+    with Cluster() as c:
+        floors = Floors(c)
+        run = Standin(c, cluster.run_config(classes=1500, dim=24, block_size=256, steps=1000, global_batch=16,
+                                            micro_batch=8, clip=0.0), shards=1, options=OFTEN)
+        run.open()
+        run.steps(40)
+        run.rewind(25)
+        run.steps(5)
+        floors.floor, before = 39, floors.answers
+        wait_until("floors to come", lambda: floors.answers >= before + 3, 30, context=c.tails)
+        run.check_rewind(0, 25)
+        digests = run.digests()
+        run.restart(0)
+        run.recover([0])
+        check(run.digests() == digests, "other bits after a death")
+        floors.server.stop(None)
 
 
 def test_waits():

@@ -28,13 +28,13 @@ def test_events():
         c.start_shards(1)
         c.ctl("create", "--run", "seen", "--classes", "2000", "--samples", "2000", "--steps", "100000")
         c.ctl("pause")
-        stored = lambda: any("PAUSE" in e["what"] for e in events(c)) and events(c)
+        stored = lambda: any("to pause" in e["what"] for e in events(c)) and events(c)
         happened = wait_until("the pause to be noted", stored, 20, context=lambda: str(events(c)))
         texts = [e["what"] for e in happened]
         check([e["id"] for e in happened] == sorted(e["id"] for e in happened), f"order: {happened}")
         check(any("shard 1 joined at 127.0.0.1:" in t for t in texts), f"a shard: {texts}")
         check(any("run 1 (seen) created" in t for t in texts), f"a run: {texts}")
-        asked = next(e for e in happened if "asks run seen to PAUSE" in e["what"])
+        asked = next(e for e in happened if "asks run seen to pause" in e["what"])
         check("127.0.0.1" in asked["who"] and asked["run_id"] == 1, f"who: {asked}")
         check(all(e["who"] == "scheduler" for e in happened if "asks" not in e["what"]), f"who: {happened}")
         check(all(e["time"].startswith("20") and e["time"].endswith("Z") for e in happened), f"when: {happened}")
@@ -43,7 +43,7 @@ def test_events():
         check(events(c, "--limit", "10000")[:len(happened)] == happened, "events after a restart")
         check(len(events(c, "--limit", "2")) == 2, "--limit")
         lines = expect(c.ctl("events", check=False), 0).stdout.splitlines()
-        check(any(line.endswith("asks run seen to PAUSE") for line in lines), f"text: {lines}")
+        check(any(line.endswith("asks run seen to pause") for line in lines), f"text: {lines}")
         expect(c.ctl("events", "--limit", "0", check=False), 2, "limit")
 
 
@@ -128,16 +128,21 @@ def digest(c, held):
         c.release(held)
 
 
+def held_alone(c, step):
+    """A run on one shard that nothing happens to, held at a step."""
+    c.start_scheduler()
+    c.start_shards(1)
+    create(c)
+    ask = lambda number: c.stub.Hold(pb.HoldRequest(at_step=step, hold_id=number), timeout=30 * TIME_SCALE)
+    number = ask(0).hold_id  # before there is a worker, so that the step can't have passed
+    c.start_workers(1)
+    return wait_until("the step", lambda: (lambda h: h if h.held else None)(ask(number)), 120)
+
+
 def undisturbed(step):
     """The same of a run on one shard that nothing happens to."""
     with Cluster() as c:
-        c.start_scheduler()
-        c.start_shards(1)
-        create(c)
-        ask = lambda number: c.stub.Hold(pb.HoldRequest(at_step=step, hold_id=number), timeout=30 * TIME_SCALE)
-        number = ask(0).hold_id  # before there is a worker, so that the step can't have passed
-        c.start_workers(1)
-        return digest(c, wait_until("the step", lambda: (lambda h: h if h.held else None)(ask(number)), 120))
+        return digest(c, held_alone(c, step))
 
 
 def check_bits(c):
@@ -194,6 +199,37 @@ def test_waits():
         done = end(0)
         check("waits for 1 more shard to register" in done.stderr, f"what it waits for: {done.stderr}")
         check(sorted(blocks(c).values()) == [16, 16] and goal(c) == "", f"blocks: {blocks(c)}")
+
+
+def test_taken_back():
+    """A command whose goal somebody else cancels says so and fails, though as many shards as it wanted are there: also when
+    the scheduler has died meanwhile, which goes on counting goals where it was."""
+    with Cluster() as c:
+        def restarted(*options):
+            c.scheduler.kill()
+            c.start_scheduler(*options)
+            wait_until("both shards", lambda: [s.state for s in c.status().shards] == ["ready", "ready"], 60, context=c.tails)
+
+        slow = ("--move-rate", "16K")
+        c.start_scheduler()
+        c.start_shards(2)
+        create(c)
+        expect(c.ctl("drain", "2", check=False, seconds=240), 0)  # a goal that was reached
+        restarted(*slow)
+        c.start_workers(1)
+        c.wait_step(3)
+        for restart in (False, True):
+            end = command(c, "scale", "--shards", "2")
+            wait_until("the second member, and a move", lambda: sum(s.member for s in c.status().shards) == 2 and c.status().moves,
+                       60, context=c.status)
+            if restart:
+                restarted(*slow)
+                wait_until("the goal again", lambda: goal(c).startswith("2 shards"), 60, context=c.tails)
+            expect(c.ctl("scale", "--cancel", check=False), 0)
+            end(1, "taken back", "the run has 2 shards", "shardfc events")
+        restarted()
+        done = expect(c.ctl("scale", "--shards", "2", check=False, seconds=240), 0)
+        check(done.stdout == "2 shards: done\n" and sorted(blocks(c).values()) == [16, 16], f"the rest: {done} {blocks(c)}")
 
 
 def test_auto():
@@ -272,7 +308,7 @@ def test_skew():
     with Cluster() as c:
         c.start_scheduler()
         c.start_shards(2)
-        c.create_run(**session_config(classes=16384, block_size=256, dim=8, global_batch=256, micro_batch=64,
+        c.create_run(**session_config(classes=16384, block_size=1024, dim=8, global_batch=1024, micro_batch=256,
                                       steps=100000, sample_ppm=1000))
         weights = np.arange(1, 16385, dtype=float) ** -1.1
         rng = np.random.default_rng(7)
@@ -281,8 +317,8 @@ def test_skew():
         def train():
             session = Session(c)
             while not training["stop"]:
-                labels = rng.choice(16384, 256, p=weights / weights.sum()).astype(np.uint64)
-                session.train_step(rng.standard_normal((256, 8)).astype(np.float32), labels)
+                labels = rng.choice(16384, 1024, p=weights / weights.sum()).astype(np.uint64)
+                session.train_step(rng.standard_normal((1024, 8)).astype(np.float32), labels)
         thread = threading.Thread(target=train)
         thread.start()
         try:
@@ -291,7 +327,7 @@ def test_skew():
             plan = dry(c, "rebalance")
             check("measured over the last steps" in plan["explanation"], f"measured: {plan}")
             share = float(re.search(r"shard 1 .* blocks, ([0-9.]+) -> ", plan["explanation"])[1])
-            check(60 < share < 75, f"of the work; the labels say 66: {plan['explanation']}")
+            check(60 < share < 70, f"of the work; the labels say 65: {plan['explanation']}")
             expect(c.ctl("rebalance", check=False, seconds=240), 0)
         finally:
             training["stop"] = True

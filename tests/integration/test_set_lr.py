@@ -24,6 +24,9 @@ from test_rewind import run_defaults, train
 SEED = int(os.environ.get("SFC_SEED", "1"))
 OFTEN = ("--recovery-target", "50ms")
 LR, WARMUP, STEPS = 0.1, 5, 40
+# A death came between the look at the run and the drop.
+NOT_NOW = ("not possible while the run is", "nothing blocks the run", "is not being read yet", "is committed, and keeps",
+           "does not block the run")
 
 
 def start(c):
@@ -277,7 +280,7 @@ class Story:
         def dropped():
             now = self.c.status()
             if f"--drop {step},{j}" in now.reason and not self.tried(
-                    ("resume", "--drop", f"{step},{j}"), "not possible while the run is"):
+                    ("resume", "--drop", f"{step},{j}"), *NOT_NOW):
                 self.tried(("resume",))
             return now.step >= step
         wait_until("the drop", dropped, 120, context=self.c.tails)

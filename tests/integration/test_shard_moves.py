@@ -319,34 +319,34 @@ def pinned_digest(run, slot, pin, step, kind, block, part, count):
 
 
 def test_pins():
-    """A checkpoint that began before blocks moved ends with the reason; one of a step after it is made from snapshots and
-    a log that has steps of several sets of dense blocks."""
+    """A step to come is pinned anew when blocks move, one that is applied is read from the shards that had the blocks
+    then; both from snapshots and a log that has steps of several sets of dense blocks."""
     with Cluster() as cluster:
         run = Standin(cluster, backbone(momentum_mode="dense"), shards=2)
         run.open()
         run.steps(3)
-        pin = pb.PinStepRequest(run_id=7, pin=55, step=run.step + 20)
-        check(run.stub(0).PinStep(pin, timeout=30).pinned, "not pinned")
+        pin = pb.PinStepRequest(run_id=7, pin=55, step=run.step + 3)
+        check(run.stub(0).PinStep(pin, timeout=30).pinned and run.stub(1).PinStep(pin, timeout=30).pinned, "not pinned")
         blocks = dict(class_blocks=[0, 2, 4], dense_blocks=[0])
         run.move(0, 1, **blocks)
-        read = pb.ReadBlockRequest(run_id=7, step=pin.step, kind=pb.CLASS_BLOCK, block=2, count=1, pin=55)
-        refused(ESTATE, "blocks have moved", lambda: run.stub(0).ReadBlock(read))
-        run.steps(2)
+        run.steps(3)
         step, expected = run.step, run.digests()
-        for slot in (0, 1):
-            pin = pb.PinStepRequest(run_id=7, pin=60 + slot, step=step)
-            reply = run.stub(slot).PinStep(pin, timeout=30)
-            check(reply.pinned, f"shard {slot} begins at step {reply.first}, not {step}")
+        owners = run.map.class_owner[:], run.map.dense_owner[:]
+        run.move(1, 0, **blocks)
         run.steps(3)  # so that nothing comes from memory
         c = run.config
-        for b, slot in enumerate(run.map.class_owner):
+        for b, slot in enumerate(owners[0]):
             rows = min(c.block_size, c.classes - b * c.block_size)
             for part, count in ((pb.VALUES, rows * c.dim), (pb.MOMENTUM, rows * c.dim), (pb.LAST_STEP, rows)):
-                got = pinned_digest(run, slot, 60 + slot, step, pb.CLASS_BLOCK, b, part, count)
+                got = pinned_digest(run, slot, 55, step, pb.CLASS_BLOCK, b, part, count)
                 check(got == expected[pb.CLASS_BLOCK, b, part], f"class block {b}, part {part}")
-        for b, slot in enumerate(run.map.dense_owner):
-            got = pinned_digest(run, slot, 60 + slot, step, pb.DENSE_BLOCK, b, pb.VALUES, run.dense_length(b))
+        for b, slot in enumerate(owners[1]):
+            got = pinned_digest(run, slot, 55, step, pb.DENSE_BLOCK, b, pb.VALUES, run.dense_length(b))
             check(got == expected[pb.DENSE_BLOCK, b, pb.VALUES], f"dense block {b}")
+        read = pb.ReadBlockRequest(run_id=7, step=step, kind=pb.CLASS_BLOCK, block=2, count=1, pin=55)
+        refused(ESTALE, "when the step was pinned", lambda: run.stub(0).ReadBlock(read))
+        for slot in (0, 1):
+            run.stub(slot).UnpinStep(pin, timeout=30)
         folders = [p.state for p in run.processes]
         run.stop()
         for folder in folders:  # segments of both sets are whole

@@ -48,7 +48,7 @@ struct folder {
 struct file {
     struct sfc_file base;
     struct inode *inode;
-    bool writable;
+    bool writable, direct;
 };
 
 static uint64_t draw(struct memory_files *m)
@@ -374,6 +374,9 @@ static int memory_write(struct sfc_file *base, uint64_t offset, const struct sfc
     must(((struct file *)base)->writable, "write to a file that was opened for reading");
     size_t total = 0;
     for (size_t i = 0; i < count; i++) {
+        must(!((struct file *)base)->direct ||
+                 (offset | parts[i].size | (uintptr_t)parts[i].data) % SFC_FILE_DIRECT == 0,
+             "a direct write is not aligned");
         total += parts[i].size;
     }
     size_t left = total;
@@ -446,6 +449,12 @@ static int memory_sync(struct sfc_file *base, struct sfc_error *err)
     return fail ? refuse(m, false, err) : SFC_OK;
 }
 
+static bool memory_direct(struct sfc_file *base, bool on)
+{
+    ((struct file *)base)->direct = on;
+    return true;
+}
+
 static void memory_close_file(struct sfc_file *file)
 {
     free(file);
@@ -465,6 +474,7 @@ static const struct sfc_folder_ops memory_ops = {
     .size = memory_size,
     .resize = memory_resize,
     .sync = memory_sync,
+    .direct = memory_direct,
     .close_file = memory_close_file,
 };
 

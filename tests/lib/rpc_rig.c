@@ -18,12 +18,12 @@ static void *side_run(void *arg)
     return NULL;
 }
 
-void side_start(struct side *side)
+void side_start(struct side *side, const struct sfc_security *security)
 {
     struct sfc_error err = {0};
     memset(side, 0, sizeof *side);
     assert_int_equal(uv_loop_init(&side->uv), 0);
-    assert_int_equal(sfc_rpc_loop_start(&side->uv, &side->rpc, &err), SFC_OK);
+    assert_int_equal(sfc_rpc_loop_start(&side->uv, security, &side->rpc, &err), SFC_OK);
     sem_init(&side->stopped, 0, 0);
     assert_int_equal(pthread_create(&side->thread, NULL, side_run, side), 0);
 }
@@ -129,11 +129,12 @@ static void handle_late(struct sfc_rpc_call *call, void *ctx)
 }
 
 const struct sfc_rpc_method rig_methods[] = {
-    {"/test.v1.Test/Echo", handle_echo, ECHO_MAX, 256},
-    {"/test.v1.Test/Hold", handle_hold, 1024, 3},
-    {"/test.v1.Test/Refuse", handle_refuse, 1024, 16},
-    {"/test.v1.Test/Flaky", handle_flaky, 1024, 16},
-    {"/test.v1.Test/Huge", handle_late, 1024, 16},
+    {"/test.v1.Test/Echo", handle_echo, ECHO_MAX, 256, SFC_ROLES_ALL},
+    {"/test.v1.Test/Hold", handle_hold, 1024, 3, SFC_ROLES_ALL},
+    {"/test.v1.Test/Refuse", handle_refuse, 1024, 16, SFC_ROLES_ALL},
+    {"/test.v1.Test/Flaky", handle_flaky, 1024, 16, SFC_ROLES_ALL},
+    {"/test.v1.Test/Huge", handle_late, 1024, 16, SFC_ROLES_ALL},
+    {"/test.v1.Test/Admin", handle_echo, 1024, 16, SFC_ROLE_ADMIN},
 };
 
 static void service_listen(void *ctx)
@@ -142,6 +143,9 @@ static void service_listen(void *ctx)
     struct sfc_error err = {0};
     char address[64];
     snprintf(address, sizeof address, "127.0.0.1:%d", service->port);
+    if (service->limits != NULL) {
+        sfc_rpc_loop_limit(service->side.rpc, service->limits);
+    }
     int code = sfc_rpc_server_start(service->side.rpc, address, rig_methods,
                                     sizeof rig_methods / sizeof *rig_methods, service,
                                     &service->server, &service->port, &err);
@@ -154,14 +158,31 @@ static void service_listen(void *ctx)
 
 void service_start(struct service *service, int port)
 {
+    service_start_with(service, port, NULL);
+}
+
+static void service_begin(struct service *service, int port, const struct sfc_security *security,
+                          const struct sfc_peer_limits *limits)
+{
     memset(service, 0, sizeof *service);
     service->port = port;
     service->ready = true;
     sem_init(&service->arrived, 0, 0);
     sem_init(&service->cancelled, 0, 0);
-    side_start(&service->side);
+    side_start(&service->side, security);
+    service->limits = limits;
     side_do(&service->side, service_listen, service);
     assert_true(service->port > 0);
+}
+
+void service_start_with(struct service *service, int port, const struct sfc_security *security)
+{
+    service_begin(service, port, security, NULL);
+}
+
+void service_start_limited(struct service *service, const struct sfc_peer_limits *limits)
+{
+    service_begin(service, 0, NULL, limits);
 }
 
 void service_end_held(void *ctx)
@@ -169,6 +190,15 @@ void service_end_held(void *ctx)
     struct service *service = ctx;
     for (unsigned i = 0; i < service->held_count; i++) {
         sfc_rpc_fail(service->held[i], SFC_ESTATE, "ended by the test");
+    }
+    service->held_count = 0;
+}
+
+void service_answer_held(void *ctx)
+{
+    struct service *service = ctx;
+    for (unsigned i = 0; i < service->held_count; i++) {
+        sfc_rpc_reply(service->held[i], SMALL, NOTHING, NULL, NULL);
     }
     service->held_count = 0;
 }
@@ -193,9 +223,14 @@ static void peer_connect(void *ctx)
 
 void peer_start(struct peer *peer, int port)
 {
+    peer_start_with(peer, port, NULL);
+}
+
+void peer_start_with(struct peer *peer, int port, const struct sfc_security *security)
+{
     memset(peer, 0, sizeof *peer);
     snprintf(peer->address, sizeof peer->address, "127.0.0.1:%d", port);
-    side_start(&peer->side);
+    side_start(&peer->side, security);
     side_do(&peer->side, peer_connect, peer);
 }
 

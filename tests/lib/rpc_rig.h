@@ -19,12 +19,12 @@ struct side {
     pthread_t thread;
     sem_t stopped;
 };
-void side_start(struct side *side);
+void side_start(struct side *side, const struct sfc_security *security);
 void side_stop(struct side *side);
 /* Runs fn on the loop thread and waits for it. */
 void side_do(struct side *side, void (*fn)(void *ctx), void *ctx);
 
-/* ---- the server under test: /test.v1.Test/Echo|Hold|Refuse|Flaky|Huge */
+/* ---- the server under test: /test.v1.Test/Echo|Hold|Refuse|Flaky|Huge|Admin */
 
 enum { ECHO_MAX = (8 << 20) + (64 << 10), HELD_MAX = 16 };
 
@@ -33,7 +33,8 @@ struct service {
     struct sfc_rpc_server *server;
     int port;
     bool ready;
-    sem_t arrived, cancelled; /* of held calls */
+    const struct sfc_peer_limits *limits; /* NULL: the usual ones */
+    sem_t arrived, cancelled;             /* of held calls */
     struct sfc_rpc_call *held[HELD_MAX];
     unsigned held_count;
     unsigned flaky_left; /* failures that Flaky still gives */
@@ -42,8 +43,11 @@ struct service {
 extern const struct sfc_rpc_method rig_methods[];
 
 void service_start(struct service *service, int port); /* port 0: the kernel chooses */
+void service_start_with(struct service *service, int port, const struct sfc_security *security);
+void service_start_limited(struct service *service, const struct sfc_peer_limits *limits);
 void service_stop(struct service *service);
-void service_end_held(void *service); /* fails the held calls; for side_do */
+void service_end_held(void *service);    /* fails the held calls; for side_do */
+void service_answer_held(void *service); /* answers them */
 
 /* ---- the client side */
 
@@ -53,6 +57,7 @@ struct peer {
     char address[64];
 };
 void peer_start(struct peer *peer, int port);
+void peer_start_with(struct peer *peer, int port, const struct sfc_security *security);
 void peer_stop(struct peer *peer);
 
 extern const uint8_t rig_head[2]; /* field 1, varint */

@@ -52,6 +52,9 @@ int rig_snapshot_write_round(struct sfc_snapshot_store *store, size_t block, uin
     if (code != SFC_OK) {
         return code;
     }
+    if (step % 2 == 1) { /* to the reader it is all the same */
+        sfc_snapshot_write_direct(write);
+    }
     while (code == SFC_OK && !done) {
         code = sfc_snapshot_write_some(write, 100, &done, err);
     }

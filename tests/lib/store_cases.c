@@ -53,6 +53,8 @@ void store_case_runs(void **state)
     struct sfc_store_run run = {.start_step = 7,
                                 .load = true,
                                 .elastic = true,
+                                .mirrors = 2,
+                                .grace_s = 90,
                                 .map_version = 3,
                                 .state = "loading",
                                 .config = config,
@@ -77,6 +79,8 @@ void store_case_runs(void **state)
     assert_int_equal(got.run_id, second);
     assert_int_equal(got.start_step, 7);
     assert_true(got.load && got.elastic);
+    assert_int_equal(got.mirrors, 2);
+    assert_int_equal(got.grace_s, 90);
     assert_string_equal(got.state, "failed");
     assert_string_equal(got.reason, "shard 1 lost");
     assert_string_equal(got.numerics, "cpu avx2");
@@ -84,6 +88,22 @@ void store_case_runs(void **state)
     assert_memory_equal(got.config, config, sizeof config);
     assert_memory_equal(got.map, map, sizeof map);
     sfc_store_run_close(&got);
+    assert_int_equal(sfc_store_run_before(store, UINT64_MAX, &got, NULL), SFC_OK);
+    assert_int_equal(got.run_id, second);
+    assert_string_equal(got.state, "failed");
+    assert_string_equal(got.reason, "shard 1 lost");
+    assert_true(got.paused);
+    sfc_store_run_close(&got);
+    assert_int_equal(sfc_store_run_before(store, second, &got, NULL), SFC_OK);
+    assert_int_equal(got.run_id, first);
+    assert_string_equal(got.state, "loading");
+    assert_int_equal(got.start_step, 7);
+    assert_int_equal(got.config_size, sizeof config);
+    assert_memory_equal(got.config, config, sizeof config);
+    sfc_store_run_close(&got);
+    assert_int_equal(sfc_store_run_before(store, first, &got, NULL), SFC_ENOTFOUND);
+    assert_int_equal(sfc_store_run_before(store, 0, &got, NULL), SFC_ENOTFOUND);
+    assert_null(got.config);
     sfc_store_close(store);
 }
 

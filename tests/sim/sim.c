@@ -260,6 +260,8 @@ static void plan_faults(struct sim *s)
     operator_plan(s);
     if (s->elastic)
         sim_after(s, sim_below(s, 500), E_ORDER);
+    for (uint32_t i = s->mirrors ? sim_below(s, 4) : 0; i > 0; i--)
+        sim_after(s, 500 + sim_below(s, end), E_VANISH)->a = sim_below(s, s->k);
 }
 
 static void kill_scheduler(struct sim *s)
@@ -298,10 +300,14 @@ static void shape_map(struct sim *s)
     m->version = 1;
     for (uint32_t k = 0; k < members; k++)
         m->member[k] = true;
+    s->mirrors = s->elastic && sim_below(s, 2) == 0;
+    s->grows = s->elastic && !s->mirrors && sim_below(s, 4) != 0;
+    s->classes = s->grows ? 1 + sim_below(s, CLASSES - 1) : CLASSES;
     for (uint32_t b = 0; b < BLOCKS; b++)
-        m->class_owner[b] = sim_below(s, members);
+        m->class_owner[b] = b * BLOCK_SIZE < s->classes ? sim_below(s, members) : NOBODY;
     for (uint32_t d = 0; d < s->d; d++)
         m->dense_owner[d] = sim_below(s, members);
+    mirror_choose(s, m);
     s->store.map = *m;
 }
 
@@ -451,6 +457,12 @@ static void dispatch(struct sim *s, struct event *e)
     case E_CUT:
         cut_shard(s, (uint32_t)e->a);
         break;
+    case E_MIRROR:
+        mirror_sweep(s, (uint32_t)e->a);
+        break;
+    case E_VANISH:
+        mirror_vanish(s, (uint32_t)e->a);
+        break;
     case E_OPERATOR:
         operator_acts(s, e->a);
         break;
@@ -520,6 +532,8 @@ int sim_run(uint64_t seed, bool verbose, char *failure, size_t size, struct coun
         s->shards[k].boot_id = mix(seed, k) | 1;
         sim_after(s, sim_below(s, 100), E_SHARD_BEAT)->a = k;
         sim_after(s, sim_below(s, 200), E_SNAPSHOT)->a = k;
+        if (s->mirrors)
+            sim_after(s, sim_below(s, 200), E_MIRROR)->a = k;
     }
     for (uint32_t w = 0; w < s->workers; w++)
         worker_start(s, w);

@@ -15,7 +15,9 @@
  *
  * In half of the runs shards join and leave and blocks move (sim_moves.c): source, destination and
  * scheduler like to die in every phase of it. Each node has the map that it was told; the place of
- * shard k in it is k.
+ * shard k in it is k. In half of these each shard is mirrored by another one, disks vanish for
+ * good, and whoever is missing for long is given up (sim_mirror.c); in most of the others the run
+ * begins with some of the classes, and grows (sim_grow.c).
  *
  * The arithmetic is replaced by hashes: a block's state after step t is a hash of (its state after
  * t-1, inputs of step t). The oracle (sim_oracle.c) knows no shards and no faults: it computes the
@@ -26,6 +28,7 @@
 #ifndef SFC_TESTS_SIM_H
 #define SFC_TESTS_SIM_H
 
+#include "server/core/growth.h"
 #include "server/core/log_floor.h"
 #include "server/core/membership.h"
 #include "server/core/run_fsm.h"
@@ -42,6 +45,9 @@
 #define CLASSES      (BLOCKS * BLOCK_SIZE)
 #define SAMPLE_PPM   300000
 #define SAMPLES      37
+#define MORE_SAMPLES 11 /* that a growth brings */
+#define MAX_GROWTHS  3
+#define NOBODY       UINT32_MAX /* owns a block that is not there yet */
 #define MAX_STEPS    24
 #define MAX_WORKERS  4
 #define RUN_ID       7
@@ -82,11 +88,14 @@ enum method {
     M_PULL, /* worker -> shard */
 };
 
-/* Block map: the place of shard k is k. */
+/* Block map: the place of shard k is k. Growths ascend by step. */
 struct map {
     uint64_t version;
     bool member[MAX_K];
     uint32_t class_owner[BLOCKS], dense_owner[MAX_D];
+    uint32_t mirror[MAX_K]; /* place of the shard's mirror + 1; 0: none */
+    uint32_t growth_count;
+    struct sfc_growth growths[MAX_GROWTHS];
 };
 
 /* Body of any request or reply. */
@@ -96,6 +105,8 @@ struct body {
     uint64_t map_version, move;
     uint32_t from;
     bool blocks[MAX_BLOCKS];
+    bool grows;             /* M_FETCH: blocks that come from nowhere, by `map` */
+    uint64_t samples[ROWS]; /* of a data ticket */
     char text[128];
     uint64_t worker, session, boot_id, step, prepared_step, digest, run_id;
     uint32_t j;
@@ -177,6 +188,8 @@ enum event_kind {
     E_START_SCHEDULER,
     E_CUT,
     E_OPERATOR,
+    E_MIRROR,
+    E_VANISH,
 };
 
 struct job {
@@ -206,12 +219,13 @@ struct log_record {
     uint64_t labels[MAX_B];
     struct sfc_attempt attempts[MAX_J];
     uint64_t features[MAX_J], lse[MAX_J];
-    uint64_t sums[MAX_D]; /* of the own dense blocks, */
+    uint64_t sums[MAX_D]; /* of the own dense blocks, and of those that it mirrors, */
     bool own[MAX_D];      /* which are these */
 };
 
 struct snapshot {
     uint64_t step, state;
+    uint32_t rows;            /* of a class block */
     struct sfc_attempt round; /* of the commit of its step; 0.0: none */
 };
 
@@ -227,6 +241,7 @@ struct disk {
     struct log_record records[MAX_RECORDS];
     uint32_t count, flushed;
     struct copies copies[MAX_BLOCKS]; /* class blocks, then dense blocks */
+    struct snapshot grown[BLOCKS];    /* with more rows than the block has yet; rows 0: none */
 };
 
 struct event {
@@ -246,6 +261,8 @@ struct slot_data {
 struct staged {
     uint64_t move; /* the newest that it heard of */
     uint32_t from;
+    bool grows;            /* from nowhere, */
+    uint32_t rows[BLOCKS]; /* with so many rows */
     bool blocks[MAX_BLOCKS];
     bool begun, ready, taken;
     uint64_t stamp, step; /* of the copies on its disk; of the blocks, once taken */
@@ -274,7 +291,9 @@ struct shard {
     uint64_t committing; /* the durable step whose commit is at work */
     uint64_t durable_step, trimmed, back_until, kept_back, kept_until;
     bool checks_back;
-    uint32_t next_snapshot; /* block */
+    uint32_t next_snapshot, next_mirror; /* block */
+    bool vanished;                       /* with its disk, */
+    uint64_t away_until;                 /* and is not started again before */
     struct sfc_step_fsm fsm;
     struct sfc_step_actions actions;
     struct log_record inputs; /* of the flush at work */
@@ -302,6 +321,7 @@ struct worker {
     /* the reader */
     uint64_t data_step;
     uint32_t data_j;
+    uint64_t samples[ROWS];
 };
 
 /* Records that are written in one piece, or a rewind. */
@@ -357,8 +377,11 @@ struct scheduler {
         enum sfc_order_kind kind;
         uint32_t shard, from;
         bool blocks[MAX_BLOCKS];
+        uint64_t classes, samples; /* of a GROW, */
+        uint32_t owners[BLOCKS];   /* and where its blocks are */
         enum sfc_order_phase seen_phase;
     } order;
+    uint64_t lose_again; /* nobody is given up before */
 };
 
 /* What a Done promised; the oracle checks it when it is committed. */
@@ -391,7 +414,7 @@ struct counts {
     uint64_t store_errors, sessions, unsure_records;
     uint64_t rates, rewinds, refused_rewinds, returns, given_up, fetched, old_copies;
     uint64_t second_grants, second_data;
-    uint64_t joins, moves, leaves, void_orders, refused_maps;
+    uint64_t joins, moves, leaves, void_orders, refused_maps, losses, vanished, growths;
 };
 
 struct sim {
@@ -402,7 +425,10 @@ struct sim {
     uint32_t k, j, d, workers, steps;
     unsigned slowness[MAX_WORKERS]; /* a worker takes so many times as long as a quick one */
     struct map first_map;
-    bool elastic; /* shards come and go, blocks move */
+    uint64_t classes; /* at the start */
+    bool grows;
+    bool elastic;     /* shards come and go, blocks move */
+    uint32_t mirrors; /* of each shard: 0 or 1 */
     unsigned drop_ppm, repeat_ppm, slow_ppm, give_up_ppm;
     bool mixed, not_finite, session;
     uint32_t durable_every, window; /* of rewinds */
@@ -525,7 +551,10 @@ void disk_take_snapshot(struct sim *s, uint32_t k);
 void disk_snapshot_written(struct sim *s, uint32_t k, const struct event *e);
 void disk_drop_hidden(struct sim *s, uint32_t k);
 /* A copy that came from another shard; an older one is not there. */
+void disk_copy_block(struct sim *s, uint32_t k, uint32_t block, uint64_t step, uint64_t state);
 void disk_put_copy(struct sim *s, uint32_t k, uint32_t block, uint64_t step, uint64_t state);
+/* The map of a growth has been taken, or not: what it made goes where it belongs, or goes. */
+void disk_settle_grown(struct sim *s, uint32_t k, const struct map *map);
 /* Copies of blocks that this map gives to others go; keep: of these they stay (NULL: of none). */
 void disk_keep_owned(struct sim *s, uint32_t k, const struct map *map, const bool *keep);
 /* The inputs of a step from a round, NULL: not there. */
@@ -541,6 +570,7 @@ enum disk_result disk_recover(struct sim *s, uint32_t k, const struct sfc_commit
 bool map_owns(const struct map *map, uint32_t k,
               uint32_t block); /* class blocks, then dense ones */
 bool map_has_dense(const struct sim *s, const struct map *map, uint32_t k);
+bool map_gets_dense(const struct sim *s, const struct map *map, uint32_t k); /* of gradients */
 void moves_order(struct sim *s); /* E_ORDER: somebody orders something */
 void moves_disturb(struct sim *s);
 void moves_write_map(struct sim *s, const struct sfc_run_action *a);
@@ -556,6 +586,28 @@ void moves_taken(struct sim *s, uint32_t k, const struct event *e);
 void moves_joined(struct sim *s, uint32_t k, const struct event *e);
 void moves_apply_map(struct sim *s, uint32_t k); /* the job */
 
+/* sim_grow.c: identities are added */
+uint64_t grow_classes(const struct sim *s, const struct map *map);
+uint32_t grow_rows(const struct sim *s, const struct map *map, uint32_t block); /* 0: not there */
+/* Where the present rows of a block begin: nothing leads to before it. */
+uint64_t grow_since(const struct sim *s, const struct map *map, uint32_t block);
+bool grow_grew(const struct sim *s, const struct map *map, uint32_t block);
+bool grow_choose(struct sim *s, struct sfc_run_event *e);
+void grow_change(struct sim *s, uint64_t step, struct map *map);
+uint64_t grow_sample(const struct sim *s, const struct map *map, uint64_t position);
+void grow_fetch(struct sim *s, uint32_t k, const struct body *b); /* fills `staged` */
+void grow_take(struct sim *s, uint32_t k, uint64_t step);
+
+/* sim_mirror.c: shards that keep what another one's blocks can be restored from */
+void mirror_choose(const struct sim *s, struct map *map);
+bool mirror_keeps(const struct sim *s, const struct map *map, uint32_t k, uint32_t block);
+bool mirror_pushed(const struct sim *s, const struct map *map, uint32_t k,
+                   uint32_t d);                /* owns or mirrors the dense block */
+void mirror_sweep(struct sim *s, uint32_t k);  /* E_MIRROR */
+void mirror_vanish(struct sim *s, uint32_t k); /* E_VANISH */
+void mirror_tick(struct sim *s);
+bool mirror_vanished(const struct sim *s); /* a disk, and its shard is not given up yet */
+
 /* sim_session.c: worker w as a foreign framework */
 void session_open(struct sim *s, uint32_t w);
 void session_reply(struct sim *s, uint32_t w, const struct rpc *rpc, const struct body *body);
@@ -570,11 +622,16 @@ void worker_timer(struct sim *s, uint32_t w, uint64_t life, uint64_t what);
 /* sim_model.c: the model arithmetic */
 uint64_t mix(uint64_t a, uint64_t b);
 uint64_t model_salt(uint64_t salt, struct sfc_attempt attempt);
-uint64_t model_label(const struct sim *s, uint64_t step, uint32_t j, uint32_t row);
+uint64_t model_label(const struct sim *s, uint64_t sample);
 /* A session has its own idea of what a step's batch is. */
 uint64_t model_session_label(const struct sim *s, uint64_t salt, uint64_t step, uint32_t j,
                              uint32_t row);
-uint64_t model_sample(const struct sim *s, uint64_t step, uint32_t block, const uint64_t *labels);
+/* rows 0: the block is not there */
+uint64_t model_sample(const struct sim *s, uint64_t step, uint32_t block, uint32_t rows,
+                      const uint64_t *labels);
+/* A block as the seed makes it, and one that gets more rows. */
+uint64_t model_seeded(uint32_t block, uint32_t rows);
+uint64_t model_grown(uint64_t state, uint32_t block, uint32_t rows_before, uint32_t rows);
 uint64_t model_features(const struct sim *s, uint64_t step, uint32_t j, uint64_t salt,
                         const uint64_t *dense);
 uint64_t model_logits(uint64_t state, uint64_t sample, uint64_t features);

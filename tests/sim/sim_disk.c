@@ -14,6 +14,13 @@ static bool owned(const struct sim *s, uint32_t k, uint32_t block)
     return block < BLOCKS + s->d && map_owns(&s->shards[k].map, k, block);
 }
 
+/* Its copies are: they are of an own block, or of one that is mirrored here. */
+static bool kept(const struct sim *s, uint32_t k, uint32_t block)
+{
+    return block < BLOCKS + s->d &&
+           (owned(s, k, block) || mirror_keeps(s, &s->shards[k].map, k, block));
+}
+
 static uint64_t *state_of(struct shard *sh, uint32_t block)
 {
     return block < BLOCKS ? &sh->class_state[block] : &sh->dense_state[block - BLOCKS];
@@ -93,7 +100,8 @@ bool disk_put_back(struct sim *s, uint32_t k)
 }
 
 /* Of what was not flushed any number of the first records may have reached the disk. Where a block
- * has two snapshots the newest may turn out to be damaged. */
+ * has two snapshots the newest may turn out to be damaged, unless the run has gone back so far that
+ * the log leads on from that one alone. */
 void disk_crash(struct sim *s, uint32_t k)
 {
     struct disk *d = &s->shards[k].disk;
@@ -101,7 +109,8 @@ void disk_crash(struct sim *s, uint32_t k)
     d->flushed = d->count;
     for (uint32_t b = 0; b < MAX_BLOCKS; b++) {
         struct copies *c = &d->copies[b];
-        if (c->count < 2 || c->damaged || sim_below(s, 4) != 0)
+        if (c->count < 2 || c->damaged || sim_below(s, 4) != 0 ||
+            c->items[1].step < s->shards[k].trimmed)
             continue;
         memmove(c->items, c->items + 1, --c->count * sizeof(*c->items));
         c->damaged = true;
@@ -210,11 +219,11 @@ uint64_t disk_floor(const struct sim *s, uint32_t k)
     uint64_t floor = UINT64_MAX, back = horizon(s, sh, sfc_step_applied(&sh->fsm));
     struct copies c;
     for (uint32_t b = 0; b < MAX_BLOCKS; b++) {
-        if (!owned(s, k, b))
+        if (!kept(s, k, b))
             continue;
         seen(sh, b, &c);
         uint32_t i = at_step(&c, back), two = c.count < 2 ? c.count : 2;
-        uint64_t step = i == c.count                              ? 0
+        uint64_t step = i == c.count                              ? grow_since(s, &sh->map, b)
                         : c.items[i].step < c.items[two - 1].step ? c.items[i].step
                                                                   : c.items[two - 1].step;
         floor = step < floor ? step : floor;
@@ -226,15 +235,33 @@ uint64_t disk_floor(const struct sim *s, uint32_t k)
 
 void disk_put_copy(struct sim *s, uint32_t k, uint32_t block, uint64_t step, uint64_t state)
 {
-    s->shards[k].disk.copies[block] = (struct copies){
-        .count = 1,
-        .items = {{.step = step, .state = state, .round = s->oracle.records[step].r.round}}};
+    s->shards[k].disk.copies[block] =
+        (struct copies){.count = 1,
+                        .items = {{.step = step,
+                                   .state = state,
+                                   .rows = grow_rows(s, &s->shards[k].map, block),
+                                   .round = s->oracle.records[step].r.round}}};
+}
+
+void disk_settle_grown(struct sim *s, uint32_t k, const struct map *map)
+{
+    struct disk *d = &s->shards[k].disk;
+    for (uint32_t b = 0; b < BLOCKS; b++) {
+        bool taken =
+            d->grown[b].rows && map_owns(map, k, b) && grow_rows(s, map, b) == d->grown[b].rows;
+        if (taken)
+            d->copies[b] = (struct copies){.count = 1, .items = {d->grown[b]}};
+        d->grown[b] = (struct snapshot){0};
+        if (d->copies[b].items[0].rows != grow_rows(s, map, b)) /* of a block that is mirrored */
+            d->copies[b] = (struct copies){0};
+    }
 }
 
 void disk_keep_owned(struct sim *s, uint32_t k, const struct map *map, const bool *keep)
 {
     for (uint32_t b = 0; b < MAX_BLOCKS; b++)
-        if (!(b < BLOCKS + s->d && map_owns(map, k, b)) && !(keep && keep[b]))
+        if (!(b < BLOCKS + s->d && (map_owns(map, k, b) || mirror_keeps(s, map, k, b))) &&
+            !(keep && keep[b]))
             memset(&s->shards[k].disk.copies[b], 0, sizeof(struct copies));
 }
 
@@ -243,9 +270,12 @@ uint64_t disk_oldest(const struct sim *s, uint32_t k)
     const struct shard *sh = &s->shards[k];
     uint64_t oldest = 0;
     struct copies c;
-    for (uint32_t b = 0; b < MAX_BLOCKS && sh->trimmed > 0; b++) {
-        uint64_t stamp = UINT64_MAX;
+    for (uint32_t b = 0; b < MAX_BLOCKS; b++) {
+        uint64_t stamp = UINT64_MAX, since = grow_since(s, &sh->map, b);
         if (!owned(s, k, b))
+            continue;
+        oldest = since > oldest ? since : oldest;
+        if (sh->trimmed == 0)
             continue;
         seen(sh, b, &c);
         for (uint32_t i = 0; i < c.count && c.items[i].step >= sh->trimmed; i++)
@@ -271,16 +301,15 @@ void disk_take_snapshot(struct sim *s, uint32_t k)
         e->body.round = s->oracle.records[e->body.step].r.round;
         e->body.floor = horizon(s, sh, e->body.step);
         e->body.value = *state_of(sh, b);
+        e->body.count = grow_rows(s, &sh->map, b);
         return;
     }
 }
 
-void disk_snapshot_written(struct sim *s, uint32_t k, const struct event *e)
+static void put_newest(struct sim *s, struct copies *c, const struct snapshot *newest,
+                       uint64_t horizon_step)
 {
-    struct copies *c = &s->shards[k].disk.copies[e->c];
-    if (!owned(s, k, (uint32_t)e->c))
-        return; /* it has moved away */
-    if (c->count > 0 && c->items[0].step >= e->body.step)
+    if (c->count > 0 && c->items[0].step >= newest->step)
         return;
     if (c->count == MAX_COPIES) {
         sim_fail(s, "a block has %d snapshots", MAX_COPIES);
@@ -288,13 +317,35 @@ void disk_snapshot_written(struct sim *s, uint32_t k, const struct event *e)
     }
     memmove(c->items + 1, c->items, c->count++ * sizeof(*c->items));
     c->damaged = false;
-    c->items[0] =
-        (struct snapshot){.step = e->body.step, .state = e->body.value, .round = e->body.round};
-    uint32_t back = at_step(c, e->body.floor), kept = 0;
+    c->items[0] = *newest;
+    uint32_t back = at_step(c, horizon_step), left = 0;
     for (uint32_t i = 0; i < c->count; i++)
         if (i < 2 || i == back || i + 1 == back)
-            c->items[kept++] = c->items[i];
-    c->count = kept;
+            c->items[left++] = c->items[i];
+    c->count = left;
+}
+
+void disk_snapshot_written(struct sim *s, uint32_t k, const struct event *e)
+{
+    const struct snapshot newest = {.step = e->body.step,
+                                    .state = e->body.value,
+                                    .rows = e->body.count,
+                                    .round = e->body.round};
+    /* else it has moved away, or has grown */
+    if (owned(s, k, (uint32_t)e->c) &&
+        newest.rows == grow_rows(s, &s->shards[k].map, (uint32_t)e->c))
+        put_newest(s, &s->shards[k].disk.copies[e->c], &newest, e->body.floor);
+}
+
+void disk_copy_block(struct sim *s, uint32_t k, uint32_t block, uint64_t step, uint64_t state)
+{
+    const struct shard *sh = &s->shards[k];
+    const struct snapshot newest = {.step = step,
+                                    .state = state,
+                                    .rows = grow_rows(s, &sh->map, block),
+                                    .round = s->oracle.records[step].r.round};
+    put_newest(s, &s->shards[k].disk.copies[block], &newest,
+               horizon(s, sh, sfc_step_applied(&sh->fsm)));
 }
 
 void disk_drop_hidden(struct sim *s, uint32_t k)
@@ -346,7 +397,7 @@ static enum disk_result fetch(struct sim *s, uint32_t k, uint64_t step, bool kee
     enum disk_result result = DISK_LACKS;
     for (uint32_t i = 0; i < s->k; i++) {
         const struct shard *sh = &s->shards[i];
-        if (i == k)
+        if (i == k || !own->map.member[i])
             continue;
         if (!sh->up || !sh->has_run || sfc_step_applied(&sh->fsm) < step) {
             result = DISK_ASKS_LATER;
@@ -368,7 +419,7 @@ static enum disk_result fetch(struct sim *s, uint32_t k, uint64_t step, bool kee
     return result;
 }
 
-static void replay(struct sim *s, uint32_t block, const struct log_record *r,
+static void replay(struct sim *s, uint32_t block, uint32_t rows, const struct log_record *r,
                    const struct log_record *commit, uint64_t *state)
 {
     uint64_t inputs = 0;
@@ -377,14 +428,14 @@ static void replay(struct sim *s, uint32_t block, const struct log_record *r,
     for (uint32_t j = 0; j < s->j; j++)
         inputs = mix(mix(inputs, r->features[j]), r->lse[j]);
     if (block < BLOCKS)
-        *state =
-            model_class_update(*state, model_sample(s, r->step, block, r->labels), inputs, r->lr);
+        *state = model_class_update(*state, model_sample(s, r->step, block, rows, r->labels),
+                                    inputs, r->lr);
     else
         *state = model_dense_update(*state, r->sums[block - BLOCKS], commit->clip_scale, r->lr);
 }
 
-/* The newest snapshot that is not after the step, or the seed. */
-static struct snapshot begin_block(struct sim *s, uint32_t k, uint32_t block, uint64_t to)
+/* The newest snapshot that is not after the step, or the seed. False: neither. */
+static bool begin_block(struct sim *s, uint32_t k, uint32_t block, uint64_t to, struct snapshot *at)
 {
     struct copies c;
     seen(&s->shards[k], block, &c);
@@ -392,10 +443,12 @@ static struct snapshot begin_block(struct sim *s, uint32_t k, uint32_t block, ui
     if (i < c.count) {
         if (c.items[i].step > 0)
             oracle_check_replay(s, k, c.items[i].step, c.items[i].round);
-        return c.items[i];
+        *at = c.items[i];
+        return true;
     }
-    return (struct snapshot){.state = block < BLOCKS ? s->oracle.class_state[0][block]
-                                                     : s->oracle.dense_state[0][block - BLOCKS]};
+    *at = (struct snapshot){.state = block < BLOCKS ? s->oracle.class_state[0][block]
+                                                    : s->oracle.dense_state[0][block - BLOCKS]};
+    return !grow_grew(s, &s->shards[k].map, block);
 }
 
 static enum disk_result recover_block(struct sim *s, uint32_t k, uint32_t block,
@@ -416,7 +469,7 @@ static enum disk_result recover_block(struct sim *s, uint32_t k, uint32_t block,
             return result;
         }
         oracle_check_replay(s, k, step, commit.round);
-        replay(s, block, &inputs, &commit, &at->state);
+        replay(s, block, grow_rows(s, &s->shards[k].map, block), &inputs, &commit, &at->state);
         before = commit.round;
         at->step = step;
     }
@@ -449,9 +502,10 @@ enum disk_result disk_recover(struct sim *s, uint32_t k, const struct sfc_commit
     for (uint32_t b = 0; b < MAX_BLOCKS && result == DISK_LEADS; b++) {
         if (!owned(s, k, b))
             continue;
-        struct snapshot at = begin_block(s, k, b, last->step);
+        struct snapshot at;
+        bool begins = begin_block(s, k, b, last->step, &at);
         uint64_t from = at.step;
-        result = recover_block(s, k, b, last, keep, &at);
+        result = begins ? recover_block(s, k, b, last, keep, &at) : DISK_LACKS;
         *replayed = at.step - from > *replayed ? at.step - from : *replayed;
         if (keep)
             *state_of(sh, b) = at.state;

@@ -21,10 +21,27 @@ uint64_t model_double(double value)
     return bits;
 }
 
-uint64_t model_label(const struct sim *s, uint64_t step, uint32_t j, uint32_t row)
+/* Samples that came with a growth are of the identities that came with it. */
+uint64_t model_label(const struct sim *s, uint64_t sample)
 {
-    uint64_t position = (step - 1) * s->j * ROWS + j * ROWS + row;
-    return mix(3, sfc_sample_at(5, SAMPLES, position)) % CLASSES;
+    const struct map *m = &s->store.map;
+    uint64_t samples = SAMPLES, first = 0, classes = s->classes;
+    for (uint32_t i = 0; i < m->growth_count && sample >= samples; i++) {
+        first = classes;
+        classes = m->growths[i].classes;
+        samples = m->growths[i].samples;
+    }
+    return first + mix(3, sample) % (classes - first);
+}
+
+uint64_t model_seeded(uint32_t block, uint32_t rows)
+{
+    return rows ? mix(mix(101, block), rows) : 0;
+}
+
+uint64_t model_grown(uint64_t state, uint32_t block, uint32_t rows_before, uint32_t rows)
+{
+    return rows_before == 0 ? model_seeded(block, rows) : mix(mix(state, rows_before), rows);
 }
 
 uint64_t model_salt(uint64_t salt, struct sfc_attempt attempt)
@@ -35,7 +52,7 @@ uint64_t model_salt(uint64_t salt, struct sfc_attempt attempt)
 uint64_t model_session_label(const struct sim *s, uint64_t salt, uint64_t step, uint32_t j,
                              uint32_t row)
 {
-    return mix(salt, model_label(s, step, j, row)) % CLASSES;
+    return mix(salt, (step * s->j + j) * ROWS + row) % s->classes;
 }
 
 static int by_value(const void *a, const void *b)
@@ -44,12 +61,15 @@ static int by_value(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-uint64_t model_sample(const struct sim *s, uint64_t step, uint32_t block, const uint64_t *labels)
+uint64_t model_sample(const struct sim *s, uint64_t step, uint32_t block, uint32_t rows,
+                      const uint64_t *labels)
 {
     uint32_t positives[MAX_B], out[BLOCK_SIZE], n = 0, distinct = 0;
     _Alignas(64) unsigned char scratch[16384];
+    if (rows == 0)
+        return 0;
     for (uint32_t i = 0; i < s->j * ROWS; i++)
-        if (labels[i] / BLOCK_SIZE == block)
+        if (labels[i] / BLOCK_SIZE == block && labels[i] % BLOCK_SIZE < rows)
             positives[n++] = (uint32_t)(labels[i] % BLOCK_SIZE);
     qsort(positives, n, sizeof(*positives), by_value);
     for (uint32_t i = 0; i < n; i++)
@@ -58,7 +78,7 @@ uint64_t model_sample(const struct sim *s, uint64_t step, uint32_t block, const 
     if (sfc_sample_scratch(BLOCK_SIZE) > sizeof(scratch))
         abort();
     uint32_t count =
-        sfc_sample_block(5, step, block, BLOCK_SIZE, SAMPLE_PPM, positives, distinct, out, scratch);
+        sfc_sample_block(5, step, block, rows, SAMPLE_PPM, positives, distinct, out, scratch);
     uint64_t h = mix(step, block);
     for (uint32_t i = 0; i < count; i++)
         h = mix(h, out[i]);

@@ -23,6 +23,14 @@ bool map_has_dense(const struct sim *s, const struct map *map, uint32_t k)
     return false;
 }
 
+bool map_gets_dense(const struct sim *s, const struct map *map, uint32_t k)
+{
+    for (uint32_t d = 0; d < s->d; d++)
+        if (mirror_pushed(s, map, k, d))
+            return true;
+    return false;
+}
+
 static uint32_t owned(const struct sim *s, const struct map *map, uint32_t k)
 {
     uint32_t n = 0;
@@ -75,7 +83,7 @@ static bool registered(const struct sim *s, uint32_t k)
 static bool choose(struct sim *s, struct sfc_run_event *e)
 {
     const struct scheduler *sc = &s->scheduler;
-    uint32_t k = sim_below(s, s->k), what = sim_below(s, 5);
+    uint32_t k = sim_below(s, s->k), what = sim_below(s, s->grows ? 8 : 5);
     e->shard = k;
     e->shard_id = k + 1;
     if (what == 0) {
@@ -86,7 +94,7 @@ static bool choose(struct sim *s, struct sfc_run_event *e)
         e->order = SFC_ORDER_LEAVE;
         return sc->map.member[k] && owned(s, &sc->map, k) == 0 && members(s, &sc->map) > 1;
     }
-    return choose_move(s, e);
+    return what >= 5 ? grow_choose(s, e) : choose_move(s, e);
 }
 
 void moves_order(struct sim *s)
@@ -95,7 +103,8 @@ void moves_order(struct sim *s)
     struct sfc_run_event e = {.type = SFC_EV_ORDER};
     if (s->now < s->chaos_end)
         sim_after(s, 10 + sim_below(s, 100), E_ORDER);
-    if (!sc->up || !sc->has_run)
+    /* A map of now could take from a lost shard those who can restore it: nobody knows yet. */
+    if (!sc->up || !sc->has_run || mirror_vanished(s))
         return;
     if (!sfc_run_may_order(&sc->run)) {
         e.type = SFC_EV_ORDER_CANCEL;
@@ -116,6 +125,7 @@ void moves_order(struct sim *s)
     sim_log(s, "order %llx: %s shard %u, from %u", (ull)e.number,
             e.order == SFC_ORDER_JOIN   ? "join"
             : e.order == SFC_ORDER_MOVE ? "move to"
+            : e.order == SFC_ORDER_GROW ? "grow; one of them is"
                                         : "leave",
             e.shard, e.from);
     scheduler_run_event(s, &e);
@@ -143,27 +153,33 @@ void moves_disturb(struct sim *s)
 
 /* ---- the scheduler's daemon */
 
-static struct map changed(const struct sim *s, uint64_t version)
+/* The present map, changed by the order at work after a step. */
+static struct map changed(struct sim *s, uint64_t version, uint64_t step)
 {
     const struct scheduler *sc = &s->scheduler;
     struct map m = sc->map;
     m.version = version;
+    if (sc->order.kind == SFC_ORDER_GROW)
+        grow_change(s, step, &m);
     if (sc->order.kind == SFC_ORDER_JOIN)
         m.member[sc->order.shard] = true;
-    if (sc->order.kind == SFC_ORDER_LEAVE)
+    bool lost = sc->order.kind == SFC_ORDER_LOSS;
+    uint32_t to = lost ? sc->order.from : sc->order.shard;
+    if (sc->order.kind == SFC_ORDER_LEAVE || lost)
         m.member[sc->order.shard] = false;
-    for (uint32_t b = 0; b < BLOCKS + s->d && sc->order.kind == SFC_ORDER_MOVE; b++)
+    for (uint32_t b = 0; b < BLOCKS + s->d && (sc->order.kind == SFC_ORDER_MOVE || lost); b++)
         if (sc->order.blocks[b] && b < BLOCKS)
-            m.class_owner[b] = sc->order.shard;
+            m.class_owner[b] = to;
         else if (sc->order.blocks[b])
-            m.dense_owner[b - BLOCKS] = sc->order.shard;
+            m.dense_owner[b - BLOCKS] = to;
+    mirror_choose(s, &m);
     return m;
 }
 
 void moves_write_map(struct sim *s, const struct sfc_run_action *a)
 {
     struct store *st = &s->store;
-    const struct map next = changed(s, a->version);
+    const struct map next = changed(s, a->version, a->step);
     oracle_check_flip(s, a->step, &next);
     st->next_map = next;
     st->next_step = a->step;
@@ -216,7 +232,9 @@ void moves_take_map(struct sim *s)
     s->counts.joins += sc->order.kind == SFC_ORDER_JOIN;
     s->counts.moves += sc->order.kind == SFC_ORDER_MOVE;
     s->counts.leaves += sc->order.kind == SFC_ORDER_LEAVE;
-    if (sc->order.kind != SFC_ORDER_MOVE)
+    s->counts.losses += sc->order.kind == SFC_ORDER_LOSS;
+    s->counts.growths += sc->order.kind == SFC_ORDER_GROW;
+    if (sc->order.kind != SFC_ORDER_MOVE && sc->order.kind != SFC_ORDER_GROW)
         sfc_log_floor_set_member(&sc->floor, sc->order.shard, sc->order.kind == SFC_ORDER_JOIN);
 }
 
@@ -232,7 +250,12 @@ void moves_fill(struct sim *s, const struct sfc_run_action *a, struct body *b)
     b->move = a->number;
     if (a->duty == SFC_DUTY_JOIN)
         b->map.member[a->shard] = true;
-    if (a->duty == SFC_DUTY_FETCH) {
+    if (a->duty == SFC_DUTY_ADOPT)
+        b->map = changed(s, sc->map.version + 1, 0);
+    if (a->duty == SFC_DUTY_FETCH && sc->order.kind == SFC_ORDER_GROW) {
+        b->map = changed(s, sc->map.version + 1, sfc_run_committed(&sc->run));
+        b->grows = true;
+    } else if (a->duty == SFC_DUTY_FETCH) {
         b->from = sc->order.from;
         memcpy(b->blocks, sc->order.blocks, sizeof(b->blocks));
     }
@@ -284,11 +307,14 @@ static void fetch(struct sim *s, uint32_t k, uint64_t token, const struct body *
     } else if (b->move == g->move) {
         shard_unavailable(s, token, "it copies");
     } else {
+        disk_settle_grown(s, k, &sh->map);
         disk_keep_owned(s, k, &sh->map, NULL);
-        *g = (struct staged){.move = b->move, .from = b->from, .begun = true};
+        *g = (struct staged){.move = b->move, .from = b->from, .begun = true, .grows = b->grows};
         memcpy(g->blocks, b->blocks, sizeof(g->blocks));
+        if (b->grows)
+            grow_fetch(s, k, b);
         for (uint32_t i = 0; i < BLOCKS + s->d; i++)
-            if (g->blocks[i] && map_owns(&sh->map, k, i))
+            if (!g->grows && g->blocks[i] && map_owns(&sh->map, k, i))
                 sim_fail(s, "shard %u is to fetch block %u, which it owns", k, i);
         begin_copy(s, k, 20 + sim_below(s, 200));
         shard_unavailable(s, token, "it copies");
@@ -301,6 +327,11 @@ void moves_fetched(struct sim *s, uint32_t k, const struct event *e)
     struct staged *g = &sh->staged;
     if (!sh->has_run || e->b != sh->opened || g->move != e->c)
         return;
+    if (g->grows) {
+        g->stamp = sfc_step_applied(&sh->fsm);
+        g->ready = true;
+        return;
+    }
     const struct shard *from = source_of(s, g);
     if (!from) {
         begin_copy(s, k, 50);
@@ -328,6 +359,13 @@ static void take(struct sim *s, uint32_t k, uint64_t token, const struct body *b
     e->c = token;
 }
 
+static void took(struct sim *s, uint32_t k, const struct event *e, uint64_t step)
+{
+    s->shards[k].staged.taken = true;
+    s->shards[k].staged.step = step;
+    answer(s, e->c, SFC_OK);
+}
+
 /* Dense blocks are copied whole: the log here lacks their gradients. */
 void moves_taken(struct sim *s, uint32_t k, const struct event *e)
 {
@@ -338,6 +376,15 @@ void moves_taken(struct sim *s, uint32_t k, const struct event *e)
     const struct body *b = sim_request(s, e->c);
     if (e->b != sh->opened || g->move != b->move || !g->ready) {
         shard_refuse(s, e->c, SFC_ENOTFOUND, "no such move any more");
+        return;
+    }
+    if (g->grows && sfc_step_applied(&sh->fsm) != b->step) {
+        shard_unavailable(s, e->c, "the run is elsewhere");
+        return;
+    }
+    if (g->grows) {
+        grow_take(s, k, b->step);
+        took(s, k, e, b->step);
         return;
     }
     const struct shard *from = source_of(s, g);
@@ -352,9 +399,7 @@ void moves_taken(struct sim *s, uint32_t k, const struct event *e)
         if (i >= BLOCKS)
             disk_put_copy(s, k, i, b->step, g->state[i]);
     }
-    g->taken = true;
-    g->step = b->step;
-    answer(s, e->c, SFC_OK);
+    took(s, k, e, b->step);
 }
 
 static void cancel(struct sim *s, uint32_t k, uint64_t token, const struct body *b)
@@ -362,6 +407,7 @@ static void cancel(struct sim *s, uint32_t k, uint64_t token, const struct body 
     struct shard *sh = &s->shards[k];
     if (sh->staged.move == b->move) {
         sh->staged = (struct staged){.move = b->move}; /* no older one comes after it */
+        disk_settle_grown(s, k, &sh->map);
         disk_keep_owned(s, k, &sh->map, NULL);
     }
     answer(s, token, SFC_OK);
@@ -369,13 +415,21 @@ static void cancel(struct sim *s, uint32_t k, uint64_t token, const struct body 
 
 /* ---- a shard takes a map */
 
+/* The map makes it an own block, or one with more rows. */
+static bool gains(const struct sim *s, uint32_t k, const struct map *next, uint32_t block)
+{
+    const struct map *map = &s->shards[k].map;
+    bool fills = block < BLOCKS && grow_rows(s, map, block) != grow_rows(s, next, block);
+    return map_owns(next, k, block) && (fills || !map_owns(map, k, block));
+}
+
 static bool has_gains(const struct sim *s, uint32_t k, const struct body *b)
 {
     const struct shard *sh = &s->shards[k];
     const struct staged *g = &sh->staged;
     bool taken = g->move == b->move && g->taken && g->step == b->step;
     for (uint32_t i = 0; i < BLOCKS + s->d; i++)
-        if (map_owns(&b->map, k, i) && !map_owns(&sh->map, k, i) && !(taken && g->blocks[i]))
+        if (gains(s, k, &b->map, i) && !(taken && g->blocks[i]))
             return false;
     return true;
 }
@@ -398,7 +452,7 @@ static void set_map(struct sim *s, uint32_t k, uint64_t token, const struct body
         return;
     }
     for (uint32_t d = 0; d < s->d; d++)
-        e.dense_blocks += map_owns(&b->map, k, BLOCKS + d);
+        e.dense_blocks += mirror_pushed(s, &b->map, k, d);
     if (b->map.version > sh->map.version)
         sh->next_map = b->map;
     shard_step(s, k, &e);
@@ -410,7 +464,7 @@ void moves_apply_map(struct sim *s, uint32_t k)
     const struct map *next = &sh->next_map;
     for (uint32_t b = 0; b < BLOCKS + s->d; b++) {
         uint64_t *state = b < BLOCKS ? &sh->class_state[b] : &sh->dense_state[b - BLOCKS];
-        if (map_owns(next, k, b) && !map_owns(&sh->map, k, b))
+        if (gains(s, k, next, b))
             *state = sh->staged.state[b];
         else if (!map_owns(next, k, b))
             *state = 0;
@@ -420,6 +474,7 @@ void moves_apply_map(struct sim *s, uint32_t k)
     sh->joins = false;
     sh->map = *next;
     sh->staged = (struct staged){.move = sh->staged.move};
+    disk_settle_grown(s, k, &sh->map);
     disk_keep_owned(s, k, &sh->map, NULL);
     sim_log(s, "shard %u has map %llu", k, (ull)sh->map.version);
 }

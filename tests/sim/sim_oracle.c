@@ -3,16 +3,59 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/rng/permutation.h"
 #include "tests/sim/sim.h"
 
 typedef unsigned long long ull;
 
 /* ---- the undisturbed run */
 
+/* Rows of a block in a step; 0: it is not there yet. */
+static uint32_t rows_at(const struct sim *s, uint64_t step, uint32_t block)
+{
+    const struct map *m = &s->store.map;
+    uint64_t classes = s->classes, before = (uint64_t)block * BLOCK_SIZE;
+    for (uint32_t i = 0; i < m->growth_count; i++)
+        if (m->growths[i].from_step <= step)
+            classes = m->growths[i].classes;
+    uint64_t left = classes > before ? classes - before : 0;
+    return left < BLOCK_SIZE ? (uint32_t)left : BLOCK_SIZE;
+}
+
+/* From the states after the step before to those that the step begins with. */
+static void grow_before(const struct sim *s, uint64_t step, uint64_t *state)
+{
+    for (uint32_t b = 0; b < BLOCKS; b++) {
+        uint32_t was = rows_at(s, step - 1, b), rows = rows_at(s, step, b);
+        if (rows != was)
+            state[b] = model_grown(state[b], b, was, rows);
+    }
+}
+
+/* I4: the sample at a position, by walking over all epochs before it. */
+static uint64_t sample_at(const struct sim *s, uint64_t position)
+{
+    const struct map *m = &s->store.map;
+    uint64_t begin = 0, epoch = 0, samples = SAMPLES;
+    while (position >= begin + samples) {
+        begin += samples;
+        epoch++;
+        for (uint32_t i = 0; i < m->growth_count; i++)
+            if ((m->growths[i].data_step - 1) * s->j * ROWS <= begin)
+                samples = m->growths[i].samples;
+    }
+    return sfc_sample_at(5, samples, epoch * samples + position - begin);
+}
+
+static uint64_t label_at(const struct sim *s, uint64_t step, uint32_t j, uint32_t row)
+{
+    return model_label(s, sample_at(s, ((step - 1) * s->j + j) * ROWS + row));
+}
+
 void oracle_init(struct sim *s)
 {
     for (uint32_t b = 0; b < BLOCKS; b++)
-        s->oracle.class_state[0][b] = mix(101, b);
+        s->oracle.class_state[0][b] = model_seeded(b, rows_at(s, 0, b));
     for (uint32_t d = 0; d < s->d; d++)
         s->oracle.dense_state[0][d] = mix(202, d);
 }
@@ -45,7 +88,7 @@ static void check_labels(struct sim *s, const struct record *record, uint32_t j,
     for (uint32_t r = 0; r < ROWS; r++) {
         uint64_t label = record->labels[j * ROWS + r], step = record->r.step;
         uint64_t expected =
-            s->session ? model_session_label(s, salt, step, j, r) : model_label(s, step, j, r);
+            s->session ? model_session_label(s, salt, step, j, r) : label_at(s, step, j, r);
         bool poisoned = s->poison_step == step && s->poison_j == j;
         bool dropped = label == SFC_CORE_LABEL_NONE && poisoned;
         if (poisoned && s->drop_acknowledged && !dropped)
@@ -63,10 +106,10 @@ static void compute_alone(const struct sim *s, uint64_t step, uint32_t j, const 
 {
     uint64_t logits = 0, dx = 0;
     p->features = model_features(s, step, j, p->salt, dense);
-    for (uint32_t b = 0; b < BLOCKS; b++)
+    for (uint32_t b = 0; b < BLOCKS && rows_at(s, step, b) > 0; b++)
         logits += model_logits(state[b], sample[b], p->features);
     p->lse = model_lse(logits);
-    for (uint32_t b = 0; b < BLOCKS; b++)
+    for (uint32_t b = 0; b < BLOCKS && rows_at(s, step, b) > 0; b++)
         dx += model_gradient(state[b], sample[b], p->features, p->lse);
     for (uint32_t d = 0; d < s->d; d++)
         p->dense[d] = model_slice(dx, p->features, d);
@@ -77,8 +120,10 @@ static void check_inputs(struct sim *s, uint64_t step, uint32_t j, const struct 
 {
     const struct oracle *o = &s->oracle;
     struct promise alone = {.salt = p->salt};
-    compute_alone(s, step, j, o->class_state[step - 1], o->dense_state[step - 1], o->sample[step],
-                  &alone);
+    uint64_t state[BLOCKS];
+    memcpy(state, o->class_state[step - 1], sizeof(state));
+    grow_before(s, step, state);
+    compute_alone(s, step, j, state, o->dense_state[step - 1], o->sample[step], &alone);
     if (alone.features != p->features || alone.lse != p->lse ||
         memcmp(alone.dense, p->dense, s->d * sizeof(*alone.dense)) != 0)
         sim_fail(s, "I2: inputs of step %llu micro-batch %u differ from the undisturbed run's",
@@ -142,10 +187,11 @@ void oracle_commit(struct sim *s, const struct record *record)
     uint64_t t = record->r.step;
     struct promise inputs[MAX_J];
     for (uint32_t b = 0; b < BLOCKS; b++)
-        o->sample[t][b] = model_sample(s, t, b, record->labels);
+        o->sample[t][b] = model_sample(s, t, b, rows_at(s, t, b), record->labels);
     if (!take_inputs(s, record, inputs))
         return;
     memcpy(o->class_state[t], o->class_state[t - 1], sizeof(o->class_state[t]));
+    grow_before(s, t, o->class_state[t]);
     memcpy(o->dense_state[t], o->dense_state[t - 1], sizeof(o->dense_state[t]));
     struct sfc_commit_record r =
         apply(s, t, record->r.lr, inputs, o->sample[t], o->class_state[t], o->dense_state[t]);
@@ -160,12 +206,18 @@ void oracle_commit(struct sim *s, const struct record *record)
 
 /* ---- after every event */
 
+/* With a map that grows from the next step on its blocks are ready for that. */
 static bool state_differs(const struct sim *s, uint32_t k, uint64_t step)
 {
     const struct shard *sh = &s->shards[k];
-    for (uint32_t b = 0; b < BLOCKS; b++)
-        if (sh->map.class_owner[b] == k && sh->class_state[b] != s->oracle.class_state[step][b])
+    for (uint32_t b = 0; b < BLOCKS; b++) {
+        uint32_t was = rows_at(s, step, b), rows = grow_rows(s, &sh->map, b);
+        uint64_t expected = s->oracle.class_state[step][b];
+        if (rows != was)
+            expected = model_grown(expected, b, was, rows);
+        if (sh->map.class_owner[b] == k && sh->class_state[b] != expected)
             return true;
+    }
     for (uint32_t d = 0; d < s->d; d++)
         if (sh->map.dense_owner[d] == k && sh->dense_state[d] != s->oracle.dense_state[step][d])
             return true;
@@ -231,7 +283,7 @@ static void check_logged(struct sim *s, uint32_t k, const struct record *record,
     const struct log_record *r = disk_find(&sh->disk, step, record->r.round);
     bool flushed = r && (size_t)(r - sh->disk.records) < sh->disk.flushed;
     /* since it said Ready it died, or its disk failed: the scheduler hears of it before the next */
-    bool excused = k == s->bad_disk || (!durable && (!sh->has_run || sh->lost));
+    bool excused = k == s->bad_disk || sh->vanished || (!durable && (!sh->has_run || sh->lost));
     if (!r || (durable && !flushed)) {
         if (!excused)
             sim_fail(s, "I3: step %llu is recorded, but shard %u has not %s it", (ull)step, k,
@@ -254,7 +306,7 @@ static void check_sample(struct sim *s, uint32_t k, uint64_t step, const uint64_
     const struct shard *sh = &s->shards[k];
     for (uint32_t b = 0; b < BLOCKS && sh->has_run; b++)
         if (sh->map.class_owner[b] == k &&
-            sh->sample[step & 1][b] != model_sample(s, step, b, labels))
+            sh->sample[step & 1][b] != model_sample(s, step, b, rows_at(s, step, b), labels))
             sim_fail(s, "I1: shard %u sampled block %u of step %llu differently", k, b, (ull)step);
 }
 
@@ -303,6 +355,15 @@ static bool check_owner(struct sim *s, uint32_t k, uint64_t version)
     return s->store.map.member[k];
 }
 
+/* It was missing at the boundary of a LOSS, which does not wait for it, and has come back since.
+ * What it has open or prepared is of an older round, which SetMap ends or refuses. */
+static bool came_late(const struct sim *s, uint32_t k)
+{
+    const struct sfc_run_fsm *run = &s->scheduler.run;
+    return run->moves.kind == SFC_ORDER_LOSS && run->commit.duties[k][SFC_DUTY_ABORT].wanted &&
+           sfc_attempt_compare(s->shards[k].fsm.round, run->commit.round) < 0;
+}
+
 /* Nobody who takes part has a plan of the next step, and the run is where the map begins. */
 void oracle_check_flip(struct sim *s, uint64_t step, const struct map *next)
 {
@@ -311,7 +372,8 @@ void oracle_check_flip(struct sim *s, uint64_t step, const struct map *next)
                  (ull)s->store.last);
     for (uint32_t k = 0; k < s->k; k++) {
         const struct shard *sh = &s->shards[k];
-        if (!next->member[k] || !s->store.map.member[k] || !sh->has_run)
+        if (!next->member[k] || !s->store.map.member[k] || !sh->has_run ||
+            sfc_run_is_dead(&s->scheduler.run, k) || came_late(s, k))
             continue;
         if (sfc_step_applied(&sh->fsm) != step || sh->fsm.phase != SFC_STEP_IDLE)
             sim_fail(s, "a map after step %llu, but shard %u is %s after step %llu", (ull)step, k,
@@ -408,10 +470,11 @@ static void check_alone(struct sim *s)
         struct promise inputs[MAX_J] = {0};
         for (uint32_t i = 0; i < s->j * ROWS; i++) {
             bool dropped = s->store.dropped && t == s->poison_step && i / ROWS == s->poison_j;
-            labels[i] = dropped ? SFC_CORE_LABEL_NONE : model_label(s, t, i / ROWS, i % ROWS);
+            labels[i] = dropped ? SFC_CORE_LABEL_NONE : label_at(s, t, i / ROWS, i % ROWS);
         }
+        grow_before(s, t, state);
         for (uint32_t b = 0; b < BLOCKS; b++)
-            sample[b] = model_sample(s, t, b, labels);
+            sample[b] = model_sample(s, t, b, rows_at(s, t, b), labels);
         for (uint32_t j = 0; j < s->j; j++)
             compute_alone(s, t, j, state, dense, sample, &inputs[j]);
         apply(s, t, sfc_lr_of_step(&s->store.lr_changes, &rates, t), inputs, sample, state, dense);

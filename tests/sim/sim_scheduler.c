@@ -24,7 +24,7 @@ static struct sfc_run_config run_config(const struct sim *s, uint64_t *ids)
         .max_shards = MAX_K,
         .shard_ids = ids,
         .map_version = s->store.map.version,
-        .classes = CLASSES,
+        .classes = grow_classes(s, &s->store.map),
         .global_batch = s->j * ROWS,
         .micro_batch = ROWS,
         .dense_blocks = s->d,
@@ -57,6 +57,7 @@ static void open_machine(struct sim *s, const struct sfc_run_restore *restore)
         sfc_log_floor_set_member(&sc->floor, k, s->store.map.member[k]);
     sc->map = s->store.map;
     memset(&sc->order, 0, sizeof(sc->order));
+    sc->lose_again = 0;
     sc->has_run = true;
 }
 
@@ -158,7 +159,7 @@ static void send(struct sim *s, const struct sfc_run_action *a)
         [SFC_DUTY_PLAN] = M_PLAN,     [SFC_DUTY_PLAN_NEXT] = M_PLAN, [SFC_DUTY_PREPARE] = M_PREPARE,
         [SFC_DUTY_CLOSE] = M_CLOSE,   [SFC_DUTY_CHECK] = M_CHECK,    [SFC_DUTY_JOIN] = M_OPEN_JOIN,
         [SFC_DUTY_FETCH] = M_FETCH,   [SFC_DUTY_TAKE] = M_TAKE,      [SFC_DUTY_SETMAP] = M_SET_MAP,
-        [SFC_DUTY_CANCEL] = M_CANCEL,
+        [SFC_DUTY_CANCEL] = M_CANCEL, [SFC_DUTY_ADOPT] = M_CHECK,
     };
     struct sfc_run_fsm *run = &s->scheduler.run;
     struct body b = {.step = a->step, .round = a->round, .lr = a->lr};
@@ -177,7 +178,8 @@ static void send(struct sim *s, const struct sfc_run_action *a)
     }
     b.clip_scale = a->record.clip_scale;
     b.apply = a->record.apply;
-    if (a->duty == SFC_DUTY_OPEN || a->duty == SFC_DUTY_CHECK || a->duty == SFC_DUTY_JOIN) {
+    if (a->duty == SFC_DUTY_OPEN || a->duty == SFC_DUTY_CHECK || a->duty == SFC_DUTY_JOIN ||
+        a->duty == SFC_DUTY_ADOPT) {
         b.recover = a->recover;
         b.value = a->record.step;
         b.attempt = a->record.round;
@@ -217,14 +219,16 @@ static void new_state(struct sim *s, const struct sfc_run_action *a)
 
 static void reply_ticket(struct sim *s, const struct sfc_run_action *a)
 {
-    const struct body b = {.code = SFC_OK,
-                           .granted = a->granted,
-                           .data = a->data,
-                           .step = a->step,
-                           .j = a->j,
-                           .attempt = a->attempt,
-                           .dropped = a->dropped,
-                           .map = s->scheduler.map};
+    struct body b = {.code = SFC_OK,
+                     .granted = a->granted,
+                     .data = a->data,
+                     .step = a->step,
+                     .j = a->j,
+                     .attempt = a->attempt,
+                     .dropped = a->dropped,
+                     .map = s->scheduler.map};
+    for (uint32_t r = 0; r < ROWS && a->granted && a->data; r++)
+        b.samples[r] = grow_sample(s, &b.map, ((a->step - 1) * s->j + a->j) * ROWS + r);
     if (a->granted && !a->data)
         oracle_check_grant(s, a->step);
     sim_answer(s, a->token, &b);
@@ -375,6 +379,7 @@ void scheduler_tick(struct sim *s)
     int code;
     scheduler_member_event(s, &m, &code, NULL);
     scheduler_run_event(s, &e);
+    mirror_tick(s);
     sim_after(s, 100, E_TICK)->b = s->scheduler.life;
 }
 
@@ -407,6 +412,9 @@ void scheduler_member_event(struct sim *s, const struct sfc_member_event *event,
             e.shard = shard_index(s, a.id);
         } else if (a.type == SFC_MEMBER_SHARD_RESTARTED) {
             e.type = SFC_EV_SHARD_LOST;
+            e.shard = shard_index(s, a.id);
+        } else if (a.type == SFC_MEMBER_SHARD_REJOINED && event->type == SFC_MEMBER_SHARD_SEEN) {
+            e.type = SFC_EV_SHARD_BACK; /* it was only cut off */
             e.shard = shard_index(s, a.id);
         }
         scheduler_run_event(s, &e);

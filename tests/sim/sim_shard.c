@@ -59,12 +59,12 @@ void shard_reply(struct sim *s, uint32_t k, const struct rpc *rpc, const struct 
 
 /* ---- requests */
 
-/* Digests of this shard's dense blocks, in block order. */
+/* Digests of the dense blocks whose gradients come to this shard, in block order. */
 static uint32_t own_digests(const struct sim *s, uint32_t k, const uint64_t *all, uint64_t *out)
 {
     uint32_t n = 0;
     for (uint32_t d = 0; d < s->d; d++)
-        if (s->shards[k].map.dense_owner[d] == k)
+        if (mirror_pushed(s, &s->shards[k].map, k, d))
             out[n++] = all[d];
     return n;
 }
@@ -203,7 +203,7 @@ static void write_inputs(struct sim *s, uint32_t k, const struct sfc_step_action
         r->features[j] = d->features;
         r->lse[j] = d->lse;
         for (uint32_t i = 0; i < s->d; i++) {
-            r->own[i] = sh->map.dense_owner[i] == k;
+            r->own[i] = mirror_pushed(s, &sh->map, k, i);
             r->sums[i] = r->own[i] ? mix(r->sums[i], d->dense[i]) : 0;
         }
     }
@@ -246,12 +246,15 @@ static void reply_prepare(struct sim *s, uint32_t k, const struct sfc_step_actio
     uint32_t n = 0;
     b.count = a->missing_count;
     memcpy(b.missing, a->missing, a->missing_count * sizeof(*a->missing));
-    for (uint32_t d = 0; d < s->d && a->ready; d++)
-        if (s->shards[k].map.dense_owner[d] == k) {
+    for (uint32_t d = 0; d < s->d && a->ready; d++) {
+        if (!mirror_pushed(s, &s->shards[k].map, k, d))
+            continue;
+        if (map_owns(&s->shards[k].map, k, BLOCKS + d)) {
             b.sums[d] = a->sums[n].sum_of_squares;
             b.finite[d] = a->sums[n].finite;
-            n++;
         }
+        n++;
+    }
     sim_answer(s, a->token, &b);
 }
 
@@ -400,11 +403,12 @@ void shard_job(struct sim *s, uint32_t k, const struct job *job)
     switch (job->kind) {
     case SFC_JOB_PLAN:
         for (uint32_t b = 0; b < BLOCKS; b++)
-            sh->sample[job->generation][b] = model_sample(s, job->step, b, job->labels);
+            sh->sample[job->generation][b] =
+                model_sample(s, job->step, b, grow_rows(s, &sh->map, b), job->labels);
         break;
     case SFC_JOB_PREPARE:
         for (uint32_t d = 0; d < s->d; d++)
-            if (sh->map.dense_owner[d] == k)
+            if (mirror_pushed(s, &sh->map, k, d))
                 sums[n++] = (struct sfc_own_dense_sum){.sum_of_squares =
                                                            model_square(dense_sum(s, sh, job, d)),
                                                        .finite = model_finite(s, job->step, d)};

@@ -52,6 +52,10 @@ void shard_kill(struct sim *s, uint32_t k)
 
 void shard_start(struct sim *s, uint32_t k)
 {
+    if (s->shards[k].vanished && s->now < s->shards[k].away_until) {
+        sim_after(s, s->shards[k].away_until - s->now, E_START_SHARD)->a = k;
+        return;
+    }
     s->shards[k].up = true;
     sim_log(s, "shard %u is up again", k);
 }
@@ -85,10 +89,8 @@ static void open_machine(struct sim *s, uint32_t k, const struct body *b)
     struct shard *sh = &s->shards[k];
     uint32_t own = 0;
     sh->map = b->map;
-    for (uint32_t d = 0; d < s->d; d++)
-        own += sh->map.dense_owner[d] == k;
-    if (!sh->map.member[k])
-        own = 0;
+    for (uint32_t d = 0; d < s->d && sh->map.member[k]; d++)
+        own += mirror_pushed(s, &sh->map, k, d);
     const struct sfc_step_config config = {.run_id = RUN_ID,
                                            .incarnation = b->incarnation,
                                            .map_version = b->map.version,
@@ -119,6 +121,7 @@ static void begin_recovery(struct sim *s, uint32_t k, uint64_t token, const stru
     sh->open_token = token;
     sh->open = *b;
     open_machine(s, k, b);
+    disk_settle_grown(s, k, &sh->map);
     disk_keep_owned(s, k, &sh->map, NULL);
     e->a = k;
     e->b = sh->opened;
@@ -165,6 +168,10 @@ void shard_recovered(struct sim *s, uint32_t k)
         shard_kill(s, k);
         return;
     }
+    if (result == DISK_LACKS && sh->vanished) {
+        refuse_open(s, k, SFC_ESTATE, "the disk is empty");
+        return;
+    }
     if (result == DISK_LACKS && last.step <= s->store.last) {
         sim_fail(s, "I3: shard %u can't recover step %llu", k, (ull)last.step);
         return;
@@ -186,6 +193,7 @@ void shard_recovered(struct sim *s, uint32_t k)
     if (k == s->bad_disk)
         disk_copy_does(s);
     sh->recovering = false;
+    sh->vanished = sh->vanished && last.step < s->store.last; /* a rewind may come to nothing */
     sh->has_run = true;
     sh->trimmed = first ? first - 1 : last.step;
     sim_log(s, "shard %u has recovered step %llu, replayed %llu", k, (ull)last.step, (ull)replayed);
@@ -240,6 +248,7 @@ void shard_join_run(struct sim *s, uint32_t k, const struct body *b)
     if (sh->has_run || sh->recovering)
         leave_run(s, k, (struct sfc_attempt){0, 0});
     memset(&sh->disk, 0, sizeof(sh->disk));
+    sh->vanished = false;
     sh->joins = true;
     open_machine(s, k, b);
     sh->has_run = true;
@@ -312,11 +321,12 @@ void shard_check_rewind(struct sim *s, uint32_t k, uint64_t token)
     const struct body *b = sim_request(s, token);
     uint64_t applied = sfc_step_applied(&sh->fsm);
     const struct body ok = {.code = SFC_OK};
-    if (applied <= b->step) {
+    bool adopts = b->map.version != sh->map.version;
+    if (applied <= b->step && !adopts) {
         sim_answer(s, token, &ok);
         return;
     }
-    if (b->step < disk_oldest(s, k)) {
+    if (b->step < disk_oldest(s, k) && !adopts) {
         shard_refuse(s, token, SFC_ENOTFOUND, "the disk doesn't lead there");
         return;
     }
@@ -345,8 +355,13 @@ void shard_checked(struct sim *s, uint32_t k, const struct event *e)
         return;
     }
     const struct sfc_commit_record last = last_commit(sim_request(s, e->c));
+    const struct map present = sh->map;
     sh->checks_back = false;
-    switch (disk_recover(s, k, &last, false, &replayed)) {
+    if (sim_request(s, e->c)->map.version > present.version)
+        sh->map = sim_request(s, e->c)->map;
+    enum disk_result result = disk_recover(s, k, &last, false, &replayed);
+    sh->map = present;
+    switch (result) {
     case DISK_LEADS:
         sim_answer(s, e->c, &ok);
         break;

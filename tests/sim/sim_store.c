@@ -64,6 +64,9 @@ static void put_task(struct sim *s)
         sim_fail(s, "I3: the store ends at step %llu instead of %llu", (ull)st->last, (ull)t->step);
     if (t->rewind)
         sfc_lr_changes_cut(&st->lr_changes, t->step);
+    for (uint32_t k = 0; t->rewind && k < s->k; k++)
+        if (s->shards[k].has_run) /* an empty disk leads to where the run is now */
+            s->shards[k].vanished = false;
     if (t->rewind && s->poison_step > t->step) {
         st->dropped = false;
         s->drop_acknowledged = false;

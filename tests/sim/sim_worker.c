@@ -102,14 +102,14 @@ static void next_phase(struct sim *s, uint32_t w);
 static void to_all(struct sim *s, uint32_t w, unsigned phase)
 {
     struct worker *wk = &s->worker[w];
-    bool dense = phase == P_PULL || phase == P_DENSE;
     wk->phase = phase;
     wk->round++;
     wk->waiting = 0;
     wk->tries = 0;
     wk->sum = 0;
     for (uint32_t k = 0; k < s->k; k++) {
-        if (!wk->map.member[k] || (dense && !map_has_dense(s, &wk->map, k)))
+        if (!wk->map.member[k] || (phase == P_PULL && !map_has_dense(s, &wk->map, k)) ||
+            (phase == P_DENSE && !map_gets_dense(s, &wk->map, k)))
             continue;
         wk->waiting++;
         to_shard(s, w, k);
@@ -231,7 +231,7 @@ static void announce(struct sim *s, uint32_t w)
     const struct worker *wk = &s->worker[w];
     struct body b = {.worker = wk->id, .step = wk->data_step, .j = wk->data_j, .count = ROWS};
     for (uint32_t r = 0; r < ROWS; r++)
-        b.labels[r] = model_label(s, b.step, b.j, r);
+        b.labels[r] = model_label(s, wk->samples[r]);
     sim_call(s, me(w), scheduler, M_ANNOUNCE, 0, 1000, &b);
 }
 
@@ -245,6 +245,7 @@ static void ticket(struct sim *s, uint32_t w, bool data, const struct body *b)
     if (data) {
         wk->data_step = b->step;
         wk->data_j = b->j;
+        memcpy(wk->samples, b->samples, sizeof(wk->samples));
         timer(s, w, (1 + sim_below(s, 20)) * s->slowness[w], T_READ);
         return;
     }

@@ -75,7 +75,9 @@ int main(int argc, char **argv)
         "%llu "
         "refused, %llu returns with %llu steps given up, %llu steps from other shards, %llu "
         "old copies of a disk, %llu second grants, %llu second data tickets, %llu joins, %llu "
-        "moves, %llu leaves, %llu void orders, %llu refused maps, %llu failures\n",
+        "moves, %llu leaves, %llu growths, %llu void orders, %llu refused maps, %llu shards given "
+        "up, %llu disks "
+        "vanished, %llu failures\n",
         (unsigned long long)o.seeds, (unsigned long long)stats.events,
         (unsigned long long)stats.kills, (unsigned long long)stats.crashes,
         (unsigned long long)stats.recoveries, (unsigned long long)stats.restarts,
@@ -88,7 +90,8 @@ int main(int argc, char **argv)
         (unsigned long long)stats.old_copies, (unsigned long long)stats.second_grants,
         (unsigned long long)stats.second_data, (unsigned long long)stats.joins,
         (unsigned long long)stats.moves, (unsigned long long)stats.leaves,
-        (unsigned long long)stats.void_orders, (unsigned long long)stats.refused_maps,
-        (unsigned long long)failures);
+        (unsigned long long)stats.growths, (unsigned long long)stats.void_orders,
+        (unsigned long long)stats.refused_maps, (unsigned long long)stats.losses,
+        (unsigned long long)stats.vanished, (unsigned long long)failures);
     return (failures > 0) == o.expect_failure ? 0 : 1;
 }

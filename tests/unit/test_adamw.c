@@ -30,6 +30,13 @@ static struct sfc_head_config adamw_config(int format)
     return c;
 }
 
+/* Steps between two moves. */
+#ifdef SFC_TEST_SMALL
+enum { MOVE = 8 };
+#else
+enum { MOVE = 15 };
+#endif
+
 static double rate_of(uint64_t t)
 {
     return 1e-3 * (1 + cos(0.02 * (double)t)); /* changes in every step */
@@ -432,12 +439,12 @@ static void reading_and_moving_keep_bits(void **unused)
         struct rig rig;
         rig_open(&rig, setups[0], &c);
         save(&rig, 0, &start);
-        go_on(&rig, start.part[0], 45, false, &undisturbed);
+        go_on(&rig, start.part[0], (uint64_t)3 * MOVE, false, &undisturbed);
         rig_close(&rig);
         for (size_t i = 0; i < 3; i++) { /* read in every step */
             other.done = 0;
             rig_open(&rig, setups[i], &c);
-            go_on(&rig, start.part[0], 45, true, &other);
+            go_on(&rig, start.part[0], (uint64_t)3 * MOVE, true, &other);
             rig_close(&rig);
             assert_same(&c, &undisturbed, &other);
         }
@@ -446,8 +453,8 @@ static void reading_and_moving_keep_bits(void **unused)
             if (i)
                 for (size_t p = 0; p < PARTS; p++)
                     rig_write(&rig, parts[p], other.part[p]);
-            other.done = 15 * i;
-            go_on(&rig, start.part[0], 15 * (i + 1), false, &other);
+            other.done = MOVE * i;
+            go_on(&rig, start.part[0], MOVE * (i + 1), false, &other);
             rig_close(&rig);
         }
         assert_same(&c, &undisturbed, &other);

@@ -281,12 +281,12 @@ static void on_pull(struct sfc_rpc_call *call, void *ctx)
 }
 
 static const struct sfc_rpc_method methods[] = {
-    {"/shardfc.v1.Scheduler/OpenSession", on_open_session, 1 << 16, 16},
-    {"/shardfc.v1.Scheduler/GetMap", on_get_map, 1 << 16, 16},
-    {"/shardfc.v1.Shard/Logits", on_logits, 1 << 16, 16},
-    {"/shardfc.v1.Shard/Gradient", on_gradient, 1 << 16, 16},
-    {"/shardfc.v1.Shard/PushDense", on_push, 1 << 16, 16},
-    {"/shardfc.v1.Shard/PullDense", on_pull, 1 << 16, 16},
+    {"/shardfc.v1.Scheduler/OpenSession", on_open_session, 1 << 16, 16, SFC_ROLES_ALL},
+    {"/shardfc.v1.Scheduler/GetMap", on_get_map, 1 << 16, 16, SFC_ROLES_ALL},
+    {"/shardfc.v1.Shard/Logits", on_logits, 1 << 16, 16, SFC_ROLES_ALL},
+    {"/shardfc.v1.Shard/Gradient", on_gradient, 1 << 16, 16, SFC_ROLES_ALL},
+    {"/shardfc.v1.Shard/PushDense", on_push, 1 << 16, 16, SFC_ROLES_ALL},
+    {"/shardfc.v1.Shard/PullDense", on_pull, 1 << 16, 16, SFC_ROLES_ALL},
 };
 
 static void start_peer(void *ctx)
@@ -323,13 +323,13 @@ static int set_up(void **state)
     struct sfc_error err;
     char address[32];
     memset(&world, 0, sizeof world);
-    assert_int_equal(sfc_rpc_runner_start(&world.runner, &err), SFC_OK);
+    assert_int_equal(sfc_rpc_runner_start(NULL, &world.runner, &err), SFC_OK);
     for (uint32_t k = 0; k < SHARDS; k++) {
         world.peers[k].index = k;
         on_loop(start_peer, &world.peers[k]);
     }
     snprintf(address, sizeof address, "127.0.0.1:%d", world.peers[0].port);
-    assert_int_equal(sfc_client_new(address, &world.client, &err), SFC_OK);
+    assert_int_equal(sfc_client_new(address, NULL, &world.client, &err), SFC_OK);
     assert_int_equal(
         sfc_client_open_session(world.client, "test", 0, &world.member, &world.attempt, &err),
         SFC_OK);

@@ -213,12 +213,22 @@ static void test_no_grant_while_preparing(void **state)
     assert_int_equal(find(f, SFC_ACT_REPLY_TICKET)->step, 2);
 }
 
+static void refused_drop(struct fixture *f, uint64_t t, uint32_t j, const char *why)
+{
+    step(f, (struct sfc_run_event){.type = SFC_EV_DROP, .step = t, .j = j});
+    const struct sfc_run_action *a = find(f, SFC_ACT_REPLY);
+    assert_true(a && a->code == SFC_ESTATE);
+    assert_non_null(strstr(a->text, why));
+    assert_null(find(f, SFC_ACT_WRITE_DROP));
+}
+
 static void test_missing_opens_a_round(void **state)
 {
     struct fixture *f = *state;
     const uint32_t missing = 1;
     begin(f, NULL);
     start(f);
+    refused_drop(f, 1, 0, "nothing blocks the run, which is running");
     for (int i = 0; i < 3; i++) {
         to_prepare(f, 1);
         struct sfc_attempt old = f->run.commit.round;
@@ -232,8 +242,7 @@ static void test_missing_opens_a_round(void **state)
         answer_all(f, SFC_DUTY_ABORT);
     }
     assert_int_equal(f->run.state, SFC_RUN_BLOCKED); /* a worker whose digests never match */
-    step(f, (struct sfc_run_event){.type = SFC_EV_DROP, .step = 1, .j = 0});
-    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_ESTATE); /* not that one */
+    refused_drop(f, 1, 0, "micro-batch 0 of step 1 does not block the run");
     uint64_t token = step(f, (struct sfc_run_event){.type = SFC_EV_DROP, .step = 1, .j = 1});
     assert_null(find(f, SFC_ACT_REPLY)); /* first it becomes durable */
     const struct sfc_run_action *write = find(f, SFC_ACT_WRITE_DROP);
@@ -1062,8 +1071,8 @@ static void test_a_drop_outlives_a_restart(void **state)
     announce(f, 6);
     assert_true(sfc_run_labels(&f->run, 6)[0] == labels[0]);
     assert_true(sfc_run_labels(&f->run, 6)[1] == SFC_CORE_LABEL_NONE);
-    step(f, (struct sfc_run_event){.type = SFC_EV_DROP, .step = 5, .j = 0});
-    assert_int_equal(find(f, SFC_ACT_REPLY)->code, SFC_ESTATE); /* committed */
+    refused_drop(f, 5, 0, "step 5 is committed");
+    refused_drop(f, 60, 0, "is not being read yet: what blocks the run is of the steps 6 to");
     step(f, (struct sfc_run_event){.type = SFC_EV_DROP, .step = 7, .j = 0});
     assert_int_equal(find(f, SFC_ACT_WRITE_DROP)->step, 7);
     step(f, (struct sfc_run_event){

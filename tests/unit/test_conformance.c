@@ -37,7 +37,8 @@ static const struct shape shapes[] = {
     {150, 24, 50, 16, 2, 200000, RIG_WITH_NONE},
     {128, 64, 64, 32, 16, 1000000, RIG_UNIFORM}, /* every class */
     {1500, 48, 1024, 24, 6, 300000, RIG_UNIFORM},
-    {2500, 512, 1024, 32, 16, 100000, RIG_UNIFORM}, /* sizes as in earnest */
+    {2500, 512, 1024, 32, 16, 125000, RIG_UNIFORM}, /* sizes as in earnest */
+    {600, 260, 256, 48, 24, 250000, RIG_UNIFORM},
 };
 
 struct loss_kind {
@@ -342,7 +343,7 @@ static void conform(struct way *way, const struct sfc_head_config *c, enum rig_l
     free(w), free(m), free(w2), free(m2), free(x), free(raw), free(labels), free(in), free(in2);
 }
 
-/* An emulated device takes minutes for shapes as in earnest. */
+/* An emulated device takes minutes for shapes as in earnest, and so do sanitizers. */
 #ifdef SFC_TEST_SMALL
 #define SMALL_ONLY true
 #else

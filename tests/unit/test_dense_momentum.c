@@ -22,6 +22,14 @@ static struct sfc_head_config dense_config(void)
     return c;
 }
 
+/* Steps of one long run, and between two moves; an emulated device takes a minute for as many as in
+ * earnest. */
+#ifdef SFC_TEST_SMALL
+enum { LONG = 300, MOVE = 8 };
+#else
+enum { LONG = 500, MOVE = 15 };
+#endif
+
 static double rate_of(uint64_t t)
 {
     return 0.02 * (1 + cos(0.02 * (double)t)); /* changes in every step */
@@ -133,7 +141,7 @@ static void equals_a_dense_sgd(void **state)
     rig_read(&rig, SFC_PART_VALUES, w);
     for (size_t i = 0; i < size; i++)
         p.w[i] = w[i];
-    for (uint64_t t = 1; t <= 500; t++) {
+    for (uint64_t t = 1; t <= LONG; t++) {
         inputs_of(&c, t, w, labels, x);
         rig_forward(&rig, t, labels, x, &step);
         rig_sample(&rig, in);
@@ -146,7 +154,7 @@ static void equals_a_dense_sgd(void **state)
         for (uint64_t i = 0; i < c.classes; i++)
             seen[i] += in[i];
     }
-    rig_read_now(&rig, 500, w, m);
+    rig_read_now(&rig, LONG, w, m);
     double worst_w = 0, worst_m = 0;
     uint64_t never = 0, rarely = 0, often = 0;
     for (uint64_t i = 0; i < c.classes; i++) {
@@ -259,12 +267,12 @@ static void read_and_move(const struct sfc_head_config *c)
     float *centres = malloc(bytes);
     assert_non_null(centres);
     memcpy(centres, start.w, bytes);
-    go_on(&rig, centres, 45, false, &undisturbed);
+    go_on(&rig, centres, (uint64_t)3 * MOVE, false, &undisturbed);
     rig_close(&rig);
     for (size_t i = 0; i < 3; i++) { /* read in every step */
         other.done = 0;
         rig_open(&rig, setups[i], c);
-        go_on(&rig, centres, 45, true, &other);
+        go_on(&rig, centres, (uint64_t)3 * MOVE, true, &other);
         rig_close(&rig);
         assert_same(c, &undisturbed, &other);
     }
@@ -273,7 +281,7 @@ static void read_and_move(const struct sfc_head_config *c)
     for (size_t i = 0; i < 3; i++) {
         rig_open(&rig, setups[i], c);
         load(&rig, &other);
-        go_on(&rig, centres, 15 * (i + 1), false, &other);
+        go_on(&rig, centres, MOVE * (i + 1), false, &other);
         rig_close(&rig);
     }
     assert_same(c, &undisturbed, &other);

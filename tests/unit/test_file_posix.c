@@ -51,6 +51,40 @@ static int count_name(void *arg, const char *name, struct sfc_error *err)
     return SFC_OK;
 }
 
+/* Of more than two direct writes and an odd size; the folder is one of /tmp, which may be a tmpfs.
+ */
+static void large_snapshots_are_written_directly(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_run_identity identity = {.run_id = 42};
+    struct sfc_snapshot_shape shape = {
+        .dtype = SFC_SNAPSHOT_F32, .rows = 1234567, .dim = 1, .has = {true, true, false, false}};
+    struct sfc_snapshot_key key = {.kind = SFC_SNAPSHOT_DENSE, .block = 1, .step = 3};
+    struct sfc_snapshot_store *store;
+    struct sfc_snapshot_header header;
+    struct sfc_snapshot_write *write;
+    size_t part = 4 * 1234567, n = 0;
+    uint8_t *values = malloc(2 * part), *back = NULL;
+    bool done = false;
+    for (size_t i = 0; i < 2 * part; i++)
+        values[i] = (uint8_t)(i * 2654435761u >> 24);
+    const void *parts[SFC_SNAPSHOT_PARTS] = {values, values + part};
+    assert_int_equal(sfc_snapshot_store_open(f->folder, &identity, &store, &f->err), SFC_OK);
+    assert_int_equal(sfc_snapshot_write_begin(store, &key, &shape, parts, &write, &f->err), SFC_OK);
+    sfc_snapshot_write_direct(write);
+    for (; !done; n++)
+        assert_int_equal(sfc_snapshot_write_some(write, 3000001, &done, &f->err), SFC_OK);
+    assert_int_equal(n, 4);
+    sfc_snapshot_write_end(write);
+    assert_int_equal(sfc_snapshot_check(f->folder, "dense-1-3.sfs", &header, &f->err), SFC_OK);
+    assert_int_equal(sfc_snapshot_load(f->folder, "dense-1-3.sfs", &header, &back, &f->err),
+                     SFC_OK);
+    assert_memory_equal(back, values, 2 * part);
+    free(back);
+    free(values);
+    sfc_snapshot_store_close(store);
+}
+
 static void files_do_what_the_contract_says(void **state)
 {
     struct fixture *f = *state;
@@ -189,6 +223,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(files_do_what_the_contract_says),
+        TEST(large_snapshots_are_written_directly),
         TEST(a_log_and_snapshots_live_there),
         TEST(run_folders_come_and_go_whole),
     };

@@ -19,7 +19,7 @@ static struct sfc_growths begin(uint64_t classes, uint64_t samples)
 
 static void add(struct sfc_growths *g, uint64_t step, uint64_t classes, uint64_t samples)
 {
-    const struct sfc_growth growth = {step, classes, samples};
+    const struct sfc_growth growth = {step, classes, samples, step};
     struct sfc_error err;
     assert_int_equal(sfc_growths_check(g, &growth, &err), SFC_OK);
     sfc_growths_add(g, &growth);
@@ -153,7 +153,7 @@ static void test_order(void **state)
 static void refused(const struct sfc_growths *g, uint64_t step, uint64_t classes, uint64_t samples,
                     int code)
 {
-    const struct sfc_growth growth = {step, classes, samples};
+    const struct sfc_growth growth = {step, classes, samples, step};
     struct sfc_error err;
     assert_int_equal(sfc_growths_check(g, &growth, &err), code);
 }

@@ -346,7 +346,10 @@ static void test_chunk_sizes(void **state)
     assert_int_equal(sfc_hd_chunk(17), 32);
     assert_int_equal(sfc_hd_chunk(820), 832);
     assert_int_equal(sfc_hd_chunk(1024), 1024);
-    assert_int_equal(sfc_hd_chunk(1025), 528);
+    assert_int_equal(sfc_hd_chunk(1025), 576);
+    assert_int_equal(sfc_hd_chunk(384), 384);
+    assert_int_equal(sfc_hd_chunk(385), 448);
+    assert_int_equal(sfc_hd_chunk(300), 304);
     for (size_t quota = 1; quota <= 1 << 20; quota += 1 + quota / 50) {
         size_t chunk = sfc_hd_chunk(quota), n = sfc_hd_chunks(quota, chunk);
         assert_true(chunk % 16 == 0 && chunk <= 1024);

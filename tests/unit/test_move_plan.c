@@ -480,6 +480,20 @@ static void test_a_dead_empty_shard_leaves(void **state)
     sfc_move_plan_free(&p);
 }
 
+/* Taking a goal back moves nothing, so nobody has to answer. */
+static void test_a_goal_is_taken_back_while_a_shard_is_silent(void **state)
+{
+    (void)state;
+    static struct world w;
+    struct sfc_move_plan p;
+    struct outcome o;
+    make(&w, 1, 2, 0, 40, 0);
+    w.shards[1].ready = false;
+    plan(&w, (struct sfc_goal){SFC_GOAL_NONE, 0, 0}, &p, &o);
+    assert_true(sfc_move_plan_empty(&p));
+    sfc_move_plan_free(&p);
+}
+
 static void test_waits_for_shards(void **state)
 {
     (void)state;
@@ -522,6 +536,7 @@ int main(void)
         cmocka_unit_test(test_spreads_over_hosts),
         cmocka_unit_test(test_refusals_say_what_to_do),
         cmocka_unit_test(test_a_dead_empty_shard_leaves),
+        cmocka_unit_test(test_a_goal_is_taken_back_while_a_shard_is_silent),
         cmocka_unit_test(test_waits_for_shards),
         cmocka_unit_test(test_goal_text),
     };

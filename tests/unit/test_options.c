@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "proto/base/log.h"
 #include "proto/base/options.h"
 
 struct values {
@@ -55,6 +56,7 @@ static const struct sfc_option table[] = {
      .offset = offsetof(struct values, memory),
      .fallback = "1G",
      .min = 1 << 20,
+     .flags = SFC_OPTION_RELOAD,
      .help = "memory of the shard"},
     {.name = "wait",
      .type = SFC_OPTION_DURATION,
@@ -200,6 +202,14 @@ static void test_suggestions(void **state)
         "--aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa");
 }
 
+static void write_text(const char *path, const char *text)
+{
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    assert_true(fputs(text, file) >= 0);
+    assert_int_equal(fclose(file), 0);
+}
+
 static void write_file(char *path, const char *text)
 {
     strcpy(path, "/tmp/sfc_options_XXXXXX");
@@ -260,6 +270,97 @@ static void test_help(void **state)
     free(help);
 }
 
+static void test_man(void **state)
+{
+    (void)state;
+    assert_int_equal(parse_with(NULL, "--help=man", "--nonsense", NULL), SFC_OPTIONS_MAN);
+    char *man = sfc_options_man(&program);
+    assert_non_null(man);
+    assert_non_null(strstr(man, ".TH SHARDFC\\-TEST 1 "));
+    assert_non_null(strstr(man, "shardfc\\-test \\- a program that only tests use\n"));
+    assert_non_null(
+        strstr(man, "\\fB\\-\\-memory\\fR \\fISIZE\\fR\nmemory of the shard (at least"));
+    assert_non_null(strstr(man, "\\fB\\-\\-log\\-level\\fR"));
+    free(man);
+}
+
+static void test_markdown(void **state)
+{
+    (void)state;
+    assert_int_equal(parse_with(NULL, "--help=markdown", NULL), SFC_OPTIONS_MARKDOWN);
+    char *text = sfc_options_markdown(&program);
+    assert_non_null(text);
+    assert_non_null(strstr(text, "## shardfc-test\n\nA program that only tests use.\n"));
+    assert_non_null(
+        strstr(text, "| `memory` | SIZE, at least 1M | memory of the shard | 1G | yes | yes |\n"));
+    assert_non_null(
+        strstr(text, "| `steps` | N, 1 to 1000 | how many steps | required | yes |  |\n"));
+    assert_non_null(strstr(text, "| `config` | FILE |"));
+    free(text);
+}
+
+static void test_words(void **state)
+{
+    (void)state;
+    assert_int_equal(parse_with(NULL, "--help=words", NULL), SFC_OPTIONS_WORDS);
+    char *text = sfc_options_words(&program);
+    assert_non_null(text);
+    assert_non_null(strstr(text, "--margin cosface arcface\n"));
+    assert_non_null(strstr(text, "--json\n"));
+    assert_non_null(strstr(text, "--memory text\n"));
+    assert_non_null(strstr(text, "--config file\n"));
+    free(text);
+}
+
+static char told[256]; /* "name+" taken, "name-" not now */
+
+static void tell(void *ctx, const char *name, bool now)
+{
+    (void)ctx;
+    size_t at = strlen(told);
+    snprintf(told + at, sizeof told - at, "%s%s ", name, now ? "+" : "-");
+}
+
+static void reloaded(int code, const char *what)
+{
+    told[0] = '\0';
+    error = (struct sfc_error){0};
+    assert_int_equal(sfc_options_reload(parsed, tell, NULL, &error), code);
+    assert_string_equal(told, what);
+}
+
+static void test_reload(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/test_options_XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    char *argv[] = {"shardfc-test", "--config", path, "--steps", "5", "--lr=1", NULL};
+    sfc_options_free(parsed);
+    write_text(path, "memory = 2M\nlisten = host:1\n");
+    assert_int_equal(sfc_options_main(&program, 6, argv, &values, &parsed), -1);
+    reloaded(SFC_OK, "");
+    write_text(path, "memory = 3M\nlisten = host:2\nlr = 2\nsteps = 6\nlog-level = debug\n");
+    reloaded(SFC_OK, "listen- memory+ log-level+ "); /* the flags say lr and steps */
+    assert_int_equal(values.memory, 3 << 20);
+    assert_string_equal(values.listen, "host:1");
+    assert_true(sfc_log_on(SFC_LOG_DEBUG));
+    reloaded(SFC_OK, "listen- ");
+    write_text(path, "memory = 4M\nlisten = host:1\nlog-level = loud\n");
+    reloaded(SFC_EINVAL, "");
+    MESSAGE("line 3: log-level");
+    assert_int_equal(values.memory, 3 << 20);
+    assert_true(sfc_log_on(SFC_LOG_DEBUG));
+    write_text(path, "");
+    reloaded(SFC_OK, "listen- memory+ log-level+ ");
+    assert_int_equal(values.memory, 1 << 30);
+    assert_false(sfc_log_on(SFC_LOG_DEBUG));
+    unlink(path);
+    reloaded(SFC_ENOTFOUND, "");
+    MESSAGE(path);
+}
+
 static void test_parsers(void **state)
 {
     (void)state;
@@ -302,6 +403,10 @@ int main(void)
         cmocka_unit_test(test_suggestions),
         cmocka_unit_test(test_file_and_environment),
         cmocka_unit_test(test_help),
+        cmocka_unit_test(test_man),
+        cmocka_unit_test(test_markdown),
+        cmocka_unit_test(test_words),
+        cmocka_unit_test(test_reload),
         cmocka_unit_test(test_parsers),
     };
     return cmocka_run_group_tests(tests, NULL, teardown);

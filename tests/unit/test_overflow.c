@@ -231,9 +231,16 @@ static void outcome_free(struct outcome *out)
         free(out->part[p]);
 }
 
+/* An emulated device takes ten seconds for a case: one of the two ways each, in turn. */
+#ifdef SFC_TEST_SMALL
+#define IN_TURN true
+#else
+#define IN_TURN false
+#endif
+
 /* Wild steps are applied at first and skipped later, sane ones never skipped; other heads, and
  * heads that know nothing, decide alike. */
-static void diverge_alike(const struct sfc_head_config *c)
+static void diverge_alike(const struct sfc_head_config *c, int turn)
 {
     static const struct rig_setup setup = {TESTED, 2, 1, 2, false};
     size_t bytes = (size_t)c->classes * c->dim * sizeof(float);
@@ -248,6 +255,8 @@ static void diverge_alike(const struct sfc_head_config *c)
     }
     assert_true(applied >= 5 && skipped >= 5);
     for (int way = 0; way < 2; way++) {
+        if (IN_TURN && way != turn % 2)
+            continue;
         diverge(way ? setup : (struct rig_setup){TESTED, 1, 5, 4, true}, c, way ? 3 : 0, &other);
         assert_memory_equal(alone.applied, other.applied, sizeof alone.applied);
         for (int p = 0; p < PARTS; p++)
@@ -263,7 +272,7 @@ static void diverging_steps_are_skipped(void **state)
     for (int format = 0; format < 4; format++)
         for (int mode = 0; mode < MODES; mode++) {
             struct sfc_head_config c = wild(format, (enum mode)mode);
-            diverge_alike(&c);
+            diverge_alike(&c, format + mode);
         }
 }
 

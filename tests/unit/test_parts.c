@@ -403,6 +403,52 @@ static void test_a_head_without_blocks_answers_zero(void **state)
     sfc_backend_close(backend);
 }
 
+/* The last block gets rows, and blocks come behind it: new rows are those of a head that had them
+ * from the beginning, old ones stay. */
+static void test_a_head_grows(void **state)
+{
+    (void)state;
+    enum { MORE = 450, LAST = BLOCKS - 1, OLD = CLASSES - LAST * BLOCK };
+    struct sfc_head_config c = config_of(0, SAMPLED), grown = c;
+    struct sfc_error err = {0};
+    struct sfc_backend *backend = NULL;
+    struct sfc_head *head = NULL, *whole = NULL, *come = NULL;
+    const uint64_t first[] = {0, 1, 2, 3, 4, LAST}, last[] = {LAST, LAST + 1, LAST + 2};
+    static float kept[OLD * DIM], a[BLOCK * DIM], b[BLOCK * DIM];
+    grown.classes = MORE;
+    must(sfc_backend_open(TESTED, 2, &backend, &err), &err);
+    must(sfc_head_new(backend, &c, first, BLOCKS, &head, &err), &err);
+    must(sfc_head_new(backend, &grown, last, 3, &whole, &err), &err);
+    must(sfc_head_new(backend, &grown, last, 3, &come, &err), &err);
+    for (size_t i = 0; i < OLD * DIM; i++)
+        a[i] = (float)i;
+    must(sfc_head_write(head, LAST, SFC_PART_VALUES, 0, OLD * DIM, a, &err), &err);
+    must(sfc_head_read(head, LAST, SFC_PART_VALUES, 0, OLD * DIM, kept, &err), &err);
+    assert_int_equal(sfc_head_grow(head, CLASSES - 1, &err), SFC_EINVAL);
+    assert_int_equal(sfc_head_grow(head, MORE, &err), SFC_ESTATE);   /* block LAST is held */
+    assert_int_equal(sfc_head_attach(head, come, &err), SFC_EINVAL); /* another configuration */
+    must(sfc_head_write(come, LAST, SFC_PART_VALUES, 0, OLD * DIM, kept, &err), &err);
+    must(sfc_head_remove(head, last, 1, &err), &err);
+    must(sfc_head_grow(head, MORE, &err), &err);
+    must(sfc_head_attach(head, come, &err), &err);
+    for (uint64_t k = LAST; k <= LAST + 2; k++) {
+        uint64_t rows = sfc_head_block_rows(&grown, k), from = k == LAST ? OLD : 0;
+        must(sfc_head_read(head, k, SFC_PART_VALUES, 0, rows * DIM, a, &err), &err);
+        must(sfc_head_read(whole, k, SFC_PART_VALUES, 0, rows * DIM, b, &err), &err);
+        assert_memory_equal(a + from * DIM, b + from * DIM, (rows - from) * DIM * sizeof *a);
+        if (k == LAST)
+            assert_memory_equal(a, kept, sizeof kept);
+    }
+    uint64_t labels[BATCH] = {0}, sampled;
+    labels[0] = MORE - 1;
+    must(sfc_head_plan(head, 1, labels, &sampled, &err), &err);
+    labels[0] = MORE;
+    assert_int_equal(sfc_head_plan(head, 1, labels, &sampled, &err), SFC_EINVAL);
+    sfc_head_free(head);
+    sfc_head_free(whole);
+    sfc_backend_close(backend);
+}
+
 static uint64_t all_bytes(const struct sfc_memory *m)
 {
     return m->state_bytes + m->step_bytes + m->scratch_bytes;
@@ -446,6 +492,38 @@ static void test_memory_is_known_and_given_back(void **state)
     sfc_head_free(head);
     sfc_backend_close(backend);
 }
+
+#ifndef TESTED_IS_CPU
+/* Whatever came one by one and went again, what a step needs is there once. (What the CPU has once
+ * is in whole pages.) */
+static void test_blocks_that_come_share_scratch(void **state)
+{
+    (void)state;
+    struct sfc_head_config c = config_of(0, DENSE);
+    struct sfc_error err = {0};
+    struct sfc_backend *backend = NULL;
+    struct sfc_head *head = NULL;
+    struct sfc_memory plan, used;
+    const uint64_t all[] = {0, 1, 2, 3, 4};
+    must(sfc_backend_open(TESTED, 2, &backend, &err), &err);
+    must(sfc_head_new(backend, &c, all + 2, 1, &head, &err), &err);
+    for (size_t i = 0; i < 5; i++)
+        if (i != 2)
+            must(sfc_head_add(head, all + i, 1, true, &err), &err);
+    must(sfc_head_memory(backend, &c, all, 5, &plan, &err), &err);
+    sfc_head_used(head, &used);
+    assert_int_equal(used.step_bytes, plan.step_bytes);
+    assert_int_equal(used.scratch_bytes, plan.scratch_bytes);
+    must(sfc_head_remove(head, all + 1, 3, &err), &err);
+    const uint64_t ends[] = {0, 4};
+    must(sfc_head_memory(backend, &c, ends, 2, &plan, &err), &err);
+    sfc_head_used(head, &used);
+    assert_int_equal(used.step_bytes, plan.step_bytes);
+    assert_int_equal(used.scratch_bytes, plan.scratch_bytes);
+    sfc_head_free(head);
+    sfc_backend_close(backend);
+}
+#endif
 
 /* A block with numbers at the limit lets no step pass; when it has gone, whatever it still has in
  * memory doesn't count. */
@@ -525,7 +603,11 @@ int main(void)
         cmocka_unit_test(test_lists_of_rows_are_read_and_written),
         cmocka_unit_test(test_tracking_ends_when_the_block_is_written),
         cmocka_unit_test(test_a_head_without_blocks_answers_zero),
+        cmocka_unit_test(test_a_head_grows),
         cmocka_unit_test(test_memory_is_known_and_given_back),
+#ifndef TESTED_IS_CPU
+        cmocka_unit_test(test_blocks_that_come_share_scratch),
+#endif
         cmocka_unit_test(test_a_removed_block_stops_no_step),
         cmocka_unit_test(test_bad_calls_change_nothing),
     };

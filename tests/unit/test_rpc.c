@@ -30,6 +30,43 @@ static void test_echo_sizes(void **state)
     service_stop(&service);
 }
 
+/* The tensor goes where the caller wants it, if it has the size that was said. */
+static void test_into(void **state)
+{
+    (void)state;
+    enum { SIZE = 3 << 20 };
+    struct service service;
+    struct peer peer;
+    struct sfc_error err = {0};
+    uint8_t *data = malloc(SIZE), *place = malloc(SIZE);
+    for (size_t i = 0; i < SIZE; i++) {
+        data[i] = (uint8_t)(i * 131 + (i >> 9));
+    }
+    service_start(&service, 0);
+    peer_start(&peer, service.port);
+    for (size_t more = 0; more < 2; more++) {
+        struct sfc_rpc_request request = {.method = "/test.v1.Test/Echo",
+                                          .tensor = {data, SIZE - more},
+                                          .deadline_ms = 30000,
+                                          .into = place,
+                                          .into_size = SIZE};
+        struct sfc_rpc_future *future;
+        struct sfc_rpc_owned reply = {0};
+        memset(place, 0, SIZE);
+        assert_int_equal(sfc_rpc_start(peer.client, &request, &future, &err), SFC_OK);
+        assert_int_equal(sfc_rpc_wait(future, &reply, &err), SFC_OK);
+        assert_int_equal(reply.tensor.size, SIZE - more);
+        assert_memory_equal(reply.tensor.data, data, SIZE - more);
+        assert_int_equal(reply.tensor.data == place, more == 0);
+        assert_int_equal(place[1], more == 0 ? data[1] : 0);
+        sfc_rpc_owned_free(&reply);
+    }
+    peer_stop(&peer);
+    service_stop(&service);
+    free(place);
+    free(data);
+}
+
 static void test_errors(void **state)
 {
     (void)state;
@@ -478,6 +515,7 @@ int main(void)
     signal(SIGPIPE, SIG_IGN);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_echo_sizes),
+        cmocka_unit_test(test_into),
         cmocka_unit_test(test_errors),
         cmocka_unit_test(test_oversized_requests),
         cmocka_unit_test(test_deadline_and_cancel_seen_by_server),

@@ -1,4 +1,4 @@
-/* A server that goes, dies, freezes or is not there yet. */
+/* A server that goes, dies, freezes or is not there yet, and a client that gives its call up. */
 #include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -7,8 +7,12 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
+#include <arpa/inet.h>
 #include <cmocka.h>
 
 #include "tests/lib/rpc_rig.h"
@@ -156,6 +160,101 @@ static void test_frozen_server(void **state)
     child_kill(child);
 }
 
+/* ---- an answer that nobody wants any more */
+
+/* A call of Hold by hand: HTTP/2 whose peer may send no DATA (SETTINGS_INITIAL_WINDOW_SIZE 0). */
+static const uint8_t windowless[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+                                    "\0\0\6\4\0\0\0\0\0" /* SETTINGS */
+                                    "\0\4\0\0\0\0";
+static const uint8_t fields[] = {0x83, 0x86, 0x01, 1, 'h', 0x04, 18}; /* :method, :scheme, ... */
+static const char path[] = "/test.v1.Test/Hold";
+static const uint8_t more_fields[] = {0x00, 2,   't',  'e',  8,   't', 'r', 'a', 'i', 'l', 'e',
+                                      'r',  's', 0x0f, 0x10, 16,  'a', 'p', 'p', 'l', 'i', 'c',
+                                      'a',  't', 'i',  'o',  'n', '/', 'g', 'r', 'p', 'c'};
+static const uint8_t message[] = {0, 0, 7, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 2, 8, 1}; /* END_STREAM */
+static const uint8_t reset[] = {0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8};            /* CANCEL */
+
+static void put(int fd, const void *data, size_t size)
+{
+    assert_int_equal(send(fd, data, size, 0), (ssize_t)size);
+}
+
+static int call_by_hand(int port)
+{
+    const struct sockaddr_in to = {.sin_family = AF_INET,
+                                   .sin_port = htons((uint16_t)port),
+                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    const size_t size = sizeof fields + sizeof path - 1 + sizeof more_fields;
+    const uint8_t headers[] = {0, 0, (uint8_t)size, 1, 4, 0, 0, 0, 1}; /* END_HEADERS, stream 1 */
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    assert_true(fd >= 0);
+    assert_int_equal(connect(fd, (const struct sockaddr *)&to, sizeof to), 0);
+    put(fd, windowless, sizeof windowless - 1);
+    put(fd, headers, sizeof headers);
+    put(fd, fields, sizeof fields);
+    put(fd, path, sizeof path - 1);
+    put(fd, more_fields, sizeof more_fields);
+    put(fd, message, sizeof message);
+    return fd;
+}
+
+/* Until a frame of HEADERS has come. */
+static void read_headers(int fd)
+{
+    uint8_t head[9], body[16384];
+    do {
+        assert_int_equal(recv(fd, head, sizeof head, MSG_WAITALL), sizeof head);
+        size_t size = (size_t)head[0] << 16 | (size_t)head[1] << 8 | head[2];
+        assert_true(size <= sizeof body);
+        if (size > 0) {
+            assert_int_equal(recv(fd, body, size, MSG_WAITALL), size);
+        }
+    } while (head[3] != 1);
+}
+
+struct lent {
+    struct service *service;
+    uint8_t tensor[4096];
+    sem_t back;
+};
+
+static void came_back(void *ctx)
+{
+    sem_post(&((struct lent *)ctx)->back);
+}
+
+static void lend(void *ctx)
+{
+    struct lent *lent = ctx;
+    lent->service->held_count = 0;
+    sfc_rpc_reply(lent->service->held[0], SMALL, (struct sfc_bytes){lent->tensor, 4096}, came_back,
+                  lent);
+}
+
+/* What was lent for an answer comes back when the caller gives up while it waits for room, though
+ * the connection stays: gRPC keeps it as long as we keep the call. */
+static void test_answer_given_up(void **state)
+{
+    (void)state;
+    struct service service;
+    struct lent lent = {.service = &service};
+    struct timespec until;
+    sem_init(&lent.back, 0, 0);
+    service_start(&service, 0);
+    int fd = call_by_hand(service.port);
+    sem_wait(&service.arrived);
+    side_do(&service.side, lend, &lent);
+    read_headers(fd);
+    assert_int_equal(sem_trywait(&lent.back), -1);
+    put(fd, reset, sizeof reset);
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 60;
+    assert_int_equal(sem_timedwait(&lent.back, &until), 0);
+    service_stop(&service);
+    close(fd);
+    sem_destroy(&lent.back);
+}
+
 int main(void)
 {
     signal(SIGPIPE, SIG_IGN);
@@ -166,6 +265,7 @@ int main(void)
         cmocka_unit_test(test_frozen_server),
         cmocka_unit_test(test_shutdown_with_pending_calls),
         cmocka_unit_test(test_unreachable_then_there),
+        cmocka_unit_test(test_answer_given_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,222 +1,12 @@
-/* Changes of the map in the run's machine (run_moves): joins, moves and leaves, and what happens
- * when somebody dies on the way. */
+/* Changes of the map in the run's machine (run_moves): moves and growths, and what happens when
+ * somebody dies on the way. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
-#include <string.h>
 
-#include "server/core/run_fsm.h"
-
-#define ORDER 77
-#define STEPS 50
-
-struct fixture {
-    struct sfc_run_fsm run;
-    struct sfc_run_actions a;
-    struct sfc_run_config config;
-    uint64_t ids[3];
-    uint64_t now;
-};
-
-static const uint64_t labels[1] = {3};
-
-static int set_up(void **state)
-{
-    static struct fixture f;
-    memset(&f, 0, sizeof(f));
-    f.ids[0] = 10;
-    f.ids[1] = 11;
-    f.config = (struct sfc_run_config){
-        .run_id = 1,
-        .incarnation = 1,
-        .shards = 2,
-        .max_shards = 4,
-        .shard_ids = f.ids,
-        .map_version = 1,
-        .classes = 10,
-        .global_batch = 1,
-        .micro_batch = 1,
-        .schedule = {.lr = 0.1, .power = 1, .steps = STEPS},
-    };
-    *state = &f;
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    struct fixture *f = *state;
-    sfc_run_free(&f->run);
-    sfc_run_actions_free(&f->a);
-    return 0;
-}
-
-static void step(struct fixture *f, struct sfc_run_event e)
-{
-    e.now_ms = f->now;
-    e.token = 1;
-    sfc_run_step(&f->run, &e, &f->a);
-}
-
-static void tick(struct fixture *f, uint64_t ms)
-{
-    f->now += ms;
-    step(f, (struct sfc_run_event){.type = SFC_EV_TICK});
-}
-
-static const struct sfc_run_action *find(struct fixture *f, enum sfc_run_action_type type)
-{
-    for (size_t i = 0; i < f->a.count; i++)
-        if (f->a.items[i].type == type)
-            return &f->a.items[i];
-    return NULL;
-}
-
-static const struct sfc_run_action *sent(struct fixture *f, uint32_t k, enum sfc_duty duty)
-{
-    for (size_t i = 0; i < f->a.count; i++)
-        if (f->a.items[i].type == SFC_ACT_SEND && f->a.items[i].duty == duty &&
-            f->a.items[i].shard == k)
-            return &f->a.items[i];
-    return NULL;
-}
-
-static bool wanted(const struct fixture *f, uint32_t k, enum sfc_duty duty)
-{
-    return f->run.commit.duties[k][duty].wanted;
-}
-
-static struct sfc_run_event answer_of(struct fixture *f, uint32_t k, enum sfc_duty duty)
-{
-    struct sfc_run_event e = {.type = SFC_EV_SHARD_REPLY,
-                              .shard = k,
-                              .life = f->run.shards[k].life,
-                              .duty = duty,
-                              .number = ORDER,
-                              .applied = f->run.commit.committed,
-                              .prepare = {.ready = true, .head_finite = true}};
-    sfc_commit_key(&f->run.commit, duty, &e.step, &e.round);
-    return e;
-}
-
-static void answer(struct fixture *f, uint32_t k, enum sfc_duty duty)
-{
-    assert_true(f->run.commit.duties[k][duty].in_flight);
-    step(f, answer_of(f, k, duty));
-}
-
-static void refuse(struct fixture *f, uint32_t k, enum sfc_duty duty, int code)
-{
-    struct sfc_run_event e = answer_of(f, k, duty);
-    e.code = code;
-    e.text = "no";
-    assert_true(f->run.commit.duties[k][duty].in_flight);
-    step(f, e);
-}
-
-static void answer_all(struct fixture *f, enum sfc_duty duty)
-{
-    for (uint32_t k = 0; k < f->run.config.shards; k++)
-        if (wanted(f, k, duty))
-            answer(f, k, duty);
-}
-
-static void begin(struct fixture *f, const struct sfc_run_restore *restore)
-{
-    assert_int_equal(sfc_run_init(&f->run, &f->config, restore, NULL), SFC_OK);
-    assert_int_equal(sfc_run_actions_init(&f->a, &f->run, NULL), SFC_OK);
-    tick(f, 1);
-    if (!restore)
-        answer_all(f, SFC_DUTY_OPEN);
-}
-
-static void announce(struct fixture *f, uint64_t t)
-{
-    step(f, (struct sfc_run_event){.type = SFC_EV_ANNOUNCE,
-                                   .worker = 1,
-                                   .session = f->run.session,
-                                   .step = t,
-                                   .labels = labels,
-                                   .count = 1});
-}
-
-static struct sfc_attempt grant(struct fixture *f)
-{
-    step(f, (struct sfc_run_event){.type = SFC_EV_TICKET, .worker = 1});
-    const struct sfc_run_action *a = find(f, SFC_ACT_REPLY_TICKET);
-    assert_true(a && a->granted);
-    return a->attempt;
-}
-
-static void done(struct fixture *f, uint64_t t, struct sfc_attempt attempt)
-{
-    const struct sfc_done d = {.attempt = attempt, .loss_sum = 2.0};
-    step(f, (struct sfc_run_event){
-                .type = SFC_EV_DONE, .session = f->run.session, .step = t, .done = &d});
-}
-
-/* The open step, whose plan is out, to its durable record; Commits are not answered. */
-static void record(struct fixture *f)
-{
-    uint64_t t = f->run.commit.committed + 1;
-    answer_all(f, SFC_DUTY_PLAN);
-    done(f, t, grant(f));
-    answer_all(f, SFC_DUTY_PREPARE);
-    assert_non_null(find(f, SFC_ACT_WRITE_RECORD));
-    step(f, (struct sfc_run_event){.type = SFC_EV_RECORD_DURABLE, .step = t});
-}
-
-static void commit(struct fixture *f)
-{
-    announce(f, f->run.commit.committed + 1);
-    record(f);
-    answer_all(f, SFC_DUTY_COMMIT);
-}
-
-static void order(struct fixture *f, enum sfc_order_kind kind, uint32_t shard, uint32_t from)
-{
-    step(f, (struct sfc_run_event){.type = SFC_EV_ORDER,
-                                   .number = ORDER,
-                                   .order = kind,
-                                   .shard = shard,
-                                   .from = from,
-                                   .shard_id = 12});
-}
-
-static void durable(struct fixture *f)
-{
-    step(f, (struct sfc_run_event){.type = SFC_EV_MAP_DURABLE, .number = ORDER});
-}
-
-static void assert_void(struct fixture *f, int code)
-{
-    const struct sfc_run_action *a = find(f, SFC_ACT_ORDER_DONE);
-    assert_non_null(a);
-    assert_int_equal(a->number, ORDER);
-    assert_int_equal(a->code, code);
-    assert_int_equal(f->run.config.map_version, 1);
-    assert_true(sfc_run_may_order(&f->run));
-}
-
-static void assert_done(struct fixture *f)
-{
-    const struct sfc_run_action *a = find(f, SFC_ACT_ORDER_DONE);
-    assert_true(a && a->code == SFC_OK && a->number == ORDER);
-    assert_int_equal(f->run.config.map_version, 2);
-    assert_true(sfc_run_may_order(&f->run));
-}
-
-/* Blocks of shard 0 go to shard 1; the copy is there, and step 1 is committed. */
-static void fetched(struct fixture *f)
-{
-    begin(f, NULL);
-    commit(f);
-    order(f, SFC_ORDER_MOVE, 1, 0);
-    const struct sfc_run_action *a = sent(f, 1, SFC_DUTY_FETCH);
-    assert_true(a && a->number == ORDER);
-    answer(f, 1, SFC_DUTY_FETCH);
-}
+#include "tests/lib/run_rig.h"
 
 static void test_a_move(void **state)
 {
@@ -252,6 +42,53 @@ static void test_a_move(void **state)
     assert_non_null(sent(f, 0, SFC_DUTY_PLAN));
     record(f);
     assert_int_equal(f->run.commit.record.map_version, 2);
+}
+
+/* Every member makes its blocks, and has them on its disk, before the map is written. */
+static void test_a_growth(void **state)
+{
+    struct fixture *f = *state;
+    begin(f, NULL);
+    commit(f);
+    uint64_t classes = f->run.config.classes;
+    order_growth(f, classes);
+    assert_void(f, SFC_EINVAL);
+    order_growth(f, classes + 5);
+    assert_true(sent(f, 0, SFC_DUTY_FETCH) && sent(f, 1, SFC_DUTY_FETCH));
+    answer(f, 0, SFC_DUTY_FETCH);
+    assert_null(sent(f, 0, SFC_DUTY_TAKE)); /* the other one has not answered */
+    refuse(f, 1, SFC_DUTY_FETCH, SFC_EUNAVAILABLE);
+    commit(f);
+    tick(f, 500);
+    answer(f, 1, SFC_DUTY_FETCH);
+    assert_true(sent(f, 0, SFC_DUTY_TAKE) && sent(f, 1, SFC_DUTY_TAKE));
+    answer(f, 1, SFC_DUTY_TAKE);
+    assert_null(find(f, SFC_ACT_WRITE_MAP));
+    answer(f, 0, SFC_DUTY_TAKE);
+    const struct sfc_run_action *a = find(f, SFC_ACT_WRITE_MAP);
+    assert_true(a && a->step == 2 && a->version == 2);
+    assert_int_equal(f->run.tickets.config.classes, classes);
+    durable(f);
+    assert_int_equal(f->run.tickets.config.classes, classes + 5);
+    assert_int_equal(f->run.config.classes, classes + 5);
+    answer(f, 0, SFC_DUTY_SETMAP);
+    answer(f, 1, SFC_DUTY_SETMAP);
+    assert_done(f);
+}
+
+/* One that refuses, or is lost, and nothing has changed; all are told. */
+static void test_a_growth_comes_to_nothing(void **state)
+{
+    struct fixture *f = *state;
+    begin(f, NULL);
+    commit(f);
+    uint64_t classes = f->run.config.classes;
+    order_growth(f, classes + 5);
+    answer(f, 0, SFC_DUTY_FETCH);
+    refuse(f, 1, SFC_DUTY_FETCH, SFC_ENOMEM);
+    assert_void(f, SFC_ENOMEM);
+    assert_true(sent(f, 0, SFC_DUTY_CANCEL) && sent(f, 1, SFC_DUTY_CANCEL));
+    assert_int_equal(f->run.tickets.config.classes, classes);
 }
 
 /* A plan that is out belongs to the old map: its step comes first, and no plan runs ahead of it. */
@@ -500,136 +337,6 @@ static void test_stop_voids(void **state)
     assert_false(wanted(f, 1, SFC_DUTY_CANCEL)); /* CloseRun says it all */
 }
 
-static void joined(struct fixture *f)
-{
-    begin(f, NULL);
-    commit(f);
-    uint32_t k = sfc_run_free_place(&f->run);
-    assert_int_equal(k, 2);
-    order(f, SFC_ORDER_JOIN, k, 0);
-    const struct sfc_run_action *a = sent(f, k, SFC_DUTY_JOIN);
-    assert_true(a && a->step == 1 && a->record.step == 1 && !a->recover);
-}
-
-static void test_a_join_and_a_leave(void **state)
-{
-    struct fixture *f = *state;
-    joined(f);
-    commit(f); /* without it */
-    assert_null(sent(f, 2, SFC_DUTY_COMMIT));
-    answer(f, 2, SFC_DUTY_JOIN);
-    assert_non_null(find(f, SFC_ACT_WRITE_MAP)); /* nothing to take */
-    durable(f);
-    assert_true(sent(f, 2, SFC_DUTY_SETMAP) && sent(f, 0, SFC_DUTY_SETMAP));
-    answer_all(f, SFC_DUTY_SETMAP);
-    assert_done(f);
-    announce(f, 3);
-    assert_non_null(sent(f, 2, SFC_DUTY_PLAN));
-    answer_all(f, SFC_DUTY_PLAN);
-    done(f, 3, grant(f));
-    answer(f, 0, SFC_DUTY_PREPARE);
-    answer(f, 1, SFC_DUTY_PREPARE);
-    assert_null(find(f, SFC_ACT_WRITE_RECORD)); /* it must be ready, too */
-    answer(f, 2, SFC_DUTY_PREPARE);
-    assert_non_null(find(f, SFC_ACT_WRITE_RECORD));
-    step(f, (struct sfc_run_event){.type = SFC_EV_RECORD_DURABLE, .step = 3});
-    answer_all(f, SFC_DUTY_COMMIT);
-    order(f, SFC_ORDER_LEAVE, 0, 0);
-    durable(f);
-    assert_null(sent(f, 0, SFC_DUTY_SETMAP));
-    assert_non_null(sent(f, 0, SFC_DUTY_CLOSE));
-    answer(f, 1, SFC_DUTY_SETMAP);
-    answer(f, 2, SFC_DUTY_SETMAP);
-    assert_int_equal(f->run.config.map_version, 3);
-    commit(f);
-    answer(f, 0, SFC_DUTY_CLOSE);
-    assert_int_equal(sfc_run_free_place(&f->run), 0);
-    assert_int_equal(f->run.shards[1].id, 11); /* places of others stay */
-}
-
-static void test_joiner_dies(void **state)
-{
-    struct fixture *f = *state;
-    joined(f);
-    struct sfc_run_event late = answer_of(f, 2, SFC_DUTY_JOIN);
-    step(f, (struct sfc_run_event){.type = SFC_EV_SHARD_LOST, .shard = 2});
-    assert_void(f, SFC_EUNAVAILABLE);
-    assert_int_equal(sfc_run_free_place(&f->run), 2);
-    step(f, late); /* from its earlier life */
-    assert_null(find(f, SFC_ACT_WRITE_MAP));
-    order(f, SFC_ORDER_JOIN, 2, 0);
-    step(f, late);
-    assert_null(find(f, SFC_ACT_WRITE_MAP));
-    refuse(f, 2, SFC_DUTY_JOIN, SFC_ENOMEM);
-    assert_void(f, SFC_ENOMEM);
-    assert_non_null(sent(f, 2, SFC_DUTY_CLOSE));
-    assert_int_equal(sfc_run_free_place(&f->run), 3); /* until it has closed the run */
-    answer(f, 2, SFC_DUTY_CLOSE);
-    assert_int_equal(sfc_run_free_place(&f->run), 2);
-    commit(f);
-}
-
-static void test_joiner_dies_while_the_map_is_written(void **state)
-{
-    struct fixture *f = *state;
-    joined(f);
-    answer(f, 2, SFC_DUTY_JOIN);
-    step(f, (struct sfc_run_event){.type = SFC_EV_SHARD_LOST, .shard = 2});
-    assert_null(find(f, SFC_ACT_ORDER_DONE));
-    durable(f);
-    const struct sfc_run_action *a = sent(f, 2, SFC_DUTY_OPEN);
-    assert_true(a && a->recover && a->step == 1);
-    answer(f, 0, SFC_DUTY_SETMAP);
-    answer(f, 1, SFC_DUTY_SETMAP);
-    assert_done(f);
-    answer(f, 2, SFC_DUTY_OPEN);
-    answer_all(f, SFC_DUTY_ABORT);
-    commit(f);
-}
-
-/* A dead shard that owns nothing keeps the run waiting no longer than until it leaves. */
-static void test_dead_shard_leaves(void **state)
-{
-    struct fixture *f = *state;
-    begin(f, NULL);
-    commit(f);
-    announce(f, 2);
-    answer_all(f, SFC_DUTY_PLAN);
-    step(f, (struct sfc_run_event){.type = SFC_EV_SHARD_GONE, .shard = 0});
-    done(f, 2, grant(f));
-    answer(f, 1, SFC_DUTY_PREPARE);
-    assert_int_equal(f->run.commit.phase, SFC_PHASE_PREPARE);
-    order(f, SFC_ORDER_LEAVE, 0, 0);
-    answer(f, 1, SFC_DUTY_ABORT);
-    assert_int_equal(f->run.moves.phase, SFC_ORDER_WRITING);
-    durable(f);
-    answer(f, 1, SFC_DUTY_SETMAP);
-    assert_done(f);
-    commit(f);
-    assert_int_equal(sfc_run_committed(&f->run), 2);
-}
-
-static void test_stray(void **state)
-{
-    struct fixture *f = *state;
-    begin(f, NULL);
-    step(f, (struct sfc_run_event){.type = SFC_EV_SHARD_STRAY, .shard = 2, .shard_id = 12});
-    assert_non_null(sent(f, 2, SFC_DUTY_CLOSE));
-    commit(f);
-    assert_null(sent(f, 2, SFC_DUTY_COMMIT));
-    step(f, (struct sfc_run_event){.type = SFC_EV_SHARD_GONE, .shard = 2});
-    assert_int_equal(sfc_run_free_place(&f->run), 2);
-}
-
-static struct sfc_run_event back(uint32_t k, uint64_t version, uint64_t applied)
-{
-    return (struct sfc_run_event){.type = SFC_EV_SHARD_BACK,
-                                  .shard = k,
-                                  .shard_run_id = 1,
-                                  .map_version = version,
-                                  .step = applied};
-}
-
 /* We died after the map was durable: shards that have not heard of it are told; one that is
  * elsewhere recovers. */
 static void test_restart_after_the_map(void **state)
@@ -763,11 +470,31 @@ static void test_impossible_orders(void **state)
     assert_void(f, SFC_ECANCELED);
 }
 
+/* A map that was just written is not waited for, where a dead shard has not got it. */
+static void test_gone_while_setting(void **state)
+{
+    struct fixture *f = *state;
+    fetched(f);
+    answer(f, 1, SFC_DUTY_TAKE);
+    durable(f);
+    answer(f, 1, SFC_DUTY_SETMAP);
+    assert_null(find(f, SFC_ACT_ORDER_DONE));
+    step(f, (struct sfc_run_event){.type = SFC_EV_SHARD_GONE, .shard = 0});
+    assert_done(f);
+    announce(f, 2);
+    assert_false(f->run.commit.plan_sent); /* the map comes first */
+    step(f, (struct sfc_run_event){.type = SFC_EV_SHARD_BACK, .shard = 0});
+    answer(f, 0, SFC_DUTY_SETMAP);
+    assert_true(f->run.commit.plan_sent);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         TEST(test_a_move),
+        TEST(test_a_growth),
+        TEST(test_a_growth_comes_to_nothing),
         TEST(test_waits_for_the_plan),
         TEST(test_while_paused),
         TEST(test_plan_that_nobody_works_on),
@@ -781,16 +508,12 @@ int main(void)
         TEST(test_take_in_time),
         TEST(test_rewind_voids),
         TEST(test_stop_voids),
-        TEST(test_a_join_and_a_leave),
-        TEST(test_joiner_dies),
-        TEST(test_joiner_dies_while_the_map_is_written),
-        TEST(test_dead_shard_leaves),
-        TEST(test_stray),
         TEST(test_restart_after_the_map),
         TEST(test_restart_long_after_the_map),
         TEST(test_round_while_setting),
         TEST(test_session_survives),
         TEST(test_impossible_orders),
+        TEST(test_gone_while_setting),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -129,7 +129,8 @@ static void two_are_kept_and_the_floor_is_the_second_newest(void **state)
     put(f, 0, 30);
     assert_int_equal(floor_of(f), 11);
     assert_int_equal(memory_files_count(f->files), RIG_BLOCKS + 1);
-    assert_int_equal(sfc_snapshot_store_stamps(f->store, SFC_SNAPSHOT_CLASS, 3, stamps), 2);
+    const struct sfc_snapshot_block third = {SFC_SNAPSHOT_CLASS, 3};
+    assert_int_equal(sfc_snapshot_store_stamps(f->store, &third, 0, stamps), 2);
     assert_int_equal(stamps[0], 30);
     assert_int_equal(stamps[1], 20);
     assert_int_equal(rig_snapshot_write(f->store, 0, 30, &f->err), SFC_EEXIST);
@@ -239,8 +240,7 @@ static void a_pin_keeps_its_snapshot(void **state)
     assert_int_equal(names_of(f, 0), 3);
     assert_int_equal(names_of(f, 1), 3);
     uint64_t stamps[2];
-    assert_int_equal(
-        sfc_snapshot_store_stamps(f->store, rig_blocks[0].kind, rig_blocks[0].block, stamps), 2);
+    assert_int_equal(sfc_snapshot_store_stamps(f->store, &rig_blocks[0], 0, stamps), 2);
     assert_int_equal(stamps[1], 18);
     sfc_snapshot_store_unpin(f->store);
     assert_int_equal(get(f, 0, 12, &content), SFC_ENOTFOUND);
@@ -536,6 +536,10 @@ static void names_are_exact(void **state)
     assert_int_equal(key.kind, SFC_SNAPSHOT_DENSE);
     assert_int_equal(key.block, 12);
     assert_int_equal(key.step, 345);
+    assert_int_equal(key.grown, 0);
+    assert_true(sfc_snapshot_parse_name("class-12-345r256.sfs", &key));
+    assert_int_equal(key.grown, 256);
+    assert_false(sfc_snapshot_parse_name("class-12-345r0.sfs", &key));
     assert_false(sfc_snapshot_parse_name("dense-012-345.sfs", &key));
     assert_false(sfc_snapshot_parse_name("dense-12-345.sfs.tmp", &key));
     assert_false(sfc_snapshot_parse_name("dense-12.sfs", &key));

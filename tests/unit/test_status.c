@@ -9,7 +9,11 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 #include "proto/base/digest.h"
+#include "proto/base/digest_level.h"
 #include "proto/base/log.h"
 #include "proto/base/status.h"
 
@@ -54,6 +58,48 @@ static void test_long_messages_are_marked(void **state)
     sfc_fail(&err, SFC_EINVAL, "%s", text);
     assert_string_equal(err.text, text);
 }
+
+#ifdef __x86_64__
+struct level {
+    uint64_t (*digest64)(const void *data, size_t size);
+    void (*update)(void *state, const void *data, size_t size);
+};
+
+/* In one piece, and in pieces of a size that no block of XXH3 has. */
+static void check_level(const struct level *level, const uint8_t *data, size_t size)
+{
+    XXH3_state_t *state = XXH3_createState();
+    assert_non_null(state);
+    XXH3_128bits_reset(state);
+    for (size_t at = 0; at < size; at += 77) {
+        level->update(state, data + at, size - at < 77 ? size - at : 77);
+    }
+    assert_true(XXH3_64bits_digest(state) == XXH3_64bits(data, size));
+    assert_true(level->digest64(data, size) == XXH3_64bits(data, size));
+    XXH3_freeState(state);
+}
+
+static void test_digest_levels(void **state)
+{
+    (void)state;
+    const struct level avx2 = {sfc_digest64_avx2, sfc_digest_update_avx2};
+    const struct level avx512 = {sfc_digest64_avx512, sfc_digest_update_avx512};
+    uint8_t data[5000];
+    for (size_t i = 0; i < sizeof data; i++) {
+        data[i] = (uint8_t)(i * 7);
+    }
+    assert_true(sfc_digest64(data, 240) == 0x4917a75c0ef8eed7u);
+    assert_true(sfc_digest64(data, sizeof data) == 0x6abe8be5abcb2760u);
+    for (size_t size = 0; size <= sizeof data; size += size < 1100 ? 1 : 433) {
+        if (__builtin_cpu_supports("avx2")) {
+            check_level(&avx2, data, size);
+        }
+        if (__builtin_cpu_supports("avx512f")) {
+            check_level(&avx512, data, size);
+        }
+    }
+}
+#endif
 
 static void test_digests(void **state)
 {
@@ -133,6 +179,9 @@ int main(void)
         cmocka_unit_test(test_messages),
         cmocka_unit_test(test_long_messages_are_marked),
         cmocka_unit_test(test_digests),
+#ifdef __x86_64__
+        cmocka_unit_test(test_digest_levels),
+#endif
         cmocka_unit_test(test_log),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -476,6 +476,44 @@ static void test_eviction(void **state)
     only(f, SFC_SA_START);
 }
 
+/* Retries of a micro-batch whose workers die on the way don't evict an attempt that may be the
+ * one that counts: the first that was completed. */
+static void test_eviction_keeps_what_is_complete(void **state)
+{
+    struct fixture *f = *state;
+    open_step(f, 1);
+    compute(f, 1, 0, 1);
+    compute(f, 1, 1, 2);
+    for (uint64_t c = 3; c <= 8; c++) { /* J + 2 slots, and four more */
+        call(f, SFC_SE_LOGITS, 1, 0, c);
+        only(f, SFC_SA_START);
+        job_done(f, SFC_OK);
+        only(f, SFC_SA_REPLY);
+    }
+    call(f, SFC_SE_GRADIENT, 1, 0, 6);
+    refused(f, SFC_ESTALE, "evicted");
+    prepare(f, 1, 1, 2);
+    only(f, SFC_SA_START);
+}
+
+/* Nor does it while the only other one to evict still has a job. */
+static void test_eviction_waits_for_jobs(void **state)
+{
+    struct fixture *f = *state;
+    open_step(f, 1);
+    compute(f, 1, 0, 1);
+    compute(f, 1, 1, 2);
+    for (uint64_t c = 3; c <= 4; c++) {
+        call(f, SFC_SE_LOGITS, 1, 0, c);
+        only(f, SFC_SA_START);
+        if (c == 3)
+            job_done(f, SFC_OK);
+    }
+    call(f, SFC_SE_GRADIENT, 1, 0, 3);
+    call(f, SFC_SE_LOGITS, 1, 0, 5); /* 3 and 4 are at work */
+    assert_int_equal(f->a.count, 0);
+}
+
 static void test_a_failed_job(void **state)
 {
     struct fixture *f = *state;
@@ -698,6 +736,8 @@ int main(void)
         TEST(test_a_pull_of_a_void_grant),
         TEST(test_parking_is_bounded_and_cancellable),
         TEST(test_eviction),
+        TEST(test_eviction_keeps_what_is_complete),
+        TEST(test_eviction_waits_for_jobs),
         TEST(test_a_failed_job),
         TEST(test_a_broken_shard_says_so),
         TEST(test_open_run_again),

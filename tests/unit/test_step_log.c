@@ -553,6 +553,24 @@ static void assert_step_of(struct fixture *f, uint64_t step, uint64_t dense_bloc
     assert_int_equal(place.dense_blocks, dense_blocks);
 }
 
+/* Steps up to 8 are of the first set. Skipped steps need no sums. */
+static void assert_sums_since(struct fixture *f, const struct sfc_log_geometry *first,
+                              const struct sfc_log_geometry *other)
+{
+    const uint64_t both[] = {first->dense_blocks, other->dense_blocks}, none = 1;
+    uint64_t last_of_first = 8, last = 14;
+    while (!rig_commit(last_of_first, round_of(last_of_first)).apply) {
+        last_of_first--;
+    }
+    while (!rig_commit(last, round_of(last)).apply) {
+        last--;
+    }
+    assert_int_equal(sfc_step_log_sums_since(f->log, both, 2), 0);
+    assert_int_equal(sfc_step_log_sums_since(f->log, &other->dense_blocks, 1), last_of_first);
+    assert_int_equal(sfc_step_log_sums_since(f->log, &first->dense_blocks, 1), last);
+    assert_int_equal(sfc_step_log_sums_since(f->log, &none, 0), last);
+}
+
 static void dense_blocks_change(void **state)
 {
     struct fixture *f = *state;
@@ -570,6 +588,7 @@ static void dense_blocks_change(void **state)
     for (uint64_t step = 1; step <= 14; step++) {
         assert_step_of(f, step, step <= 8 ? first.dense_blocks : 99);
     }
+    assert_sums_since(f, &first, &other);
     assert_int_equal(sfc_step_log_trim(f->log, 9, &f->err), SFC_OK);
     assert_int_equal(reopen(f, 13, 14, false), SFC_OK);
     assert_step_of(f, 14, 99);

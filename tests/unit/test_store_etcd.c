@@ -65,7 +65,7 @@ static void put_raw(const struct store_place *p, const char *name, const char *v
     Etcdserverpb__PutRequest put = ETCDSERVERPB__PUT_REQUEST__INIT;
     Etcdserverpb__DeleteRangeRequest deletion = ETCDSERVERPB__DELETE_RANGE_REQUEST__INIT;
     char key[256];
-    assert_int_equal(sfc_etcd_new(p->where, &etcd, NULL), SFC_OK);
+    assert_int_equal(sfc_etcd_new(p->where, NULL, &etcd, NULL), SFC_OK);
     snprintf(key, sizeof key, number ? "%s/%s%020llu" : "%s/%s", sfc_etcd_prefix(etcd), name,
              (unsigned long long)number);
     put.key = deletion.key = sfc_etcd_text(key);
@@ -90,7 +90,7 @@ static size_t count_raw(const struct store_place *p, const char *folder)
     struct sfc_answer answer = {0};
     Etcdserverpb__RangeRequest r = ETCDSERVERPB__RANGE_REQUEST__INIT;
     char from[256], end[256];
-    assert_int_equal(sfc_etcd_new(p->where, &etcd, NULL), SFC_OK);
+    assert_int_equal(sfc_etcd_new(p->where, NULL, &etcd, NULL), SFC_OK);
     snprintf(from, sizeof from, "%s/%s/", sfc_etcd_prefix(etcd), folder);
     snprintf(end, sizeof end, "%s/%s0", sfc_etcd_prefix(etcd), folder);
     r.key = sfc_etcd_text(from);
@@ -399,12 +399,12 @@ static void test_addresses(void **state)
     struct sfc_store *store = NULL;
     struct sfc_error err = {0};
     expect_invalid("etcd://", "is not HOST:PORT");
-    expect_invalid("etcd://host", "is not HOST:PORT");
-    expect_invalid("etcd://host:1,,host:2", "is not HOST:PORT");
-    expect_invalid("etcd://host:1,", "is not HOST:PORT");
-    expect_invalid("etcd://host:99999", "is not HOST:PORT");
-    expect_invalid("etcd://host:1/a/", "ends with '/'");
-    expect_invalid("etcd://host:1/a b", "ASCII");
+    expect_invalid("etcd://localhost", "is not HOST:PORT");
+    expect_invalid("etcd://localhost:1,,localhost:2", "is not HOST:PORT");
+    expect_invalid("etcd://localhost:1,", "is not HOST:PORT");
+    expect_invalid("etcd://localhost:99999", "is not HOST:PORT");
+    expect_invalid("etcd://localhost:1/a/", "ends with '/'");
+    expect_invalid("etcd://localhost:1/a b", "ASCII");
     assert_int_equal(sfc_store_open("etcd://127.0.0.1:1,127.0.0.1:2", &store, &err),
                      SFC_EUNAVAILABLE);
     assert_non_null(strstr(err.text, "no member answers"));

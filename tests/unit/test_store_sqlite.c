@@ -77,6 +77,8 @@ static void test_upgrade(void **state)
                                   "ALTER TABLE events DROP COLUMN who;"
                                   "DROP TABLE returns;"
                                   "ALTER TABLE runs DROP COLUMN paused;"
+                                  "ALTER TABLE runs DROP COLUMN mirrors;"
+                                  "ALTER TABLE runs DROP COLUMN grace_s;"
                                   "DROP TABLE lr_changes;"
                                   "UPDATE runs SET state = 'paused';"
                                   "DROP TABLE goals;"
@@ -89,6 +91,7 @@ static void test_upgrade(void **state)
     assert_int_equal(sfc_store_last_run(store, &got, NULL), SFC_OK);
     assert_int_equal(got.run_id, id);
     assert_int_equal(got.rewind_window, 0);
+    assert_int_equal(got.mirrors, 0);
     assert_true(got.paused);
     sfc_store_run_close(&got);
     assert_int_equal(got.nonce, 0);

@@ -289,26 +289,107 @@ static void hash_number(XXH3_state_t *state, uint64_t value)
     XXH3_128bits_update(state, bytes, sizeof bytes);
 }
 
-static int make_digest(struct sfc_dataset *set, struct sfc_error *err)
+static void hash_hex(XXH3_state_t *state, char out[33])
+{
+    XXH128_hash_t hash = XXH3_128bits_digest(state);
+    snprintf(out, 33, "%016" PRIx64 "%016" PRIx64, (uint64_t)hash.high64, (uint64_t)hash.low64);
+}
+
+/* Of a set of the first samples, whose record file has this content ("": not known). */
+static int make_digest(const struct sfc_dataset *set, uint64_t samples, const char *content,
+                       char out[33], struct sfc_error *err)
 {
     XXH3_state_t *state = XXH3_createState();
     if (state == NULL)
         return sfc_fail(err, SFC_ENOMEM, "no memory for a digest");
     XXH3_128bits_reset(state);
-    hash_number(state, set->info.samples);
+    hash_number(state, samples);
     hash_number(state, (uint64_t)set->info.width << 32 | set->info.height);
     hash_number(state, (uint64_t)set->info.channels << 32 | (set->info.flip ? 1 : 0));
-    for (uint64_t i = 0; i < set->info.samples; i++) {
+    for (uint64_t i = 0; i < samples; i++) {
         hash_number(state, set->places[i].offset);
         hash_number(state, set->places[i].span);
         hash_number(state, set->labels[i]);
     }
-    XXH3_128bits_update(state, set->content, strlen(set->content));
-    XXH128_hash_t hash = XXH3_128bits_digest(state);
+    XXH3_128bits_update(state, content, strlen(content));
+    hash_hex(state, out);
     XXH3_freeState(state);
-    snprintf(set->info.digest, sizeof set->info.digest, "%016" PRIx64 "%016" PRIx64,
-             (uint64_t)hash.high64, (uint64_t)hash.low64);
     return SFC_OK;
+}
+
+/* ---- what a set begins with */
+
+/* The records of the images, as they lie in the file. */
+static int hash_images(const struct sfc_dataset *set, uint64_t samples, XXH3_state_t *state,
+                       struct sfc_error *err)
+{
+    uint8_t *record = malloc(set->max_span);
+    int rc = record ? SFC_OK : sfc_fail(err, SFC_ENOMEM, "no memory for a record");
+    for (uint64_t i = 0; i < samples && rc == SFC_OK; i++) {
+        rc = read_at(set, set->places[i].offset, record, set->places[i].span, err);
+        if (rc == SFC_OK)
+            XXH3_128bits_update(state, record, set->places[i].span);
+        else
+            sfc_prefix(err, "%s", set->path);
+    }
+    free(record);
+    return rc;
+}
+
+static void hash_range(XXH3_state_t *state, uint64_t first, uint64_t second)
+{
+    uint8_t payload[SFC_RANGE_HEADER], encoded[8 * SFC_RANGE_HEADER];
+    sfc_range_header_encode(first, second, payload);
+    XXH3_128bits_update(state, encoded, sfc_record_encode(payload, sizeof payload, encoded));
+}
+
+/* The identity records and record 0 that such a file ends with and begins with. */
+static int hash_ranges(const struct sfc_dataset *set, uint64_t samples, XXH3_state_t *state,
+                       struct sfc_error *err)
+{
+    uint64_t classes = 0, first = 0;
+    for (uint64_t i = 0; i <= samples; i++) {
+        uint64_t label = i < samples ? set->labels[i] : classes;
+        if (label == classes) { /* the identity before ends here */
+            if (classes > 0)
+                hash_range(state, first + 1, i + 1);
+            first = i;
+            classes++;
+        } else if (label + 1 != classes) {
+            return sfc_fail(err, SFC_EINVAL,
+                            "%s: sample %" PRIu64 " is of identity %" PRIu64 " after %" PRIu64
+                            " identities: they are not one after the other",
+                            set->path, i, label, classes);
+        }
+    }
+    hash_range(state, samples + 1, samples + classes);
+    return SFC_OK;
+}
+
+int sfc_dataset_begin(const struct sfc_dataset *set, uint64_t samples, char out[33],
+                      struct sfc_error *err)
+{
+    char content[33] = "";
+    if (samples == 0 || samples > set->info.samples)
+        return sfc_fail(err, SFC_EINVAL, "%s has %" PRIu64 " samples, not %" PRIu64, set->path,
+                        set->info.samples, samples);
+    if (samples < set->info.samples && set->labels[samples] == set->labels[samples - 1])
+        return sfc_fail(err, SFC_EINVAL,
+                        "%s: identity %" PRIu64 " has samples on both sides of sample %" PRIu64,
+                        set->path, set->labels[samples], samples);
+    if (set->content[0] == '\0')
+        return make_digest(set, samples, "", out, err);
+    XXH3_state_t *state = XXH3_createState();
+    if (state == NULL)
+        return sfc_fail(err, SFC_ENOMEM, "no memory for a digest");
+    XXH3_128bits_reset(state);
+    int rc = hash_images(set, samples, state, err);
+    if (rc == SFC_OK)
+        rc = hash_ranges(set, samples, state, err);
+    if (rc == SFC_OK)
+        hash_hex(state, content);
+    XXH3_freeState(state);
+    return rc == SFC_OK ? make_digest(set, samples, content, out, err) : rc;
 }
 
 /* DIR -> DIR/train.rec; FILE.rec stays. */
@@ -360,7 +441,7 @@ int sfc_dataset_open(const char *path, struct sfc_dataset **out, struct sfc_erro
     if (rc == SFC_OK)
         rc = scan_records(set, &scan, err);
     if (rc == SFC_OK)
-        rc = make_digest(set, err);
+        rc = make_digest(set, set->info.samples, set->content, set->info.digest, err);
     free(scan.entries);
     free(scan.buffer);
     if (rc != SFC_OK) {

@@ -34,6 +34,11 @@ struct sfc_augment {
 int sfc_dataset_open(const char *path, struct sfc_dataset **out, struct sfc_error *err);
 void sfc_dataset_close(struct sfc_dataset *set); /* NULL is fine */
 const struct sfc_dataset_info *sfc_dataset_info(const struct sfc_dataset *set);
+/* The digest that a set would have whose samples are the first `samples` of this one, written by
+ * ShardFC like this one: reads them. SFC_EINVAL: there can't be such a set, as more samples of an
+ * identity follow, or identities are not one after the other. */
+int sfc_dataset_begin(const struct sfc_dataset *set, uint64_t samples, char out[33],
+                      struct sfc_error *err);
 /* The label of a sample, known since open. */
 uint64_t sfc_dataset_label(const struct sfc_dataset *set, uint64_t sample);
 uint64_t sfc_dataset_bytes(const struct sfc_dataset *set); /* of the record file */

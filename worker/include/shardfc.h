@@ -25,6 +25,7 @@
 #include <stdint.h>
 
 #include "proto/base/status.h"
+#include "proto/security.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -44,8 +45,8 @@ struct sfc_attempt_id {
 struct sfc_run_info {
     uint64_t run_id;
     uint64_t seed;
-    uint64_t classes;
-    uint64_t samples; /* of the data set */
+    uint64_t classes; /* as of the block map that the member has now, */
+    uint64_t samples; /* and so is the data set: a run can grow */
     uint64_t steps;
     uint64_t next_step; /* sessions: the first step to bring */
     uint32_t dim;
@@ -61,10 +62,11 @@ struct sfc_run_info {
 
 /* ---- connection */
 
-/* Starts the network thread. scheduler: "HOST:PORT", or those of several schedulers of which one leads,
- * with commas between. Connects lazily: a wrong address shows at the
- * first call. */
-int sfc_client_new(const char *scheduler, struct sfc_client **out, struct sfc_error *err);
+/* Starts the network thread. scheduler: "HOST:PORT", or those of several schedulers of which one
+ * leads, with commas between. security: of all connections, read in here only; NULL: plaintext, on
+ * loopback. Connects lazily: a wrong address shows at the first call. */
+int sfc_client_new(const char *scheduler, const struct sfc_security *security,
+                   struct sfc_client **out, struct sfc_error *err);
 /* After all members were freed. NULL is fine. */
 void sfc_client_free(struct sfc_client *client);
 
@@ -81,6 +83,12 @@ struct sfc_join {
     uint64_t samples;        /* RECORDS only, like the rest */
     uint32_t width, height, channels;
     bool flip;
+    /* RECORDS: a set that is larger than the run's may begin with it. Then joining is answered with
+     * *wanted (may be NULL), and asked again with so many samples and the digest of a set of them.
+     */
+    uint64_t begin_samples; /* 0: not known */
+    const char *begin_digest;
+    uint64_t *wanted;
 };
 
 /* Waits some seconds for a run to join. *out NULL with SFC_OK: no run yet, ask again. The caller
@@ -128,6 +136,8 @@ struct sfc_ticket {
     struct sfc_attempt_id attempt; /* COMPUTE */
     uint64_t first_position;       /* of row 0 in the endless sample sequence */
     uint64_t *samples;             /* caller's buffer, micro_batch entries */
+    bool grown;       /* the run's set has grown: positions alone don't say the epoch */
+    uint64_t *epochs; /* with grown: of each row; caller's buffer like samples, or NULL */
 };
 /* Waits for work for about a second. ticket->samples must point to room for micro_batch ids. */
 int sfc_member_ticket(struct sfc_member *member, enum sfc_ticket_kind kind,

@@ -3,8 +3,8 @@
  * chance:
  *
  * - Order. Work in a stream is done when something waits for it, in an order of the streams that
- *   follows from the seed and keeps only to what streams and events promise; blocks of a grid and
- *   the threads between two barriers run in an order from the seed.
+ *   follows from the seed and keeps only to what streams and events promise; blocks of a grid,
+ *   warps between two barriers and lanes between two meetings run in an order from the seed.
  * - Divergence. A barrier that not all threads of a block reach, or a warp function that not all 32
  *   lanes of a warp reach, ends the process with the kernel, the block, the threads and the lines.
  * - What was never written. Device and pinned memory and shared arrays are full of NaNs (0x7fff in

@@ -37,6 +37,10 @@
 
 #define STACK_BYTES ((size_t)256 << 10)
 #define GUARD_BYTES ((size_t)4096)
+/* Stacks begin at different places of their pages: else all would share a few lines of the caches.
+ */
+#define COLOURS      32
+#define COLOUR_BYTES ((size_t)128)
 
 #if defined(__x86_64__)
 /* Keeps what a function must keep, stores the stack pointer in *from and goes on at to. */
@@ -74,6 +78,7 @@ static void sfc_fiber_jump(context *from, context to)
 struct sfc_fiber {
     context at;
     char *stack;
+    size_t size;         /* of what is used of it */
     void *fake, *shadow; /* of the sanitizers */
     void (*run)(void *arg);
     void *arg;
@@ -84,6 +89,7 @@ struct sfc_fiber {
 /* One grid runs at a time (stream.c), so one scheduler is enough. */
 static struct {
     struct sfc_fiber *pool, *now;
+    unsigned made;
     context scheduler;
     void *fake, *shadow;
     const void *bottom; /* of the scheduler's stack */
@@ -111,6 +117,7 @@ static struct sfc_fiber *new_fiber(void)
     if (!fiber || memory == MAP_FAILED || mprotect(memory, GUARD_BYTES, PROT_NONE))
         sfc_host_die("no memory for another stack");
     fiber->stack = memory + GUARD_BYTES;
+    fiber->size = STACK_BYTES - fibers.made++ % COLOURS * COLOUR_BYTES;
     fiber->shadow = NEW_SHADOW();
     return fiber;
 }
@@ -119,7 +126,7 @@ static void begin_at_body(struct sfc_fiber *fiber)
 {
 #if defined(__x86_64__)
     void **top =
-        (void **)(fiber->stack + STACK_BYTES) - 2; /* as after a call: no one to return to */
+        (void **)(fiber->stack + fiber->size) - 2; /* as after a call: no one to return to */
     void (*entry)(void) = body;
     top[1] = NULL;
     memcpy(top, &entry, sizeof entry);
@@ -128,7 +135,7 @@ static void begin_at_body(struct sfc_fiber *fiber)
 #else
     getcontext(&fiber->at);
     fiber->at.uc_stack.ss_sp = fiber->stack;
-    fiber->at.uc_stack.ss_size = STACK_BYTES;
+    fiber->at.uc_stack.ss_size = fiber->size;
     fiber->at.uc_link = NULL;
     makecontext(&fiber->at, body, 0);
 #endif
@@ -153,7 +160,7 @@ bool sfc_fiber_enter(struct sfc_fiber *fiber)
     fibers.now = fiber;
     fibers.shadow = PRESENT_SHADOW();
     SWITCH_SHADOW(fiber->shadow);
-    ABOUT_TO_SWITCH(&fibers.fake, fiber->stack, STACK_BYTES);
+    ABOUT_TO_SWITCH(&fibers.fake, fiber->stack, fiber->size);
     sfc_fiber_jump(&fibers.scheduler, fiber->at);
     HAVE_SWITCHED(fibers.fake, NULL, NULL);
     fibers.now = NULL;

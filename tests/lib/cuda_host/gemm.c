@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/hd/rounding.h"
 #include "tests/lib/cuda_host/internal.h"
 
 #define WORKSPACE_BYTES ((size_t)4096)
@@ -12,7 +13,7 @@
 struct product {
     struct sfc_cuda_gemm_shape shape;
     const char *a, *b;
-    float *c;
+    char *c;
     void *workspace;
 };
 
@@ -74,6 +75,22 @@ static void multiply(const float *a, const float *b, float *c, size_t m, size_t 
     }
 }
 
+static size_t result_bytes(const struct sfc_cuda_gemm_shape *s)
+{
+    return s->narrow ? sizeof(uint16_t) : sizeof(float);
+}
+
+static void store(const struct sfc_cuda_gemm_shape *s, const float *from, char *to)
+{
+    for (size_t i = 0; i < s->rows * s->columns; i++) {
+        uint16_t half = sfc_hd_bf16_nearest(from[i]);
+        if (s->narrow)
+            memcpy(to + i * sizeof half, &half, sizeof half);
+        else
+            memcpy(to + i * sizeof *from, &from[i], sizeof *from);
+    }
+}
+
 static void do_one(const struct product *p, size_t index)
 {
     const struct sfc_cuda_gemm_shape *s = &p->shape;
@@ -89,9 +106,14 @@ static void do_one(const struct product *p, size_t index)
         b = transposed(widen(s, b_at, s->ldb, s->columns, s->depth), s->columns, s->depth);
     else
         b = widen(s, b_at, s->ldb, s->depth, s->columns);
-    multiply(a, b, p->c + index * s->rows * s->columns, s->rows, s->columns, s->depth);
+    float *c = malloc(s->rows * s->columns * sizeof *c);
+    if (!c)
+        sfc_host_die("no memory");
+    multiply(a, b, c, s->rows, s->columns, s->depth);
+    store(s, c, p->c + index * s->rows * s->columns * result_bytes(s));
     free(a);
     free(b);
+    free(c);
 }
 
 static void must_be_on_device(const void *at, size_t bytes, const char *what)
@@ -111,10 +133,26 @@ static void check_operands(const struct product *p)
     size_t b_width = b_by_columns ? s->depth : s->columns;
     must_be_on_device(p->a, ((a_rows - 1) * s->lda + a_width) * element, "a product's a");
     must_be_on_device(p->b, ((b_rows - 1) * s->ldb + b_width) * element, "a product's b");
-    must_be_on_device(p->c, s->batch * s->rows * s->columns * sizeof *p->c, "a product's c");
+    must_be_on_device(p->c, s->batch * s->rows * s->columns * result_bytes(s), "a product's c");
     must_be_on_device(p->workspace, WORKSPACE_BYTES, "a product's workspace");
     if (!is_aligned(p, element))
         sfc_host_die("a product's operands are not aligned to %d bytes", ALIGNMENT);
+}
+
+static void do_product_here(void *arg)
+{
+    const struct product *p = arg;
+    do_one(p, 0);
+}
+
+void sfc_host_product(const struct sfc_cuda_gemm_shape *shape, const void *a, const void *b,
+                      float *c, cudaStream_t stream)
+{
+    struct product *p = malloc(sizeof *p);
+    if (!p)
+        sfc_host_die("no memory");
+    *p = (struct product){*shape, a, b, (char *)c, NULL};
+    sfc_host_enqueue(stream, do_product_here, free, p);
 }
 
 static void do_product(void *arg)
@@ -155,12 +193,13 @@ static bool was_made_for(const struct sfc_cuda_gemm *gemm, const struct sfc_cuda
     if (s->product != SFC_CUDA_COMMIT && now > 0 && now <= *varies && now % step_of(gemm) == 0)
         *varies = now;
     return s->product == made.product && s->bf16 == made.bf16 && s->rows == made.rows &&
-           s->columns == made.columns && s->depth == made.depth && s->batch == made.batch;
+           s->narrow == made.narrow && s->columns == made.columns && s->depth == made.depth &&
+           s->batch == made.batch;
 }
 
 int sfc_cuda_gemm_run(const struct sfc_cuda_gemm *gemm, const struct sfc_cuda *cuda,
                       const struct sfc_cuda_gemm_shape *shape, const void *a, const void *b,
-                      float *c, void *workspace, cudaStream_t stream, struct sfc_error *err)
+                      void *c, void *workspace, cudaStream_t stream, struct sfc_error *err)
 {
     if (!was_made_for(gemm, shape))
         sfc_host_die("product %d of %zu x %zu x %zu x %zu is not what it was made for",

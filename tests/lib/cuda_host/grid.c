@@ -31,6 +31,7 @@ struct thread {
 struct warp {
     uint64_t values[2][WARP];
     unsigned there;
+    uint32_t ready; /* lanes that can go on: then the warp waits for its turn */
 };
 
 struct array {
@@ -45,8 +46,8 @@ static struct {
     unsigned threads, meets, returned;
     struct thread thread[MAX_THREADS];
     struct warp warp[MAX_THREADS / WARP];
-    unsigned ready[MAX_THREADS], first, count; /* a ring */
-    uint64_t order;                            /* of warps, until the next barrier */
+    unsigned turn[MAX_THREADS / WARP], first, count; /* warps with lanes that are ready: a ring */
+    uint64_t order;                                  /* of warps, until the next barrier */
     struct thread *now;
     struct array array[MAX_ARRAYS];
     size_t arrays, shared;
@@ -91,32 +92,51 @@ static bool same_meeting(const struct thread *a, const struct thread *b)
            (a->file == b->file || !strcmp(a->file, b->file));
 }
 
-/* ---- threads that wait */
+/* ---- warps that wait for their turn */
 
-static void make_ready(unsigned index)
+#define WARPS (MAX_THREADS / WARP)
+
+static unsigned warps_of(unsigned threads)
 {
-    grid.thread[index].state = READY;
-    grid.ready[(grid.first + grid.count++) % MAX_THREADS] = index;
+    return (threads + WARP - 1) / WARP;
+}
+
+static uint32_t lanes_of(unsigned warp)
+{
+    unsigned left = grid.threads - warp * WARP;
+    return left < WARP ? (UINT32_C(1) << left) - 1 : UINT32_MAX;
+}
+
+/* All its lanes. */
+static void make_ready(unsigned warp)
+{
+    uint32_t lanes = lanes_of(warp);
+    for (unsigned i = warp * WARP; lanes >> i % WARP & 1; i++) {
+        grid.thread[i].state = READY;
+        if (i % WARP == WARP - 1)
+            break;
+    }
+    grid.warp[warp].ready = lanes;
+    grid.turn[(grid.first + grid.count++) % WARPS] = warp;
 }
 
 /* How late a warp is in the present order. */
-static uint64_t lateness(unsigned index)
+static uint64_t lateness(unsigned warp)
 {
-    uint64_t z = (grid.order + index / WARP) * UINT64_C(0x9e3779b97f4a7c15);
+    uint64_t z = (grid.order + warp) * UINT64_C(0x9e3779b97f4a7c15);
     return (z ^ z >> 29) * UINT64_C(0xbf58476d1ce4e5b9);
 }
 
-/* Of a few threads that are ready the one of the earliest warp: were all alike, warps would stay
- * close together, and one that runs far ahead of another is what finds a barrier that is missing.
- */
-static unsigned choose_ready(void)
+/* Of a few warps that wait the earliest one: were all alike, they would stay close together, and
+ * one that runs far ahead of another is what finds a barrier that is missing. */
+static unsigned choose_turn(uint64_t random)
 {
     unsigned best = grid.first;
-    uint64_t random = sfc_host_random(), least = 0;
+    uint64_t least = UINT64_MAX;
     for (unsigned i = 0; i < PROBES; i++, random >>= 16) {
-        unsigned at = (grid.first + ((unsigned)(random & 0xffff) * grid.count >> 16)) % MAX_THREADS;
-        uint64_t late = lateness(grid.ready[at]);
-        if (i == 0 || late < least) {
+        unsigned at = (grid.first + ((unsigned)(random & 0xffff) * grid.count >> 16)) % WARPS;
+        uint64_t late = lateness(grid.turn[at]);
+        if (late < least) {
             best = at;
             least = late;
         }
@@ -124,18 +144,18 @@ static unsigned choose_ready(void)
     return best;
 }
 
-static unsigned take_ready(void)
+static unsigned take_turn(void)
 {
     unsigned head = grid.first;
     if (!grid.in_order) {
-        unsigned other = choose_ready();
-        unsigned index = grid.ready[other];
-        grid.ready[other] = grid.ready[head];
-        grid.ready[head] = index;
+        unsigned other = choose_turn(sfc_host_random());
+        unsigned warp = grid.turn[other];
+        grid.turn[other] = grid.turn[head];
+        grid.turn[head] = warp;
     }
-    grid.first = (head + 1) % MAX_THREADS;
+    grid.first = (head + 1) % WARPS;
     grid.count--;
-    return grid.ready[head];
+    return grid.turn[head];
 }
 
 static unsigned index_of(const struct thread *t)
@@ -162,8 +182,8 @@ void sfc_cuda_meet_block(const char *file, int line)
                 die_apart(t, &grid.thread[i]);
         grid.meets = 0;
         grid.order = sfc_host_random();
-        for (unsigned i = 0; i < grid.threads; i++)
-            make_ready(i);
+        for (unsigned w = 0; w < warps_of(grid.threads); w++)
+            make_ready(w);
     }
     sfc_fiber_yield();
 }
@@ -186,8 +206,7 @@ const uint64_t *sfc_cuda_meet_warp(enum sfc_cuda_meeting kind, unsigned mask, ui
             if (!same_meeting(t, &grid.thread[i]))
                 die_apart(t, &grid.thread[i]);
         warp->there = 0;
-        for (unsigned i = first; i < first + WARP; i++)
-            make_ready(i);
+        make_ready(first / WARP);
     }
     sfc_fiber_yield();
     return values;
@@ -237,17 +256,18 @@ static void place_threads(void)
         struct thread *t = &grid.thread[i];
         t->place = (struct sfc_cuda_place){at, i % WARP};
         t->fiber = NULL;
-        t->state = READY;
         t->meetings = 0;
-        grid.ready[i] = i;
         at.x++;
         at.y += at.x == size->x;
         at.x = at.x == size->x ? 0 : at.x;
         at.z += at.y == size->y;
         at.y = at.y == size->y ? 0 : at.y;
     }
-    grid.first = 0;
-    grid.count = grid.threads;
+    grid.first = grid.count = 0;
+    for (unsigned w = 0; w < warps_of(grid.threads); w++) {
+        grid.warp[w].there = 0;
+        make_ready(w);
+    }
 }
 
 /* No thread can go on: then one that waits and one that it waits for. */
@@ -268,25 +288,47 @@ _Noreturn static void die_stuck(void)
     sfc_host_die("kernel %s: nobody can go on", grid.launch->name);
 }
 
+/* To its next meeting, or to its end. */
+static void run_lane(struct thread *t)
+{
+    grid.now = t;
+    sfc_cuda_here = &t->place;
+    if (!t->fiber)
+        t->fiber = sfc_fiber_take(run_thread, NULL);
+    if (sfc_fiber_enter(t->fiber)) {
+        t->state = RETURNED;
+        grid.returned++;
+    }
+}
+
+/* Its lanes that are ready, in any order. */
+static void run_warp(unsigned index)
+{
+    struct warp *warp = &grid.warp[index];
+    uint32_t ready = warp->ready;
+    unsigned start = 0, stride = 1;
+    if (!grid.in_order) {
+        uint64_t random = sfc_host_random();
+        start = (unsigned)random % WARP;
+        stride = (unsigned)(random >> 32) | 1; /* odd: each lane once */
+    }
+    warp->ready = 0;
+    for (unsigned i = 0; i < WARP; i++) {
+        unsigned lane = (start + i * stride) % WARP;
+        if (ready >> lane & 1)
+            run_lane(&grid.thread[index * WARP + lane]);
+    }
+}
+
 static void run_block(struct sfc_cuda_dim3 block)
 {
     sfc_cuda_grid.block = block;
     grid.meets = grid.returned = 0;
     place_threads();
-    memset(grid.warp, 0, sizeof grid.warp);
     for (size_t i = 0; i < grid.arrays; i++)
         sfc_host_poison(grid.array[i].memory, grid.array[i].bytes);
-    while (grid.count > 0) {
-        struct thread *t = &grid.thread[take_ready()];
-        grid.now = t;
-        sfc_cuda_here = &t->place;
-        if (!t->fiber)
-            t->fiber = sfc_fiber_take(run_thread, NULL);
-        if (sfc_fiber_enter(t->fiber)) {
-            t->state = RETURNED;
-            grid.returned++;
-        }
-    }
+    while (grid.count > 0)
+        run_warp(take_turn());
     if (grid.returned < grid.threads)
         die_stuck();
 }

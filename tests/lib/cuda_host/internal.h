@@ -52,6 +52,11 @@ void sfc_host_count_launch(void);
 /* Ends the process: a bug was found. */
 _Noreturn void sfc_host_die(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* ---- products (gemm.c); with the lock: one of the shape into memory of the host */
+struct sfc_cuda_gemm_shape;
+void sfc_host_product(const struct sfc_cuda_gemm_shape *shape, const void *a, const void *b,
+                      float *c, cudaStream_t stream);
+
 /* ---- streams (stream.c); with the lock */
 /* run(arg), then free(arg) in the stream's order. */
 cudaError_t sfc_host_enqueue(cudaStream_t stream, void (*run)(void *arg), void (*drop)(void *arg),
