@@ -206,13 +206,13 @@ static void judge_missing(const Shardfc__V1__ShardStatus *h, const char *where,
 static void judge_shard(const struct sfc_cluster_facts *c, size_t i, struct sfc_findings *out)
 {
     const Shardfc__V1__ShardStatus *h = c->status->shards[i];
-    size_t before = out->count;
+    bool answered = false;
     char where[96];
     snprintf(where, sizeof where, "shard %" PRIu64 " at %.60s", h->id, h->address);
     if (gone(h)) {
         judge_missing(h, where, out);
     } else {
-        judge_about(c, &c->shards[i], where, "shardfc-shard@N", out);
+        answered = judge_about(c, &c->shards[i], where, "shardfc-shard@N", out);
     }
     if (h->recovery != NULL) {
         sfc_finding_add(out, SFC_FINDING_NOTE, where, "recovery",
@@ -222,7 +222,7 @@ static void judge_shard(const struct sfc_cluster_facts *c, size_t i, struct sfc_
     judge_shard_disk(h, where, c->step_s, out);
     judge_shard_memory(h, where, out);
     judge_mirrors(c, h, where, out);
-    if (out->count == before) {
+    if (answered) {
         sfc_finding_add(out, SFC_FINDING_OK, where, "shard",
                         "%s, %" PRIu64 " blocks, %.1f GB, %.1f ms away",
                         h->member ? "takes part" : "spare", h->blocks + h->dense_blocks,

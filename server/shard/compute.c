@@ -35,7 +35,9 @@ struct sfc_compute {
     bool delivery_posted;  /* under mutex: a deliver call is on its way to the loop */
     struct job_list queue; /* under mutex */
     struct job_list ready; /* under mutex */
-    double bounded_since;  /* under mutex: seconds; the job at work is of a known size; 0: not so */
+    bool busy;             /* under mutex: a job is at work, or one waits to be taken */
+    double bounded_since;  /* under mutex: seconds; since then it has owed the next job's beginning,
+                            * or the end of one of a known size; 0: it owes nothing */
     /* of the compute thread */
     struct sfc_head *head;
     struct sfc_dense *dense;
@@ -490,9 +492,10 @@ static void *work(void *ctx)
         c->bounded_since = is_bounded(jobs[0]) ? began : 0;
         pthread_mutex_unlock(&c->mutex);
         run_jobs(c, jobs, n);
-        double took = now_seconds() - began;
+        double ended = now_seconds(), took = ended - began;
         pthread_mutex_lock(&c->mutex);
-        c->bounded_since = 0;
+        c->busy = c->queue.head != NULL;
+        c->bounded_since = c->busy ? ended : 0;
         if (company)
             *company =
                 (struct company){n > 1 || (c->queue.head && joins(jobs[0], c->queue.head)), took};
@@ -596,6 +599,9 @@ void sfc_compute_submit(struct sfc_compute *c, struct sfc_compute_job *job)
     job->span.begin_ns = sfc_spans_now();
     pthread_mutex_lock(&c->mutex);
     list_push(&c->queue, job);
+    if (!c->busy)
+        c->bounded_since = now_seconds();
+    c->busy = true;
     pthread_cond_signal(&c->wake);
     pthread_mutex_unlock(&c->mutex);
 }

@@ -138,8 +138,9 @@ int sfc_compute_set_store(struct sfc_compute *compute, const char *dir, struct s
 /* For memory plans and names only (those calls don't touch state that the thread uses). */
 const struct sfc_backend *sfc_compute_backend(const struct sfc_compute *compute);
 
-/* The job at work has a known size (a step's, or a read or write) and takes longer than this; 0:
- * any time is fine. */
+/* The job at work has a known size (a step's, or a read or write) and takes longer than this, or
+ * the next job has waited so long for the thread to take it, though nothing is at work; 0: any time
+ * is fine. */
 bool sfc_compute_late(struct sfc_compute *compute, uint64_t ms);
 
 /* Never blocks. */
