@@ -133,6 +133,12 @@ void sfc_metrics_phases(struct sfc_metrics *m, const char *name, const char *hel
                         const struct sfc_spans *spans, enum sfc_phase first, enum sfc_phase last)
 {
     sfc_metrics_family(m, name, "histogram", help);
+    sfc_metrics_more_phases(m, name, spans, first, last);
+}
+
+void sfc_metrics_more_phases(struct sfc_metrics *m, const char *name, const struct sfc_spans *spans,
+                             enum sfc_phase first, enum sfc_phase last)
+{
     for (unsigned phase = first; phase <= (unsigned)last; phase++) {
         struct sfc_histogram h;
         if (sfc_phase_name(phase) == NULL) {

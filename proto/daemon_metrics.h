@@ -36,6 +36,9 @@ void sfc_metrics_build(struct sfc_metrics *m);
 /* One histogram for the phases first..last, with label "phase". */
 void sfc_metrics_phases(struct sfc_metrics *m, const char *name, const char *help,
                         const struct sfc_spans *spans, enum sfc_phase first, enum sfc_phase last);
+/* These too, in the same one; straight after it. */
+void sfc_metrics_more_phases(struct sfc_metrics *m, const char *name, const struct sfc_spans *spans,
+                             enum sfc_phase first, enum sfc_phase last);
 /* counts: [SFC_EINTERNAL + 1] by status code; a sample for each, label "kind". */
 void sfc_metrics_errors(struct sfc_metrics *m, const char *name, const char *help,
                         const uint64_t *counts);

@@ -63,7 +63,11 @@
     X(GIVE_UP, 45, "give_up", "GiveUp of what failed, until the scheduler's answer")               \
     X(BACK_OFF, 46, "back_off", "a pause after what failed")                                       \
     X(MAP, 47, "map", "a new block map is fetched, its shards are connected")                      \
-    X(JOIN, 48, "join", "the worker joins the run again")
+    X(JOIN, 48, "join", "the worker joins the run again")                                          \
+    /* shard: compute thread, blocks on their way */                                               \
+    X(STAGE, 49, "stage", "memory is made for blocks that come")                                   \
+    X(LEND, 50, "lend", "a block, or its changes, are copied for another shard")                   \
+    X(LAND, 51, "land", "rows of a block that comes are written")
 
 enum sfc_phase {
 #define X(name, number, text, help) SFC_SPAN_##name = number,

@@ -360,6 +360,7 @@ static int begin(struct sfc_shard_run *run, struct sfc_rpc_call *call,
     b->shape = shape;
     b->bytes = sfc_block_lay_out(&shape, b->data->data, b->parts);
     copy->job = (struct sfc_compute_job){.kind = SFC_COMPUTE_CALL, .done = copied, .owner = copy};
+    copy->job.span = sfc_shard_span(run, SFC_SPAN_LEND, b->bytes);
     copy->job.u.call.fn = copy_work;
     copy->job.u.call.ctx = copy;
     sfc_shard_watch_moves(run->shard);
@@ -545,6 +546,7 @@ static struct changes *changes_new(struct sfc_shard_run *run, struct sfc_rpc_cal
         return NULL;
     }
     c->job = (struct sfc_compute_job){.kind = SFC_COMPUTE_CALL, .done = changes_done, .owner = c};
+    c->job.span = sfc_shard_span(run, SFC_SPAN_LEND, 0);
     c->job.u.call.fn = changes_work;
     c->job.u.call.ctx = c;
     return c;

@@ -66,6 +66,7 @@ static void written(struct sfc_compute_job *job)
 static void submit_write(struct sfc_move_buffer *b)
 {
     b->job = (struct sfc_compute_job){.kind = SFC_COMPUTE_CALL, .done = written, .owner = b};
+    b->job.span = sfc_shard_span(b->move->run, SFC_SPAN_LAND, 0);
     b->job.u.call.fn = write_work;
     b->job.u.call.ctx = b;
     b->move->jobs++;

@@ -164,6 +164,7 @@ static void answered(const struct sfc_rpc_reply_view *view, void *ctx)
     sfc_move_worked(m);
     s->state = SFC_ROWS_WRITING;
     s->job = (struct sfc_compute_job){.kind = SFC_COMPUTE_CALL, .done = written, .owner = s};
+    s->job.span = sfc_shard_span(m->run, SFC_SPAN_LAND, 0);
     s->job.u.call.fn = write_work;
     s->job.u.call.ctx = s;
     m->jobs++;

@@ -408,6 +408,7 @@ static void staged(struct sfc_compute_job *job)
 static void submit_stage(struct sfc_move *m)
 {
     m->job = (struct sfc_compute_job){.kind = SFC_COMPUTE_STAGE, .done = staged, .owner = m};
+    m->job.span = sfc_shard_span(m->run, SFC_SPAN_STAGE, 0);
     m->job.u.change.setup = &m->setup;
     m->job.u.change.classes = is_growth(m) ? m->setup.head.classes : 0;
     m->job.u.change.class_blocks = m->class_blocks;

@@ -160,6 +160,15 @@ struct sfc_lap sfc_shard_lap(const struct sfc_shard_run *run, enum sfc_span_thre
     return lap;
 }
 
+struct sfc_span sfc_shard_span(const struct sfc_shard_run *run, enum sfc_phase phase,
+                               uint64_t bytes)
+{
+    return (struct sfc_span){.phase = (uint8_t)phase,
+                             .step = sfc_durability_stamp(run) + 1,
+                             .micro_batch = UINT32_MAX,
+                             .bytes = bytes};
+}
+
 static void post(void *ctx, void (*fn)(void *), void *arg)
 {
     sfc_rpc_loop_post(ctx, fn, arg);

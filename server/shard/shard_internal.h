@@ -215,6 +215,9 @@ void sfc_shard_prefetch(struct sfc_shard_run *run, uint64_t step);
 /* Begins now, of the whole step. Any thread. */
 struct sfc_lap sfc_shard_lap(const struct sfc_shard_run *run, enum sfc_span_thread thread,
                              uint64_t step);
+/* For a job beside the step at work. Loop thread. */
+struct sfc_span sfc_shard_span(const struct sfc_shard_run *run, enum sfc_phase phase,
+                               uint64_t bytes);
 /* sfc_durability_tick of the run then. */
 void sfc_shard_tick_in(struct sfc_shard *shard, uint64_t ms);
 /* sfc_pinned_tick of the run again and again, until it has no pin. */

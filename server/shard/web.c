@@ -84,6 +84,8 @@ static char *make_metrics(struct sfc_shard_web *w)
                        shard->refused);
     sfc_metrics_phases(&m, "shardfc_shard_phase_seconds", "What a step's work here took, by phase.",
                        shard->spans, SFC_SPAN_QUEUE, SFC_SPAN_TAKE_MAP);
+    sfc_metrics_more_phases(&m, "shardfc_shard_phase_seconds", shard->spans, SFC_SPAN_STAGE,
+                            SFC_SPAN_LAND);
     return sfc_metrics_take(&m);
 }
 
