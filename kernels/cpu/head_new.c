@@ -332,7 +332,8 @@ static int make_blocks(struct sfc_cpu_head *head, const uint64_t *blocks, size_t
     return SFC_OK;
 }
 
-/* What computes: workers and the memory of the slots. */
+/* What computes: workers and the memory of the slots (zeros; touched when a slot is first in use:
+ * blocks that come into a run may never need theirs, and a step waits for them). */
 static int make_workers(struct sfc_cpu_head *head, struct sfc_error *err)
 {
     struct sfc_cpu_carver carver = {0};
@@ -342,7 +343,6 @@ static int make_workers(struct sfc_cpu_head *head, struct sfc_error *err)
         return rc;
     carver = (struct sfc_cpu_carver){head->step.data, 0};
     lay_out_step(head, &carver);
-    memset(head->step.data, 0, carver.used);
     head->workers = calloc(head->cpu->threads, sizeof *head->workers);
     if (!head->workers)
         return sfc_fail(err, SFC_ENOMEM, "head: out of memory for %u threads", head->cpu->threads);

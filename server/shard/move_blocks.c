@@ -9,7 +9,7 @@
 #include "server/shard/move_parts.h"
 
 #define REPLY_BYTES (SFC_MOVE_LARGE_PIECE + SFC_LIMIT_SMALL)
-#define WRITE_BYTES (UINT64_C(4) << 20) /* of a job: what a step may have to wait for */
+#define WRITE_BYTES (UINT64_C(1) << 20) /* of a job: what a step may have to wait for */
 
 static struct sfc_move_block *block_of(const struct sfc_move_buffer *b)
 {
