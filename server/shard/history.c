@@ -11,7 +11,8 @@
 #include "server/shard/shard_internal.h"
 
 #define PATIENCE_MS 15000
-#define RETRY_MS    100
+#define RETRY_MS    5 /* a step waits: the first time, then twice as long, up to */
+#define MOST_MS     100
 #define DEADLINE_MS 5000
 #define PIECE       (UINT64_C(1) << 20)
 
@@ -24,7 +25,7 @@ struct sfc_history {
     uint64_t copy;
     uint32_t place;
     struct sfc_rpc_client *client;
-    uint64_t began_ms, retry_ms;
+    uint64_t began_ms, retry_ms, pause_ms;
     struct sfc_snapshot_key key;
     struct sfc_snapshot_shape shape;
     float *rates; /* NULL: not begun */
@@ -88,7 +89,8 @@ static void retry(struct sfc_history *h, const char *text)
     h->client = NULL;
     free(h->rates);
     h->rates = NULL;
-    h->retry_ms = now + RETRY_MS;
+    h->retry_ms = now + h->pause_ms;
+    h->pause_ms = 2 * h->pause_ms < MOST_MS ? 2 * h->pause_ms : MOST_MS;
     if (now < h->began_ms + PATIENCE_MS)
         return;
     char why[SFC_LIMIT_ERROR_TEXT];
@@ -301,6 +303,7 @@ void sfc_history_fetch(struct sfc_shard_run *run, bool exactly, uint64_t step,
     h->wanted = step;
     h->place = run->self;
     h->began_ms = uv_now(run->shard->uv);
+    h->pause_ms = RETRY_MS;
     while (h->copy == 0)
         if (getrandom(&h->copy, sizeof h->copy, 0) != (ssize_t)sizeof h->copy)
             h->copy = run->shard->boot_id;
