@@ -108,9 +108,10 @@ struct sfc_backend_ops {
     bool (*head_finite)(const struct sfc_head_part *part, const uint32_t *slots);
     /* After pass 1, of each block: the largest 1 / |w| of a sampled class (0 for a zero row). */
     void (*head_inverse_norms)(const struct sfc_head_part *part, double *out);
-    /* Of each block, with all rows caught up with the plan (kernels/extent.h). May take as long as
-     * a pass over the whole state. */
-    void (*head_extents)(struct sfc_head_part *part, struct sfc_extent *out);
+    /* Of each block whose `now` is forgotten (infinite), with all rows caught up with the plan
+     * (kernels/extent.h), and of others where that is simpler. May take as long as a pass over
+     * the state of these blocks; a step waits. */
+    void (*head_extents)(struct sfc_head_part *part, struct sfc_extent *now);
 
     int (*dense_memory)(const struct sfc_backend *backend, const struct sfc_dense_config *config,
                         const uint64_t *blocks, size_t count, struct sfc_memory *out,

@@ -294,6 +294,14 @@ static double steepest_margin(const struct sfc_head_config *c)
     return below_one ? 1 : fmax(1, c->margin_m1 * 1e4);
 }
 
+/* The step doesn't concern these blocks. */
+static void leave_out(const struct sfc_head *head, struct sfc_head_part *part)
+{
+    for (size_t i = 0; i < part->extents.count; i++)
+        if (sfc_head_left_out(part, i, head->step))
+            part->extents.now[i] = (struct sfc_extent){0};
+}
+
 /* The update keeps every number within bounds (kernels/extent.h). The gradient of a class is at
  * most the scale times |f'| over |w|: p is at most 1, but for what rounding adds, in each row of
  * the batch, and the rows are unit vectors. */
@@ -307,10 +315,12 @@ static bool update_fits(struct sfc_head *head, struct sfc_head_part *part, doubl
         e->gradient[i] *= factor;
     if (sfc_extents_fit(e, lr, head->step))
         return true;
-    ops->head_extents(part, e->now);
     for (size_t i = 0; i < e->count; i++)
-        if (sfc_head_left_out(part, i, head->step))
-            e->now[i] = (struct sfc_extent){0}; /* this step doesn't concern it */
+        if (!sfc_extents_fits(e, i))
+            sfc_extents_forget(e, i);
+    leave_out(head, part); /* not looked at */
+    ops->head_extents(part, e->now);
+    leave_out(head, part); /* nor judged, if it was */
     bool fit = sfc_extents_fit(e, lr, head->step);
     for (size_t i = 0; i < e->count; i++)
         if (sfc_head_left_out(part, i, head->step) && !sfc_head_gone(part, i))

@@ -229,6 +229,6 @@ int sfc_cpu_head_commit(struct sfc_head_part *head, const uint32_t *slots, doubl
                         struct sfc_error *err);
 bool sfc_cpu_head_finite(const struct sfc_head_part *head, const uint32_t *slots);
 void sfc_cpu_head_inverse_norms(const struct sfc_head_part *head, double *out);
-void sfc_cpu_head_extents(struct sfc_head_part *head, struct sfc_extent *out);
+void sfc_cpu_head_extents(struct sfc_head_part *head, struct sfc_extent *now);
 
 #endif

@@ -1,5 +1,7 @@
-/* How large the numbers of each block are: a pass over the whole state, needed when a run diverges.
- */
+/* How large the numbers of a block are: a pass over its state, needed when it was written or a run
+ * diverges. */
+#include <math.h>
+
 #include "kernels/cpu/head.h"
 #include "kernels/cpu/pool.h"
 
@@ -14,7 +16,7 @@ void sfc_cpu_head_inverse_norms(const struct sfc_head_part *base, double *out)
 
 struct extent_call {
     struct sfc_cpu_head *head;
-    struct sfc_extent *out;
+    struct sfc_extent *now;
 };
 
 static void extent_block(void *arg, size_t index, unsigned worker_index)
@@ -23,6 +25,8 @@ static void extent_block(void *arg, size_t index, unsigned worker_index)
     struct sfc_cpu_head *head = call->head;
     const struct sfc_head_config *c = &head->config;
     const struct sfc_cpu_block *block = &head->blocks[index];
+    if (isfinite(call->now[index].w))
+        return;
     float *w = head->workers[worker_index].result; /* [16 at least, pitch] */
     float *m = w + head->sizes.pitch;
     float *v = c->optimizer == SFC_OPTIMIZER_ADAMW ? m + head->sizes.pitch : NULL;
@@ -40,13 +44,13 @@ static void extent_block(void *arg, size_t index, unsigned worker_index)
         }
         sfc_extent_add(&extent, w, m, v, c->dim, c->epsilon);
     }
-    call->out[index] = extent;
+    call->now[index] = extent;
 }
 
-void sfc_cpu_head_extents(struct sfc_head_part *base, struct sfc_extent *out)
+void sfc_cpu_head_extents(struct sfc_head_part *base, struct sfc_extent *now)
 {
     struct sfc_cpu_head *head = (struct sfc_cpu_head *)base;
-    struct extent_call call = {head, out};
+    struct extent_call call = {head, now};
     if (head->lag) /* the plan's table begins at the oldest of the sampled rows */
         sfc_lag_table(base->rates, head->config.momentum, head->config.weight_decay, 0,
                       base->step - 1, head->lag);

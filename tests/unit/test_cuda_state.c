@@ -308,6 +308,8 @@ static void compare_extents(int format, int mode, uint32_t dim)
 {
     struct heads h;
     struct sfc_extent a[4], b[4];
+    for (int i = 0; i < 4; i++)
+        a[i] = b[i] = (struct sfc_extent){INFINITY, INFINITY, INFINITY};
     open_heads(&h, head_config(CLASSES, BLOCK, dim, format, mode), some_blocks, 4);
     write_all(&h, dim);
     plan_next(&h, 6);
