@@ -11,6 +11,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/exact_sum.h"
+#include "kernels/head_internal.h"
 
 #define MICRO   4u
 #define MICROS  4u
@@ -477,6 +478,19 @@ static void bad_blocks_and_labels_are_refused(void **state)
     assert_non_null(strstr(err.text, "row 1"));
 }
 
+static void only_forgotten_blocks_are_looked_at(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_error err = {0};
+    const struct sfc_extent known = {1e9, 2e9, 0};
+    struct sfc_extent now[] = {known, {INFINITY, INFINITY, INFINITY}, known};
+    must(sfc_head_plan(f->head, 1, f->labels, NULL, &err), &err);
+    f->backend->ops->head_extents(f->head->parts, now);
+    assert_memory_equal(&now[0], &known, sizeof known);
+    assert_memory_equal(&now[2], &known, sizeof known);
+    assert_true(now[1].w > 0 && now[1].w <= 8 * standard.init_std && now[1].m == 0);
+}
+
 static void bad_configurations_are_refused(void **state)
 {
     struct fixture *f = *state;
@@ -538,6 +552,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(slots_are_used_again, setup, teardown),
         cmocka_unit_test_setup_teardown(diverged_centres_are_an_error, setup, teardown),
         cmocka_unit_test_setup_teardown(bad_blocks_and_labels_are_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(only_forgotten_blocks_are_looked_at, setup, teardown),
         cmocka_unit_test_setup_teardown(bad_configurations_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(a_lone_class_needs_a_small_scale, setup, teardown),
     };
