@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "kernels/cpu/products.h"
 #include "kernels/exact_sum.h"
 #include "kernels/rng/philox.h"
 #include "kernels/rng/rounding.h"
@@ -105,10 +106,12 @@ static const struct format formats[] = {
 };
 #define FORMATS (sizeof formats / sizeof *formats)
 
-/* Products of bf16 on a device. */
+/* Products of bf16 on a device, or on a CPU that has them. */
 static bool multiplies_natively(const char *backend, const struct format *f)
 {
-    return !strncmp(backend, "cuda", 4) && f->gemm == SFC_DTYPE_BF16;
+    bool cpu = !strcmp(backend, "cpu") &&
+               sfc_cpu_products_of(sfc_cpu_features()) == SFC_CPU_PRODUCTS_NATIVE;
+    return (cpu || !strncmp(backend, "cuda", 4)) && f->gemm == SFC_DTYPE_BF16;
 }
 
 /* Native products read p / |w| in bf16, which neither the f32 arithmetic nor the reference does. */
