@@ -241,17 +241,6 @@ static int take_base(struct sfc_head *head, struct sfc_error *err)
     return SFC_OK;
 }
 
-/* What a device compiles for the first blocks is there before they come into a run that goes on.
- * Without memory for it now, they find out what is wrong. */
-static void rehearse(const struct sfc_head *head)
-{
-    const uint64_t first = 0;
-    struct sfc_error unused = {0};
-    struct sfc_head_part *part = NULL;
-    if (new_part(head, &first, 1, true, &part, &unused) == SFC_OK)
-        free_part(head->backend, part);
-}
-
 static int make(struct sfc_backend *backend, const struct sfc_head_config *config,
                 const uint64_t *blocks, size_t count, bool blank, struct sfc_head **out,
                 struct sfc_error *err)
@@ -269,8 +258,6 @@ static int make(struct sfc_backend *backend, const struct sfc_head_config *confi
     rc = take_base(head, err);
     if (!rc && count)
         rc = new_part(head, blocks, count, blank, &head->parts, err);
-    else if (!rc)
-        rehearse(head);
     if (rc) {
         sfc_head_free(head);
         return rc;

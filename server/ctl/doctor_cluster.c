@@ -212,7 +212,8 @@ static void judge_shard(const struct sfc_cluster_facts *c, size_t i, struct sfc_
     if (gone(h)) {
         judge_missing(h, where, out);
     } else {
-        answered = judge_about(c, &c->shards[i], where, "shardfc-shard@N", out);
+        answered = judge_about(c, &c->shards[i], where, "shardfc-shard@N", out) &&
+                   c->shards[i].code == SFC_OK;
     }
     if (h->recovery != NULL) {
         sfc_finding_add(out, SFC_FINDING_NOTE, where, "recovery",

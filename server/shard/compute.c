@@ -35,7 +35,7 @@ struct sfc_compute {
     bool delivery_posted;  /* under mutex: a deliver call is on its way to the loop */
     struct job_list queue; /* under mutex */
     struct job_list ready; /* under mutex */
-    bool busy;             /* under mutex: a job is at work, or one waits to be taken */
+    bool busy;             /* under mutex: a job is at work, or waits to be taken or delivered */
     double bounded_since;  /* under mutex: seconds; since then it has owed the next job's beginning,
                             * or the end of one of a known size; 0: it owes nothing */
     /* of the compute thread */
@@ -494,8 +494,7 @@ static void *work(void *ctx)
         run_jobs(c, jobs, n);
         double ended = now_seconds(), took = ended - began;
         pthread_mutex_lock(&c->mutex);
-        c->busy = c->queue.head != NULL;
-        c->bounded_since = c->busy ? ended : 0;
+        c->bounded_since = ended; /* until others know that it is done */
         if (company)
             *company =
                 (struct company){n > 1 || (c->queue.head && joins(jobs[0], c->queue.head)), took};
@@ -508,6 +507,8 @@ static void *work(void *ctx)
             c->post(c->post_ctx, deliver, c);
             pthread_mutex_lock(&c->mutex);
         }
+        c->busy = c->queue.head != NULL;
+        c->bounded_since = c->busy ? now_seconds() : 0;
     }
     pthread_mutex_unlock(&c->mutex);
     close_run(c);

@@ -11,7 +11,7 @@
 #include "server/shard/shard_internal.h"
 
 #define PATIENCE_MS 15000
-#define RETRY_MS    5 /* a step waits: the first time, then twice as long, up to */
+#define RETRY_MS    5 /* a step waits: at the next tick, then twice as long, up to */
 #define MOST_MS     100
 #define DEADLINE_MS 5000
 #define PIECE       (UINT64_C(1) << 20)

@@ -132,19 +132,23 @@ def stuck():
         task = next(int(t.name) for t in pathlib.Path(f"/proc/{shard.pid}/task").iterdir()
                     if (t / "comm").read_text().strip() == "sfc-compute")
         period = TIME_SCALE
-        ptrace(PTRACE_SEIZE, task)
-        try:
-            ptrace(PTRACE_INTERRUPT, task)
-            os.waitpid(task, 0x40000000)  # __WALL
-            time.sleep(2.5 * period)  # the period, and what the loop has on its way
-            before = len(manager.lines(shard, "WATCHDOG=1"))
-            check(before > 0, "the watchdog was never fed")
-            time.sleep(2 * period)  # fed every half of one where the work goes on
-            check(len(manager.lines(shard, "WATCHDOG=1")) == before, "the loop feeds the watchdog while nothing computes")
-        finally:  # a thread that is traced keeps its process from ending
-            LIBC.ptrace(PTRACE_DETACH, task, None, None)
-        step = c.status().step
-        wait_until("the watchdog to be fed again", lambda: len(manager.lines(shard, "WATCHDOG=1")) > before, 20)
+
+        def starves():
+            """Stopped for a while. Inside a copy of a block, which may take as long as it likes, it owes nothing."""
+            ptrace(PTRACE_SEIZE, task)
+            try:
+                ptrace(PTRACE_INTERRUPT, task)
+                os.waitpid(task, 0x40000000)  # __WALL
+                time.sleep(3 * period)  # the period, and what the loop has on its way
+                before = len(manager.lines(shard, "WATCHDOG=1"))
+                check(before > 0, "the watchdog was never fed")
+                time.sleep(2 * period)  # fed every half of one where the work goes on
+                return len(manager.lines(shard, "WATCHDOG=1")) == before
+            finally:  # a thread that is traced keeps its process from ending
+                LIBC.ptrace(PTRACE_DETACH, task, None, None)
+        check(any(starves() for _ in range(5)), "the loop feeds the watchdog while nothing computes")
+        step, fed = c.status().step, len(manager.lines(shard, "WATCHDOG=1"))
+        wait_until("the watchdog to be fed again", lambda: len(manager.lines(shard, "WATCHDOG=1")) > fed, 20)
         c.wait_step(step + 3)
 
 
