@@ -103,10 +103,31 @@ static void closed_call(struct sfc_step_fsm *s, const struct sfc_step_event *e, 
         refuse_attempt(s, e, why, out);
 }
 
+/* Another shard may have the next map already, and its caller too: the call waits for SetMap. Not
+ * so a dense gradient: its size was checked by the map of now, and grants of the next map come when
+ * every shard has it. */
+static bool is_of_next_map(const struct sfc_step_fsm *s, const struct sfc_step_event *e)
+{
+    return e->map_version == s->config.map_version + 1 && e->type != SFC_SE_DENSE &&
+           SFC_PLANT_BUG != 25; /* bug 25: refused, like a call of any other map */
+}
+
+/* Run and map of a call; false: it was refused, or waits. */
+static bool is_of_run_and_map(struct sfc_step_fsm *s, const struct sfc_step_event *e,
+                              struct sfc_step_actions *out)
+{
+    if (!sfc_step_check_run(s, e, out))
+        return false;
+    if (!is_of_next_map(s, e))
+        return sfc_step_check_map(s, e, out);
+    sfc_step_park(s, e, out);
+    return false;
+}
+
 void sfc_step_on_call(struct sfc_step_fsm *s, const struct sfc_step_event *e,
                       struct sfc_step_actions *out)
 {
-    if (!sfc_step_check_run(s, e, out) || !sfc_step_check_map(s, e, out))
+    if (!is_of_run_and_map(s, e, out))
         return;
     if (e->j >= s->micro_batches) {
         sfc_step_refuse(out, e->token, SFC_EINVAL, "micro-batch %u; the run has %u", e->j,
@@ -148,7 +169,7 @@ void sfc_step_on_call(struct sfc_step_fsm *s, const struct sfc_step_event *e,
 void sfc_step_on_pull(struct sfc_step_fsm *s, const struct sfc_step_event *e,
                       struct sfc_step_actions *out)
 {
-    if (!sfc_step_check_run(s, e, out) || !sfc_step_check_map(s, e, out))
+    if (!is_of_run_and_map(s, e, out))
         return;
     const struct sfc_attempt none = {0, 0};
     if (sfc_attempt_compare(e->attempt, none) != 0 &&

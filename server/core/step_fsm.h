@@ -11,7 +11,8 @@
  * - Ready is answered only when the inputs of the step are durable. Where they can't be written the
  *   attempts stay and Prepare may come again (SFC_EUNAVAILABLE with the reason).
  * - Plan(t+1) may come while t is open: it is kept and sampled only after Commit(t) is applied.
- * - Calls of a step whose plan or commit isn't here yet are parked (bounded).
+ * - Calls of a step whose plan or commit isn't here yet are parked (bounded). So are Logits,
+ *   Gradient and PullDense of the next map version, until its MAP: other shards may have it.
  * - A READY shard waits for Commit or Abort; it never decides by time.
  * - Anything of another run, incarnation, round, map version or step is refused with SFC_ESTALE.
  * - Answers of t are kept until t+1 commits: generation = step & 1; answer memory is [2][slots].

@@ -174,11 +174,14 @@ static void shard_answered(struct sim *s, uint32_t w, uint32_t k, const struct b
         return;
     }
     const struct scheduler *sc = &s->scheduler;
-    if (b->code == SFC_ESTALE && sc->up && sc->has_run && wk->phase == P_LOGITS &&
-        sc->map.version > wk->map.version) { /* GetMap: the session goes on with the new map */
-        wk->map = sc->map;
-        to_all(s, w, P_LOGITS);
-        return;
+    if (b->code == SFC_ESTALE && sc->up && sc->has_run) {
+        if (sc->map.version > wk->map.version) { /* GetMap: the session goes on with the new map */
+            wk->map = sc->map;
+            to_all(s, w, P_LOGITS);
+            return;
+        }
+        if (strncmp(b->text, "map version", 11) == 0)
+            sim_fail(s, "session: refused with the map of now: %s", b->text);
     }
     if (b->code != SFC_OK) {
         reopen(s, w, b->text);

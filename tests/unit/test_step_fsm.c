@@ -675,6 +675,44 @@ static void test_a_map_voids_by_its_round(void **state)
     refused(f, SFC_EDEVICE, "broken");
 }
 
+/* Another shard had SetMap first: the session comes with the new map before this one has it. */
+static void test_calls_of_the_next_map_wait(void **state)
+{
+    struct fixture *f = *state;
+    make_ready(f, 1);
+    commit(f, 1);
+    static const enum sfc_step_event_type types[] = {SFC_SE_LOGITS, SFC_SE_PULL, SFC_SE_DENSE};
+    uint64_t tokens[3];
+    for (int i = 0; i < 3; i++) {
+        struct sfc_step_event e = event(types[i], types[i] == SFC_SE_PULL ? 1 : 2);
+        e.map_version = 2;
+        e.attempt = types[i] == SFC_SE_PULL ? (struct sfc_attempt){0} : (struct sfc_attempt){1, 20};
+        step(f, e);
+        tokens[i] = f->token;
+        if (types[i] == SFC_SE_DENSE) /* its size was checked by the map of now */
+            refused(f, SFC_ESTALE, "map version 2, but 1");
+        else
+            assert_int_equal(f->a.count, 0);
+    }
+    struct sfc_step_event far = event(SFC_SE_LOGITS, 2);
+    far.map_version = 3;
+    step(f, far);
+    refused(f, SFC_ESTALE, "map version 3, but 1");
+    set_map(f, 1, 2);
+    job_done(f, SFC_OK);
+    assert_int_equal(f->a.count, 2);
+    assert_int_equal(f->a.items[0].call, SFC_SE_MAP);
+    assert_int_equal(f->a.items[1].kind, SFC_JOB_PULL);
+    assert_int_equal(f->a.items[1].token, tokens[1]);
+    job_done(f, SFC_OK);
+    struct sfc_step_event plan = event(SFC_SE_PLAN, 2);
+    plan.map_version = 2;
+    step(f, plan);
+    job_done(f, SFC_OK);
+    assert_int_equal(only(f, SFC_SA_START)->kind, SFC_JOB_LOGITS);
+    assert_int_equal(f->a.items[0].token, tokens[0]);
+}
+
 /* SetMap was refused, or its scheduler died: OpenRun brings the map, at the step where the machine
  * is. */
 static void test_open_run_with_another_map(void **state)
@@ -745,6 +783,7 @@ int main(void)
         TEST(test_a_map_at_the_boundary),
         TEST(test_a_map_voids_by_its_round),
         TEST(test_a_joiner_jumps),
+        TEST(test_calls_of_the_next_map_wait),
         TEST(test_open_run_with_another_map),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
