@@ -24,6 +24,7 @@ import pathlib
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -84,7 +85,24 @@ def wait_until(what, condition, seconds, pause=0.05, context=lambda: ""):
 
 
 def _changed(paths):
-    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(paths)]
+    """Without what tests make and remove there meanwhile."""
+    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(paths)
+            if not p.name.startswith("sfc-store-")]
+
+
+class Port:
+    """A port of loopback that the kernel gives to nobody who asks for any, as long as this is not closed. Whoever asks
+    for this very one with SO_REUSEADDR, as servers do, gets it; who connects before is refused."""
+
+    def __init__(self, number=0):
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("127.0.0.1", number))
+        self.number = self._socket.getsockname()[1]
+        self.address = f"127.0.0.1:{self.number}"
+
+    def close(self):
+        self._socket.close()
 
 
 def once(run):
@@ -120,6 +138,7 @@ class Process:
         self.out_path = folder / f"{name}.out"
         self.err_path = folder / f"{name}.err"
         self.address = None
+        self._kept = None
         full_env = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", **(env or {}))
         with open(self.err_path, "ab") as err:
             self.popen = subprocess.Popen(
@@ -162,6 +181,23 @@ class Process:
         self.signal(signal.SIGKILL)
         self.popen.wait()
         self._reader.join()
+        self._keep_port()
+
+    def _keep_port(self):
+        """Nobody else gets the port of one that has ended before it is started again on it."""
+        host, _, port = (self.address or "").rpartition(":")
+        if self._kept or host != "127.0.0.1":
+            return
+        try:
+            self._kept = Port(int(port))
+        except OSError:  # its successor is there already, or it is of another network namespace
+            pass
+
+    def forget(self):
+        """Ends it for good: its port is free."""
+        self.kill()
+        if self._kept:
+            self._kept.close()
 
     def terminate(self, seconds=20):
         """SIGTERM; returns the exit status."""
@@ -174,6 +210,7 @@ class Process:
         except subprocess.TimeoutExpired:
             raise Failure(f"{self.name} still runs after {seconds * TIME_SCALE:.0f} s\n{self.tail()}") from None
         self._reader.join()
+        self._keep_port()
         return status
 
     def stdout(self):
@@ -213,7 +250,7 @@ class Cluster:
         for channel in self._channels.values():
             channel.close()
         for process in self.processes:
-            process.kill()
+            process.forget()
         if os.environ.get("SFC_KEEP") != "1":
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -269,13 +306,17 @@ class Cluster:
         return again
 
     def start_shards(self, count, *extra):
-        """Starts `count` shards and waits until the scheduler has them all."""
+        """Starts `count` shards, each when the scheduler has the one before: so they get their ids in order."""
         for _ in range(count):
-            self.start_shard(*extra)
-        wait_until(f"{count} shards to register",
-                   lambda: sum(s.state == "ready" for s in self.status().shards) >= count, 30,
-                   context=self.tails)
+            self.wait_ready(self.start_shard(*extra))
         return self.shards
+
+    def wait_ready(self, *shards):
+        """Waits until the scheduler has these shards."""
+        addresses = {s.address for s in shards}
+        wait_until("shards to register",
+                   lambda: addresses <= {s.address for s in self.status().shards if s.state == "ready"}, 30,
+                   context=self.tails)
 
     def start_worker(self, *extra, data="synthetic", threads=1):
         worker = self.start("worker", [
@@ -344,7 +385,7 @@ class Cluster:
     def wait_step(self, step, seconds=120):
         def there():
             now = self.status()
-            if now.state in ("failed", "blocked"):
+            if now.step < step and now.state in ("failed", "blocked"):
                 raise Failure(f"the run is {now.state}: {now.reason}")
             return now if now.step >= step else None
         return wait_until(f"step {step}", there, seconds,
@@ -419,9 +460,13 @@ class Cluster:
     def state_digest(self):
         """(step, SHA-256 over all blocks): equal for equal training states, wherever blocks are."""
         held = self.hold()
+        renewed = time.monotonic()
         try:
             digest, history = hashlib.sha256(), None
             for name, data in self.read_state(held):
+                if time.monotonic() - renewed > 3:
+                    self.stub.Hold(pb.HoldRequest(hold_id=held.hold_id), timeout=30 * TIME_SCALE)
+                    renewed = time.monotonic()
                 if name == "history" and history is not None:
                     if data != history:
                         raise Failure("two shards have different histories")

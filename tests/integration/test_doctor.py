@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 
-from cluster import BIN, Cluster, wait_until
+from cluster import BIN, Cluster, Port, wait_until
 from inputs import check
 
 TOOL = BIN / "shardfc"
@@ -48,10 +48,9 @@ def host():
     with Cluster() as c:
         here = c.folder / "state"
         here.mkdir()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        findings = doctor("--state", here, "--listen", f"127.0.0.1:{port}", code=0)
+        free = Port()
+        findings = doctor("--state", here, "--listen", free.address, code=0)
+        free.close()
         whats = {f["what"] for f in findings if f["where"] == "this host"}
         check({"memory", "swap", "overcommit", "open files", "CPU", "GPU", "clock", "disk", "port"} <= whats, str(whats))
         check("numerics" not in whats and list(here.iterdir()) == [], "it left something behind")

@@ -14,7 +14,7 @@ import time
 
 import grpc
 
-from cluster import BIN, Cluster, Failure, pb, pb_grpc, wait_until
+from cluster import BIN, Cluster, Failure, Port, pb, pb_grpc, wait_until
 from test_scale import command, create
 
 SEED = random.SystemRandom().randrange(1 << 31)
@@ -25,17 +25,6 @@ TAKES_OVER_S = 10
 def check(condition, message):
     if not condition:
         raise Failure(message)
-
-
-def free_ports(count):
-    """Ports that the kernel chose, different ones."""
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 class Unreachable:
@@ -61,11 +50,11 @@ class Schedulers(Cluster):
         super().__init__()
         self.members, self.clients = [], []
         self.schedulers = []
-        self.unreachable = []
+        self.unreachable, self.ports = [], []
 
     def start_etcd(self, count):
-        ports = free_ports(2 * count)
-        urls = [f"http://127.0.0.1:{p}" for p in ports]
+        self.ports = [Port() for _ in range(2 * count)]  # kept until the end, see there
+        urls = [f"http://{port.address}" for port in self.ports]
         clients, peers = urls[:count], urls[count:]
         together = ",".join(f"m{i}={peer}" for i, peer in enumerate(peers))
         for i in range(count):

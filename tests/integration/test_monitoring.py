@@ -7,7 +7,6 @@ import json
 import pathlib
 import re
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from cluster import BIN, TOP, Cluster, Failure, wait_until
+from cluster import BIN, TOP, Cluster, Failure, Port, wait_until
 from inputs import check
 from test_http import get, pages_of
 
@@ -131,9 +130,8 @@ def scrape():
         text = text.replace('"127.0.0.1:7481"', ", ".join(f'"{page_of(p)}"' for p in shards))
         text = text.replace("127.0.0.1:7482", page_of(c.workers[0]))
         config.write_text(text.replace("127.0.0.1:7480", pages_of(c)).replace("15s", "1s"))
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            at = "%s:%d" % s.getsockname()
+        port = Port()  # nobody else's until Prometheus comes
+        at = port.address
         prometheus = c.start("prometheus", ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={c.folder}/tsdb",
                                             f"--web.listen-address={at}", "--log.level=warn"])
 

@@ -321,9 +321,9 @@ def leads_to(c, step):
 
 def needed_copies(c):
     """(block, step) where every disk leads to the step, and that of the first shard by this block's snapshots of up
-    to it alone: the log doesn't go back to the seed, and as there is a later snapshot, no other of those steps comes.
-    None: not yet."""
-    if first_logged(c.shards[0]) <= 1:
+    to it alone: no log goes back to the seed (another shard would give the steps that are missing), and as there is a
+    later snapshot, no other of those steps comes. None: not yet."""
+    if any(first_logged(shard) <= 1 for shard in c.shards):
         return None
     copies = newest_copies(c.shards[0].state / "run-1")
     block = max(copies, key=copies.get)

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 
-from cluster import BIN, TIME_SCALE, Cluster, once, wait_until
+from cluster import BIN, TIME_SCALE, Cluster, Port, once, wait_until
 from inputs import check
 from test_recovery import images, result
 
@@ -64,7 +64,8 @@ class Manager:
 def notify():
     with Cluster() as c:
         manager = Manager(c.folder)
-        c.port = free_port()
+        port = Port()  # nobody else's until the scheduler comes
+        c.port = port.number
         shard = c.start_shard(env=manager.env())
         manager.wait(shard, "STATUS=waiting for the scheduler at 127.0.0.1:")
         check(not manager.lines(shard, "READY=1"), "a shard is not ready before the scheduler knows it")
@@ -94,12 +95,6 @@ def notify():
             check(len(manager.lines(process, "READY=1")) == 1, f"{process.name} is ready once")
             check(process.terminate() == 0, f"{process.name} ends well")
             manager.wait(process, "STOPPING=1")
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def stands(task):
