@@ -112,13 +112,12 @@ static int check_absent(const char *folder, const char *name, const char *instea
                : sfc_fail(err, SFC_EEXIST, "%s exists already: %s", path, instead);
 }
 
-/* Writes a certificate or a key beside the file, then puts it in its place. */
+/* Writes a certificate or a key beside its file; put_pem puts it in its place. */
 static int write_pem(const char *folder, const char *name, X509 *certificate, EVP_PKEY *key,
                      struct sfc_error *err)
 {
-    char path[4096], fresh[4104];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    snprintf(fresh, sizeof fresh, "%s.new", path);
+    char fresh[4104];
+    snprintf(fresh, sizeof fresh, "%s/%s.new", folder, name);
     int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, key != NULL ? 0600 : 0644);
     FILE *file = fd >= 0 ? fdopen(fd, "w") : NULL;
     if (file == NULL) {
@@ -132,12 +131,37 @@ static int write_pem(const char *folder, const char *name, X509 *certificate, EV
                             : PEM_write_X509(file, certificate) == 1;
     fine = fflush(file) == 0 && fine && fsync(fd) == 0;
     fine = fclose(file) == 0 && fine;
-    if (!fine || rename(fresh, path) != 0) {
+    if (!fine) {
+        int code = sfc_fail_errno(err, "write %s", fresh);
+        unlink(fresh);
+        return code;
+    }
+    return SFC_OK;
+}
+
+static int put_pem(const char *folder, const char *name, struct sfc_error *err)
+{
+    char path[4096], fresh[4104];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    snprintf(fresh, sizeof fresh, "%s.new", path);
+    if (rename(fresh, path) != 0) {
         int code = sfc_fail_errno(err, "write %s", path);
         unlink(fresh);
         return code;
     }
     return SFC_OK;
+}
+
+/* Everything is written before the first file gets its place: a daemon that looks for new ones all
+ * the time must not find the key of one certificate beside another for as long as a disk takes. */
+static int put_all(const char *folder, const char *const names[], size_t count,
+                   struct sfc_error *err)
+{
+    int code = SFC_OK;
+    for (size_t i = 0; i < count && code == SFC_OK; i++) {
+        code = put_pem(folder, names[i], err);
+    }
+    return code;
 }
 
 static FILE *open_pem(const char *folder, const char *name, char *path, size_t size,
@@ -205,6 +229,10 @@ int sfc_authority_make(const char *folder, const char *name, unsigned days, stru
     }
     if (code == SFC_OK) {
         code = write_pem(folder, "ca.pem", a.certificate, NULL, err);
+    }
+    if (code == SFC_OK) {
+        static const char *const files[] = {"ca-key.pem", "ca.pem"};
+        code = put_all(folder, files, sizeof files / sizeof *files, err);
     }
     authority_free(&a);
     return code;
@@ -331,6 +359,10 @@ int sfc_certificate_issue(const struct sfc_certificate_order *order, const char 
     }
     if (code == SFC_OK) {
         code = write_pem(out, "ca.pem", a.certificate, NULL, err);
+    }
+    if (code == SFC_OK) {
+        static const char *const files[] = {"key.pem", "cert.pem", "ca.pem"};
+        code = put_all(out, files, sizeof files / sizeof *files, err);
     }
 out:
     X509_free(certificate);
