@@ -454,11 +454,6 @@ static int read_ticket(struct sfc_member *m, const Shardfc__V1__TicketReply *rep
     if (reply->n_epochs != 0 && reply->n_epochs != reply->n_samples)
         return sfc_fail(err, SFC_ECORRUPT, "ticket for step %llu with %zu epochs",
                         (unsigned long long)reply->step, reply->n_epochs);
-    uint64_t samples = member_samples(m);
-    for (size_t r = 0; r < reply->n_samples; r++)
-        if (reply->samples[r] >= samples)
-            return sfc_fail(err, SFC_ECORRUPT, "ticket names sample %llu of %llu",
-                            (unsigned long long)reply->samples[r], (unsigned long long)samples);
     ticket->grown = reply->n_epochs != 0;
     if (ticket->grown && ticket->epochs)
         memcpy(ticket->epochs, reply->epochs, reply->n_epochs * sizeof *ticket->epochs);
@@ -470,6 +465,19 @@ static int read_ticket(struct sfc_member *m, const Shardfc__V1__TicketReply *rep
         ticket->attempt =
             (struct sfc_attempt_id){reply->attempt->incarnation, reply->attempt->counter};
     memcpy(ticket->samples, reply->samples, reply->n_samples * sizeof *ticket->samples);
+    return SFC_OK;
+}
+
+/* Which samples there are, the map says: of a grant of a run that has grown, the one that goes with
+ * it. */
+static int check_samples(struct sfc_member *m, const struct sfc_ticket *ticket,
+                         struct sfc_error *err)
+{
+    uint64_t samples = member_samples(m);
+    for (size_t r = 0; r < m->config->micro_batch; r++)
+        if (ticket->samples[r] >= samples)
+            return sfc_fail(err, SFC_ECORRUPT, "ticket names sample %llu of %llu",
+                            (unsigned long long)ticket->samples[r], (unsigned long long)samples);
     return SFC_OK;
 }
 
@@ -509,15 +517,18 @@ int sfc_member_ticket_timed(struct sfc_member *member, enum sfc_ticket_kind kind
         return rc;
     const Shardfc__V1__TicketReply *reply = (const void *)answer.message;
     uint64_t version = reply->map_version;
-    if (reply->n_epochs && kind == SFC_TICKET_DATA) /* which samples there are, the map says */
+    if (reply->n_epochs && kind == SFC_TICKET_DATA)
         rc = sfc_member_follow_map(member, version, err);
     if (!rc)
         rc = read_ticket(member, reply, kind, ticket, err);
     sfc_answer_free(&answer);
-    if (rc || kind != SFC_TICKET_COMPUTE || ticket->state != SFC_TICKET_GRANTED)
+    if (rc || ticket->state != SFC_TICKET_GRANTED)
         return rc;
-    *granted_ns = version == sfc_route_version(member) ? 0 : sfc_spans_now();
-    return follow_grant(member, ticket, version, err);
+    if (kind == SFC_TICKET_COMPUTE) {
+        *granted_ns = version == sfc_route_version(member) ? 0 : sfc_spans_now();
+        rc = follow_grant(member, ticket, version, err);
+    }
+    return rc ? rc : check_samples(member, ticket, err);
 }
 
 int sfc_member_announce(struct sfc_member *member, uint64_t step, uint32_t micro_batch,
