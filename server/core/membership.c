@@ -220,6 +220,14 @@ static void tick(struct sfc_membership *m, uint64_t now_ms, struct sfc_member_ac
     }
 }
 
+void sfc_membership_stood_still(struct sfc_membership *m, uint64_t ms)
+{
+    for (uint32_t i = 0; i < m->config.max_workers; i++)
+        m->workers[i].seen_ms += ms;
+    for (uint32_t i = 0; i < m->shard_count; i++)
+        m->shards[i].seen_ms += ms;
+}
+
 int sfc_membership_restore_shard(struct sfc_membership *m, uint64_t id, const char *address,
                                  uint64_t boot_id, struct sfc_error *err)
 {

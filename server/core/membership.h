@@ -106,6 +106,10 @@ int sfc_membership_restore_shard(struct sfc_membership *m, uint64_t id, const ch
 /* Shards that hold blocks of the present run; ids of others are ignored. */
 void sfc_membership_keep_shards(struct sfc_membership *m, const uint64_t *ids, size_t count);
 
+/* The scheduler itself stood still for so long: what came meanwhile waits to be read, so it counts
+ * as nobody's silence. */
+void sfc_membership_stood_still(struct sfc_membership *m, uint64_t ms);
+
 /* Fills actions (emptied first). SFC_ENOTFOUND: unknown id, or a shard's boot id that isn't the
  * registered one: the member must join or register again. SFC_ELIMIT: too many members. SFC_EINVAL:
  * an empty or too long name. The state is unchanged on failure. */

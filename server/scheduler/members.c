@@ -13,6 +13,8 @@
 #include "server/scheduler/order_parts.h"
 #include "server/scheduler/scheduler_internal.h"
 
+#define STANDSTILL_MS (5u * SFC_TICK_MS)
+
 struct sfc_shard_info *sfc_sched_shard(struct sfc_scheduler *s, uint64_t id)
 {
     for (size_t i = 0; id && i < SFC_CORE_MAX_SHARDS; i++)
@@ -682,9 +684,21 @@ static void join_parked(struct sfc_scheduler *s, struct sfc_parked *p)
     }
 }
 
+/* A paused machine, a disk that a log line waits for: more than a tick that is late. */
+static void note_standstill(struct sfc_scheduler *s, uint64_t now)
+{
+    uint64_t since = s->ticked_ms ? now - s->ticked_ms : 0;
+    if (since > STANDSTILL_MS) {
+        sfc_warning_log("this process stood still for %" PRIu64 " ms", since);
+        sfc_membership_stood_still(&s->members, since);
+    }
+    s->ticked_ms = now;
+}
+
 void sfc_sched_members_tick(struct sfc_scheduler *s)
 {
     uint64_t now = sfc_sched_now(s);
+    note_standstill(s, now);
     struct sfc_error err = {0};
     struct sfc_member_event event = {.type = SFC_MEMBER_TICK};
     for (struct sfc_parked *p = s->parked, *next; p; p = next) {

@@ -141,7 +141,8 @@ void sfc_sched_run_free(struct sfc_sched_run *run)
     struct sfc_parked *p = run->scheduler->parked;
     while (p) {
         struct sfc_parked *next = p->next;
-        if (p->kind < SFC_PARKED_OF_RUN || p->kind == SFC_PARKED_CREATE) {
+        if (p->kind < SFC_PARKED_OF_RUN || p->kind == SFC_PARKED_CREATE ||
+            p->kind == SFC_PARKED_SCALE) {
             sfc_sched_refuse(run->scheduler, p->call, &err);
             sfc_sched_unpark(p);
         }

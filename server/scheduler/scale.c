@@ -215,6 +215,7 @@ static void goal_done(struct sfc_store_task *task)
     task->error.code = task->code;
     if (t->done)
         t->done(t->ctx, &task->error);
+    sfc_scale_stored(t->scheduler);
     free(t->bytes);
     free(t);
 }

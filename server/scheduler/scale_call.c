@@ -117,13 +117,6 @@ static int check_run(struct sfc_scheduler *s, const Shardfc__V1__ScaleRequest *r
     return SFC_OK;
 }
 
-static int check_storing(const struct sfc_sched_run *run, struct sfc_error *err)
-{
-    return run->scale->storing
-               ? sfc_fail(err, SFC_EUNAVAILABLE, "another goal is being stored: try again")
-               : SFC_OK;
-}
-
 static int check(struct sfc_scheduler *s, const Shardfc__V1__ScaleRequest *r, struct sfc_error *err)
 {
     int code = check_run(s, r, err);
@@ -133,8 +126,6 @@ static int check(struct sfc_scheduler *s, const Shardfc__V1__ScaleRequest *r, st
     if (run->fsm.finished)
         return sfc_fail(err, SFC_ESTATE, "run %s is %s: its shards can't change", run->config->name,
                         sfc_run_state_name(run->fsm.state));
-    if ((code = check_storing(run, err)) != SFC_OK)
-        return code;
     if (r->action != SHARDFC__V1__SCALE_REQUEST__ACTION__CANCEL &&
         sfc_scale_goal_of(r).kind == SFC_GOAL_NONE)
         return sfc_fail(err, SFC_EINVAL, "action: %d", (int)r->action);
@@ -213,8 +204,6 @@ static void give_up(struct sfc_scheduler *s, struct sfc_rpc_call *call,
     int code = c ? check_run(s, r, &err) : sfc_fail(&err, SFC_ENOMEM, "no memory for the call");
     if (code == SFC_OK)
         code = sfc_loss_check(s->run, r->shard, text, sizeof text, &err);
-    if (code == SFC_OK && !r->dry_run)
-        code = check_storing(s->run, &err);
     if (code == SFC_OK) {
         m.explanation = text;
         m.map_version = s->run->map->version;
@@ -244,6 +233,11 @@ void sfc_sched_on_scale(struct sfc_rpc_call *call, void *ctx)
         sfc_sched_unpack(s, call, &shardfc__v1__scale_request__descriptor);
     if (!r)
         return;
+    if (s->run && s->run->scale->storing) { /* one goal at a time, see sfc_scale_stored */
+        sfc_sched_park(s, call, SFC_PARKED_SCALE);
+        sfc_message_free(r);
+        return;
+    }
     if (r->action == SHARDFC__V1__SCALE_REQUEST__ACTION__LOST) {
         give_up(s, call, r);
         sfc_message_free(r);
@@ -268,4 +262,24 @@ void sfc_sched_on_scale(struct sfc_rpc_call *call, void *ctx)
         sfc_scale_store(s->run, &goal, stored, c);
     }
     sfc_message_free(r);
+}
+
+static struct sfc_parked *first_waiting(struct sfc_scheduler *s)
+{
+    struct sfc_parked *first = NULL;
+    for (struct sfc_parked *p = s->parked; p; p = p->next)
+        if (p->kind == SFC_PARKED_SCALE)
+            first = p; /* the newest is in front */
+    return first;
+}
+
+void sfc_scale_stored(struct sfc_scheduler *s)
+{
+    struct sfc_parked *p;
+    while (s->run && !s->run->scale->storing && (p = first_waiting(s))) {
+        struct sfc_rpc_call *call = p->call;
+        sfc_rpc_call_on_cancel(call, NULL, NULL);
+        sfc_sched_unpark(p);
+        sfc_sched_on_scale(call, s);
+    }
 }

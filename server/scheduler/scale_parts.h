@@ -65,6 +65,9 @@ void sfc_scale_store_spread(struct sfc_sched_run *run,
 /* The same for the shards that are to be given up, beside the goal of now, which goes on. */
 void sfc_scale_store_lost(struct sfc_sched_run *run, const struct sfc_wishes *wishes,
                           void (*done)(void *ctx, const struct sfc_error *err), void *ctx);
+/* Calls that waited while a goal was being stored: the caller of one may have seen that another is
+ * reached before the store has it. In order of arrival. */
+void sfc_scale_stored(struct sfc_scheduler *s);
 /* From what is stored; kind SFC_GOAL_NONE for an action that is none (CANCEL). */
 struct sfc_goal sfc_scale_goal_of(const Shardfc__V1__ScaleRequest *request);
 

@@ -113,6 +113,7 @@ enum sfc_parked_kind {
     SFC_PARKED_GROW,
     SFC_PARKED_OF_RUN, /* last of them + 1 */
     SFC_PARKED_CREATE, /* until every shard has opened the run */
+    SFC_PARKED_SCALE,  /* until the goal before is stored */
     SFC_PARKED_JOIN,
     SFC_PARKED_WORKER_HEARTBEAT,
     SFC_PARKED_SHARD_HEARTBEAT
@@ -253,6 +254,7 @@ struct sfc_scheduler {
     struct sfc_store *store;
     struct sfc_store_queue queue;
     uint64_t incarnation;
+    uint64_t ticked_ms; /* 0: not yet */
     struct sfc_membership members;
     struct sfc_member_actions member_actions;
     struct sfc_shard_info shards[SFC_CORE_MAX_SHARDS];

@@ -73,6 +73,18 @@ static void test_worker_lease(void **state)
     assert_int_not_equal(join(f, 2000), w);
 }
 
+/* A second in which nothing could be read is no second of silence; the rest of it is. */
+static void test_standstill(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t w = join(f, 0);
+    sfc_membership_stood_still(&f->m, 700);
+    step(f, (struct sfc_member_event){.type = SFC_MEMBER_TICK, .now_ms = 1700});
+    assert_int_equal(f->a.count, 0);
+    step(f, (struct sfc_member_event){.type = SFC_MEMBER_TICK, .now_ms = 1701});
+    expect(f, SFC_MEMBER_WORKER_DIED, w);
+}
+
 static void test_worker_limits(void **state)
 {
     struct fixture *f = *state;
@@ -157,6 +169,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_worker_lease, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_standstill, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_worker_limits, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_shard_life, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_restored_shard_must_register, set_up, tear_down),
