@@ -403,15 +403,20 @@ class Cluster:
 
     # ---- state
 
-    def hold(self, at_step=0, seconds=60):
+    def ask_hold(self, at_step):
+        """Asks for a hold of a step to come, to be waited for with hold(asked=...). For before the run goes on: whatever
+        is slow, it does not pass the step."""
+        return self.stub.Hold.future(pb.HoldRequest(at_step=at_step), timeout=30 * TIME_SCALE)
+
+    def hold(self, at_step=0, seconds=60, asked=None):
         """Stops the run at a boundary; returns the HoldReply. release() lets it go on."""
         hold_id = 0
 
         def held():
-            nonlocal hold_id
-            reply = self.stub.Hold(pb.HoldRequest(at_step=at_step, hold_id=hold_id),
-                                   timeout=30 * TIME_SCALE)
-            hold_id = reply.hold_id
+            nonlocal hold_id, asked
+            reply = asked.result() if asked else self.stub.Hold(
+                pb.HoldRequest(at_step=at_step, hold_id=hold_id), timeout=30 * TIME_SCALE)
+            hold_id, asked = reply.hold_id, None
             return reply if reply.held else None
         return wait_until("the run to be held", held, seconds, context=self.tails)
 

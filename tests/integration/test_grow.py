@@ -43,11 +43,14 @@ def grow(c, classes=NEW, *extra):
     return one_json(c.ctl("grow", "--classes", classes, *extra, "--json", check=False, seconds=120))
 
 
-def pause_at(c, step):
-    """Paused at exactly this step; workers may be there or come."""
-    held = c.hold(step)
+def pause_at(c, step, go_on):
+    """Paused at exactly this step. go_on(): the run, which stands until then, goes on."""
+    asked = c.ask_hold(step)
+    result = go_on()
+    held = c.hold(asked=asked)
     c.ctl("pause")
     c.release(held)
+    return result
 
 
 def finish(c, steps=STEPS):
@@ -76,8 +79,7 @@ def grown_run(shards=2, at=AT, before=lambda c: None, after=lambda c: None, **fi
     with Cluster() as c:
         start(c, shards)
         create(c, **fields)
-        c.start_workers(1)
-        pause_at(c, at)
+        pause_at(c, at, c.start_worker)
         before(c)
         done = grow(c)
         check(done["from_step"] == at + 1 and done["classes"] == NEW, f"{done}")
@@ -175,18 +177,15 @@ def test_killed():
     for moment in (0, rng.randint(1, 5), rng.randint(6, STEPS - AT - 2)):
         with Cluster() as c:
             c.start_scheduler()
-            shards = [c.start_shard(*OFTEN) for _ in range(2)]
+            shards = [*c.start_shards(2, *OFTEN)]
             create(c)
-            c.start_workers(1)
-            pause_at(c, AT)
+            pause_at(c, AT, c.start_worker)
             grow(c)
             for _ in range(2):
                 kill_all(c, shards)
                 wait_until("the run", lambda: c.status().state == "paused" and c.status(), 60, context=c.tails)
                 if moment:
-                    c.stub.Hold(pb.HoldRequest(at_step=AT + moment), timeout=30 * TIME_SCALE)  # before it goes on
-                    c.ctl("resume")
-                    pause_at(c, AT + moment)
+                    pause_at(c, AT + moment, lambda: c.ctl("resume"))
             step, end = finish(c)
             check((step, end) == (STEPS, digest), f"killed {moment} steps after the growth: other bits")
             check([(p.step, p.loss) for p in c.history()] == losses, "other losses")
@@ -233,14 +232,13 @@ def die_while_it_grows(cases, live):
         delay = rng.uniform(0, 1.3 * took)
         with Cluster() as c:
             c.start_scheduler()
-            shards = [c.start_shard(*OFTEN) for _ in range(2)]
-            wait_until("the shards", lambda: sum(s.state == "ready" for s in c.status().shards) == 2, 30, context=c.tails)
+            shards = [*c.start_shards(2, *OFTEN)]
             create(c, keeping=pb.RunKeeping(durable_every=every), steps=steps)
-            c.start_workers(1)
             if live:
+                c.start_worker()
                 c.wait_step(AT // 2)
             else:
-                pause_at(c, AT)
+                pause_at(c, AT, c.start_worker)
             said = grown_in_spite(c, shards, victim, delay)
             step, end = finish(c, steps)
             losses = [(p.step, p.loss) for p in c.history()]
@@ -279,8 +277,7 @@ def test_mirrored():
         c.start_scheduler(*LEASE)
         c.start_shards(3, *OFTEN)
         create(c, keeping=pb.RunKeeping(durable_every=1, mirrors=1, grace_s=1))
-        c.start_workers(1)
-        pause_at(c, AT)
+        pause_at(c, AT, c.start_worker)
         mirrored(c, 3)
         grow(c)
         for left in (2, 1):
@@ -299,8 +296,7 @@ def test_etcd():
         c.start_all(2)
         c.start_shards(2, *OFTEN)
         create(c)
-        c.start_workers(1)
-        pause_at(c, AT)
+        pause_at(c, AT, c.start_worker)
         grow(c)
         gone = c.leader()
         gone.kill()
@@ -405,12 +401,12 @@ def test_modes():
         digest, losses = grown_run(**fields)
         with Cluster() as c:
             c.start_scheduler()
-            shards = [c.start_shard(*OFTEN) for _ in range(3)]
+            shards = [*c.start_shards(3, *OFTEN)]
             create(c, **fields)
-            c.start_workers(1)
-            pause_at(c, AT)
+            pause_at(c, AT, c.start_worker)
             grow(c)
             kill_all(c, shards)
+            c.wait_ready(*shards)
             c.ctl("drain", str(c.status().shards[0].id))
             kill_all(c, shards)
             wait_until("the run", lambda: c.status().state == "paused" and c.status(), 60, context=c.tails)
@@ -425,29 +421,29 @@ def test_restored():
     with Cluster() as c:
         start(c)
         create(c)
-        worker = c.start_worker()
-        pause_at(c, AT)
+        worker = pause_at(c, AT, c.start_worker)
         before = c.folder / "before"
         c.ctl("checkpoint", "--out", before)
         grow(c)
         at_growth, later = c.folder / "growth", c.folder / "later"
         c.ctl("checkpoint", "--out", at_growth)
-        c.ctl("resume")
-        pause_at(c, AT + 6)
+        pause_at(c, AT + 6, lambda: c.ctl("resume"))
         c.ctl("checkpoint", "--out", later)
         c.ctl("stop")
+        worker.terminate()
         for folder, step in ((at_growth, AT), (later, AT + 6)):
             checked = one_json(tool("shardfc", "verify", folder, "--json"))
             check(checked["step"] == step, f"{checked}")
-            c.ctl("restore", "--from", folder)
+            c.ctl("restore", "--from", folder)  # stands at its step without a worker
             c.ctl("pause")
+            worker = c.start_worker()
             shown = c.ctl_json("status")
             check(shown["classes"] == NEW, f"{shown}")
             check(finish(c) == (STEPS, digest), f"restored from step {step}: other bits")
             check([(p.step, p.loss) for p in c.history()] == losses[step:], "other losses")
             c.ctl("stop")
-        worker.terminate()
-        c.ctl("restore", "--from", before)  # stands at its step without a worker
+            worker.terminate()
+        c.ctl("restore", "--from", before)
         c.ctl("pause")
         grow(c)
         c.start_worker()
@@ -459,15 +455,14 @@ def test_data():
     def run(kill):
         with Cluster() as c:
             c.start_scheduler()
-            shards = [c.start_shard(*OFTEN) for _ in range(2)]
+            shards = [*c.start_shards(2, *OFTEN)]
             old, new, other = (c.folder / name for name in ("old", "new", "other"))
             for folder, count, seed in ((old, 80, 1), (new, 140, 1), (other, 140, 2)):
                 subprocess.run([IMAGE_TOOL, folder, str(count), "8", str(seed)], check=True)
             c.ctl("create", "--run", "images", "--data", old, "--backbone", "tiny", "--dim", "32", "--sample-rate", "0.2",
                   "--global-batch", "64", "--micro-batch", "16", "--steps", STEPS, "--augment", "0.12,0.5,0.08",
                   "--block-size", "32", "--momentum-mode", "dense")
-            before = c.start_worker(data=old)
-            pause_at(c, AT - 4)
+            before = pause_at(c, AT - 4, lambda: c.start_worker(data=old))
             expect(c.ctl("grow", "--classes", "140", check=False), 2, "--data")
             expect(c.ctl("grow", "--data", new, check=False), 1, "no worker has the new data set")
             expect(c.ctl("grow", "--data", other, check=False), 2, "does not begin with")
@@ -477,7 +472,8 @@ def test_data():
             done = one_json(c.ctl("grow", "--data", new, "--json", check=False))
             check((done["classes"], done["from_step"], done["data_step"]) == (140, AT - 3, AT + 1), f"{done}")
             wait_until("the old worker to be refused", lambda: "grown to" in before.stderr(), 60, context=c.tails)
-            check(len(c.status().workers) == 1 and "nor one that begins with it" in wrong.stderr(), c.tails())
+            wait_until("the other one to be refused", lambda: "nor one that begins with it" in wrong.stderr(), 60, context=c.tails)
+            check(len(c.status().workers) == 1, c.tails())
             if kill:
                 kill_all(c, shards)
                 wait_until("the run", lambda: c.status().state == "paused" and c.status(), 60, context=c.tails)

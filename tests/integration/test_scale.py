@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Shards that come and go by command, and what people see of it.
 
-    test_scale.py [events|plan|out_in|waits|auto|restart|killed|skew|refused ...]     default: all
+    test_scale.py [events|plan|out_in|together|waits|taken_back|auto|restart|killed|skew|refused ...]     default: all
 """
 import hashlib
 import json
@@ -182,8 +182,28 @@ def test_out_in():
         expect(c.ctl("drain", "1", check=False), 2, "takes no part")
         expect(c.ctl("rebalance", check=False, seconds=240), 0)
         said = [e["what"] for e in events(c)]
-        check(sum("blocks moved from shard" in t for t in said) >= 4, f"events: {said}")
+        moved = {tuple(map(int, re.findall(r"shard (\d+)", t))) for t in said if "blocks moved from shard" in t}
+        check({(1, 2), (1, 3)} <= moved and sum("blocks moved from shard" in t for t in said) >= 3, f"events: {said}")
         check_bits(c)
+
+
+def test_together():
+    """Goals that come at once wait for each other: all are taken, and the last one counts. One whose caller is gone
+    before its turn changes nothing."""
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(2)
+        create(c)
+        ask = lambda shards: c.stub.Scale.future(pb.ScaleRequest(action=pb.ScaleRequest.SHARDS, shards=shards), timeout=60 * TIME_SCALE)
+        for _ in range(10):
+            goals = [ask(1 + k % 2) for k in range(12)]
+            for call in goals[::5]:
+                call.cancel()
+            for call in goals:
+                check(call.cancelled() or call.result().map_version, f"{call}")
+        expect(c.ctl("scale", "--shards", "2", check=False, seconds=240), 0)
+        expect(c.ctl("scale", "--shards", "1", check=False, seconds=240), 0)
+        check(sorted(blocks(c)) == [1], f"blocks: {blocks(c)}")
 
 
 def test_waits():
@@ -261,7 +281,7 @@ def test_auto():
 def test_restart():
     """The scheduler dies in the middle: the goal is reached, and the command sees it."""
     with Cluster() as c:
-        c.start_scheduler("--move-rate", "512K")
+        c.start_scheduler("--move-rate", "256K")
         c.start_shards(1)
         create(c)
         c.start_shards(1)
@@ -279,7 +299,7 @@ def test_restart():
 def test_killed():
     """The destination dies in the middle, then the source: the move is void, and made when they are back."""
     with Cluster() as c:
-        c.start_scheduler("--move-rate", "512K")
+        c.start_scheduler("--move-rate", "256K")
         c.start_shards(1)
         create(c)
         c.start_shards(1)

@@ -29,32 +29,32 @@ def worker_of(cluster, process):
     return next((w for w in cluster.status().workers if w.name.endswith(f":{process.pid}")), None)
 
 
-def start_run(cluster, steps=STEPS, shards=2):
+def start_run(cluster, shards=2):
     data = make_images(cluster)
     cluster.start_scheduler("--lease", LEASE)
     cluster.start_shards(shards)
     cluster.ctl("create", "--run", "workers", "--data", data, "--backbone", "tiny", "--dim", "64",
                 "--sample-rate", "0.2", "--margin", "cosface:0.2", "--scale", "32", "--lr", "0.05",
-                "--schedule", "poly:10", "--global-batch", BATCH, "--micro-batch", MICRO, "--steps", steps,
+                "--schedule", "poly:10", "--global-batch", BATCH, "--micro-batch", MICRO, "--steps", STEPS,
                 "--augment", "0.12,0.5,0.08", "--seed", SEED, "--block-size", "32")
     return data
 
 
-def finish(cluster, steps=STEPS):
+def finish(cluster):
     """(digest, losses) of a run that has ended, every sample having been used once per epoch."""
     status = cluster.wait_state("finished", 300)
     digest = cluster.state_digest()
     losses = [p.loss for p in cluster.history()]
-    check_records(cluster, status.run_id, steps, BATCH, MICRO)
+    check_records(cluster, status.run_id, STEPS, BATCH, MICRO)
     return digest, losses
 
 
 @once
-def undisturbed(steps=STEPS):
+def undisturbed():
     with Cluster() as c:
-        data = start_run(c, steps)
+        data = start_run(c)
         c.start_worker(data=data)
-        return finish(c, steps)
+        return finish(c)
 
 
 def stand_still(cluster, worker, steps):
@@ -118,22 +118,21 @@ def test_slow():
 
 def test_map():
     """Shards come and go with dense blocks: workers take each new map, and stay the members that they were."""
-    steps = 120
-    expected = undisturbed(steps)
+    expected = undisturbed()
     with Cluster() as c:
-        data = start_run(c, steps, shards=1)
+        data = start_run(c, shards=1)
+        c.start_shards(2)
         workers = c.start_workers(2, data=data, threads=2)
         c.wait_step(5)
         members = [worker_of(c, w).id for w in workers]
         versions = {c.status().map_version}
-        c.start_shards(2)
         for shards in ("3", "2"):
             c.ctl("scale", "--shards", shards)
             versions.add(c.status().map_version)
         check(len(versions) == 3, f"versions of the map: {versions}")
-        check(c.status().step < steps, "the run ended before its shards had moved")
+        check(c.status().step < STEPS, "the run ended before its shards had moved")
         check([worker_of(c, w).id for w in workers] == members, "a worker joined again")
-        digest, losses = finish(c, steps)
+        digest, losses = finish(c)
         check(losses == expected[1], "other losses than those of the undisturbed run")
         check(digest == expected[0], "another state than that of the undisturbed run")
         for w in workers:
