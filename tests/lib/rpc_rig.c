@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <cmocka.h>
 
 /* ---- a libuv loop with an RPC loop on a thread */
@@ -292,7 +293,7 @@ static void outcome_hold(void *ctx)
     struct outcome *outcome = ctx;
     struct sfc_error err = {0};
     struct sfc_rpc_request request = {
-        .method = "/test.v1.Test/Hold", .head = SMALL, .deadline_ms = 60000, .retries = 5};
+        .method = "/test.v1.Test/Hold", .head = SMALL, .deadline_ms = 60000, .retries = 100};
     assert_int_equal(sfc_rpc_client_call(outcome->peer->client, &request, outcome_done, outcome,
                                          &outcome->handle, &err),
                      SFC_OK);
@@ -309,4 +310,19 @@ void outcome_start(struct outcome *outcome, struct peer *peer)
     *outcome = (struct outcome){.peer = peer, .code = -1};
     sem_init(&outcome->over, 0, 0);
     side_do(&peer->side, outcome_hold, outcome);
+}
+
+void outcome_start_when_room(struct outcome *outcome, struct peer *peer, struct service *service)
+{
+    const struct timespec pause = {.tv_nsec = 1000000};
+    const time_t end = time(NULL) + 60;
+    outcome_start(outcome, peer);
+    while (sem_trywait(&service->arrived) != 0) {
+        nanosleep(&pause, NULL);
+        if (sem_trywait(&outcome->over) == 0) {
+            assert_int_equal(outcome->code, SFC_ELIMIT);
+            assert_true(time(NULL) < end);
+            outcome_start(outcome, peer);
+        }
+    }
 }
