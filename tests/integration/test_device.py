@@ -72,7 +72,7 @@ def test_memory():
     expect(tool(*base, "--store-dir", "/tmp"), 2, "--store-dir", "memory only")
     with Cluster() as c:
         c.start_scheduler()
-        c.start_shard(*DEVICE, "--memory", "2M")
+        c.wait_ready(c.start_shard(*DEVICE, "--memory", "2M"))
         refused = c.ctl("create", "--run", "large", "--classes", "100000", "--samples", "1000", "--dim", "64", "--steps", "5",
                         "--global-batch", "32", "--micro-batch", "8", check=False)
         expect(refused, 1, "memory", "--memory")

@@ -55,7 +55,8 @@ def test_pages(c, at):
     c.wait_state("finished")
 
     def last():
-        return metrics(get(at, "/metrics")[1]).get(("shardfc_run_step", "")) == 40
+        found = metrics(get(at, "/metrics")[1])
+        return found.get(("shardfc_run_step", "")) == 40 and found.get(("shardfc_run_state", 'state="finished"')) == 1
     wait_until("the last step in the metrics", last, 20)
     status, text, headers = get(at, "/metrics")
     check(headers["Content-Type"].startswith("text/plain; version=0.0.4"), str(headers))
@@ -132,6 +133,7 @@ def test_restart(c):
     wait_until("pages", lambda: get(at, "/api/series")[0] == 200, 20)
     check_curves(c, at)
     check(api(at, "/api/runs")["runs"][0]["step"] == 40 and api(at, "/api/events")["events"], "records")
+    c.wait_ready(*c.shards)
     c.create_run(name="<script>alert(1)</script>", steps=5, classes=2000, samples=4000)
     c.wait_state("finished")
     wait_until("the next run's curves", lambda: (api(at, "/api/series")["points"] or [[0, 0]])[-1][1] == 5, 20)

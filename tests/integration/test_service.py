@@ -35,7 +35,7 @@ class Manager:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(self.path)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self.said = {}
+        self.said, self.marks = {}, 0
         self.lock = threading.Lock()
         threading.Thread(target=self.listen, daemon=True).start()
 
@@ -52,6 +52,14 @@ class Manager:
     def read(self):
         with self.lock:
             return {pid: list(said) for pid, said in self.said.items()}
+
+    def catch_up(self):
+        """Until what was sent to it before this call has been read."""
+        self.marks += 1
+        mark = f"MARK={self.marks}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+            end.sendto(mark.encode(), self.path)
+        wait_until("the manager to read", lambda: mark in self.read().get(os.getpid(), []), 20)
 
     def lines(self, process, word):
         return [line for line in self.read().get(process.pid, []) if line.startswith(word)]
@@ -87,8 +95,10 @@ def notify():
         wait_until("the watchdog to be fed", lambda: len(manager.lines(c.scheduler, "WATCHDOG=1")) > fed, 20)
         c.scheduler.signal(signal.SIGSTOP)
         stands(c.scheduler.pid)
+        manager.catch_up()
         fed = len(manager.lines(c.scheduler, "WATCHDOG=1"))
         time.sleep(2 * TIME_SCALE)
+        manager.catch_up()
         check(len(manager.lines(c.scheduler, "WATCHDOG=1")) == fed, "who stands still does not feed the watchdog")
         c.scheduler.signal(signal.SIGCONT)
         for process in (worker, shard, c.scheduler):
@@ -204,8 +214,10 @@ def feeds(fifo, text):
     """Gives the text to whoever reads a FIFO now, if anybody does."""
     try:
         end = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-        os.write(end, text.encode())
-        os.close(end)
+        try:
+            os.write(end, text.encode())
+        finally:  # an end that stays open would keep the reader waiting
+            os.close(end)
     except OSError:
         pass
 

@@ -9,7 +9,7 @@ import sys
 import urllib.parse
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "integration"))
-from browser import Browser, find  # noqa: E402
+from browser import Browser, BrowserFailure, find  # noqa: E402
 from cluster import Cluster, wait_until  # noqa: E402
 from inputs import check  # noqa: E402
 from states import HOSTILE, STATES, status  # noqa: E402
@@ -94,6 +94,13 @@ def check_changes(browser, at):
     check(page.eval("document.body.classList.contains('stale')") is False, "it is there again")
 
 
+def is_new(page):
+    try:
+        return page.eval("!window.old && document.readyState === 'complete'")
+    except BrowserFailure:  # between the old and the new
+        return False
+
+
 def test_keyboard(c, at):
     """Tab reaches everything, and it is seen where it is; keys do what pointers do."""
     with Browser() as browser:
@@ -138,8 +145,9 @@ def test_keyboard(c, at):
         page.key("ArrowRight")
         page.key("ArrowRight")
         page.wait("getComputedStyle(document.documentElement).colorScheme === 'dark'")
+        page.eval("window.old = true")
         page.call("Page.reload")
-        page.loaded()
+        wait_until("the page again", lambda: is_new(page), 60)
         page.wait("document.querySelector('input[value=dark]').checked && "
                   "getComputedStyle(document.documentElement).colorScheme === 'dark'")
         nodes = page.call("Accessibility.getFullAXTree")["nodes"]
