@@ -44,9 +44,12 @@ class Disk:
         return pathlib.Path(f"{self.flag}.hits")
 
 
-def create(c):
+def create(c, at=0):
+    """Returns a hold of step `at`, asked for before there are workers."""
     c.create_run(classes=3000, samples=5000, steps=STEPS, seed=1, block_size=256, momentum_mode="dense")
+    asked = c.held_at(at) if at else None
     c.start_workers(2)
+    return asked
 
 
 def result(c):
@@ -79,15 +82,21 @@ def waits_for(c, *words):
     return wait_until(f"`status` to say {words}", told, 60, context=lambda: f"{c.status()}\n{c.tails()}")
 
 
-def start(c):
-    """Two shards, the first on a disk of its own."""
+def fail_at(c, asked, disk, words):
+    """From the step on that was asked for."""
+    held = c.hold(asked=asked)
+    disk.fail(words)
+    c.release(held)
+
+
+def start(c, at):
+    """Two shards, the first on a disk of its own, and a hold of step `at`."""
     disk = Disk(c, c.folder / "disk")
     c.start_scheduler()
     c.start_shard(*SHARD, state=disk.folder, env=disk.env)
     c.start_shards(1, *SHARD)
     wait_until("2 shards", lambda: len(c.status().shards) == 2, 30)
-    create(c)
-    return disk
+    return disk, create(c, at)
 
 
 def durability(c, shard):
@@ -99,20 +108,18 @@ def test_shard():
     log twice."""
     expected = undisturbed()
     with Cluster() as c:
-        disk = start(c)
+        disk, asked = start(c, 15)
         shard = c.shards[0]
-        for at, words in ((15, "sync lose"), (40, "write"), (65, "write sync rename lose")):
-            c.wait_step(at)
-            disk.fail(words)
+        for words, then in (("sync lose", 40), ("write", 65), ("write sync rename lose", 95)):
+            fail_at(c, asked, disk, words)
             step = waits_for(c, disk.folder, "Input/output error")
             wait_until("the shard to say it", lambda: "Input/output error" in durability(c, shard).error, 30,
                        context=lambda: f"{c.status()}")
             check("Input/output error" in shard.stderr(), shard.tail())
-            check(step < STEPS, f"the run ended at step {step}")
+            check(step < then, f"the run waits at step {step}")
+            asked = c.held_at(then)  # while the run stands
             disk.mend()
-            c.wait_step(step + 1)
-        c.wait_step(95)
-        disk.fail("rename")  # the step log goes on
+        fail_at(c, asked, disk, "rename")  # the step log goes on
         wait_until("`status` to say that no snapshot can be written", lambda: "rename" in durability(c, shard).error
                    and "Input/output error" in durability(c, shard).error, 60, context=lambda: f"{c.status()}")
         disk.mend()
@@ -128,20 +135,19 @@ def test_restart():
     """A shard that dies after a sync that failed, and one whose disk fails while it recovers."""
     expected = undisturbed()
     with Cluster() as c:
-        disk = start(c)
-        for at, words, mended in ((20, "sync lose", True), (45, "write sync lose", True), (70, "sync", False)):
-            c.wait_step(at)
-            disk.fail(words)
-            step = waits_for(c, disk.folder, "Input/output error")
+        disk, asked = start(c, 20)
+        for words, mended, then in (("sync lose", True, 45), ("write sync lose", True, 70), ("sync", False, 0)):
+            fail_at(c, asked, disk, words)
+            waits_for(c, disk.folder, "Input/output error")
             shard = c.shards[0] if c.shards[0].state == disk.folder else c.shards[1]
             shard.kill()
+            asked = c.held_at(then) if then else None  # while the run stands
             if mended:
                 disk.mend()
             shard = c.restart_shard(shard)
             if not mended:
                 waits_for(c, "recovers", disk.folder, "Input/output error")
                 disk.mend()
-            c.wait_step(step + 1)
         same(c, expected)
 
 
@@ -152,17 +158,17 @@ def test_scheduler():
         disk = Disk(c, c.folder / "scheduler")
         c.start_scheduler(env=disk.env)
         c.start_shards(2, *SHARD)
-        create(c)
-        for at, words, dies in ((15, "sync lose", False), (40, "write", False), (65, "write sync lose", True)):
-            c.wait_step(at)
-            disk.fail(words)
-            step = waits_for(c, "I/O error")
+        asked = create(c, 15)
+        for words, dies, then in (("sync lose", False, 40), ("write", False, 65), ("write sync lose", True, 0)):
+            fail_at(c, asked, disk, words)
+            waits_for(c, "I/O error")
             if dies:
                 c.scheduler.kill()
+            else:
+                asked = c.held_at(then)  # while the run stands
             disk.mend()
             if dies:
                 c.start_scheduler(env=disk.env)
-            c.wait_step(step + 1)
         same(c, expected)
 
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "integratio
 import cluster  # noqa: E402
 from cluster import Cluster, wait_until  # noqa: E402
 from inputs import check  # noqa: E402
+from test_lost_log import back  # noqa: E402
 
 STEPS = 150
 DISK = 300 << 20  # the log leaves 256 MiB to everybody else
@@ -57,9 +58,9 @@ def fill(disk, leave):
                 os.posix_fallocate(filler.fileno(), os.fstat(filler.fileno()).st_size, take)
 
 
-def fill_at(c, step, disk, leave):
-    """Fills it while the run stands at the step, however long that takes."""
-    held = c.hold(at_step=step)
+def fill_at(c, asked, disk, leave):
+    """Fills it while the run stands at the step that was asked for, however long that takes."""
+    held = c.hold(asked=asked)
     fill(disk, leave)
     c.release(held)
 
@@ -69,12 +70,16 @@ def free_space(disk):
     return stat.f_bavail * stat.f_frsize
 
 
-def create(c):
+def create(c, at=0):
+    """Returns a hold of step `at`, asked for before there are workers."""
     c.create_run(classes=3000, samples=5000, steps=STEPS, seed=1, block_size=256, momentum_mode="dense")
+    asked = c.held_at(at) if at else None
     c.start_workers(2)
+    return asked
 
 
 def result(c):
+    back(c)
     return c.state_digest(), [p.loss for p in c.history()]
 
 
@@ -119,18 +124,18 @@ def test_shard():
         c.start_shard("--recovery-target", "50ms", state=disk / "shard")
         c.start_shard("--recovery-target", "50ms")
         wait_until("2 shards", lambda: len(c.status().shards) == 2, 30)
-        create(c)
-        for at, leave, dies in ((20, 100 << 20, False), (60, 0, False), (100, 0, True)):
+        asked = create(c, 20)
+        for then, leave, dies in ((60, 100 << 20, False), (100, 0, False), (0, 0, True)):
             shard = next(s for s in c.shards if s.state == disk / "shard")
-            fill_at(c, at, disk, leave)
+            fill_at(c, asked, disk, leave)
             step = waits_for_space(c, shard, disk)
             check(step < STEPS, f"the run ended at step {step} before the disk was full")
             if dies:
                 shard.kill()
                 shard = c.restart_shard(shard)
                 check(waits_for_space(c, shard, disk) == step, "a step without space")
+            asked = c.held_at(then) if then else None  # while the run stands
             (disk / "filler").unlink()
-            c.wait_step(step + 1, 60)
         c.wait_state("finished", 120)
         got = result(c)
         check(got == expected, f"state {got[0]}, undisturbed {expected[0]}; losses equal: {got[1] == expected[1]}")
@@ -144,9 +149,9 @@ def test_scheduler():
     with Cluster() as c, small_disk(c.folder / "scheduler", 8 << 20) as disk:
         c.start_scheduler()
         c.start_shards(2)
-        create(c)
-        for at, dies in ((20, False), (60, True)):
-            fill_at(c, at, disk, 0)
+        asked = create(c, 20)
+        for then, dies in ((60, False), (0, True)):
+            fill_at(c, asked, disk, 0)
             wait_until("`status` to say that the disk is full",
                        lambda: str(disk) in c.status().reason or "full" in c.status().reason, 60,
                        context=lambda: f"{c.status()}\n{c.tails()}")
@@ -155,10 +160,11 @@ def test_scheduler():
             check(step < STEPS, f"the run ended at step {step} before the disk was full")
             if dies:
                 c.scheduler.kill()
+            else:
+                asked = c.held_at(then)  # while the run stands
             (disk / "filler").unlink()
             if dies:
                 c.start_scheduler()
-            c.wait_step(step + 1, 60)
         c.wait_state("finished", 120)
         got = result(c)
         check(got == expected, f"state {got[0]}, undisturbed {expected[0]}; losses equal: {got[1] == expected[1]}")

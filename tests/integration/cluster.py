@@ -403,20 +403,23 @@ class Cluster:
 
     # ---- state
 
-    def ask_hold(self, at_step):
-        """Asks for a hold of a step to come, to be waited for with hold(asked=...). For before the run goes on: whatever
-        is slow, it does not pass the step."""
-        return self.stub.Hold.future(pb.HoldRequest(at_step=at_step), timeout=30 * TIME_SCALE)
+    def ask_hold(self, step):
+        """Asks for a hold of a step to come where the run can't get there yet (no worker, another hold): however slow
+        the test is, the run does not pass it. result() waits until the scheduler has heard it."""
+        return self.stub.Hold.future(pb.HoldRequest(at_step=step), timeout=30 * TIME_SCALE)
+
+    def held_at(self, step):
+        """The same, heard: for hold(asked=...) within 10 s."""
+        return self.ask_hold(step).result()
 
     def hold(self, at_step=0, seconds=60, asked=None):
-        """Stops the run at a boundary; returns the HoldReply. release() lets it go on."""
-        hold_id = 0
+        """Stops the run at a boundary, or where it was asked to; returns the HoldReply. release() lets it go on."""
+        hold_id = asked.hold_id if asked else 0
 
         def held():
-            nonlocal hold_id, asked
-            reply = asked.result() if asked else self.stub.Hold(
-                pb.HoldRequest(at_step=at_step, hold_id=hold_id), timeout=30 * TIME_SCALE)
-            hold_id, asked = reply.hold_id, None
+            nonlocal hold_id
+            reply = self.stub.Hold(pb.HoldRequest(at_step=at_step, hold_id=hold_id), timeout=30 * TIME_SCALE)
+            hold_id = reply.hold_id
             return reply if reply.held else None
         return wait_until("the run to be held", held, seconds, context=self.tails)
 

@@ -14,7 +14,8 @@ import time
 
 import grpc
 
-from cluster import BIN, Cluster, Failure, Port, pb, pb_grpc, wait_until
+from cluster import BIN, TIME_SCALE, Cluster, Failure, Port, pb, pb_grpc, wait_until
+from test_control import begun
 from test_scale import command, create
 
 SEED = random.SystemRandom().randrange(1 << 31)
@@ -85,7 +86,7 @@ class Schedulers(Cluster):
         return ",".join(s.address for s in [*self.unreachable, *self.schedulers])
 
     def ask(self, scheduler):
-        return pb_grpc.SchedulerStub(self.channel(scheduler.address)).Status(pb.StatusRequest(), timeout=2)
+        return pb_grpc.SchedulerStub(self.channel(scheduler.address)).Status(pb.StatusRequest(), timeout=2 * TIME_SCALE)
 
     def answers(self, scheduler):
         try:
@@ -93,12 +94,20 @@ class Schedulers(Cluster):
         except grpc.RpcError:
             return None
 
-    def leader(self, seconds=30, but=None):
-        """The one that answers, as soon as one does."""
+    def leads(self, seconds=30, but=None):
+        """The one that answers, and its answer, as soon as one does."""
         def there():
-            return next((s for s in self.schedulers
-                         if s is not but and s.running() and self.answers(s)), None)
+            return next(((s, now) for s in self.schedulers
+                         if s is not but and s.running() and (now := self.answers(s))), None)
         return wait_until("a scheduler that leads", there, seconds, context=self.tails)
+
+    def leader(self, seconds=30, but=None):
+        return self.leads(seconds, but)[0]
+
+    def goes_on(self, scheduler, step, seconds):
+        """Waits until it says that the run is past the step."""
+        wait_until("the run to go on", lambda: (now := self.answers(scheduler)) and now.step > step, seconds,
+                   context=self.tails)
 
     def refusal(self, scheduler):
         """What a standby says."""
@@ -113,7 +122,7 @@ class Schedulers(Cluster):
         return pb_grpc.SchedulerStub(self.channel(self.leader().address))
 
     def status(self):
-        return self.ask(self.leader())
+        return self.leads()[1]
 
     def begin(self, steps=STEPS):
         self.start_shards(2)
@@ -130,13 +139,15 @@ class Schedulers(Cluster):
 
 
 def etcd_leader(c):
-    """The member that leads etcd: losing that one is the hard case."""
-    done = subprocess.run(["etcdctl", "--endpoints", ",".join(c.clients), "endpoint", "status"],
-                          capture_output=True, text=True, timeout=30, env={"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin"})
-    for i, line in enumerate(done.stdout.splitlines()):
-        if line.split(", ")[4] == "true":
-            return c.members[i]
-    raise Failure(f"no member leads: {done.stdout}{done.stderr}")
+    """The member that leads etcd, as soon as one does: losing that one is the hard case."""
+    living = [client for client, member in zip(c.clients, c.members) if member.running()]
+
+    def leads():
+        done = subprocess.run(["etcdctl", "--endpoints", ",".join(living), "endpoint", "status"], capture_output=True,
+                              text=True, timeout=30 * TIME_SCALE, env={"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin"})
+        lines = [line.split(", ") for line in done.stdout.splitlines()]
+        return next((c.members[c.clients.index(words[0])] for words in lines if words[4] == "true"), None)
+    return wait_until("an etcd member that leads", leads, 30, context=c.tails)
 
 
 def undisturbed():
@@ -150,25 +161,24 @@ def undisturbed():
 
 
 def test_failover():
-    """An etcd member dies, then the active scheduler: a standby goes on within 10 s, with every step once and
-    the bits of an undisturbed run."""
+    """An etcd member dies, then the active scheduler: a standby goes on within 10 s of etcd's own election, with every
+    step once and the bits of an undisturbed run."""
     expected = undisturbed()
     with Schedulers() as c:
         c.start_etcd(3)
         c.start_all(2)
         c.begin()
         step = c.wait_step(20).step
-        old = c.leader()
-        before = c.ask(old).incarnation
+        old, before = c.leads()
         etcd_leader(c).kill()
         old.kill()
+        etcd_leader(c)
         begin = time.monotonic()
-        new = c.leader(TAKES_OVER_S)
-        check(c.ask(new).incarnation == before + 1, f"incarnation {c.ask(new).incarnation} after {before}")
+        new, now = c.leads(TAKES_OVER_S)
+        check(now.incarnation == before.incarnation + 1, f"incarnation {now.incarnation} after {before.incarnation}")
         took = time.monotonic() - begin
-        here = c.ask(new).step
-        check(here >= step, f"back at step {here}, {step} was committed")
-        wait_until("the run to go on", lambda: c.ask(new).step > here, TAKES_OVER_S - took, context=c.tails)
+        check(now.step >= step, f"back at step {now.step}, {step} was committed")
+        c.goes_on(new, now.step, TAKES_OVER_S - took / TIME_SCALE)
         print(f"led after {took:.1f} s, went on after {time.monotonic() - begin:.1f} s", flush=True)
         digest = c.finish()
         check(digest == expected, f"state {digest}, undisturbed {expected}")
@@ -193,9 +203,12 @@ def test_commands():
                 command(c, "watch", "--until-done", "--trace", c.folder / "trace")]
         wait_until("blocks to move", lambda: len(c.status().moves) > 0, 60, pause=0.01, context=c.tails)
         old = c.leader()
+        c.members[0].signal(signal.SIGSTOP)  # until then nobody can take over
         old.kill()
-        before = c.ctl("status")  # while nobody leads
-        check("leads" in before.stderr and "run r" in before.stdout, f"{before.stdout}{before.stderr}")
+        before = begun(c, "before", "status")
+        wait_until("it to say that nobody leads", lambda: "leads" in before.said(), 20, context=before.said)
+        c.members[0].signal(signal.SIGCONT)
+        check(before.wait(60 * TIME_SCALE) == 0 and "run r" in before.said(), before.said())
         c.wait_step(step + 400)
         ends[0](0)
         ends[1](0)
@@ -219,9 +232,8 @@ def test_fenced():
         c.wait_step(20)
         old = c.leader()
         old.signal(signal.SIGSTOP)
-        new = c.leader(TAKES_OVER_S, but=old)
-        here = c.ask(new).step
-        wait_until("the run to go on", lambda: c.ask(new).step > here + 5, 30, context=c.tails)
+        new, now = c.leads(TAKES_OVER_S, but=old)
+        c.goes_on(new, now.step + 5, 30)
         old.signal(signal.SIGCONT)
         wait_until("the old leader to notice", lambda: "leads no more" in old.stderr(), 20, context=c.tails)
         wait_until("it to wait and to name the leader", lambda: new.address in (c.refusal(old) or ""), 20,

@@ -47,7 +47,7 @@ def pause_at(c, step, go_on):
     """Paused at exactly this step. go_on(): the run, which stands until then, goes on."""
     asked = c.ask_hold(step)
     result = go_on()
-    held = c.hold(asked=asked)
+    held = c.hold(asked=asked.result())
     c.ctl("pause")
     c.release(held)
     return result

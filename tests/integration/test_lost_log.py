@@ -28,10 +28,13 @@ WHOLE_LOG = ("--recovery-target", "1h", "--log-limit", "8M")
 RECORD = struct.Struct("<4sIQQQQIIQQ")  # docs/FORMATS.md
 
 
-def create(c):
+def create(c, at=0):
+    """Returns a hold of step `at`, asked for before there are workers."""
     c.create_run(classes=3000, samples=5000, steps=STEPS, seed=SEED, block_size=256, momentum_mode="dense",
                  dim=64, global_batch=128, micro_batch=32)
+    asked = c.held_at(at) if at else None
     c.start_workers(2)
+    return asked
 
 
 def start(c, *extra):
@@ -94,16 +97,17 @@ def flip(shard, step):
     raise cluster.Failure(f"no step {step} in {segments(shard)}")
 
 
-def kill_at(c, step, *shards):
-    """Kills them at the step, and not some steps later: what is in the log and in snapshots follows from the step."""
-    held = c.hold(at_step=step)
+def kill_at(c, asked, *shards):
+    """Kills them at the step that was asked for, and not some steps later: what is in the log and in snapshots follows
+    from the step."""
+    held = c.hold(asked=asked)
     for shard in shards:
         shard.kill()
     c.release(held)
 
 
-def stop_at(c, step):
-    kill_at(c, step, *c.shards)
+def stop_at(c, asked):
+    kill_at(c, asked, *c.shards)
     for shard in c.shards:
         check(len(segments(shard)) > 2, f"{segments(shard)}")
         copied = {p.name.rsplit("-", 1)[0] for p in shard.state.glob("run-*/*.sfs")}
@@ -120,8 +124,7 @@ def disturbed(damage):
     """A run whose shards both die; damage(shards) before they come back. Their stderr in the end."""
     with Cluster() as c:
         start(c)
-        create(c)
-        stop_at(c, KILL_AT)
+        stop_at(c, create(c, KILL_AT))
         damage(*c.shards)
         for shard in list(c.shards):
             c.restart_shard(shard)
@@ -145,9 +148,9 @@ def test_flip():
     expected = undisturbed()
     with Cluster() as c:
         start(c)
-        create(c)
+        asked = create(c, KILL_AT)
         victim = c.shards[0]
-        kill_at(c, KILL_AT, victim)
+        kill_at(c, asked, victim)
         name = flip(victim, 20)
         victim = c.restart_shard(victim)
         c.wait_step(KILL_AT + 10)
@@ -207,15 +210,13 @@ def test_alone():
     with Cluster() as c:
         c.start_scheduler()
         c.start_shards(1, *WHOLE_LOG)
-        create(c)
-        kill_at(c, 30, c.shards[0])
+        kill_at(c, create(c, 30), c.shards[0])
         name = flip(c.shards[0], 12)
         c.restart_shard(c.shards[0])
         refused(c, c.shards[0], "step 12", rf"{name}: bytes \d+ to \d+", "shardfc log", "checkpoint")
     with Cluster() as c:
         start(c)
-        create(c)
-        stop_at(c, KILL_AT)
+        stop_at(c, create(c, KILL_AT))
         a, b = c.shards
         names = flip(a, 12), flip(b, 12)
         for shard in list(c.shards):
@@ -233,14 +234,16 @@ def test_alone():
         c.wait_state("finished", 120)
 
 
-def images(c, steps=STEPS):
-    """A run with a small backbone."""
+def images(c, steps=STEPS, at=0):
+    """A run with a small backbone. Returns a hold of step `at`, asked for before there are workers."""
     data = c.folder / "images"
     subprocess.run([cluster.BIN.parent / "tests" / "make_images", data, "300", "4", str(SEED)], check=True)
     c.ctl("create", "--run", "images", "--data", data, "--backbone", "tiny", "--dim", "64", "--sample-rate", "0.2",
           "--margin", "cosface:0.2", "--scale", "32", "--lr", "0.05", "--schedule", "poly:10", "--global-batch", "32",
           "--micro-batch", "16", "--steps", steps, "--seed", SEED, "--block-size", "32", "--momentum-mode", "sampled")
+    asked = c.held_at(at) if at else None
     c.start_workers(2, data=data)
+    return asked
 
 
 def owners(c):
@@ -256,13 +259,12 @@ def test_backbone():
     """The gradient of a backbone's block is on its owner alone: a step that the block needs is refused."""
     with Cluster() as c:
         start(c, "--recovery-target", "1h", "--log-limit", "1G")
-        images(c)
-        c.wait_step(12)
+        held = c.hold(asked=images(c, at=30))
         own = owners(c)
         check(any(own), f"{own}")
         k = own.index(True)
         victim = c.shards[k]
-        kill_at(c, 30, victim)
+        kill_at(c, held, victim)
         name = flip(victim, 10)
         victim = c.restart_shard(victim)
         refused(c, victim, "step 10", rf"{name}: bytes \d+ to \d+ of step 10", "dense block", "no other shard",

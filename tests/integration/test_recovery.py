@@ -20,6 +20,7 @@ import time
 import cluster
 from cluster import Cluster, Failure, pb, wait_until
 from inputs import check, expect, tool
+from test_lost_log import back, content, segments
 
 SEED = int(os.environ.get("SFC_SEED", "1"))
 IMAGE_TOOL = cluster.BIN.parent / "tests" / "make_images"
@@ -32,8 +33,8 @@ def start(c, shards=2, *extra):
     c.start_shards(shards, *(extra or OFTEN))
 
 
-def images(c, steps, *extra):
-    """A run with a backbone; its workers."""
+def images(c, steps, *extra, at=0):
+    """A run with a backbone; its workers. Returns a hold of step `at`, asked for before they come."""
     data = c.folder / "images"
     if not data.exists():
         subprocess.run([IMAGE_TOOL, data, "300", "4", str(SEED)], check=True)
@@ -41,7 +42,9 @@ def images(c, steps, *extra):
           "0.2", "--margin", "cosface:0.2", "--scale", "32", "--lr", "0.05", "--schedule", "poly:10",
           "--global-batch", "64", "--micro-batch", "16", "--steps", steps, "--augment", "0.12,0.5,0.08",
           "--seed", SEED, "--block-size", "32", *extra)
+    asked = c.held_at(at) if at else None
     c.start_workers(2, data=data)
+    return asked
 
 
 def synthetic(c, steps, **fields):
@@ -50,6 +53,7 @@ def synthetic(c, steps, **fields):
 
 
 def result(c):
+    back(c)
     return c.state_digest(), [p.loss for p in c.history()]
 
 
@@ -139,16 +143,18 @@ def log_header(c):
 
 def test_gradients():
     """Summed gradients that are logged in bf16."""
-    def create(c):
-        images(c, 60, "--log-dense", "bf16")
+    def create(c, at=0):
+        asked = images(c, 60, "--log-dense", "bf16", at=at)
         c.wait_step(2)
         floats, halves = log_header(c)
         check(0.9 * floats < halves < floats, f"{halves} of {floats} sums are bf16; all but statistics should be")
+        return asked
     expected = compare(kills(2), 60, create)
     with Cluster() as c:
         start(c, 1)
-        create(c)
+        hold = create(c, 40)
         c.ctl("checkpoint", "--at-step", 40, "--out", c.folder / "at")
+        c.release(hold)
         with Cluster() as d:
             start(d, 2)
             d.ctl("restore", "--from", c.folder / "at")
@@ -210,7 +216,7 @@ def restored(checkpoint, steps, die):
                 c.restart_shard(shard)
         c.wait_state("finished", 120)
         check(c.status().step == steps, f"{c.status()}")
-        got = result(c)  # waits for a shard that died in the last steps
+        got = result(c)
         lines = recovered_lines(c)
         check(len(lines) == (2 if die else 0), f"recoveries: {lines}")
         check(all(": 0 of" not in line for line in lines), f"a base has every block: {lines}")
@@ -222,7 +228,7 @@ def test_restore():
     with Cluster() as c:
         start(c)
         c.create_run(classes=3000, samples=5000, steps=80, seed=SEED, block_size=256, momentum_mode="dense")
-        hold = c.stub.Hold(pb.HoldRequest(at_step=40), timeout=60)  # before there is a worker: none can be too fast for it
+        hold = c.held_at(40)
         c.start_workers(2)
         c.ctl("checkpoint", "--at-step", 40, "--out", c.folder / "at")
         c.release(hold)
@@ -294,7 +300,7 @@ def test_full():
         synthetic(c, steps)
         c.wait_state("finished", 120)
         for shard in c.shards:
-            used = sum(p.stat().st_size for p in shard.state.glob("run-*/*.sfl"))
+            used = sum(len(content(path)) for path in segments(shard))
             check(0 < used <= 120 << 10, f"{used} bytes of log")
         c.shards[0].kill()
         c.restart_shard(c.shards[0])
@@ -322,7 +328,7 @@ def test_tight():
                 wait_until("the shard to come back", lambda: recovered_lines(c), 60, context=c.tails)
             c.wait_state("finished", 120)
             if limits[0] != "26K":
-                digests.append(c.state_digest())
+                digests.append(result(c)[0])
     check(digests[0] == digests[1], f"with room and without: {digests}")
 
 
