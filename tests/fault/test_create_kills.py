@@ -67,7 +67,7 @@ class Round:
         """The command again until the run is there; what it says otherwise must help."""
         c = self.cluster
         wait_until("the shards to register",
-                   lambda: self.peek() and sum(s.state == "ready" for s in self.peek().shards) == SHARDS, 60,
+                   lambda: (now := self.peek()) and sum(s.state == "ready" for s in now.shards) == SHARDS, 60,
                    context=c.tails)
         for _ in range(20):
             now = wait_until("the scheduler", self.peek, 60, context=c.tails)

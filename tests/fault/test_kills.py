@@ -85,7 +85,7 @@ class Party:
         self.workers = []
         c.scheduler = self.scheduler.process
         wait_until("the shards to register",
-                   lambda: self.peek() and sum(s.state == "ready" for s in self.peek().shards) == SHARDS, 30,
+                   lambda: (now := self.peek()) and sum(s.state == "ready" for s in now.shards) == SHARDS, 30,
                    context=self.tails)
 
     def create(self, steps, every=1):

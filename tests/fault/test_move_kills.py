@@ -72,7 +72,7 @@ class Party:
 
     def wait_ready(self, count):
         wait_until(f"{count} shards to register",
-                   lambda: self.peek() and sum(s.state == "ready" for s in self.peek().shards) >= count, 30,
+                   lambda: (now := self.peek()) and sum(s.state == "ready" for s in now.shards) >= count, 30,
                    context=self.tails)
 
     def peek(self):

@@ -486,7 +486,9 @@ def test_runs():
             timeout=60)
         wait_until("what a disk said, in one line",
                    lambda: any(s.durability.error == "no?[2J?ro??\u00f6m" for s in c.status().shards), 20, context=c.status)
-        said.cancel()
+        said.cancel()  # where it comes too late the lease ends
+        wait_until("that shard to be gone", lambda: all(
+            s.state == "gone" for s in c.status().shards if s.id == registered.shard), 60, context=c.status)
         refused("no configuration", lambda: c.stub.CreateRun(pb.CreateRunRequest(), timeout=20), "config")
         refused("a start beyond the end", lambda: c.stub.CreateRun(pb.CreateRunRequest(
             config=run_config(), load=True, start_step=10**6), timeout=20), "start_step")

@@ -248,15 +248,15 @@ def first_logged(shard):
 def test_silent():
     """A command whose machine was silent for longer than the lease takes its pins anew and ends with the state of
     its step, which the logs still have; where they don't, it says which steps can be had."""
-    with Cluster() as c, Cluster() as tight:
-        for one, extra in ((c, ()), (tight, ("--recovery-target", "10ms", "--log-limit", "8M"))):
+    with Cluster() as c, Cluster() as tight:  # whose log is not full before the lease ends
+        for one, extra in ((c, ()), (tight, ("--recovery-target", "10ms", "--log-limit", "32M"))):
             one.start_scheduler()
             one.start_shards(2, *extra)
             running(one)
             one.start_worker()
             one.wait_step(20)
         past = stopped_in_the_middle(c, "past", "--at-step", 12)
-        step = tight.status().step + 20
+        step = tight.status().step + 500
         gone = begin(tight, "gone", "--at-step", step)
         wait_until("the pins", lambda: all(f"step {step} begins" in s.stderr() for s in tight.shards), 20, pause=0.001,
                    context=tight.tails)

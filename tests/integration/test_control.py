@@ -267,12 +267,13 @@ def test_lifecycle():
         check(now["loss"] > 0 and len(now["workers"]) == 1, f"status: {now}")
         paused = one_json(c.ctl("pause", "--json", check=False))
         check(paused["state"] == "paused", f"pause: {paused}")
-        stands = wait_until("the run to stand", lambda: (lambda a: a if a["step"] == status(c)["step"]
-                            and a["state"] == "paused" else None)(status(c)), 20, pause=0.3)
+        held = c.hold()  # the step that was open may have been committed still
+        c.release(held)
         time.sleep(0.5)
-        check(status(c)["step"] == stands["step"], "a paused run goes on")
+        now = status(c)
+        check((now["step"], now["state"]) == (held.step, "paused"), f"a paused run goes on from step {held.step}: {now}")
         one_json(c.ctl("resume", "--json", check=False))
-        wait_step(c, stands["step"] + 5)
+        wait_step(c, held.step + 5)
         expect(c.ctl("resume", "--drop", "1,999", check=False), 2, "micro_batch")
         stopped = one_json(c.ctl("stop", "--json", check=False))
         check(stopped["state"] in ("idle", "finished", "stopped"), f"stop: {stopped}")

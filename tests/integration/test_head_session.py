@@ -16,7 +16,7 @@ import unittest
 import grpc
 import numpy as np
 
-from cluster import Cluster, pb, wait_until
+from cluster import TIME_SCALE, Cluster, pb, wait_until
 
 _xxh = ctypes.CDLL("libxxhash.so.0")
 _xxh.XXH3_64bits.restype = ctypes.c_uint64
@@ -448,13 +448,13 @@ class HeadSession(unittest.TestCase):
 
     def test_members_outlive_the_shortest_lease(self):
         with Cluster() as c:
-            c.start_scheduler("--lease", "1s")
+            c.start_scheduler("--lease", f"{int(1000 * TIME_SCALE)}ms")
             c.start_shards(1)
             c.create_run(steps=10**6)
             c.start_worker()
             worker = wait_until("a worker", lambda: c.status().workers, 30)[0].id
             for _ in range(30):
-                time.sleep(0.1)
+                time.sleep(0.1 * TIME_SCALE)
                 self.assertEqual([w.id for w in c.status().workers], [worker])
                 self.assertEqual([s.state for s in c.status().shards], ["ready"])
 

@@ -57,23 +57,33 @@ def process(c, id):
 
 
 class Pins:
-    """A step that is pinned on the shards of now, and kept so by a thread, as a checkpoint does it."""
+    """The newest step, which is pinned on the shards of now, and kept so by a thread, as a checkpoint does it."""
 
     def __init__(self, c, number):
         self.c = c
-        self.watch = c.stub.Hold(pb.HoldRequest(watch=True), timeout=30 * TIME_SCALE)
-        self.watch.held = True
-        self.stubs = [c.shard_stub(s.address) for s in self.watch.map.shards if s.address]
-        self.request = pb.PinStepRequest(run_id=self.watch.run_id, pin=number, step=self.watch.step)
         self.over = threading.Event()
-        self.pin()
+        wait_until("a step that every shard can make", lambda: self.take(number), 60, context=c.tails)
         self.thread = threading.Thread(target=self.renew)
         self.thread.start()
 
+    def take(self, number):
+        """False: the step had passed before every shard was asked to keep it."""
+        self.watch = self.c.stub.Hold(pb.HoldRequest(watch=True), timeout=30 * TIME_SCALE)
+        self.watch.held = True
+        self.stubs = [self.c.shard_stub(s.address) for s in self.watch.map.shards if s.address]
+        self.request = pb.PinStepRequest(run_id=self.watch.run_id, pin=number, step=self.watch.step)
+        pinned = self.pin()
+        if not pinned:
+            self.unpin()
+        return pinned
+
     def pin(self):
+        return all(wait_until("the checkpoint before to be put away", lambda: self.pin_on(stub), 30,
+                              context=self.c.tails).pinned for stub in self.stubs)
+
+    def unpin(self):
         for stub in self.stubs:
-            reply = wait_until("the checkpoint before to be put away", lambda: self.pin_on(stub), 30, context=self.c.tails)
-            check(reply.pinned, f"step {self.watch.step}: {reply}")
+            stub.UnpinStep(self.request, timeout=30 * TIME_SCALE)
 
     def pin_on(self, stub):
         """The shard's answer, or None while it puts away the checkpoint before this one."""
@@ -85,7 +95,7 @@ class Pins:
 
     def renew(self):
         while not self.over.wait(2):
-            self.pin()
+            check(self.pin(), f"step {self.watch.step} is not pinned any more")
 
     def __enter__(self):
         return self
@@ -93,8 +103,7 @@ class Pins:
     def __exit__(self, *_):
         self.over.set()
         self.thread.join()
-        for stub in self.stubs:
-            stub.UnpinStep(self.request, timeout=30 * TIME_SCALE)
+        self.unpin()
 
     def digest(self):
         state = hashlib.sha256()

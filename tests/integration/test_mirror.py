@@ -174,7 +174,8 @@ def test_wish():
                 even = lambda: said("rebalances, because") and said("done: rebalance")  # by how fast each is
                 wait_until("blocks to be spread", even, 120, context=lambda: f"{blocks(c)} {events(c)}")
             else:
-                check(said("`shardfc rebalance` spreads them"), f"{events(c)}")
+                wait_until("the words to be there", lambda: said("`shardfc rebalance` spreads them"), 60,
+                           context=lambda: str(events(c)))
                 check(max(blocks(c).values()) == 16, f"{blocks(c)}")
             c.scheduler.kill()
             c.start_scheduler(*LEASE)

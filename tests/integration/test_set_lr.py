@@ -127,9 +127,11 @@ def test_live():
         check(set_lr(c, "0.03", "--from-step", at + 3)["from_step"] == at + 3, "the same again changes nothing")
         said.append((at + 1, 0.03))
         check(changes(c) == said, f"{changes(c)}")
+        hold = held_at(c, at + 2)
         c.ctl("resume")
-        c.wait_step(at + 2)
+        stands(c, hold)
         c.ctl("pause")
+        c.release(hold)
         c.ctl("rewind", "--to-step", at)  # as if it had never been said
         check(changes(c) == said[:-1], f"{changes(c)}")
         said[-1] = (at + 1, 0.04)
@@ -278,7 +280,11 @@ class Story:
         self.deaths.before()
 
         def dropped():
-            now = self.c.status()
+            try:
+                now = self.c.status()
+            except grpc.RpcError:  # it died just now
+                self.deaths.settle()
+                return False
             if f"--drop {step},{j}" in now.reason and not self.tried(
                     ("resume", "--drop", f"{step},{j}"), *NOT_NOW):
                 self.tried(("resume",))

@@ -186,7 +186,9 @@ def test_full_log():
             for _ in range(2):
                 run.steps(steps)
                 all_covered(run)
-                run.lose(run.members()[0])
+                lost = run.members()[0]
+                covered(run, run.map.shards[lost].mirrors[0], lost)  # last: its log went on while others were looked at
+                run.lose(lost)
                 check_same(run)
                 run.steps(3)
                 check_same(run)

@@ -12,7 +12,7 @@ import grpc
 
 from cluster import Cluster, Failure, pb, run_config, wait_until
 from inputs import check, expect, tool
-from standin import ENOMEM, ENOTFOUND, ESTALE, ESTATE, EINVAL, Standin, code_of
+from standin import ENOMEM, ENOTFOUND, ESTALE, ESTATE, EINVAL, WAIT, Standin, code_of
 
 # Copies of every block every few steps, so that a crash finds snapshots of all ages.
 OFTEN = ("--recovery-target", "50ms")
@@ -326,9 +326,11 @@ def test_pins():
         run.open()
         run.steps(3)
         pin = pb.PinStepRequest(run_id=7, pin=55, step=run.step + 3)
-        check(run.stub(0).PinStep(pin, timeout=30).pinned and run.stub(1).PinStep(pin, timeout=30).pinned, "not pinned")
+        pinned = lambda: all(run.stub(slot).PinStep(pin, timeout=WAIT).pinned for slot in (0, 1))
+        check(pinned(), "not pinned")
         blocks = dict(class_blocks=[0, 2, 4], dense_blocks=[0])
         run.move(0, 1, **blocks)
+        check(pinned(), "not pinned anew")  # until then a shard doesn't know whether it can make the step
         run.steps(3)
         step, expected = run.step, run.digests()
         owners = run.map.class_owner[:], run.map.dense_owner[:]

@@ -15,7 +15,7 @@ import sys
 import time
 
 import cluster
-from cluster import Cluster, Failure, pb
+from cluster import Cluster, Failure, pb, wait_until
 
 SEED = int(os.environ.get("SFC_SEED", "1"))
 IMAGE_TOOL = cluster.BIN.parent / "tests" / "make_images"
@@ -71,11 +71,15 @@ def synthetic_run(shards, workers, threads, **fields):
     with Cluster() as c:
         c.start_scheduler()
         c.start_shards(shards)
+        c.create_run(**{**dict(classes=3000, samples=5000, steps=40, dim=32, seed=SEED, lr=0.5, lr_end=0.1),
+                        **fields})
+        asked = c.held_at(1)
         c.start_workers(workers, "--exit-when-done", threads=threads)
         trace = c.folder / "trace.csv"
         c.start_worker("--exit-when-done", "--trace", trace)
-        c.create_run(**{**dict(classes=3000, samples=5000, steps=40, dim=32, seed=SEED, lr=0.5, lr_end=0.1),
-                        **fields})
+        wait_until("all workers to join", lambda: c.hold(asked=asked) and len(c.status().workers) == workers + 1, 60,
+                   context=c.tails)  # a run of few steps would end before the last one is there
+        c.release(asked)
         c.wait_state("finished")
         for w in c.workers:
             check(w.wait() == 0, f"a worker failed\n{w.tail()}")
