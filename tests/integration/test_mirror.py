@@ -68,11 +68,9 @@ def check_bits(c, run):
     with Cluster() as alone:
         start(alone, 1)
         run(alone)
-        ask = lambda number: alone.stub.Hold(pb.HoldRequest(at_step=got[0], hold_id=number), timeout=30 * TIME_SCALE)
-        number = ask(0).hold_id  # before there is a worker, so that the step can't have passed
+        asked = alone.held_at(got[0])
         alone.start_workers(1, data=alone.folder / "images" if (alone.folder / "images").exists() else "synthetic")
-        held = wait_until("the step", lambda: (lambda h: h if h.held else None)(ask(number)), 120)
-        check(got == digest(alone, held), "other bits than those of a run that nothing happened to")
+        check(got == digest(alone, alone.hold(seconds=120, asked=asked)), "other bits than those of a run that nothing happened to")
 
 
 def lose_two(c, run, data="synthetic"):

@@ -133,10 +133,9 @@ def held_alone(c, step):
     c.start_scheduler()
     c.start_shards(1)
     create(c)
-    ask = lambda number: c.stub.Hold(pb.HoldRequest(at_step=step, hold_id=number), timeout=30 * TIME_SCALE)
-    number = ask(0).hold_id  # before there is a worker, so that the step can't have passed
+    asked = c.held_at(step)
     c.start_workers(1)
-    return wait_until("the step", lambda: (lambda h: h if h.held else None)(ask(number)), 120)
+    return c.hold(seconds=120, asked=asked)
 
 
 def undisturbed(step):
