@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "integratio
 import grpc  # noqa: E402
 
 import cluster  # noqa: E402
-from cluster import Cluster, Failure, pb, wait_until  # noqa: E402
+from cluster import Cluster, Failure, wait_until  # noqa: E402
 from inputs import check  # noqa: E402
 
 SHARDS, STEPS, MIDDLE = 2, 12, 5

@@ -14,7 +14,6 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "integration"))
 
-import cluster  # noqa: E402
 from cluster import Cluster, wait_until  # noqa: E402
 from inputs import check  # noqa: E402
 from test_lost_log import back  # noqa: E402

@@ -25,7 +25,7 @@ if __name__ == "__main__":
 import grpc  # noqa: E402
 
 import cluster  # noqa: E402
-from cluster import Cluster, Failure, pb, wait_until  # noqa: E402
+from cluster import Cluster, wait_until  # noqa: E402
 from inputs import check  # noqa: E402
 
 HOSTS = ["scheduler", "shard1", "shard2", "worker1", "worker2"]

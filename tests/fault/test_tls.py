@@ -22,7 +22,6 @@ import hosts  # noqa: E402
 if __name__ == "__main__":
     hosts.enter()
 
-import cluster  # noqa: E402
 from cluster import BIN, TIME_SCALE, Cluster, wait_until  # noqa: E402
 from inputs import check  # noqa: E402
 

@@ -7,7 +7,6 @@ Seeds come from SFC_SEED (default 1) and are printed on failure.
 """
 import json
 import os
-import pathlib
 import pickle
 import random
 import shutil
@@ -23,7 +22,7 @@ import numpy as np
 import cluster
 from cluster import Cluster, Failure, pb, run_config, wait_until
 from inputs import (Records, check, expect, make_images, one_json, small_run, tool, write_pairs, xxh3_64)
-from test_head_session import NO_LABEL, Session, batch, session_config
+from test_head_session import Session, batch, session_config
 
 SEED = int(os.environ.get("SFC_SEED", "1"))
 MAX = 2**64 - 1

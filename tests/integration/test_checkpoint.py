@@ -17,7 +17,7 @@ import time
 import grpc
 
 import cluster
-from cluster import Cluster, Failure, pb, wait_until
+from cluster import Cluster, pb, wait_until
 from inputs import check, expect, make_images, one_json, small_run, tool
 from test_lost_log import flip
 

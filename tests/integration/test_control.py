@@ -17,8 +17,8 @@ import time
 import numpy as np
 
 import cluster
-from cluster import Cluster, Failure, pb, wait_until
-from inputs import (Records, check, expect, jpegs, make_images, one_json, small_run, tool, write_pairs)
+from cluster import Cluster, pb, wait_until
+from inputs import (check, expect, jpegs, make_images, one_json, small_run, tool, write_pairs)
 
 PROGRAMS = ("shardfc", "shardfc-scheduler", "shardfc-shard", "shardfc-worker")
 COMMANDS = ("create", "status", "watch", "pause", "resume", "set", "stop", "rewind", "checkpoint", "restore", "verify", "log",

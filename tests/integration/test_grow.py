@@ -467,7 +467,7 @@ def test_data():
             expect(c.ctl("grow", "--data", new, check=False), 1, "no worker has the new data set")
             expect(c.ctl("grow", "--data", other, check=False), 2, "does not begin with")
             wrong = c.start_worker(data=other)
-            after = c.start_worker(data=new)
+            c.start_worker(data=new)
             wait_until("the worker with the new set", lambda: len(c.status().workers) == 2, 60, context=c.tails)
             done = one_json(c.ctl("grow", "--data", new, "--json", check=False))
             check((done["classes"], done["from_step"], done["data_step"]) == (140, AT - 3, AT + 1), f"{done}")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from cluster import TIME_SCALE, Cluster, pb, wait_until
+from cluster import TIME_SCALE, Cluster, wait_until
 from inputs import check, expect
 from test_recovery import IMAGE_TOOL, OFTEN
 from test_scale import blocks, command, digest, events

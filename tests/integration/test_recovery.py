@@ -18,7 +18,7 @@ import sys
 import time
 
 import cluster
-from cluster import Cluster, Failure, pb, wait_until
+from cluster import Cluster, wait_until
 from inputs import check, expect, tool
 from test_lost_log import back, content, segments
 
