@@ -404,6 +404,8 @@ CHANGES = ("CreateRun", "Control", "Hold", "Release", "Scale", "PinStep", "Unpin
 
 def as_worker(chance, method, request):
     """A worker's certificate lets its owner spoil the run: this one keeps out of it, and does all else."""
+    if method.name == "Join":  # the first worker's numerics are the run's, and this one has none
+        request.ClearField("numerics")
     if method.name in SPOIL:
         for name in ("run_id", "worker", "session"):
             if name in method.input_type.fields_by_name:
