@@ -33,7 +33,9 @@ static const struct sfc_program program = {
         "Checks every byte of the step log and the snapshots of a shard, offline, and says which "
         "steps can be recovered; or every byte of a checkpoint, and says what is in it. DIR is the "
         "shard's --state folder, one run-ID folder in it, or a folder that `shardfc checkpoint` "
-        "made. The tail of a shard that is running may look torn.",
+        "made. Of a shard that is running, what it removes meanwhile is left out, and the newest "
+        "steps "
+        "may look torn or be missing behind newer snapshots: stop it for an answer to rely on.",
     .arguments = "DIR",
     .min_arguments = 1,
     .max_arguments = 1,

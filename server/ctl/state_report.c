@@ -275,6 +275,9 @@ static int add_dense_list(void *arg, const char *name, struct sfc_error *err)
     if (code == SFC_ENOMEM) {
         return sfc_fail(err, code, "%s", why.text);
     }
+    if (code == SFC_ENOTFOUND) { /* removed since it was listed */
+        return SFC_OK;
+    }
     json_array_append_new(r->dense_lists,
                           json_pack("{s:s, s:o, s:b, s:s}", "file", name, "blocks",
                                     number(list.count), "ok", code == SFC_OK, "why", why.text));
@@ -301,6 +304,9 @@ static int add_snapshot(void *arg, const char *name, struct sfc_error *err)
     }
     r->found = found;
     int code = sfc_snapshot_check(r->folder, name, &header, &why);
+    if (code == SFC_ENOTFOUND) { /* removed since it was listed */
+        return SFC_OK;
+    }
     uint64_t bytes = 0, raw = 0;
     if (code == SFC_OK) {
         bytes = sfc_snapshot_offset(&header, (enum sfc_snapshot_part)SFC_SNAPSHOT_PARTS);

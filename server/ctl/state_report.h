@@ -22,6 +22,7 @@
  *   problems    number of bad things; what is void is none
  * void: whole, but of what the run gave up, as far as the folder shows it (given_up.h); why says
  * by what, or why something is not whole.
+ * What a shard that is running removes meanwhile is left out.
  * SFC_ENOTFOUND: neither log nor snapshots. *out is the caller's. */
 int sfc_state_report(struct sfc_folder *folder, bool records, json_t **out, struct sfc_error *err);
 void sfc_state_report_print(const json_t *report, FILE *file);

@@ -132,6 +132,13 @@ static void prove(struct sfc_log_file *file)
     scan->good_end = scan->end;
 }
 
+static void drop_file(struct sfc_log_chain *chain, size_t i)
+{
+    sfc_log_scan_free(&chain->files[i].scan);
+    chain->count--;
+    memmove(chain->files + i, chain->files + i + 1, (chain->count - i) * sizeof *chain->files);
+}
+
 int sfc_log_chain_read(struct sfc_folder *folder, struct sfc_log_chain *out, struct sfc_error *err)
 {
     struct sfc_log_chain chain = {0};
@@ -143,7 +150,10 @@ int sfc_log_chain_read(struct sfc_folder *folder, struct sfc_log_chain *out, str
     for (size_t i = chain.count; i-- > 0 && code == SFC_OK;) {
         bool newest = !walk.started;
         code = scan_file(folder, &walk, &chain.files[i], err);
-        if (code == SFC_OK && !newest && chain.files[i].place == SFC_LOG_CHAINED) {
+        if (code == SFC_ENOTFOUND) { /* removed since it was listed */
+            drop_file(&chain, i);
+            code = SFC_OK;
+        } else if (code == SFC_OK && !newest && chain.files[i].place == SFC_LOG_CHAINED) {
             prove(&chain.files[i]);
         }
     }

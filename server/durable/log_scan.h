@@ -83,7 +83,8 @@ struct sfc_log_chain {
         absent; /* segment that the oldest one names and that is not there (trimmed), 0: none */
 };
 
-/* Lists, opens and scans. Damage is in the result; only the folder's own errors fail. */
+/* Lists, opens and scans. Damage is in the result; only the folder's own errors fail. A segment that
+ * is removed meanwhile, as a shard that is running does, is as one that was not there. */
 int sfc_log_chain_read(struct sfc_folder *folder, struct sfc_log_chain *out, struct sfc_error *err);
 void sfc_log_chain_free(struct sfc_log_chain *chain);
 /* The newest chained file, NULL: none. */

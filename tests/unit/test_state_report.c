@@ -347,6 +347,78 @@ static void a_foreign_snapshot_is_named(void **state)
     assert_true(said(f, "belongs to another run"));
 }
 
+/* A shard that is running: a file that was listed is gone when it is opened. */
+static struct leaving {
+    const struct sfc_folder_ops *real;
+    const char *name;
+    int (*visit)(void *arg, const char *name, struct sfc_error *err);
+    void *arg;
+    struct sfc_folder *folder;
+    int left;
+} leaving;
+
+static int visit_leaving(void *arg, const char *name, struct sfc_error *err)
+{
+    struct leaving *l = arg;
+    if (strcmp(name, l->name) == 0) {
+        assert_int_equal(l->real->remove(l->folder, name, err), SFC_OK);
+        l->left++;
+    }
+    return l->visit(l->arg, name, err);
+}
+
+static int list_leaving(struct sfc_folder *folder,
+                        int (*visit)(void *arg, const char *name, struct sfc_error *err), void *arg,
+                        struct sfc_error *err)
+{
+    leaving.visit = visit;
+    leaving.arg = arg;
+    leaving.folder = folder;
+    return leaving.real->list(folder, visit_leaving, &leaving, err);
+}
+
+static json_t *report_while_leaves(struct fixture *f, const char *name)
+{
+    struct sfc_folder_ops ops = *f->folder->ops;
+    leaving = (struct leaving){.real = f->folder->ops, .name = name};
+    ops.list = list_leaving;
+    f->folder->ops = &ops;
+    json_t *report = report_of(f);
+    f->folder->ops = leaving.real;
+    assert_int_equal(leaving.left, 1);
+    return report;
+}
+
+static void what_is_removed_meanwhile_is_left_out(void **state)
+{
+    struct fixture *f = *state;
+    struct sfc_run_identity identity;
+    const uint64_t blocks[] = {1, 4};
+    rig_identity(&identity);
+    write_log(f, 1);
+    write_snapshots(f, 6);
+    write_snapshots(f, 8);
+    assert_int_equal(sfc_dense_list_store(f->folder, &identity, blocks, 2, &f->err), SFC_OK);
+    json_t *report = report_of(f);
+    size_t segments = json_array_size(json_object_get(report, "segments"));
+    char list[64];
+    snprintf(list, sizeof list, "%s",
+             json_string_value(json_object_get(
+                 json_array_get(json_object_get(report, "dense_lists"), 0), "file")));
+    json_decref(report);
+    const char *const names[] = {"log-00000001.sfl", "class-3-6.sfs", list};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        report = report_while_leaves(f, names[i]);
+        assert_int_equal(number(report, "problems"), 0);
+        assert_int_equal(json_array_size(json_object_get(report, "segments")), segments - 1);
+        assert_int_equal(number(json_object_get(report, "recoverable"), "to"), STEPS - 1);
+        json_decref(report);
+    }
+    report = report_of(f);
+    assert_int_equal(json_array_size(json_object_get(report, "dense_lists")), 0);
+    json_decref(report);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -355,7 +427,7 @@ int main(void)
         TEST(whole_state_is_clean),        TEST(damage_is_listed),
         TEST(a_gap_is_not_recoverable),    TEST(every_byte_of_a_list_of_blocks_is_checked),
         TEST(what_was_given_up_is_void),   TEST(an_aborted_try_is_void),
-        TEST(a_foreign_snapshot_is_named),
+        TEST(a_foreign_snapshot_is_named), TEST(what_is_removed_meanwhile_is_left_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
