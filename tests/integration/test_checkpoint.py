@@ -233,9 +233,13 @@ def test_client():
         check(all("nobody has asked for it" in s.stderr() for s in shards), c.tails())
 
 
-def lets_go(c):
-    wait_until("the shards to let go of the step", lambda: all("nobody has asked for it" in s.stderr() for s in c.shards), 60,
-               context=c.tails)
+def lets_go(c, hold=None):
+    """Waits until the lease of the pins has ended; a hold goes on meanwhile."""
+    def ended():
+        if hold is not None:
+            c.hold(asked=hold)
+        return all("nobody has asked for it" in s.stderr() for s in c.shards)
+    wait_until("the shards to let go of the step", ended, 60, context=c.tails)
 
 
 def first_logged(shard):
@@ -248,21 +252,26 @@ def first_logged(shard):
 def test_silent():
     """A command whose machine was silent for longer than the lease takes its pins anew and ends with the state of
     its step, which the logs still have; where they don't, it says which steps can be had."""
-    with Cluster() as c, Cluster() as tight:  # whose log is not full before the lease ends
-        for one, extra in ((c, ()), (tight, ("--recovery-target", "10ms", "--log-limit", "32M"))):
+    with Cluster() as c, Cluster() as tight:
+        for one, extra in ((c, ()), (tight, ("--recovery-target", "10ms", "--log-limit", "4M"))):
             one.start_scheduler()
             one.start_shards(2, *extra)
             running(one)
-            one.start_worker()
-            one.wait_step(20)
-        past = stopped_in_the_middle(c, "past", "--at-step", 12)
-        step = tight.status().step + 500
+        step = 25
         gone = begin(tight, "gone", "--at-step", step)
-        wait_until("the pins", lambda: all(f"step {step} begins" in s.stderr() for s in tight.shards), 20, pause=0.001,
+        wait_until("the pins", lambda: all(f"step {step} begins" in s.stderr() for s in tight.shards), 20,
                    context=tight.tails)
         gone.send_signal(signal.SIGSTOP)
+        asked = tight.held_at(step + 15)  # the log is not full there: it is the lease that ends
+        tight.start_worker()
+        c.start_worker()
+        held = tight.hold(asked=asked)
+        c.wait_step(20)
+        past = stopped_in_the_middle(c, "past", "--at-step", 12)
+        lets_go(tight, held)
+        check(first_logged(tight.shards[0]) <= step + 1, "the log of the step was deleted before its lease ended")
+        tight.release(held)
         lets_go(c)
-        lets_go(tight)
         wait_until("the log of the step to be deleted", lambda: first_logged(tight.shards[0]) > step + 1, 60, pause=0.5,
                    context=tight.tails)
         past.send_signal(signal.SIGCONT)
