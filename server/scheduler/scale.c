@@ -416,7 +416,9 @@ static void go_on(struct sfc_sched_run *run)
         return;
     }
     if (!next_order(run, lists, lists + blocks, &order)) {
-        reached(run);
+        if (!scale->storing) /* with the next tick: what is stored last counts, and that may be a
+                                goal */
+            reached(run);
     } else {
         sfc_goal_text(&scale->goal, why, sizeof why);
         order.why = why;
