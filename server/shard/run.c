@@ -475,6 +475,8 @@ void sfc_shard_open_run(struct sfc_shard *shard, struct sfc_rpc_call *call,
     int code = check_request(request, &err);
     if (code == SFC_OK)
         code = check_left(shard, request, &err);
+    if (code == SFC_OK && shard->last_closed >= request->run_id)
+        shard->last_closed = request->run_id - 1; /* it takes part again */
     if (code == SFC_OK && shard->run) {
         shard->left_run = request->run_id;
         shard->left_round = round_of(request);
