@@ -189,6 +189,16 @@ static void expire_holds(struct sfc_run_fsm *run, uint64_t now_ms)
     }
 }
 
+void sfc_run_stood_still(struct sfc_run_fsm *run, uint64_t ms)
+{
+    for (unsigned i = 0; i < SFC_MAX_HOLDS; i++)
+        if (run->holds[i].id != 0)
+            run->holds[i].seen_ms += ms;
+    for (uint32_t k = 0; k < run->config.shards; k++)
+        if (run->shards[k].missing_ms != 0)
+            run->shards[k].missing_ms += ms;
+}
+
 /* ---- answers */
 
 static bool over(const struct sfc_waiting *w, uint64_t now_ms, uint64_t wait_ms)

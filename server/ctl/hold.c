@@ -32,6 +32,11 @@ static int ask_hold(struct sfc_hold *hold, uint64_t at_step, struct sfc_error *e
     int code =
         sfc_cluster_scheduler(hold->cluster, "Hold", &request.base,
                               &shardfc__v1__hold_reply__descriptor, HOLD_DEADLINE_MS, &answer, err);
+    if (code == SFC_ENOTFOUND && hold->id != 0) { /* not what the user named is missing */
+        return sfc_fail(err, SFC_ESTATE,
+                        "the hold was lost, because its lease ended or the scheduler has "
+                        "restarted; try again");
+    }
     if (code != SFC_OK) {
         return code;
     }

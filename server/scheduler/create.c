@@ -406,6 +406,7 @@ static void begin(struct create_task *t)
                     run->config->name, run->setup.head.classes, run->map->n_shards);
     struct sfc_run_event event = {.type = SFC_EV_TICK};
     sfc_sched_run_event(run, &event);
+    sfc_sched_members_of_new_run(s);
 }
 
 static void create_done(struct sfc_store_task *task)
@@ -415,7 +416,9 @@ static void create_done(struct sfc_store_task *task)
     if (task->code != SFC_OK)
         sfc_sched_refuse(t->scheduler, t->call, &task->error);
     else if (t->scheduler->stopping)
-        sfc_rpc_fail(t->call, SFC_EUNAVAILABLE, "the scheduler is shutting down");
+        sfc_rpc_fail(t->call, SFC_EUNAVAILABLE,
+                     "the scheduler is shutting down; the run is stored, and begins when the "
+                     "scheduler is back");
     else
         begin(t);
     create_free(t);

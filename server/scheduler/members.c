@@ -100,10 +100,28 @@ static void worker_died(struct sfc_scheduler *s, uint64_t id)
     }
 }
 
+static void shard_gone(struct sfc_scheduler *s, uint64_t id, const char *address)
+{
+    char text[320];
+    snprintf(text, sizeof text, "shard %s does not answer", address);
+    shard_event(s, id, SFC_EV_SHARD_GONE, NULL, text);
+    sfc_sched_create_shard_gone(s, id, address);
+}
+
+void sfc_sched_members_of_new_run(struct sfc_scheduler *s)
+{
+    struct sfc_sched_run *run = s->run;
+    for (size_t i = 0; i < run->map->n_shards && !run->fsm.stopped; i++) {
+        const struct sfc_shard_member *m =
+            sfc_membership_shard(&s->members, run->map->shards[i]->shard);
+        if (!m || !m->ready)
+            shard_gone(s, run->map->shards[i]->shard, run->map->shards[i]->address);
+    }
+}
+
 /* request: of a REGISTER, else NULL. */
 static void act(struct sfc_scheduler *s, const Shardfc__V1__RegisterShardRequest *request)
 {
-    char text[320];
     for (size_t i = 0; i < s->member_actions.count; i++) {
         struct sfc_member_action a = s->member_actions.items[i];
         const struct sfc_shard_member *m = sfc_membership_shard(&s->members, a.id);
@@ -128,9 +146,7 @@ static void act(struct sfc_scheduler *s, const Shardfc__V1__RegisterShardRequest
             break;
         case SFC_MEMBER_SHARD_GONE:
             sfc_sched_event(s, "shard %" PRIu64 " at %s does not answer", a.id, address);
-            snprintf(text, sizeof text, "shard %s does not answer", address);
-            shard_event(s, a.id, SFC_EV_SHARD_GONE, NULL, text);
-            sfc_sched_create_shard_gone(s, a.id, address);
+            shard_gone(s, a.id, address);
             break;
         case SFC_MEMBER_SHARD_FORGOTTEN:
             sfc_sched_event(s, "shard %" PRIu64 " is forgotten: another takes its place", a.id);
@@ -691,6 +707,8 @@ static void note_standstill(struct sfc_scheduler *s, uint64_t now)
     if (since > STANDSTILL_MS) {
         sfc_warning_log("this process stood still for %" PRIu64 " ms", since);
         sfc_membership_stood_still(&s->members, since);
+        if (s->run)
+            sfc_run_stood_still(&s->run->fsm, since);
     }
     s->ticked_ms = now;
 }

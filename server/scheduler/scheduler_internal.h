@@ -321,6 +321,8 @@ void sfc_sched_on_join(struct sfc_rpc_call *call, void *ctx);
 void sfc_sched_on_heartbeat(struct sfc_rpc_call *call, void *ctx);
 void sfc_sched_on_leave(struct sfc_rpc_call *call, void *ctx);
 void sfc_sched_members_tick(struct sfc_scheduler *s);
+/* A run has just been made: shards that went while it was being stored are gone for it too. */
+void sfc_sched_members_of_new_run(struct sfc_scheduler *s);
 void sfc_sched_member_cancelled(struct sfc_parked *parked); /* a heartbeat's peer is gone */
 struct sfc_shard_info *sfc_sched_shard(struct sfc_scheduler *s, uint64_t id);
 struct sfc_worker_info *sfc_sched_worker(struct sfc_scheduler *s, uint64_t id);
