@@ -132,9 +132,11 @@ int sfc_cmd_events(int argc, char **argv)
     if (code == SFC_OK) {
         code = more(cluster, &o, true, &last, &err);
     }
+    struct sfc_command_silence silence = {0};
     while (code == SFC_OK && o.follow) {
         sfc_command_wait(FOLLOW_MS);
         code = more(cluster, &o, false, &last, &err);
+        code = sfc_command_bears(&silence, code, &err) ? SFC_OK : code;
     }
     sfc_cluster_close(cluster);
     sfc_options_free(parsed);

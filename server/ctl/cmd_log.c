@@ -114,6 +114,23 @@ static int is_run(const struct dirent *entry)
     return strncmp(entry->d_name, "run-", 4) == 0;
 }
 
+/* Those of a state folder. A shard that is running may remove one, or have nothing in it yet: it is
+ * left out, unless there is no other one. */
+static int report_runs(const char *dir, struct dirent *const *runs, int count,
+                       const struct log_options *o, bool *clean, struct sfc_error *err)
+{
+    int code = SFC_OK;
+    bool any = false;
+    for (int i = 0; i < count && (code == SFC_OK || code == SFC_ENOTFOUND); i++) {
+        char path[PATH_MAX];
+        int n = snprintf(path, sizeof path, "%s/%s", dir, runs[i]->d_name);
+        code = n < (int)sizeof path ? report_folder(path, o, clean, err)
+                                    : sfc_fail(err, SFC_EINVAL, "the name is too long: %s", dir);
+        any = any || code == SFC_OK;
+    }
+    return code == SFC_ENOTFOUND && any ? SFC_OK : code;
+}
+
 /* A state folder: all its runs; otherwise DIR itself. */
 static int report_all(const char *dir, const struct log_options *o, bool *clean,
                       struct sfc_error *err)
@@ -126,15 +143,9 @@ static int report_all(const char *dir, const struct log_options *o, bool *clean,
     if (count < 0) {
         return sfc_fail_errno(err, "open folder %s", dir);
     }
-    int code = count == 0 ? report_folder(dir, o, clean, err) : SFC_OK;
+    int code = count == 0 ? report_folder(dir, o, clean, err)
+                          : report_runs(dir, runs, count, o, clean, err);
     for (int i = 0; i < count; i++) {
-        char path[PATH_MAX];
-        int n = snprintf(path, sizeof path, "%s/%s", dir, runs[i]->d_name);
-        if (code == SFC_OK) {
-            code = n < (int)sizeof path
-                       ? report_folder(path, o, clean, err)
-                       : sfc_fail(err, SFC_EINVAL, "the name is too long: %s", dir);
-        }
         free(runs[i]);
     }
     free(runs);

@@ -189,7 +189,8 @@ static int draw(const char *scheduler, const Shardfc__V1__StatusReply *s, size_t
 struct watch {
     uint64_t run_id, traced_step, shown_step;
     bool shown;
-    bool lived;   /* it was seen when it was not idle */
+    bool lived; /* it was seen when it was not idle */
+    struct sfc_command_silence silence;
     double due;   /* of the next line */
     size_t lines; /* of the view on the terminal */
 };
@@ -216,7 +217,7 @@ static int show(struct watch *w, const struct watch_options *o, const Shardfc__V
 {
     double now = sfc_command_clock();
     if (s->run_id != w->run_id) {
-        *w = (struct watch){.run_id = s->run_id, .lines = w->lines};
+        *w = (struct watch){.run_id = s->run_id, .lines = w->lines, .silence = w->silence};
     }
     bool first_rate = w->shown_step == 0 && s->images_per_s > 0;
     if (w->shown && !over && !first_rate && now < w->due) {
@@ -262,8 +263,11 @@ static int follow(const struct watch_options *o, struct sfc_cluster *cluster, FI
     for (;;) {
         struct sfc_answer answer = {0};
         int code = get_status(cluster, &answer, err);
-        if (code == SFC_EUNAVAILABLE && w.shown && isatty(STDOUT_FILENO) != 0) {
+        if (w.shown && isatty(STDOUT_FILENO) != 0 && sfc_command_is_silence(code)) {
             draw_absence(&w, o, err);
+            continue;
+        }
+        if (w.shown && sfc_command_bears(&w.silence, code, err)) {
             continue;
         }
         if (code != SFC_OK) {
@@ -282,6 +286,9 @@ static int follow(const struct watch_options *o, struct sfc_cluster *cluster, FI
         }
         if (code == SFC_OK && trace != NULL && w.run_id != 0) {
             code = trace_more(cluster, trace, w.run_id, &w.traced_step, err);
+            over = over &&
+                   !sfc_command_is_silence(code); /* what is missing comes with the next look */
+            code = sfc_command_bears(&w.silence, code, err) ? SFC_OK : code;
         }
         if (code == SFC_OK && over) {
             code = how_it_ended(s, err);

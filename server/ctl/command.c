@@ -8,6 +8,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#define BEARS_S  60.0
+#define BEARS_MS 200
+
 const char *const sfc_elastic_names[] = {"manual", "auto", NULL};
 
 int sfc_command_failed(const char *command, const struct sfc_error *err)
@@ -126,4 +129,26 @@ void sfc_command_waited(struct sfc_command_waiting *w)
         fputc('\n', stderr);
     }
     *w = (struct sfc_command_waiting){0};
+}
+
+bool sfc_command_is_silence(int code)
+{
+    return code == SFC_EUNAVAILABLE || code == SFC_ETIMEOUT;
+}
+
+bool sfc_command_bears(struct sfc_command_silence *silence, int code, const struct sfc_error *err)
+{
+    double now = sfc_command_clock();
+    if (!sfc_command_is_silence(code)) {
+        sfc_command_waited(&silence->waiting);
+        silence->since = 0;
+        return false;
+    }
+    silence->since = silence->since != 0 ? silence->since : now;
+    if (now - silence->since >= BEARS_S) {
+        return false;
+    }
+    sfc_command_waiting(&silence->waiting, err->text);
+    sfc_command_wait(BEARS_MS);
+    return true;
 }

@@ -85,6 +85,15 @@ struct sfc_command_waiting {
 void sfc_command_waiting(struct sfc_command_waiting *waiting, const char *text);
 /* Nothing more is waited for: what comes next begins a new line. */
 void sfc_command_waited(struct sfc_command_waiting *waiting);
+/* A scheduler that answered before and restarts is waited for. All zero at first. */
+struct sfc_command_silence {
+    double since; /* 0: it answers */
+    struct sfc_command_waiting waiting;
+};
+bool sfc_command_is_silence(int code);
+/* true: code (of err) is silence that has not lasted for a minute yet; it is shown, and a moment
+ * waited. */
+bool sfc_command_bears(struct sfc_command_silence *silence, int code, const struct sfc_error *err);
 /* Columns of the terminal that stdout is; 0: it is none. */
 size_t sfc_command_columns(void);
 double sfc_command_clock(void);
@@ -105,6 +114,12 @@ int sfc_cluster_scheduler(struct sfc_cluster *cluster, const char *method,
                           const ProtobufCMessage *message,
                           const ProtobufCMessageDescriptor *reply_type, unsigned deadline_ms,
                           struct sfc_answer *out, struct sfc_error *err);
+/* The same, and asks for some seconds again while the scheduler answers that it can't do it now
+ * (SFC_EUNAVAILABLE: it has just restarted, another one is being made durable). */
+int sfc_cluster_insist(struct sfc_cluster *cluster, const char *method,
+                       const ProtobufCMessage *message,
+                       const ProtobufCMessageDescriptor *reply_type, unsigned deadline_ms,
+                       struct sfc_answer *out, struct sfc_error *err);
 /* The same in three steps, for what a command shows meanwhile. method and reply_type must outlive
  * the call, which sfc_cluster_finish ends. */
 struct sfc_cluster_call {

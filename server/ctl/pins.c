@@ -91,23 +91,6 @@ static int watch(struct sfc_pins *pins, struct sfc_error *err)
     return code;
 }
 
-/* Blocks of a run that has grown meanwhile are others. */
-static int check_growth(struct sfc_pins *pins, struct sfc_error *err)
-{
-    struct sfc_answer answer = {0};
-    int code = ask_watch(pins, reply_of(pins)->run_id, 0, &answer, err);
-    if (code == SFC_OK) {
-        const Shardfc__V1__BlockMap *map = ((const Shardfc__V1__HoldReply *)answer.message)->map;
-        if (map == NULL || map->n_growths != reply_of(pins)->map->n_growths) {
-            code = sfc_fail(err, SFC_ESTATE,
-                            "the run has grown meanwhile: take the checkpoint "
-                            "again");
-        }
-    }
-    sfc_answer_free(&answer);
-    return code;
-}
-
 const Shardfc__V1__BlockMap *sfc_pins_map(const struct sfc_pins *pins)
 {
     return reply_of(pins)->map;
@@ -125,6 +108,19 @@ static int watch_patiently(struct sfc_pins *pins, double *silent_since, struct s
         code = now - *silent_since < PATIENCE_S ? SFC_OK : code;
     }
     return code;
+}
+
+/* Blocks of a run that has grown meanwhile are others. */
+static int check_growth(struct sfc_pins *pins, struct sfc_error *err)
+{
+    double silent = 0;
+    int code;
+    do {
+        code = watch_patiently(pins, &silent, err);
+    } while (code == SFC_OK && silent != 0);
+    return code == SFC_OK && newest_map(pins)->n_growths != first_map(pins)->n_growths
+               ? sfc_fail(err, SFC_ESTATE, "the run has grown meanwhile: take the checkpoint again")
+               : code;
 }
 
 /* ---- the shards */
