@@ -170,6 +170,7 @@ struct sfc_rpc_owned {
     struct sfc_bytes head;
     struct sfc_bytes tensor;
     void *memory;
+    bool answered; /* the status is the peer's own, not of the way to it; also on failure */
 };
 struct sfc_rpc_future;
 int sfc_rpc_start(struct sfc_rpc_client *client, const struct sfc_rpc_request *request,

@@ -166,6 +166,7 @@ int sfc_ask_finish(struct sfc_rpc_future *future, const struct sfc_ask *ask, str
     struct sfc_rpc_owned owned;
     memset(&owned, 0, sizeof owned);
     int code = sfc_rpc_wait(future, &owned, err);
+    out->owned.answered = owned.answered;
     if (code != SFC_OK) {
         sfc_prefix(err, "%s", strrchr(ask->method, '/') + 1);
         return code;

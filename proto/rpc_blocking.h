@@ -44,7 +44,8 @@ struct sfc_answer {
 /* Starts a call; any thread but the loop's. The future is ended by sfc_ask_finish only. */
 int sfc_ask_start(struct sfc_rpc_client *client, const struct sfc_ask *ask,
                   struct sfc_rpc_future **out, struct sfc_error *err);
-/* Waits and unpacks. On failure *out is untouched and err starts with the method's name. */
+/* Waits and unpacks. On failure only out->owned.answered is written, and err starts with the
+ * method's name. */
 int sfc_ask_finish(struct sfc_rpc_future *future, const struct sfc_ask *ask, struct sfc_answer *out,
                    struct sfc_error *err);
 /* Both in one. */

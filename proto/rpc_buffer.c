@@ -304,6 +304,11 @@ static int named_status(const grpc_metadata_array *trailing)
     return 0;
 }
 
+bool sfc_rpc_status_is_named(const grpc_metadata_array *trailing)
+{
+    return named_status(trailing) != 0;
+}
+
 int sfc_rpc_status_from_grpc(grpc_status_code status, const grpc_metadata_array *trailing)
 {
     int named = named_status(trailing);

@@ -135,6 +135,7 @@ static void take_failure(struct client_call *call)
     text[size] = '\0';
     sfc_clean_text(text, false);
     call_set(call, sfc_rpc_status_from_grpc(call->status, &call->trailing), text);
+    call->body.answered = sfc_rpc_status_is_named(&call->trailing);
     if (text[0] == '\0') {
         call_set(call, call->code, sfc_status_text(call->code));
     }

@@ -139,7 +139,8 @@ void sfc_rpc_buffer_put(struct sfc_rpc_buffer *buffer); /* any thread; NULL is f
 struct sfc_rpc_body {
     struct sfc_rpc_buffer *buffer;
     struct sfc_bytes head, tensor;
-    size_t size; /* as received */
+    size_t size;   /* as received */
+    bool answered; /* the status is the peer's own, not of the way to it */
 };
 
 /* Checks size and structure and copies the slices once, head and tensor apart, a tensor of
@@ -177,5 +178,7 @@ static inline void sfc_rpc_count(_Atomic uint64_t *counter, grpc_byte_buffer *me
 grpc_status_code sfc_rpc_status_to_grpc(int code);
 /* Code of a failed call from what the peer sent; metadata may name the exact one. */
 int sfc_rpc_status_from_grpc(grpc_status_code status, const grpc_metadata_array *trailing);
+/* Whether a peer of ours gave the status. */
+bool sfc_rpc_status_is_named(const grpc_metadata_array *trailing);
 
 #endif

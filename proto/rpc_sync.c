@@ -138,8 +138,10 @@ int sfc_rpc_wait(struct sfc_rpc_future *future, struct sfc_rpc_owned *out, struc
     if (code == SFC_OK) {
         *out = (struct sfc_rpc_owned){.head = future->body.head,
                                       .tensor = future->body.tensor,
-                                      .memory = future->body.buffer};
+                                      .memory = future->body.buffer,
+                                      .answered = true};
     } else {
+        out->answered = future->body.answered;
         sfc_rpc_buffer_put(future->body.buffer);
         sfc_fail(err, code, "%s", future->result.text);
     }

@@ -12,6 +12,8 @@
 #define SWITCH_DEADLINE_MS 4000 /* where another scheduler may lead by now */
 #define SWITCH_TRIES       3
 #define ABOUT_DEADLINE_MS  4000
+#define NOT_NOW_S          15.0 /* longer than shards take to register after a restart */
+#define NOT_NOW_MS         200
 
 struct shard_client {
     struct sfc_rpc_client *client;
@@ -156,6 +158,9 @@ int sfc_cluster_finish(struct sfc_cluster *cluster, struct sfc_cluster_call *cal
     int code = sfc_ask_finish(call->future, &ask, out, err);
     call->future = NULL;
     drop_prefix(code, call->method, err);
+    if (code == SFC_EUNAVAILABLE && out->owned.answered) {
+        return code; /* not now, in the scheduler's own words */
+    }
     if (code == SFC_EUNAVAILABLE && several(cluster)) {
         return repeatable(call->method)
                    ? code
@@ -198,6 +203,28 @@ int sfc_cluster_scheduler(struct sfc_cluster *cluster, const char *method,
             code = call_once(cluster, method, message, reply_type, deadline_ms, out, err);
         }
     }
+    return code;
+}
+
+int sfc_cluster_insist(struct sfc_cluster *cluster, const char *method,
+                       const ProtobufCMessage *message,
+                       const ProtobufCMessageDescriptor *reply_type, unsigned deadline_ms,
+                       struct sfc_answer *out, struct sfc_error *err)
+{
+    struct sfc_command_waiting waiting = {0};
+    double begun = sfc_command_clock();
+    int code;
+    for (;;) {
+        out->owned.answered = false;
+        code = sfc_cluster_scheduler(cluster, method, message, reply_type, deadline_ms, out, err);
+        if (code != SFC_EUNAVAILABLE || !out->owned.answered ||
+            sfc_command_clock() - begun >= NOT_NOW_S) {
+            break;
+        }
+        sfc_command_waiting(&waiting, err->text);
+        sfc_command_wait(NOT_NOW_MS);
+    }
+    sfc_command_waited(&waiting);
     return code;
 }
 

@@ -187,9 +187,9 @@ static int grow(struct growing *g, struct sfc_cluster *cluster, const struct gro
     if (code == SFC_OK)
         code = fill(g, o, err);
     if (code == SFC_OK)
-        code = sfc_cluster_scheduler(cluster, "Grow", &g->request.base,
-                                     &shardfc__v1__grow_reply__descriptor, GROW_DEADLINE_MS,
-                                     &answer, err);
+        code = sfc_cluster_insist(cluster, "Grow", &g->request.base,
+                                  &shardfc__v1__grow_reply__descriptor, GROW_DEADLINE_MS, &answer,
+                                  err);
     if (code == SFC_OK)
         say(g, (const Shardfc__V1__GrowReply *)answer.message, o->json);
     sfc_answer_free(&answer);

@@ -286,9 +286,8 @@ static void report(const struct scale_options *o, const struct wish *w,
 static int ask(struct sfc_cluster *cluster, const struct wish *w, struct sfc_answer *out,
                struct sfc_error *err)
 {
-    return sfc_cluster_scheduler(cluster, "Scale", &w->request.base,
-                                 &shardfc__v1__scale_reply__descriptor, SCALE_DEADLINE_MS, out,
-                                 err);
+    return sfc_cluster_insist(cluster, "Scale", &w->request.base,
+                              &shardfc__v1__scale_reply__descriptor, SCALE_DEADLINE_MS, out, err);
 }
 
 static const Shardfc__V1__ShardStatus *status_of(const Shardfc__V1__StatusReply *s, uint64_t shard)
@@ -301,13 +300,27 @@ static const Shardfc__V1__ShardStatus *status_of(const Shardfc__V1__StatusReply 
     return NULL;
 }
 
-/* *over: it is no member any more. */
-static void look_lost(struct watch *w, const Shardfc__V1__StatusReply *s, bool *over)
+/* *over: it is no member any more. A shard that answers again keeps its place. */
+static int look_lost(struct watch *w, const Shardfc__V1__StatusReply *s, bool *over,
+                     struct sfc_error *err)
 {
-    const Shardfc__V1__ShardStatus *h = status_of(s, w->wish->request.shard);
+    uint64_t shard = w->wish->request.shard;
+    const Shardfc__V1__ShardStatus *h = status_of(s, shard);
+    bool other_run = w->run_id != 0 && s->run_id != w->run_id;
+    w->run_id = other_run ? w->run_id : s->run_id;
     w->silent = 0;
+    if (other_run || strcmp(s->state, "idle") == 0 || strcmp(s->state, "failed") == 0) {
+        return sfc_fail(err, SFC_ESTATE,
+                        "the run %s, and shard %" PRIu64 " was not given up (`shardfc events`)",
+                        other_run ? "has ended" : "has failed or was stopped", shard);
+    }
     *over = h == NULL || !h->member;
+    if (!*over && strcmp(h->state, "gone") != 0) {
+        return sfc_fail(err, SFC_ESTATE, "shard %" PRIu64 " answers again, and keeps its blocks",
+                        shard);
+    }
     sfc_command_waiting(&w->waiting, *over || h->loss[0] == '\0' ? s->reason : h->loss);
+    return SFC_OK;
 }
 
 static int wait_lost(struct sfc_cluster *cluster, const struct wish *wish, struct sfc_error *err)
@@ -322,7 +335,7 @@ static int wait_lost(struct sfc_cluster *cluster, const struct wish *wish, struc
         if (sfc_cluster_scheduler(cluster, "Status", &request.base,
                                   &shardfc__v1__status_reply__descriptor, STATUS_DEADLINE_MS,
                                   &answer, &why) == SFC_OK) {
-            look_lost(&w, (const Shardfc__V1__StatusReply *)answer.message, &over);
+            code = look_lost(&w, (const Shardfc__V1__StatusReply *)answer.message, &over, err);
         } else {
             code = look_silent(&w, &why, err);
         }

@@ -96,9 +96,9 @@ int sfc_cmd_set(int argc, char **argv)
         code = sfc_cluster_connect(o.scheduler, &o.security, &cluster, &err);
     }
     if (code == SFC_OK) {
-        code = sfc_cluster_scheduler(cluster, "Control", &request.base,
-                                     &shardfc__v1__control_reply__descriptor, SET_DEADLINE_MS,
-                                     &answer, &err);
+        code = sfc_cluster_insist(cluster, "Control", &request.base,
+                                  &shardfc__v1__control_reply__descriptor, SET_DEADLINE_MS, &answer,
+                                  &err);
     }
     if (code == SFC_OK) {
         say((const Shardfc__V1__ControlReply *)answer.message, request.lr, o.json);

@@ -402,6 +402,15 @@ void sfc_loss_done(struct sfc_sched_run *run, uint64_t number, int code, const c
 
 /* ---- people */
 
+bool sfc_loss_may_register(const struct sfc_sched_run *run)
+{
+    uint64_t now = sfc_sched_now(run->scheduler);
+    for (uint32_t k = 0; k < run->fsm.config.shards; k++)
+        if (sfc_run_is_dead(&run->fsm, k) && may_register(run, sfc_run_missing(&run->fsm, k, now)))
+            return true;
+    return false;
+}
+
 static int check_person(struct sfc_sched_run *run, uint64_t shard, uint32_t *place,
                         struct sfc_error *err)
 {

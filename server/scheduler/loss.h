@@ -17,6 +17,9 @@ void sfc_loss_done(struct sfc_sched_run *run, uint64_t number, int code, const c
  * missing. */
 int sfc_loss_check(struct sfc_sched_run *run, uint64_t shard, char *text, size_t size,
                    struct sfc_error *err);
+/* A member that does not answer has been missed for no longer than the way back takes after this
+ * scheduler restarted: what is refused because of it is to be asked again. */
+bool sfc_loss_may_register(const struct sfc_sched_run *run);
 /* The wishes of now and this one; they are to be stored (sfc_scale_store_lost). */
 struct sfc_wishes sfc_loss_wishes(const struct sfc_sched_run *run, uint64_t shard);
 

@@ -250,6 +250,10 @@ void sfc_sched_on_scale(struct sfc_rpc_call *call, void *ctx)
         c->scheduler = s;
         c->call = call;
         code = make(s->run, &goal, c, &err);
+        if (code == SFC_ESTATE && sfc_loss_may_register(s->run))
+            code = sfc_fail(&err, SFC_EUNAVAILABLE,
+                            "shards may still register, because the scheduler has just restarted: "
+                            "try again");
     }
     if (code != SFC_OK) {
         sfc_sched_refuse(s, call, &err);

@@ -292,7 +292,11 @@ void sfc_scheduler_stop(struct sfc_scheduler *s)
     s->timer_open = false;
     while (s->parked) {
         struct sfc_parked *p = s->parked;
-        sfc_rpc_fail(p->call, SFC_EUNAVAILABLE, "the scheduler is shutting down");
+        sfc_rpc_fail(p->call, SFC_EUNAVAILABLE,
+                     p->granted
+                         ? "the scheduler is shutting down; what was asked for may be done or "
+                           "not (`shardfc status` says)"
+                         : "the scheduler is shutting down");
         sfc_sched_unpark(p);
     }
 }
