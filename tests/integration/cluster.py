@@ -14,6 +14,8 @@ Programs are looked for in $SFC_BIN, else in build/release/bin of this tree. Eve
 each program's output. Leaving the `with` block kills what still runs and removes the scratch folder, unless
 SFC_KEEP=1.
 """
+import concurrent.futures
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -82,6 +84,23 @@ def wait_until(what, condition, seconds, pause=0.05, context=lambda: ""):
         if time.monotonic() > end:
             raise Failure(f"waited {seconds * TIME_SCALE:.0f} s for {what}\n{context()}")
         time.sleep(pause)
+
+
+def wait_steps(what, look, seconds, context):
+    """Asks look() until it gives something true first; second, the step of the run. The time begins anew with every
+    step, ten times at most: how long one takes is the machine's affair."""
+    begun, reached, end = time.monotonic(), None, 0
+    while True:
+        result, step = look()
+        if result:
+            return result
+        now = time.monotonic()
+        if reached is None or step > reached:
+            reached, end = step, min(now, begun + 9 * seconds * TIME_SCALE) + seconds * TIME_SCALE
+        if now > end:
+            raise Failure(f"waited {now - begun:.0f} s for {what}, the last {seconds * TIME_SCALE:.0f} at step {reached}\n"
+                          f"{context()}")
+        time.sleep(0.05)
 
 
 def _changed(paths):
@@ -378,8 +397,8 @@ class Cluster:
             now = self.status()
             if now.state in bad:
                 raise Failure(f"the run is {now.state}: {now.reason}")
-            return now if now.state == state else None
-        return wait_until(f"state {state}", there, seconds,
+            return now if now.state == state else None, now.step
+        return wait_steps(f"state {state}", there, seconds,
                           context=lambda: f"{self.status()}\n{self.tails()}")
 
     def wait_step(self, step, seconds=120):
@@ -387,8 +406,8 @@ class Cluster:
             now = self.status()
             if now.step < step and now.state in ("failed", "blocked"):
                 raise Failure(f"the run is {now.state}: {now.reason}")
-            return now if now.step >= step else None
-        return wait_until(f"step {step}", there, seconds,
+            return now if now.step >= step else None, now.step
+        return wait_steps(f"step {step}", there, seconds,
                           context=lambda: f"{self.status()}\n{self.tails()}")
 
     def history(self, run_id=0):
@@ -420,8 +439,24 @@ class Cluster:
             nonlocal hold_id
             reply = self.stub.Hold(pb.HoldRequest(at_step=at_step, hold_id=hold_id), timeout=30 * TIME_SCALE)
             hold_id = reply.hold_id
-            return reply if reply.held else None
-        return wait_until("the run to be held", held, seconds, context=self.tails)
+            return reply if reply.held else None, reply.step
+        return wait_steps("the run to be held", held, seconds, context=self.tails)
+
+    @contextlib.contextmanager
+    def keeping(self, asked):
+        """A hold, asked for or there, goes on in here, whatever takes how long; its lease is ten seconds."""
+        over = threading.Event()
+
+        def renew():
+            while not over.wait(2):
+                self.stub.Hold(pb.HoldRequest(hold_id=asked.hold_id), timeout=30 * TIME_SCALE)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            renewing = pool.submit(renew)
+            try:
+                yield asked
+            finally:
+                over.set()
+        renewing.result()
 
     def release(self, held):
         self.stub.Release(pb.ReleaseRequest(hold_id=held.hold_id), timeout=10 * TIME_SCALE)

@@ -253,21 +253,20 @@ def test_silent():
     """A command whose machine was silent for longer than the lease takes its pins anew and ends with the state of
     its step, which the logs still have; where they don't, it says which steps can be had."""
     with Cluster() as c, Cluster() as tight:
-        for one, extra in ((c, ()), (tight, ("--recovery-target", "10ms", "--log-limit", "4M"))):
+        for one, extra in ((c, ()), (tight, ("--recovery-target", "10ms", "--log-limit", "1M"))):
             one.start_scheduler()
             one.start_shards(2, *extra)
             running(one)
-        step = 25
+        c.start_worker()
+        c.wait_step(20)
+        past, step = stopped_in_the_middle(c, "past", "--at-step", 12), 25
         gone = begin(tight, "gone", "--at-step", step)
         wait_until("the pins", lambda: all(f"step {step} begins" in s.stderr() for s in tight.shards), 20,
                    context=tight.tails)
         gone.send_signal(signal.SIGSTOP)
         asked = tight.held_at(step + 15)  # the log is not full there: it is the lease that ends
         tight.start_worker()
-        c.start_worker()
         held = tight.hold(asked=asked)
-        c.wait_step(20)
-        past = stopped_in_the_middle(c, "past", "--at-step", 12)
         lets_go(tight, held)
         check(first_logged(tight.shards[0]) <= step + 1, "the log of the step was deleted before its lease ended")
         tight.release(held)

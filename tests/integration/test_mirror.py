@@ -18,7 +18,7 @@ from inputs import check, expect
 from test_recovery import IMAGE_TOOL, OFTEN
 from test_scale import blocks, command, digest, events
 
-LEASE = ("--lease", f"{int(1500 * TIME_SCALE)}ms")
+LEASE = ("--lease", f"{int(2500 * TIME_SCALE)}ms")
 
 
 def start(c, shards, *extra):
@@ -70,7 +70,7 @@ def check_bits(c, run):
         run(alone)
         asked = alone.held_at(got[0])
         alone.start_workers(1, data=alone.folder / "images" if (alone.folder / "images").exists() else "synthetic")
-        check(got == digest(alone, alone.hold(seconds=120, asked=asked)), "other bits than those of a run that nothing happened to")
+        check(got == digest(alone, alone.hold(asked=asked)), "other bits than those of a run that nothing happened to")
 
 
 def lose_two(c, run, data="synthetic"):

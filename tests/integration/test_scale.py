@@ -135,7 +135,7 @@ def held_alone(c, step):
     create(c)
     asked = c.held_at(step)
     c.start_workers(1)
-    return c.hold(seconds=120, asked=asked)
+    return c.hold(asked=asked)
 
 
 def undisturbed(step):

@@ -333,8 +333,10 @@ def test_pins():
         check(pinned(), "not pinned anew")  # until then a shard doesn't know whether it can make the step
         run.steps(3)
         step, expected = run.step, run.digests()
+        check(pinned(), "not pinned any more")
         owners = run.map.class_owner[:], run.map.dense_owner[:]
         run.move(1, 0, **blocks)
+        check(pinned(), "not pinned once it has moved back")
         run.steps(3)  # so that nothing comes from memory
         c = run.config
         for b, slot in enumerate(owners[0]):

@@ -77,8 +77,12 @@ def test_elastic():
         data = start_run(c)
         first = c.start_worker(data=data)
         c.wait_step(10)
-        second, third = c.start_workers(2, data=data, threads=2)
-        c.wait_step(15 + chance.randrange(5))
+        held = c.hold()  # however long they take to begin, there are steps left for them
+        with c.keeping(held):
+            second, third = c.start_workers(2, data=data, threads=2)
+            wait_until("three workers", lambda: len(c.status().workers) == 3, 60, context=c.tails)
+        c.release(held)
+        c.wait_step(c.status().step + chance.randrange(5))
         wait_until("three workers at work", lambda: all(
             (s := worker_of(c, w)) and s.micro_batches for w in c.workers), 60, context=c.tails)
         again = stand_still(c, second, 20)
@@ -111,7 +115,9 @@ def test_slow():
             time.sleep(0.02)
             if status.state != "running":
                 raise Failure(f"the run is {status.state}: {status.reason}")
-        done = [worker_of(c, w).micro_batches for w in (fast, slow)]
+        both = wait_until("both to be members", lambda: all(m := [worker_of(c, w) for w in (fast, slow)]) and m, 60,
+                          context=c.tails)
+        done = [m.micro_batches for m in both]
         check(done[1] * 3 < done[0], f"the slow worker has done {done[1]} micro-batches, the other {done[0]}")
         check(finish(c) == expected, "other results than those of the undisturbed run")
 
