@@ -205,6 +205,23 @@ def test_together():
         check(sorted(blocks(c)) == [1], f"blocks: {blocks(c)}")
 
 
+def test_at_once():
+    """What is asked for while shards find their way back to a scheduler that restarts is done when they are there."""
+    with Cluster() as c:
+        c.start_scheduler()
+        c.start_shards(2)
+        create(c)
+        for shards in (1, 2, 1):
+            c.scheduler.kill()
+            c.start_scheduler()
+            expect(c.ctl("scale", "--shards", shards, check=False, seconds=240), 0)
+            check(len(blocks(c)) == shards, f"blocks: {blocks(c)}")
+        c.scheduler.kill()
+        c.start_scheduler()
+        expect(c.ctl("set", "lr", "0.02", check=False), 0)
+        expect(c.ctl("grow", "--classes", 10**5, check=False), 0)
+
+
 def test_waits():
     """A command that waits for a shard goes on when it comes."""
     with Cluster() as c:

@@ -5,6 +5,7 @@ used all of it and in which things died ends with the bits of one that used it u
     test_set_lr.py [usage|live|checkpoint|session|record|provisional ...]     default: all
 SFC_SEED (default 1) draws the moments of the kills; it is printed on failure.
 """
+import concurrent.futures
 import os
 import random
 import re
@@ -99,6 +100,18 @@ def test_usage():
 def create(c, window=0, **fields):
     config = run_config(block_size=256, steps=STEPS, warmup_steps=WARMUP, lr=LR, **fields)
     c.stub.CreateRun(pb.CreateRunRequest(config=config, keeping=pb.RunKeeping(rewind_window=window)), timeout=60)
+
+
+def test_together():
+    """Changes that are asked for at once are all made, one after another."""
+    with Cluster() as c:
+        start(c)
+        create(c)
+        for _ in range(3):
+            with concurrent.futures.ThreadPoolExecutor(6) as pool:
+                told = list(pool.map(lambda k: c.ctl("set", "lr", f"0.{k}", check=False), range(1, 7)))
+            for done in told:
+                expect(done, 0)
 
 
 def test_live():
