@@ -1,17 +1,19 @@
 #!/usr/bin/python3
 """Shards that come and go by command, and what people see of it.
 
-    test_scale.py [events|plan|out_in|together|waits|taken_back|auto|restart|killed|skew|refused ...]     default: all
+    test_scale.py [events|plan|out_in|together|at_once|waits|taken_back|auto|restart|killed|skew|refused ...]     default: all
 """
 import hashlib
 import json
 import re
+import signal
+import subprocess
 import sys
 import threading
 
 import numpy as np
 
-from cluster import TIME_SCALE, Cluster, pb, wait_until
+from cluster import BIN, ENDS_WITH_US, TIME_SCALE, Cluster, pb, wait_until
 from inputs import check, expect
 from test_head_session import Session, session_config
 
@@ -209,17 +211,21 @@ def test_at_once():
     """What is asked for while shards find their way back to a scheduler that restarts is done when they are there."""
     with Cluster() as c:
         c.start_scheduler()
-        c.start_shards(2)
+        shards = c.start_shards(2)
         create(c)
-        for shards in (1, 2, 1):
+        for k, words in enumerate((("drain", 2, "--dry-run"), ("scale", "--shards", 1), ("grow", "--classes", 9000))):
+            for shard in shards:
+                shard.signal(signal.SIGSTOP)
             c.scheduler.kill()
             c.start_scheduler()
-            expect(c.ctl("scale", "--shards", shards, check=False, seconds=240), 0)
-            check(len(blocks(c)) == shards, f"blocks: {blocks(c)}")
-        c.scheduler.kill()
-        c.start_scheduler()
-        expect(c.ctl("set", "lr", "0.02", check=False), 0)
-        expect(c.ctl("grow", "--classes", 10**5, check=False), 0)
+            said = c.folder / f"{k}.err"
+            with open(said, "wb") as err:
+                asks = subprocess.Popen([str(w) for w in (*ENDS_WITH_US, BIN / "shardfc", words[0], "--scheduler", c.address,
+                                                          *words[1:])], stdout=subprocess.DEVNULL, stderr=err)
+            wait_until("the refusal", lambda: "try again" in said.read_text() or asks.poll() is not None, 20)
+            for shard in shards:
+                shard.signal(signal.SIGCONT)
+            check(asks.wait(60 * TIME_SCALE) == 0, f"{words}: {said.read_text()}")
 
 
 def test_waits():
