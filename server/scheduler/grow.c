@@ -122,18 +122,31 @@ static int check_grown(const struct sfc_sched_run *run, struct sfc_error *err)
                     run->setup.head.classes);
 }
 
+/* Also asked when an order begins: another growth may have been made while it waited. */
+static int check_new(const struct sfc_sched_run *run, uint64_t classes, struct sfc_error *err)
+{
+    uint64_t now = run->setup.head.classes;
+    if (classes == now)
+        return sfc_fail(err, SFC_EEXIST, "run %s has %" PRIu64 " classes already",
+                        run->config->name, now);
+    return classes > now
+               ? SFC_OK
+               : sfc_fail(err, SFC_EINVAL,
+                          "classes: %" PRIu64 ", and run %s has %" PRIu64 ": a run only grows",
+                          classes, run->config->name, now);
+}
+
 int sfc_sched_place_growth(struct sfc_sched_run *run, uint64_t classes, uint32_t **owners,
                            size_t *count, struct sfc_error *err)
 {
     struct sfc_head_config head = run->setup.head;
     size_t before = run->map->n_class_owner, now = sfc_block_count(classes, head.block_size);
     struct room rooms[SFC_CORE_MAX_SHARDS] = {0};
-    uint32_t *list = malloc(now * sizeof *list);
-    int code = check_grown(run, err);
-    if (code != SFC_OK) {
-        free(list);
+    int code = check_new(run, classes, err);
+    code = code ? code : check_grown(run, err);
+    if (code != SFC_OK)
         return code;
-    }
+    uint32_t *list = malloc(now * sizeof *list);
     if (!list)
         return sfc_fail(err, SFC_ENOMEM, "no memory for a map of %zu blocks", now);
     memcpy(list, run->map->class_owner, before * sizeof *list);
@@ -192,7 +205,10 @@ static int check_run(const struct sfc_scheduler *s, const Shardfc__V1__GrowReque
                         run ? "run_id: %" PRIu64 " is not the present run" : "there is no run",
                         r->run_id);
     const struct sfc_run_fsm *fsm = &run->fsm;
-    if (!fsm->started || fsm->failed || fsm->stopped || fsm->finished)
+    if (!fsm->started && !fsm->failed && !fsm->stopped)
+        return sfc_fail(err, SFC_EUNAVAILABLE, "run %s is loading: it can't grow yet; try again",
+                        run->config->name);
+    if (fsm->failed || fsm->stopped || fsm->finished)
         return sfc_fail(err, SFC_ESTATE, "run %s is %s: it can't grow", run->config->name,
                         sfc_run_state_name(fsm->state));
     if (run->config->data && run->config->data->hot_classes)
@@ -233,6 +249,16 @@ static int check_records(const struct sfc_sched_run *run, const Shardfc__V1__Gro
     return SFC_OK;
 }
 
+/* What a further one would begin with is known when it is done. */
+static bool grows(const struct sfc_sched_run *run)
+{
+    struct sfc_order_view view;
+    for (size_t i = 0; sfc_sched_order_at(run, i, &view); i++)
+        if (view.order.kind == SFC_ORDER_GROW)
+            return true;
+    return false;
+}
+
 static int check(const struct sfc_scheduler *s, const Shardfc__V1__GrowRequest *r,
                  struct sfc_sched_order *o, struct sfc_error *err)
 {
@@ -241,16 +267,18 @@ static int check(const struct sfc_scheduler *s, const Shardfc__V1__GrowRequest *
         return code;
     const struct sfc_sched_run *run = s->run;
     const struct sfc_set_of_run set = sfc_sched_set(run);
-    uint64_t now = run->setup.head.classes;
     struct sfc_growths all;
     *o = (struct sfc_sched_order){.kind = SFC_ORDER_GROW,
                                   .classes = r->classes,
                                   .samples = r->data ? r->data->samples : set.samples,
                                   .data_digest = r->data ? r->data->digest : set.digest,
                                   .why = ""};
-    if (r->classes == now)
-        return sfc_fail(err, SFC_EEXIST, "run %s has %" PRIu64 " classes already",
-                        run->config->name, now);
+    code = check_new(run, r->classes, err);
+    if (code == SFC_OK && grows(run))
+        code = sfc_fail(err, SFC_EUNAVAILABLE,
+                        "another growth waits for the end of a step: try again");
+    if (code != SFC_OK)
+        return code;
     if (r->data && run->fsm.config.session)
         return sfc_fail(err, SFC_EINVAL, "data: a session of a foreign framework brings its own");
     if (r->data) {

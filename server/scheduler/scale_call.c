@@ -111,7 +111,11 @@ static int check_run(struct sfc_scheduler *s, const Shardfc__V1__ScaleRequest *r
                         run ? "run_id: %" PRIu64 " is not the present run" : "there is no run",
                         r->run_id);
     const struct sfc_run_fsm *fsm = &run->fsm;
-    if (!fsm->started || fsm->failed || fsm->stopped)
+    if (!fsm->started && !fsm->failed && !fsm->stopped)
+        return sfc_fail(err, SFC_EUNAVAILABLE,
+                        "run %s is loading: its shards can't change yet; try again",
+                        run->config->name);
+    if (fsm->failed || fsm->stopped)
         return sfc_fail(err, SFC_ESTATE, "run %s is %s: its shards can't change", run->config->name,
                         sfc_run_state_name(fsm->state));
     return SFC_OK;

@@ -2,7 +2,7 @@
 """Identities are added to a run that trains. Old ones keep their bits, and what the run was at a growth and after it comes
 back exactly: after kill -9 of everything, from a checkpoint, on other shards.
 
-    test_grow.py [usage|live|killed|dies|dies_often|mirrored|around|modes|restored|data ...]     default: all
+    test_grow.py [usage|together|live|killed|dies|dies_often|mirrored|around|modes|restored|data ...]     default: all
 SFC_SEED (default 1) draws the moments of the kills; it is printed on failure.
 """
 import json
@@ -22,6 +22,7 @@ from test_etcd import Schedulers
 from test_head_session import Session, batch, session_config
 from test_mirror import LEASE, destroy, given_up, members
 from test_recovery import IMAGE_TOOL
+from test_scale import command
 
 SEED = int(os.environ.get("SFC_SEED", "1"))
 OFTEN = ("--recovery-target", "50ms")
@@ -129,6 +130,31 @@ def test_usage():
         c.ctl("resume")
         c.start_worker()
         c.wait_step(STEPS)
+
+
+def test_together():
+    """A growth that is asked for while another one waits is asked for again after it, and is refused where it is none
+    then."""
+    with Cluster() as c:
+        start(c)
+        create(c)
+        held = c.hold()
+        with c.keeping(held):
+            first = command(c, "grow", "--classes", NEW)
+            wait_until("the growth to be asked for", lambda: any("grow" in e["what"] for e in c.ctl_json("events")["events"]), 60,
+                       context=c.tails)
+            data = pb.DataSet(kind=pb.DataSet.SYNTHETIC, samples=10**6)
+            try:
+                c.stub.Grow(pb.GrowRequest(classes=NEW - 1, data=data), timeout=60 * TIME_SCALE)
+                check(False, "a growth on top of one that waits")
+            except grpc.RpcError as e:
+                check(e.code() == grpc.StatusCode.UNAVAILABLE and "another growth waits" in e.details(), f"{e}")
+            others = [command(c, "grow", "--classes", n) for n in (NEW, NEW - 1)]
+        c.release(held)
+        first(0)
+        others[0](2, f"{NEW} classes already")
+        others[1](2, "only grows")
+        check(c.ctl_json("status")["classes"] == NEW, "other classes")
 
 
 def test_live():
@@ -485,8 +511,9 @@ def test_data():
     check(run(False) == run(True), "kill -9 of everything: other bits")
 
 
-TESTS = {"usage": test_usage, "live": test_live, "killed": test_killed, "dies": test_dies, "dies_often": test_dies_often,
-         "mirrored": test_mirrored, "etcd": test_etcd, "session": test_session, "tls": test_tls, "modes": test_modes, "restored": test_restored, "data": test_data}
+TESTS = {"usage": test_usage, "together": test_together, "live": test_live, "killed": test_killed, "dies": test_dies, "dies_often": test_dies_often,
+         "mirrored": test_mirrored, "etcd": test_etcd, "session": test_session, "tls": test_tls, "modes": test_modes,
+         "restored": test_restored, "data": test_data}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or TESTS:
