@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -10,8 +11,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -61,6 +64,17 @@ static int answers(int port)
     return strstr(text, "\"health\":\"true\"") != NULL;
 }
 
+/* A file system in memory over the folder, which goes with this process, where that may be mounted.
+ */
+static void own_disk(const char *folder)
+{
+    char options[32];
+    snprintf(options, sizeof options, "size=%dm", ROOM_MB);
+    if (mkdir(folder, 0700) == 0 && unshare(CLONE_NEWNS) == 0 &&
+        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0)
+        (void)mount("tmpfs", folder, "tmpfs", 0, options);
+}
+
 static void run_etcd(const struct etcd_rig *rig, int peer_port)
 {
     char data[80], log[80], client[40], peer[40], cluster[48];
@@ -73,6 +87,8 @@ static void run_etcd(const struct etcd_rig *rig, int peer_port)
     dup2(fd, 1);
     dup2(fd, 2);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (!rig->in_memory)
+        own_disk(data);
     execlp("etcd", "etcd", "--name", "m", "--data-dir", data, "--listen-client-urls", client,
            "--advertise-client-urls", client, "--listen-peer-urls", peer,
            "--initial-advertise-peer-urls", peer, "--initial-cluster", cluster, "--logger", "zap",
@@ -116,8 +132,10 @@ static void make_folder(struct etcd_rig *rig)
     struct statvfs at;
     strcpy(rig->folder, "/dev/shm/sfc_etcd_XXXXXX");
     if (statvfs("/dev/shm", &at) == 0 && at.f_bavail * at.f_frsize >> 20 >= ROOM_MB &&
-        mkdtemp(rig->folder) != NULL)
+        mkdtemp(rig->folder) != NULL) {
+        rig->in_memory = true;
         return;
+    }
     strcpy(rig->folder, "/tmp/sfc_etcd_XXXXXX");
     assert_non_null(mkdtemp(rig->folder));
 }

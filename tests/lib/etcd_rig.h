@@ -3,12 +3,14 @@
 #ifndef SFC_TESTS_ETCD_RIG_H
 #define SFC_TESTS_ETCD_RIG_H
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 struct etcd_rig {
     pid_t pid;
     int port;
     char folder[64];
+    bool in_memory; /* the folder is */
 };
 
 /* Fails the test with what etcd said when it does not come up. */
