@@ -103,6 +103,21 @@ def wait_steps(what, look, seconds, context):
         time.sleep(0.05)
 
 
+def has_room(folder, room_mb):
+    """Whether a folder is there and has as much room."""
+    try:
+        there = os.statvfs(folder)
+    except OSError:
+        return False
+    return there.f_bavail * there.f_frsize >> 20 >= room_mb
+
+
+def scratch(room_mb):
+    """A new folder in memory where that has room, else where temporary files are: for what must not wait for a disk that
+    others keep busy, and that nobody asks what survives."""
+    return tempfile.mkdtemp(prefix="sfc-cluster-", dir="/dev/shm" if has_room("/dev/shm", room_mb) else None)
+
+
 def _changed(paths):
     """Without what tests make and remove there meanwhile."""
     return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(paths)

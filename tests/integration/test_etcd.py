@@ -4,23 +4,29 @@ dies, stands still or is cut off. Real etcd members on loopback (Debian's etcd-s
 
     test_etcd.py [failover|commands|fenced|gone|refusals]...
 """
+import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import grpc
 
-from cluster import BIN, TIME_SCALE, Cluster, Failure, Port, pb, pb_grpc, wait_until
+from cluster import BIN, TIME_SCALE, Cluster, Failure, Port, has_room, pb, pb_grpc, wait_until
 from test_control import begun
 from test_scale import command, create
 
 SEED = random.SystemRandom().randrange(1 << 31)
 STEPS = 300
 TAKES_OVER_S = 10
+ROOM_MB = 600  # three members' logs and what they make ahead of them
+# Runs a program with a file system in memory, all its own, over the folder given before it.
+OWN_DISK = ("unshare", "--mount", "--", "sh", "-c", f'mount -t tmpfs -o size={ROOM_MB}m none "$0" && exec "$@"')
 
 
 def check(condition, message):
@@ -44,6 +50,11 @@ class Unreachable:
             self.waiting.append(s)
 
 
+def has_own_disk(folder):
+    """Whether we may mount one."""
+    return subprocess.run([*OWN_DISK, folder, "true"], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+
+
 class Schedulers(Cluster):
     """A cluster whose scheduler is whoever leads of several."""
 
@@ -52,6 +63,24 @@ class Schedulers(Cluster):
         self.members, self.clients = [], []
         self.schedulers = []
         self.unreachable, self.ports = [], []
+        self.etcd_folder = None
+
+    def close(self):
+        super().close()
+        if self.etcd_folder and os.environ.get("SFC_KEEP") != "1":
+            shutil.rmtree(self.etcd_folder, ignore_errors=True)
+
+    def etcd_disk(self, name):
+        """(what to run etcd with, its folder): in memory, if /dev/shm has room for several tests or we may mount a disk of
+        its own, which goes with it. Nobody asks here what survives, and a lease must not end because others keep a disk
+        busy."""
+        if not self.etcd_folder and has_room("/dev/shm", 4 * ROOM_MB):
+            self.etcd_folder = tempfile.mkdtemp(prefix="sfc-etcd-", dir="/dev/shm")
+        if self.etcd_folder:
+            return (), f"{self.etcd_folder}/{name}"
+        folder = self.folder / name
+        folder.mkdir(mode=0o700)
+        return ((*OWN_DISK, folder) if has_own_disk(folder) else ()), folder
 
     def start_etcd(self, count):
         self.ports = [Port() for _ in range(2 * count)]  # kept until the end, see there
@@ -59,8 +88,9 @@ class Schedulers(Cluster):
         clients, peers = urls[:count], urls[count:]
         together = ",".join(f"m{i}={peer}" for i, peer in enumerate(peers))
         for i in range(count):
+            on_disk, folder = self.etcd_disk(f"etcd{i}")
             self.members.append(self.start("etcd", [
-                "etcd", "--name", f"m{i}", "--data-dir", self.folder / f"etcd{i}", "--listen-client-urls", clients[i],
+                *on_disk, "etcd", "--name", f"m{i}", "--data-dir", folder, "--listen-client-urls", clients[i],
                 "--advertise-client-urls", clients[i], "--listen-peer-urls", peers[i],
                 "--initial-advertise-peer-urls", peers[i], "--initial-cluster", together]))
         self.clients = [url.removeprefix("http://") for url in clients]
