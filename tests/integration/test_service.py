@@ -19,11 +19,12 @@ import sys
 import threading
 import time
 
-from cluster import BIN, TIME_SCALE, Cluster, Port, once, wait_until
+from cluster import BIN, TIME_SCALE, Cluster, Port, once, scratch, wait_until
 from inputs import check
 from test_recovery import images, result
 
-STEPS = 60
+STEPS = 200  # the run is far from its end when the last shard has come back
+ROOM_MB = 1000
 
 
 class Manager:
@@ -124,6 +125,14 @@ def ptrace(request, task):
         sys.exit(77)
 
 
+def named(task):
+    """The name of a thread; None when it has ended."""
+    try:
+        return pathlib.Path(f"/proc/{task}/comm").read_text().strip()
+    except OSError:
+        return None
+
+
 def stuck():
     """Only the thread that computes stands still: the loop runs on, and does not feed the watchdog."""
     with Cluster() as c:
@@ -134,8 +143,7 @@ def stuck():
         c.start_workers(1)
         c.create_run(steps=100000)
         c.wait_step(3)
-        task = next(int(t.name) for t in pathlib.Path(f"/proc/{shard.pid}/task").iterdir()
-                    if (t / "comm").read_text().strip() == "sfc-compute")
+        task = next(t for t in map(int, os.listdir(f"/proc/{shard.pid}/task")) if named(t) == "sfc-compute")
         period = TIME_SCALE
 
         def starves():
@@ -248,7 +256,8 @@ def no_replay(c, shard, step):
 
 
 def ends(*create):
-    with Cluster() as c:
+    """In memory: a shard that waits 5 s for a disk that others keep busy ends before a step that is committed."""
+    with Cluster(scratch(ROOM_MB)) as c:
         c.start_scheduler()
         c.start_shards(2)
         images(c, STEPS, *create)
