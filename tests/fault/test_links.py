@@ -104,16 +104,28 @@ def losses(c):
     return [(p.step, p.loss) for p in c.history()]
 
 
+def two_more(c, what, seconds):
+    """Waits for two commits after the first that the scheduler tells of."""
+    first = None
+
+    def there():
+        nonlocal first
+        now = c.committed()
+        if first is None:
+            first = now  # step 0 is an answer as well
+        return now is not None and now > first + 1
+    wait_until(what, there, seconds, context=c.tails)
+
+
 def strike(c, net, trouble):
     """Strikes and heals; how long new commits took then."""
     before = losses(c)
     trouble.strike(net)
     if trouble.slow:
-        at = c.committed()
-        wait_until("commits over slow links", lambda: (c.committed() or 0) > at + 1, 60, context=c.tails)
+        two_more(c, "commits over slow links", 60)
     net.heal()
-    healed, at = time.monotonic(), c.committed()
-    wait_until("new commits after healing", lambda: (c.committed() or 0) > at + 1, RESUMES_S, context=c.tails)
+    healed = time.monotonic()
+    two_more(c, "new commits after healing", RESUMES_S)
     waited = time.monotonic() - healed
     check(losses(c)[:len(before)] == before, "commits that were there before are gone or others now")
     return waited
