@@ -24,6 +24,10 @@ class Skip(Exception):
     pass
 
 
+class Ended(AssertionError):
+    """The container is no more."""
+
+
 def call(*argv, check=True, seconds=60, **more):
     done = subprocess.run([str(a) for a in argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           timeout=seconds, stdin=subprocess.DEVNULL, **more)
@@ -50,6 +54,20 @@ def depends(packages):
     return sorted(n for n in names if n and not n.startswith(("shardfc", "libshardfc")))
 
 
+def install(root, *options, seconds):
+    return call("chroot", root, "env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C", "apt-get", "install", "-y", "-q",
+                "--no-install-recommends", *options, seconds=seconds)
+
+
+def fetch(root, names):
+    """A mirror that does not answer skips the test; a package that Debian does not have fails it."""
+    install(root, "--simulate", *names, seconds=60)
+    try:
+        install(root, "--download-only", "-o", "Acquire::Retries=3", *names, seconds=600)
+    except AssertionError as error:
+        raise Skip(f"apt-get from {MIRROR} (SFC_DEBIAN_MIRROR): {str(error)[-1000:]}") from None
+
+
 def base(packages):
     """A Debian with what the packages need, made once."""
     names = depends(packages)
@@ -65,8 +83,8 @@ def base(packages):
             raise Skip(f"debootstrap from {MIRROR} (SFC_DEBIAN_MIRROR): {done.stdout[-500:]}{done.stderr[-500:]}")
         (scratch / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")
         (scratch / "usr/sbin/policy-rc.d").chmod(0o755)
-        call("chroot", scratch, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-q",
-             "--no-install-recommends", *names, seconds=900)
+        fetch(scratch, names)
+        install(scratch, "--no-download", *names, seconds=300)
         (scratch / "usr/sbin/policy-rc.d").unlink()
         scratch.rename(path)
     except subprocess.SubprocessError as error:
@@ -76,12 +94,22 @@ def base(packages):
     return path
 
 
+def contained(pid):
+    """Whether a process is there and in another pid namespace than we are. One of ours is no container's: whoever entered
+    its namespaces would be on the host."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return False
+
+
 class Container:
     def __init__(self, packages):
         requirements()
         self.lower = base(packages)
         self.folder = pathlib.Path(tempfile.mkdtemp(dir=KEPT, prefix="boot-"))
         self.root = self.folder / "root"
+        call("mount", "-t", "tmpfs", "shardfc-test", self.folder)  # others keep the disk busy, and its limits are seconds
         for name in ("upper", "work", "root"):
             (self.folder / name).mkdir()
         self.spawned = None
@@ -90,7 +118,7 @@ class Container:
                                f"lowerdir={self.lower},upperdir={self.folder}/upper,workdir={self.folder}/work",
                                self.root], capture_output=True, text=True)
         if done.returncode:
-            shutil.rmtree(self.folder)
+            self.remove()
             raise Skip(f"no overlay file system: {done.stderr.strip()}")
         self.log = open(self.folder / "console", "w+")
 
@@ -103,7 +131,7 @@ class Container:
         return self
 
     def __exit__(self, kind, value, trace):
-        if kind is not None and self.leader:
+        if kind is not None and contained(self.leader):
             print(self.run("journalctl", "--no-pager", "-q", "-n", "60", "-o", "short-precise", "-u", "shardfc-*", check=False))
         self.close()
 
@@ -114,24 +142,32 @@ class Container:
         end = time.monotonic() + 60
         while time.monotonic() < end and self.spawned.poll() is None:
             children = pathlib.Path(f"/proc/{self.spawned.pid}/task/{self.spawned.pid}/children").read_text().split()
-            if children:
-                self.leader = int(children[0])
-                state = self.run("systemctl", "is-system-running", check=False).strip()
-                if state in ("running", "degraded"):
-                    return
+            self.leader = next((int(child) for child in children if contained(child)), 0)  # the first helper is not
+            if self.leader and self.is_up():
+                return
             time.sleep(0.1)
         self.log.seek(0)
         self.leader = 0
         raise Skip(f"systemd-nspawn does not boot here: {self.log.read()[-800:]}")
 
+    def is_up(self):
+        try:
+            return self.run("systemctl", "is-system-running", check=False).strip() in ("running", "degraded")
+        except Ended:
+            return False
+
     def run(self, *argv, check=True, seconds=120):
+        if not contained(self.leader):
+            raise Ended("the container has ended")
         return call("nsenter", "-t", self.leader, "-a", "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
                     "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", *argv, check=check, seconds=seconds)
 
     def close(self):
         if self.spawned and self.spawned.poll() is None:
-            if self.leader:
-                self.run("systemctl", "poweroff", "--force", "--force", check=False)
+            try:
+                self.run("systemctl", "poweroff", "--force", "--force", check=False)  # never on the host: see there
+            except Ended:
+                pass
             try:
                 self.spawned.wait(20)
             except subprocess.TimeoutExpired:
@@ -139,4 +175,8 @@ class Container:
                 self.spawned.wait()
         self.log.close()
         subprocess.run(["umount", "-l", self.root], check=False)
+        self.remove()
+
+    def remove(self):
+        subprocess.run(["umount", "-l", self.folder], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
