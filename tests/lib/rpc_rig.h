@@ -57,7 +57,9 @@ struct peer {
     char address[64];
 };
 void peer_start(struct peer *peer, int port);
+/* Not connected yet. */
 void peer_start_with(struct peer *peer, int port, const struct sfc_security *security);
+void peer_meet(struct peer *peer); /* makes the connection, in as many tries as that takes */
 void peer_stop(struct peer *peer);
 
 extern const uint8_t rig_head[2]; /* field 1, varint */

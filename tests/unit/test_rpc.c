@@ -401,8 +401,8 @@ static void test_one_of_several(void **state)
     uint8_t status = 0;
     service_start(&a, 0);
     service_start(&b, 0);
-    side_do(&a.side, become_standby, &a);
     peer_start(&peer, a.port);
+    side_do(&a.side, become_standby, &a);
     assert_int_equal(health(&peer, "test.v1.Test", &status), SFC_OK); /* is never refused */
     struct connecting connecting = {.peer = &peer};
     snprintf(connecting.list, sizeof connecting.list, "127.0.0.1:%d,127.0.0.1:1,127.0.0.1:%d",

@@ -37,6 +37,22 @@ static void test_shutdown_with_pending_calls(void **state)
     assert_int_equal(outcome.count, 1);
 }
 
+/* A port where nobody listens, and that nobody gets who asks for any; a server that asks for this
+ * one does. */
+static int keep_port(int *port)
+{
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof at;
+    const int yes = 1;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_true(fd >= 0);
+    assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes), 0);
+    assert_int_equal(bind(fd, (const struct sockaddr *)&at, sizeof at), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&at, &size), 0);
+    *port = ntohs(at.sin_port);
+    return fd;
+}
+
 static void test_unreachable_then_there(void **state)
 {
     (void)state;
@@ -44,10 +60,8 @@ static void test_unreachable_then_there(void **state)
     struct peer peer;
     struct sfc_error err = {0};
     struct sfc_rpc_owned reply = {0};
-    service_start(&service, 0);
-    int port = service.port;
-    service_stop(&service);
-    peer_start(&peer, port);
+    int port, keeper = keep_port(&port);
+    peer_start_with(&peer, port, NULL);
     assert_int_equal(blocking(&peer, "/test.v1.Test/Echo", SMALL, NOTHING, 5000, 0, &reply, &err),
                      SFC_EUNAVAILABLE);
     struct sfc_rpc_request request = {
@@ -59,6 +73,7 @@ static void test_unreachable_then_there(void **state)
     sfc_rpc_owned_free(&reply);
     peer_stop(&peer);
     service_stop(&service);
+    close(keeper);
 }
 
 /* Services in child processes, forked before gRPC has run in this one (it doesn't survive a fork).
