@@ -11,6 +11,9 @@
 #define STATUS_DEADLINE_MS 10000
 #define SWITCH_DEADLINE_MS 4000 /* where another scheduler may lead by now */
 #define SWITCH_TRIES       3
+#define LOST_TRIES         3
+#define LOST_MS            150 /* between them */
+#define LOST_S             0.5 /* whoever refuses a connection does so sooner */
 #define ABOUT_DEADLINE_MS  4000
 #define NOT_NOW_S          15.0 /* longer than shards take to register after a restart */
 #define NOT_NOW_MS         200
@@ -186,6 +189,24 @@ static int call_once(struct sfc_cluster *cluster, const char *method,
     return code == SFC_OK ? sfc_cluster_finish(cluster, &call, out, err) : code;
 }
 
+/* A connection that isn't made within a second is given up, though only the machine stood still.
+ * Who isn't there is told at once. */
+static int call_one(struct sfc_cluster *cluster, const char *method,
+                    const ProtobufCMessage *message, const ProtobufCMessageDescriptor *reply_type,
+                    unsigned deadline_ms, struct sfc_answer *out, struct sfc_error *err)
+{
+    double begun = sfc_command_clock();
+    int code = call_once(cluster, method, message, reply_type, deadline_ms, out, err);
+    for (unsigned tries = 1;
+         code == SFC_EUNAVAILABLE && !out->owned.answered && repeatable(method) &&
+         tries < LOST_TRIES && sfc_command_clock() - begun >= LOST_S;
+         tries++) {
+        sfc_command_wait(LOST_MS);
+        code = call_once(cluster, method, message, reply_type, deadline_ms, out, err);
+    }
+    return code;
+}
+
 /* One of several is lost meanwhile: whoever leads next is asked. A leader that was found and is
  * silent again and again is not asked for ever. */
 int sfc_cluster_scheduler(struct sfc_cluster *cluster, const char *method,
@@ -196,7 +217,9 @@ int sfc_cluster_scheduler(struct sfc_cluster *cluster, const char *method,
     bool again = several(cluster) && repeatable(method);
     unsigned deadline =
         again && deadline_ms > SWITCH_DEADLINE_MS ? SWITCH_DEADLINE_MS : deadline_ms;
-    int code = call_once(cluster, method, message, reply_type, deadline, out, err);
+    int code = several(cluster)
+                   ? call_once(cluster, method, message, reply_type, deadline, out, err)
+                   : call_one(cluster, method, message, reply_type, deadline, out, err);
     for (unsigned tries = 1; again && is_silent(code) && tries < SWITCH_TRIES; tries++) {
         code = find_leader(cluster, err);
         if (code == SFC_OK) {

@@ -109,7 +109,7 @@ int sfc_cluster_connect(const char *scheduler, const struct sfc_security *securi
 void sfc_cluster_close(struct sfc_cluster *cluster); /* NULL is fine */
 /* Calls method ("Status") of the Scheduler service. The answer is freed with sfc_answer_free. Of
  * several schedulers the one that leads is waited for, which says why; what may be repeated goes to
- * the next one when one is lost. */
+ * the next one when one is lost, and a few times to one that is alone. */
 int sfc_cluster_scheduler(struct sfc_cluster *cluster, const char *method,
                           const ProtobufCMessage *message,
                           const ProtobufCMessageDescriptor *reply_type, unsigned deadline_ms,
