@@ -2,6 +2,7 @@
 #include "proto/base/service.h"
 
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,8 +17,8 @@
 
 enum { SLOW_MS = 1000, SOON_MS = 100 };
 
-static bool told_ready; /* of the thread that tells */
-static char told_text[200];
+static atomic_bool told_ready; /* the thread that reloads reads it, too */
+static char told_text[200];    /* of the thread that tells */
 
 /* ---- the journal */
 
