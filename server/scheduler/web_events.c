@@ -70,10 +70,12 @@ static void events_done(struct sfc_store_task *task)
 {
     struct events_task *t = (struct events_task *)task;
     t->web->reading_events = false;
-    if (task->code == SFC_OK)
+    if (task->code == SFC_OK) {
         put_events(t);
-    else
+    } else {
+        t->web->events.made = false; /* in a second again */
         sfc_error_log("events for the status page: %s", task->error.text);
+    }
     free(t);
 }
 

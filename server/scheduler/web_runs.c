@@ -97,10 +97,12 @@ static void runs_done(struct sfc_store_task *task)
 {
     struct runs_task *t = (struct runs_task *)task;
     t->web->reading_runs = false;
-    if (task->code == SFC_OK)
+    if (task->code == SFC_OK) {
         put_lines(t);
-    else
+    } else {
+        t->web->runs.made = false; /* in a second again */
         sfc_error_log("runs for the status page: %s", task->error.text);
+    }
     free(t);
 }
 
