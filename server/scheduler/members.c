@@ -631,6 +631,7 @@ void sfc_sched_on_heartbeat(struct sfc_rpc_call *call, void *ctx)
     } else {
         take_counters(&info->counters, r->counters, r->n_counters);
         info->memory_bytes = r->memory_bytes;
+        sfc_trace_heard(s, r->worker);
         if (r->time_us)
             info->clock_ahead_s = ((double)r->time_us - (double)sfc_about_clock_us()) / 1e6;
         struct sfc_parked *p = sfc_sched_park(s, call, SFC_PARKED_WORKER_HEARTBEAT);

@@ -386,6 +386,8 @@ void sfc_sched_on_put_spans(struct sfc_rpc_call *call, void *ctx);
 /* The worker is to hear now that its spans are asked for. */
 bool sfc_trace_wants(struct sfc_scheduler *s, uint64_t worker);
 void sfc_trace_tell(struct sfc_scheduler *s, uint64_t worker, Shardfc__V1__HeartbeatReply *out);
+/* A heartbeat of it: whoever was told and has sent nothing is to hear it again. */
+void sfc_trace_heard(struct sfc_scheduler *s, uint64_t worker);
 void sfc_trace_tick(struct sfc_scheduler *s);
 void sfc_trace_free(struct sfc_scheduler *s);
 

@@ -12,6 +12,7 @@
 
 enum {
     FORGOTTEN_MS = 60000,
+    TELLINGS = 3,     /* to a worker whose part doesn't come */
     SILENT_MS = 10000 /* whoever asked has ended without a word: another one may begin */
 };
 #define PARTS_BYTES (32u << 20) /* of all workers' spans together, as messages */
@@ -20,7 +21,8 @@ struct part {
     uint64_t worker;
     char name[SFC_LIMIT_NAME + 1];
     Shardfc__V1__PutSpansRequest *put; /* owned; NULL: it has not come */
-    bool told, dropped;                /* dropped: there was no room for it */
+    unsigned tellings;
+    bool told, dropped; /* dropped: there was no room for it */
 };
 
 struct sfc_sched_trace {
@@ -77,17 +79,27 @@ bool sfc_trace_wants(struct sfc_scheduler *s, uint64_t worker)
     struct part *part = complete(s) ? part_of(s->trace, worker) : NULL;
     if (complete(s) && !part)
         part = add_part(s, worker);
-    return part && !part->put && !part->told && !part->dropped;
+    return part && !part->put && !part->told && !part->dropped && part->tellings < TELLINGS;
 }
 
 void sfc_trace_tell(struct sfc_scheduler *s, uint64_t worker, Shardfc__V1__HeartbeatReply *out)
 {
     if (!sfc_trace_wants(s, worker))
         return;
-    part_of(s->trace, worker)->told = true;
+    struct part *part = part_of(s->trace, worker);
+    part->told = true;
+    part->tellings++;
     out->trace = s->trace->id;
     out->trace_first = s->trace->first;
     out->trace_last = s->trace->last;
+}
+
+/* It sends its part before its next heartbeat: the answer or the part was lost. */
+void sfc_trace_heard(struct sfc_scheduler *s, uint64_t worker)
+{
+    struct part *part = s->trace ? part_of(s->trace, worker) : NULL;
+    if (part)
+        part->told = false;
 }
 
 /* ---- calls */
