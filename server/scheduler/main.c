@@ -9,7 +9,7 @@ struct program {
     struct sfc_scheduler_options said;    /* by the user, now */
     struct sfc_scheduler_options options; /* what the scheduler goes by */
     struct sfc_options *parsed;
-    char address[300]; /* of the first start: those of later ones */
+    char address[300], pages[300]; /* of the first start: those of later ones */
     struct sfc_daemon daemon;
     struct sfc_scheduler *scheduler;
     int code; /* of its end */
@@ -73,6 +73,10 @@ static void live(struct program *p)
     } else {
         snprintf(p->address, sizeof p->address, "%s", address);
         p->options.listen = p->address;
+        if (sfc_scheduler_pages(p->scheduler)) {
+            snprintf(p->pages, sizeof p->pages, "%s", sfc_scheduler_pages(p->scheduler));
+            p->options.http = p->pages;
+        }
     }
     sfc_daemon_run(&p->daemon, address, &calls);
     sfc_scheduler_free(p->scheduler);

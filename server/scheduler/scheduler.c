@@ -174,11 +174,16 @@ static int members_start(struct sfc_scheduler *s, struct sfc_error *err)
     return code;
 }
 
-static void take_address(struct sfc_scheduler *s, int port)
+void sfc_sched_address(const char *listen, int port, char out[SFC_SCHED_ADDRESS])
 {
-    const char *listen = s->options->listen, *colon = strrchr(listen, ':');
+    const char *colon = strrchr(listen, ':');
     int host = colon ? (int)(colon - listen) : (int)strlen(listen);
-    snprintf(s->listening, sizeof s->listening, "%.*s:%d", host, listen, port);
+    snprintf(out, SFC_SCHED_ADDRESS, "%.*s:%d", host, listen, port);
+}
+
+const char *sfc_scheduler_pages(const struct sfc_scheduler *s)
+{
+    return s->pages[0] ? s->pages : NULL;
 }
 
 int sfc_sched_listen(struct sfc_scheduler *s, const char *folder, struct sfc_error *err)
@@ -188,7 +193,7 @@ int sfc_sched_listen(struct sfc_scheduler *s, const char *folder, struct sfc_err
                                       sfc_scheduler_method_count, s};
     int code = sfc_listen_start(s->rpc, &listen, &s->server, &port, err);
     if (code == SFC_OK)
-        take_address(s, port);
+        sfc_sched_address(s->options->listen, port, s->listening);
     return code;
 }
 

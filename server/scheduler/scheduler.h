@@ -26,6 +26,8 @@ int sfc_scheduler_start(struct sfc_rpc_loop *rpc, uv_loop_t *uv,
                         const struct sfc_scheduler_options *options,
                         const struct sfc_scheduler_end *end, struct sfc_scheduler **out,
                         const char **address, struct sfc_error *err);
+/* Where it shows its pages (--http), with the port that it is; NULL: nowhere. */
+const char *sfc_scheduler_pages(const struct sfc_scheduler *scheduler);
 /* What the service manager hears. A standby is ready: it answers that it is one. */
 void sfc_scheduler_look(const struct sfc_scheduler *scheduler, struct sfc_service_state *out);
 /* Stops the timer and answers waiting calls; then stop the RPC loop, run the loop to its end, free.

@@ -24,6 +24,7 @@ enum {
     SFC_MAX_LOST = 64,                     /* messages without memory between two ticks */
     SFC_TICK_MS = 100,
     SFC_HEARTBEAT_HOLD_MS = 1000,
+    SFC_SCHED_ADDRESS = 300,
     SFC_JOIN_HOLD_MS = 2000,
     SFC_HOLD_LEASE_MS = 10000
 };
@@ -250,7 +251,8 @@ struct sfc_scheduler {
     struct sfc_rpc_loop *rpc;
     struct sfc_rpc_server *server;
     const struct sfc_scheduler_options *options;
-    char listening[300];
+    char listening[SFC_SCHED_ADDRESS];
+    char pages[SFC_SCHED_ADDRESS]; /* empty without --http */
     struct sfc_store *store;
     struct sfc_store_queue queue;
     uint64_t incarnation;
@@ -284,6 +286,8 @@ struct sfc_scheduler {
 };
 
 /* ---- scheduler.c: the steps of a start */
+/* listen with the port that it is. */
+void sfc_sched_address(const char *listen, int port, char out[SFC_SCHED_ADDRESS]);
 /* folder: where the port is kept; NULL: nowhere. */
 int sfc_sched_listen(struct sfc_scheduler *s, const char *folder, struct sfc_error *err);
 /* A new incarnation with what the open store has. */

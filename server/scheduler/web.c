@@ -84,6 +84,7 @@ int sfc_web_start(struct sfc_scheduler *s, struct sfc_error *err)
         return sfc_prefix(err, "--http"), code;
     }
     sfc_http_print(s->options->http, port);
+    sfc_sched_address(s->options->http, port, s->pages);
     w->scheduler = s;
     s->web = w;
     uv_timer_init(s->uv, &w->timer);
