@@ -196,6 +196,11 @@ def tls():
         c.port = int(c.scheduler.wait_listening().rsplit(":", 1)[1])
         c.start_shard("--tls", c.folder / "shard")
         at = ("--state", c.folder, "--scheduler", c.address)
+
+        def shards():
+            argv = [TOOL, "status", "--json", "--scheduler", c.address, "--tls", c.folder / "admin"]
+            return json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)["shards"]
+        wait_until("the shard to register", lambda: [s for s in shards() if s["state"] == "ready"], 30, context=c.tails)
         findings = doctor(*at, "--tls", c.folder / "admin", code=0)
         only(findings, "ok", "certificate", "admin, for 36")
         only(findings, "ok", "shard", "spare")

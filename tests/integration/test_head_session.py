@@ -446,17 +446,42 @@ class HeadSession(unittest.TestCase):
             self.refused(lambda: join("two"), "numerics")
             self.assertTrue(join("one").joined)
 
-    def test_members_outlive_the_shortest_lease(self):
+    def test_members_outlive_a_short_lease(self):
+        lease = 2 * TIME_SCALE  # more than a slow machine makes of its quarter
         with Cluster() as c:
-            c.start_scheduler("--lease", f"{int(1000 * TIME_SCALE)}ms")
+            c.start_scheduler("--lease", f"{int(1000 * lease)}ms")
             c.start_shards(1)
             c.create_run(steps=10**6)
             c.start_worker()
             worker = wait_until("a worker", lambda: c.status().workers, 30)[0].id
-            for _ in range(30):
+            for _ in range(60):
                 time.sleep(0.1 * TIME_SCALE)
                 self.assertEqual([w.id for w in c.status().workers], [worker])
                 self.assertEqual([s.state for s in c.status().shards], ["ready"])
+
+    def test_heartbeats_follow_the_lease(self):
+        """Held for a quarter of a short lease, not for the second that they are under a long one."""
+        with Cluster() as c:
+            c.start_scheduler("--lease", "2s")
+            c.start_shards(1)
+            c.create_run(steps=10**6)
+
+            def worker():
+                id = c.stub.Join(pb.JoinRequest(protocol=1, name="host:1", lanes=1, numerics="one",
+                                                data=pb.DataSet(kind=pb.DataSet.SYNTHETIC)), timeout=20).worker
+                return lambda: c.stub.Heartbeat(pb.HeartbeatRequest(worker=id), timeout=20).known
+
+            def shard():
+                id = c.stub.RegisterShard(pb.RegisterShardRequest(
+                    protocol=1, boot_id=7, address="127.0.0.1:1", backend="cpu", numerics=c.status().shards[0].numerics,
+                    memory_limit=2**30), timeout=20).shard
+                return lambda: c.stub.ShardHeartbeat(pb.ShardHeartbeatRequest(shard=id, boot_id=7), timeout=20).registered
+            for become in worker, shard:
+                held = []
+                while not any(known and 0.4 < s < 0.9 for known, s in held):  # longer of a machine that stands still
+                    self.assertLess(len(held), 30, f"{become.__name__}: {held}")
+                    heartbeat, begin = become(), time.monotonic()
+                    held.append((heartbeat(), time.monotonic() - begin))
 
     def test_too_little_memory_is_refused(self):
         with Cluster() as c:

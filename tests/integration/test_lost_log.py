@@ -327,7 +327,7 @@ def test_owner():
 
 def ask(c, shard, **fields):
     try:
-        return c.shard_stub(shard.address).ReadStep(pb.ReadStepRequest(**fields), timeout=10 * cluster.TIME_SCALE)
+        return c.shard_stub(shard.address).ReadStep(pb.ReadStepRequest(**fields), timeout=60 * cluster.TIME_SCALE)
     except grpc.RpcError as error:
         return error.code()
 

@@ -8,18 +8,22 @@ import socket
 import threading
 import time
 
-from cluster import Cluster, wait_until
+from cluster import Cluster, Port, wait_until
 from inputs import check
 
 BYTES_PER_S = 1e6  # 8 Mbit/s
+LATE_S = 0.05  # that is made up for after a sleep
 FAR = "127.0.0.2"  # where the others see the shard behind the link
 
 
 def pump(source, sink, slow):
+    due = 0.0
     try:
         while data := source.recv(16384):
             if slow.is_set():
-                time.sleep(len(data) / BYTES_PER_S)  # what is tested: not a wait for something
+                now = time.monotonic()
+                due = max(due, now - LATE_S) + len(data) / BYTES_PER_S
+                time.sleep(max(0.0, due - now))  # what is tested: not a wait for something
             sink.sendall(data)
     except OSError:
         pass
@@ -47,18 +51,16 @@ def carry(listener, port, slow):
 
 
 def link():
-    """(port that both have free, whether the link is slow)"""
+    """(port that both have free and that is kept, whether the link is slow)"""
     while True:
         listener = socket.create_server((FAR, 0))
-        port = listener.getsockname()[1]
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                listener.close()
-                continue
+        try:
+            port = Port(listener.getsockname()[1])
+        except OSError:
+            listener.close()
+            continue
         slow = threading.Event()
-        threading.Thread(target=carry, args=(listener, port, slow), daemon=True).start()
+        threading.Thread(target=carry, args=(listener, port.number, slow), daemon=True).start()
         return port, slow
 
 
@@ -66,7 +68,7 @@ def main():
     port, slow = link()
     with Cluster() as c:
         c.start_scheduler()
-        c.start_shard("--advertise", FAR, listen=f"127.0.0.1:{port}")
+        c.start_shard("--advertise", FAR, listen=port.address)
         wait_until("the shard", lambda: [s.state for s in c.status().shards] == ["ready"], 30, context=c.tails)
         c.create_run(classes=24000, samples=24000, dim=128, block_size=12000, steps=100000)
         c.start_worker()
