@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 
 import grpc
 
@@ -19,6 +20,24 @@ def trace(c, *argv, code=0):
     done = c.ctl("trace", "--out", out, *argv, check=False)
     check(done.returncode == code, f"trace {argv}: {done.returncode}\n{done.stdout}{done.stderr}\n{c.tails()}")
     return (json.loads(out.read_text()) if code == 0 else None), done
+
+
+TRIES = 5  # until no slow machine keeps a worker from sending its part for as long as the command waits
+
+
+def late_workers(data):
+    return [p["name"] for p in data["metadata"]["processes"]
+            if p["name"].startswith("worker") and "did not send it in time" in p.get("missing", "")]
+
+
+def whole_trace(take):
+    """take() -> (trace, ...), of workers that all live: again where one was too slow."""
+    for _ in range(TRIES):
+        got = take()
+        if not late_workers(got[0]):
+            break
+        print(f"not in time, again: {late_workers(got[0])}", flush=True)
+    return got
 
 
 def spans(events):
@@ -85,7 +104,7 @@ def test_step():
         c.create_run(steps=4000, classes=40000, samples=80000, dim=128, global_batch=256, micro_batch=64)
         c.start_workers(2, threads=1)
         c.wait_step(5)
-        data, done = trace(c, "--steps", "3")
+        data, done = whole_trace(lambda: trace(c, "--steps", "3"))
         events = data["traceEvents"]
         check_events(events)
         first, last = data["metadata"]["first_step"], data["metadata"]["last_step"]
@@ -106,7 +125,8 @@ def test_step():
                           ("scheduler", "ask_prepare"), ("scheduler", "ask_commit"), ("scheduler", "ask_plan")):
             check((cat, name) in names, f"no {cat} {name}: {sorted(names)}")
         logits = [e for e in spans(events) if e["cat"] == "worker" and e["name"] == "logits" and e["args"]["step"] == last]
-        check(sorted(e["args"]["micro_batch"] for e in logits) == [0, 1, 2, 3] and
+        # one that is slow is granted once more
+        check({e["args"]["micro_batch"] for e in logits} == {0, 1, 2, 3} and
               all(e["args"]["rows"] == 64 and e["args"]["bytes"] == 2 * 64 * 128 * 4 for e in logits), str(logits))
         # a step of a worker's span lies within that of the scheduler, on clocks that agree
         commits = [e for e in events if e["ph"] == "s" and e["name"] == "Commit"]
@@ -157,7 +177,7 @@ def check_whole(data):
 def trace_while(c, act, happened):
     """A trace of STEPS steps, during which act() is called; once more where it did not happen within them: on a slow
     machine the steps may be over before. What check_whole says of it, and the trace."""
-    ahead = 10
+    ahead, tries = 10, 0
     while True:
         ahead *= 2
         first = c.status().step + ahead
@@ -170,6 +190,10 @@ def trace_while(c, act, happened):
             continue
         check(asked.returncode == 0, f"{out}\n{err}\n{c.tails()}")
         data = json.loads((c.folder / "t.json").read_text())
+        tries += 1
+        if late_workers(data) and tries < TRIES:
+            print(f"not in time, again: {late_workers(data)}", flush=True)
+            continue
         late = check_whole(data)
         names = {f"{e['cat']} {e['name']}" for e in spans(data["traceEvents"])}
         if happened <= names:
@@ -230,9 +254,13 @@ def test_gaps():
         c.create_run(steps=100000, classes=40000, samples=80000, dim=128, global_batch=128, micro_batch=32)
         workers = c.start_workers(2)
         c.wait_step(5)
-        workers[0].signal(signal.SIGSTOP)  # alive and silent: it holds no grant for ever, and its part never comes
-        data, done = trace(c, "--steps", "2")
-        workers[0].signal(signal.SIGCONT)
+        for _ in range(TRIES):
+            wait_until("both workers", lambda: len(c.status().workers) == 2, 60, context=c.tails)
+            workers[0].signal(signal.SIGSTOP)  # alive and silent: it holds no grant for ever, and its part never comes
+            data, done = trace(c, "--steps", "2")
+            workers[0].signal(signal.SIGCONT)
+            if len(late_workers(data)) < 2:  # the other one was not too slow
+                break
         missing = [p for p in data["metadata"]["processes"] if "missing" in p]
         check(len(missing) == 1 and missing[0]["name"].startswith("worker") and "missing of worker" in done.stdout, done.stdout)
         check_events(data["traceEvents"])
@@ -269,8 +297,18 @@ def test_two():
         c.ctl("pause")
         wait_until("the pause", lambda: c.status().state == "paused", 30)
         step = c.status().step
-        first = c.stub.Trace(pb.TraceRequest(steps=2))
-        _, done = trace(c, "--timeout", "1s", code=1)
+        first, enough = c.stub.Trace(pb.TraceRequest(steps=2)), threading.Event()
+
+        def keep():  # as a command does, until the other one was there
+            while not enough.wait(0.5):
+                c.stub.Trace(pb.TraceRequest(trace=first.trace))
+        keeper = threading.Thread(target=keep)
+        keeper.start()
+        try:
+            _, done = trace(c, "--timeout", "1s", code=1)
+        finally:
+            enough.set()
+            keeper.join()
         for word in f"steps {step + 1} to {step + 2}", "s for", "127.0.0.1", "try again":
             check(word in done.stderr, f"{word}: {done.stderr}")
         c.stub.Trace(pb.TraceRequest(trace=first.trace, over=True))
@@ -315,9 +353,12 @@ def test_roles():
         c.start("worker", [BIN / "shardfc-worker", "--scheduler", address, "--data", "synthetic", "--tls", c.folder / "worker"])
         wait_until("a step", lambda: json.loads(ctl("admin", "status", "--json").stdout)["step"] > 3, 60)
         out = str(c.folder / "t.json")
-        done = ctl("admin", "trace", "--out", out)
-        check(done.returncode == 0, done.stderr)
-        data = json.loads((c.folder / "t.json").read_text())
+
+        def take():
+            done = ctl("admin", "trace", "--out", out)
+            check(done.returncode == 0, done.stderr)
+            return json.loads((c.folder / "t.json").read_text()), done
+        data, _ = whole_trace(take)
         check(not any("missing" in p for p in data["metadata"]["processes"]), str(data["metadata"]))
         for role in ("worker", "shard"):
             done = ctl(role, "trace", "--out", str(c.folder / "no.json"))
