@@ -279,11 +279,12 @@ def test_fenced():
 
 def test_gone():
     """etcd stands still for longer than the leader waits: it gives up by itself, and when etcd is back somebody
-    leads again."""
+    leads again, with its page where it was."""
     expected = undisturbed()
     with Schedulers() as c:
         c.start_etcd(1)
-        c.start_all(1)
+        c.start_one("--http", "127.0.0.1:0")
+        c.leader()
         c.begin()
         c.wait_step(20)
         only = c.leader()
@@ -293,6 +294,8 @@ def test_gone():
         c.members[0].signal(signal.SIGCONT)
         c.leader(TAKES_OVER_S)
         check(only.running() and c.status().incarnation == 2, "not the same process with its next incarnation")
+        pages = re.findall("^http .*$", only.stdout(), re.M)
+        check(len(pages) == 2 and pages[0] == pages[1], f"{pages}")
         digest = c.finish()
         check(digest == expected, f"state {digest}, undisturbed {expected}")
 
