@@ -12,8 +12,9 @@ own class centres among --others more.
 Asserted: the loss falls, the ranks rise, the memory that all processes use at most (sum of their proportional
 set sizes, polled; pages of files as they were at the plan, because whoever runs the same programs beside these
 takes a part of them, for a while) is within --plan-error of what they planned before the first step (or within
-PLAN_FLOOR bytes: what libraries take of small runs is not known that well), and, where they are given, --max-gb (10^9 bytes) and --max-step (median of the steps after the first three). Exit status 1 when one
-of them does not hold. A summary goes to stdout, one JSON object to FILE.
+PLAN_FLOOR bytes: what libraries take of small runs is not known that well), and, where they are given, --max-gb
+(10^9 bytes) and --max-step (median of the steps after the first three). Exit status 1 when one of them does not
+hold. A summary goes to stdout, one JSON object to FILE.
 """
 import argparse
 import json
