@@ -485,7 +485,7 @@ bool sfc_run_is_dead(const struct sfc_run_fsm *run, uint32_t shard);
 uint64_t sfc_run_missing(const struct sfc_run_fsm *run, uint32_t shard, uint64_t now_ms);
 /* The scheduler itself stood still for so long: no hold's caller and no missing shard was silent
  * meanwhile as far as anybody knows. Before the TICK of now. */
-void sfc_run_stood_still(struct sfc_run_fsm *run, uint64_t ms);
+void sfc_run_stood_still(struct sfc_run_fsm *run, uint64_t ms, uint64_t now_ms);
 /* The ward is missing, and nobody who can restore its blocks is there: whoever keeps copies of them
  * must not be given up. */
 bool sfc_run_endangers(const struct sfc_run_fsm *run, const struct sfc_run_ward *ward);

@@ -189,14 +189,15 @@ static void expire_holds(struct sfc_run_fsm *run, uint64_t now_ms)
     }
 }
 
-void sfc_run_stood_still(struct sfc_run_fsm *run, uint64_t ms)
+void sfc_run_stood_still(struct sfc_run_fsm *run, uint64_t ms, uint64_t now_ms)
 {
     for (unsigned i = 0; i < SFC_MAX_HOLDS; i++)
         if (run->holds[i].id != 0)
             run->holds[i].seen_ms += ms;
     for (uint32_t k = 0; k < run->config.shards; k++)
         if (run->shards[k].missing_ms != 0)
-            run->shards[k].missing_ms += ms;
+            run->shards[k].missing_ms =
+                run->shards[k].missing_ms + ms < now_ms ? run->shards[k].missing_ms + ms : now_ms;
 }
 
 /* ---- answers */

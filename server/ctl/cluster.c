@@ -16,7 +16,8 @@
 #define LOST_S             0.5 /* whoever refuses a connection does so sooner */
 #define ABOUT_DEADLINE_MS  4000
 #define NOT_NOW_S          15.0 /* longer than shards take to register after a restart */
-#define NOT_NOW_MS         200
+#define NOT_NOW_MS         200  /* before the second try, twice as long before the next */
+#define NOT_NOW_MAX_MS     3000
 
 struct shard_client {
     struct sfc_rpc_client *client;
@@ -236,6 +237,7 @@ int sfc_cluster_insist(struct sfc_cluster *cluster, const char *method,
 {
     struct sfc_command_waiting waiting = {0};
     double begun = sfc_command_clock();
+    uint64_t wait_ms = NOT_NOW_MS;
     int code;
     for (;;) {
         out->owned.answered = false;
@@ -245,7 +247,8 @@ int sfc_cluster_insist(struct sfc_cluster *cluster, const char *method,
             break;
         }
         sfc_command_waiting(&waiting, err->text);
-        sfc_command_wait(NOT_NOW_MS);
+        sfc_command_wait(wait_ms);
+        wait_ms = wait_ms < NOT_NOW_MAX_MS ? 2 * wait_ms : NOT_NOW_MAX_MS;
     }
     sfc_command_waited(&waiting);
     return code;

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "server/ctl/checkpoint_report.h"
 #include "server/ctl/command.h"
@@ -114,21 +115,23 @@ static int is_run(const struct dirent *entry)
     return strncmp(entry->d_name, "run-", 4) == 0;
 }
 
-/* Those of a state folder. A shard that is running may remove one, or have nothing in it yet: it is
- * left out, unless there is no other one. */
+/* Those of a state folder. One that a running shard has removed meanwhile is left out, unless there
+ * is no other. */
 static int report_runs(const char *dir, struct dirent *const *runs, int count,
                        const struct log_options *o, bool *clean, struct sfc_error *err)
 {
     int code = SFC_OK;
     bool any = false;
-    for (int i = 0; i < count && (code == SFC_OK || code == SFC_ENOTFOUND); i++) {
+    for (int i = 0; i < count && code == SFC_OK; i++) {
         char path[PATH_MAX];
         int n = snprintf(path, sizeof path, "%s/%s", dir, runs[i]->d_name);
         code = n < (int)sizeof path ? report_folder(path, o, clean, err)
                                     : sfc_fail(err, SFC_EINVAL, "the name is too long: %s", dir);
-        any = any || code == SFC_OK;
+        bool gone = code == SFC_ENOTFOUND && access(path, F_OK) != 0;
+        code = gone && (any || i + 1 < count) ? SFC_OK : code;
+        any = any || !gone;
     }
-    return code == SFC_ENOTFOUND && any ? SFC_OK : code;
+    return code;
 }
 
 /* A state folder: all its runs; otherwise DIR itself. */

@@ -10,7 +10,8 @@
 #define SCALE_DEADLINE_MS  60000
 #define STATUS_DEADLINE_MS 10000
 #define LOOK_MS            250
-#define SILENT_S           60 /* a scheduler that doesn't answer for so long is not waited for */
+#define SILENT_S           60  /* a scheduler that doesn't answer for so long is not waited for */
+#define BACK_S             3.0 /* longer than the map of a loss is on its way to the store */
 
 struct scale_options {
     const char *scheduler;
@@ -132,8 +133,9 @@ struct watch {
     struct sfc_command_progress progress;
     struct sfc_command_waiting waiting;
     uint64_t run_id;
-    uint64_t number; /* of the goal in the run; 0: an old scheduler does not count them */
-    double silent;   /* since when the scheduler doesn't answer; 0: it does */
+    uint64_t number;   /* of the goal in the run; 0: an old scheduler does not count them */
+    double silent;     /* since when the scheduler doesn't answer; 0: it does */
+    double back_since; /* a shard that is to be given up answers; 0: it doesn't */
 };
 
 static uint64_t members(const Shardfc__V1__StatusReply *s, uint64_t shard)
@@ -315,7 +317,10 @@ static int look_lost(struct watch *w, const Shardfc__V1__StatusReply *s, bool *o
                         other_run ? "has ended" : "has failed or was stopped", shard);
     }
     *over = h == NULL || !h->member;
-    if (!*over && strcmp(h->state, "gone") != 0) {
+    bool back = !*over && strcmp(h->state, "gone") != 0 && h->missing_s <= 0;
+    double now = sfc_command_clock();
+    w->back_since = !back ? 0 : w->back_since != 0 ? w->back_since : now;
+    if (back && now - w->back_since >= BACK_S) {
         return sfc_fail(err, SFC_ESTATE, "shard %" PRIu64 " answers again, and keeps its blocks",
                         shard);
     }

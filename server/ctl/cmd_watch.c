@@ -190,7 +190,8 @@ struct watch {
     uint64_t run_id, traced_step, shown_step;
     bool shown;
     bool lived; /* it was seen when it was not idle */
-    struct sfc_command_silence silence;
+    bool ended; /* the line of its end is shown */
+    struct sfc_command_silence silence, traceless;
     double due;   /* of the next line */
     size_t lines; /* of the view on the terminal */
 };
@@ -217,7 +218,10 @@ static int show(struct watch *w, const struct watch_options *o, const Shardfc__V
 {
     double now = sfc_command_clock();
     if (s->run_id != w->run_id) {
-        *w = (struct watch){.run_id = s->run_id, .lines = w->lines, .silence = w->silence};
+        *w = (struct watch){.run_id = s->run_id,
+                            .lines = w->lines,
+                            .silence = w->silence,
+                            .traceless = w->traceless};
     }
     bool first_rate = w->shown_step == 0 && s->images_per_s > 0;
     if (w->shown && !over && !first_rate && now < w->due) {
@@ -276,7 +280,8 @@ static int follow(const struct watch_options *o, struct sfc_cluster *cluster, FI
         const Shardfc__V1__StatusReply *s = (const Shardfc__V1__StatusReply *)answer.message;
         bool stopped = w.lived && w.run_id == s->run_id && sfc_show_is_idle(s);
         bool over = o->until_done && (sfc_show_is_over(s->state) || stopped);
-        code = show(&w, o, s, over, err);
+        code = show(&w, o, s, over && !w.ended, err);
+        w.ended = over;
         w.lived = w.lived || !sfc_show_is_idle(s);
         if (code == SFC_OK && ferror(stdout) != 0) { /* nobody is there to see the end */
             code = sfc_fail(err, SFC_EIO, "standard output: can't be written any more");
@@ -286,9 +291,8 @@ static int follow(const struct watch_options *o, struct sfc_cluster *cluster, FI
         }
         if (code == SFC_OK && trace != NULL && w.run_id != 0) {
             code = trace_more(cluster, trace, w.run_id, &w.traced_step, err);
-            over = over &&
-                   !sfc_command_is_silence(code); /* what is missing comes with the next look */
-            code = sfc_command_bears(&w.silence, code, err) ? SFC_OK : code;
+            over = over && !sfc_command_is_silence(code); /* the rest comes with the next look */
+            code = sfc_command_bears(&w.traceless, code, err) ? SFC_OK : code;
         }
         if (code == SFC_OK && over) {
             code = how_it_ended(s, err);

@@ -110,19 +110,6 @@ static int watch_patiently(struct sfc_pins *pins, double *silent_since, struct s
     return code;
 }
 
-/* Blocks of a run that has grown meanwhile are others. */
-static int check_growth(struct sfc_pins *pins, struct sfc_error *err)
-{
-    double silent = 0;
-    int code;
-    do {
-        code = watch_patiently(pins, &silent, err);
-    } while (code == SFC_OK && silent != 0);
-    return code == SFC_OK && newest_map(pins)->n_growths != first_map(pins)->n_growths
-               ? sfc_fail(err, SFC_ESTATE, "the run has grown meanwhile: take the checkpoint again")
-               : code;
-}
-
 /* ---- the shards */
 
 static bool gone_for_now(int code)
@@ -257,6 +244,31 @@ static int pin_all(struct sfc_pins *pins, struct sfc_error *err)
                           pins->step, got.first, sfc_pins_config(pins)->steps, pins->committed);
 }
 
+static double lease_of(const struct sfc_pins *pins)
+{
+    return 0.001 * (double)pins->lease_ms;
+}
+
+/* Blocks of a run that has grown meanwhile are others. */
+static int check_growth(struct sfc_pins *pins, struct sfc_error *err)
+{
+    struct sfc_command_waiting waiting = {0};
+    double silent = 0;
+    int code = watch_patiently(pins, &silent, err);
+    while (code == SFC_OK && silent != 0) {
+        sfc_command_waiting(&waiting, err->text);
+        sfc_command_wait(PUT_AWAY_MS);
+        if (sfc_command_clock() - pins->renewed > lease_of(pins) / 3) {
+            code = pin_all(pins, err);
+        }
+        code = code == SFC_OK ? watch_patiently(pins, &silent, err) : code;
+    }
+    sfc_command_waited(&waiting);
+    return code == SFC_OK && newest_map(pins)->n_growths != first_map(pins)->n_growths
+               ? sfc_fail(err, SFC_ESTATE, "the run has grown meanwhile: take the checkpoint again")
+               : code;
+}
+
 /* The shards, or one, have let go of the step; why is said once. */
 static int pin_again(struct sfc_pins *pins, const char *why, struct sfc_error *err)
 {
@@ -275,7 +287,7 @@ static int pin_again(struct sfc_pins *pins, const char *why, struct sfc_error *e
 
 static int renew(struct sfc_pins *pins, struct sfc_error *err)
 {
-    double lease = 0.001 * (double)pins->lease_ms, silent = sfc_command_clock() - pins->renewed;
+    double lease = lease_of(pins), silent = sfc_command_clock() - pins->renewed;
     char why[128];
     if (silent < lease / 3) {
         return SFC_OK;

@@ -416,7 +416,7 @@ static void create_done(struct sfc_store_task *task)
     if (task->code != SFC_OK)
         sfc_sched_refuse(t->scheduler, t->call, &task->error);
     else if (t->scheduler->stopping)
-        sfc_rpc_fail(t->call, SFC_EUNAVAILABLE,
+        sfc_rpc_fail(t->call, SFC_ECANCELED,
                      "the scheduler is shutting down; the run is stored, and begins when the "
                      "scheduler is back");
     else

@@ -709,7 +709,7 @@ static void note_standstill(struct sfc_scheduler *s, uint64_t now)
         sfc_warning_log("this process stood still for %" PRIu64 " ms", since);
         sfc_membership_stood_still(&s->members, since);
         if (s->run)
-            sfc_run_stood_still(&s->run->fsm, since);
+            sfc_run_stood_still(&s->run->fsm, since, now);
     }
     s->ticked_ms = now;
 }

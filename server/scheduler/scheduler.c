@@ -285,6 +285,17 @@ void sfc_scheduler_look(const struct sfc_scheduler *s, struct sfc_service_state 
     }
 }
 
+/* Who asks for changes is not to ask again: part of it may be durable. */
+static void end_parked(struct sfc_parked *p)
+{
+    bool changes =
+        p->kind == SFC_PARKED_CONTROL || p->kind == SFC_PARKED_GROW || p->kind == SFC_PARKED_CREATE;
+    sfc_rpc_fail(p->call, changes ? SFC_ECANCELED : SFC_EUNAVAILABLE,
+                 changes ? "the scheduler is shutting down; what was asked for may be done or not "
+                           "(`shardfc status` and `shardfc events` say)"
+                         : "the scheduler is shutting down");
+}
+
 void sfc_scheduler_stop(struct sfc_scheduler *s)
 {
     if (!s || s->stopping)
@@ -297,11 +308,7 @@ void sfc_scheduler_stop(struct sfc_scheduler *s)
     s->timer_open = false;
     while (s->parked) {
         struct sfc_parked *p = s->parked;
-        sfc_rpc_fail(p->call, SFC_EUNAVAILABLE,
-                     p->granted
-                         ? "the scheduler is shutting down; what was asked for may be done or "
-                           "not (`shardfc status` says)"
-                         : "the scheduler is shutting down");
+        end_parked(p);
         sfc_sched_unpark(p);
     }
 }

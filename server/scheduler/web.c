@@ -14,7 +14,13 @@ enum { REFRESH_MS = 1000 };
 
 bool sfc_web_changed(struct sfc_web_mark *mark, const uint64_t numbers[5])
 {
-    bool same = mark->made && memcmp(mark->numbers, numbers, sizeof mark->numbers) == 0;
+    bool same = memcmp(mark->numbers, numbers, sizeof mark->numbers) == 0;
+    if (same && !mark->made && mark->waits > 0) {
+        mark->waits--;
+        return false;
+    }
+    same = same && mark->made;
+    mark->waits = 0;
     memcpy(mark->numbers, numbers, sizeof mark->numbers);
     mark->made = true;
     return !same;

@@ -73,7 +73,8 @@ static void events_done(struct sfc_store_task *task)
     if (task->code == SFC_OK) {
         put_events(t);
     } else {
-        t->web->events.made = false; /* in a second again */
+        t->web->events.made = false;
+        t->web->events.waits = SFC_WEB_WAITS;
         sfc_error_log("events for the status page: %s", task->error.text);
     }
     free(t);

@@ -8,6 +8,7 @@
 /* What a page was made of: while it is the same, so is the page. */
 struct sfc_web_mark {
     bool made;
+    unsigned waits; /* seconds until what failed is tried again, unless something changes */
     uint64_t numbers[5];
 };
 
@@ -20,6 +21,7 @@ struct sfc_web {
     bool reading_events, reading_runs; /* a task of the store is under way */
 };
 
+enum { SFC_WEB_WAITS = 30 };
 /* true: something is different, and the mark says so now. */
 bool sfc_web_changed(struct sfc_web_mark *mark, const uint64_t numbers[5]);
 

@@ -100,7 +100,8 @@ static void runs_done(struct sfc_store_task *task)
     if (task->code == SFC_OK) {
         put_lines(t);
     } else {
-        t->web->runs.made = false; /* in a second again */
+        t->web->runs.made = false;
+        t->web->runs.waits = SFC_WEB_WAITS;
         sfc_error_log("runs for the status page: %s", task->error.text);
     }
     free(t);

@@ -109,18 +109,20 @@ class Container:
         self.lower = base(packages)
         self.folder = pathlib.Path(tempfile.mkdtemp(dir=KEPT, prefix="boot-"))
         self.root = self.folder / "root"
-        call("mount", "-t", "tmpfs", "shardfc-test", self.folder)  # others keep the disk busy, and its limits are seconds
-        for name in ("upper", "work", "root"):
-            (self.folder / name).mkdir()
         self.spawned = None
         self.leader = 0
-        done = subprocess.run(["mount", "-t", "overlay", "shardfc-test", "-o",
-                               f"lowerdir={self.lower},upperdir={self.folder}/upper,workdir={self.folder}/work",
-                               self.root], capture_output=True, text=True)
+        self.mount("-t", "tmpfs", "shardfc-test", self.folder)  # others keep the disk busy, and its limits are seconds
+        for name in ("upper", "work", "root"):
+            (self.folder / name).mkdir()
+        self.mount("-t", "overlay", "shardfc-test", "-o",
+                   f"lowerdir={self.lower},upperdir={self.folder}/upper,workdir={self.folder}/work", self.root)
+        self.log = open(self.folder / "console", "w+")
+
+    def mount(self, *argv):
+        done = subprocess.run(["mount", *argv], capture_output=True, text=True)
         if done.returncode:
             self.remove()
-            raise Skip(f"no overlay file system: {done.stderr.strip()}")
-        self.log = open(self.folder / "console", "w+")
+            raise Skip(f"mount {argv[1]}: {done.stderr.strip()}")
 
     def __enter__(self):
         try:
