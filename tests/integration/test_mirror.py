@@ -2,7 +2,7 @@
 """Runs with --mirror: a shard machine that is lost for good, with its disk, is given up, and the run goes on with
 the bits of a run that nothing happened to.
 
-    test_mirror.py [lost|backbone|scheduler|only|wish|window|memory|late|move|words ...]     default: all
+    test_mirror.py [lost|backbone|scheduler|only|wish|window|memory|late|lame|move|words ...]     default: all
 """
 import json
 import random
@@ -287,6 +287,25 @@ def test_late():
         expect(c.ctl("scale", "--shards", "3", check=False, seconds=240), 0)
         check(len(blocks(c)) == 3, f"blocks: {blocks(c)}")
         complete(c, 3)
+        check_bits(c, create)
+
+
+def test_lame():
+    """A machine whose disk is lost comes back with an empty one: it answers and can't recover, and is given up by command."""
+    with Cluster() as c:
+        start(c, 3)
+        create(c, "--mirror", 1, "--grace", "0")
+        c.start_workers(1)
+        complete(c, 3)
+        lame = c.shards[1]
+        lame.kill()
+        shutil.rmtree(lame.state)
+        lame = c.restart_shard(lame)
+        seen = lambda: next(s for s in members(c) if s["address"] == lame.address)
+        wait_until("it to answer and be missing", lambda: seen()["state"] == "recovering" and "--lost" in seen()["loss"], 60,
+                   context=lambda: f"{c.ctl_json('status')}\n{c.tails()}")
+        expect(c.ctl("drain", seen()["id"], "--lost", check=False, seconds=240), 0)
+        check(len(members(c)) == 2, f"{members(c)}")
         check_bits(c, create)
 
 
