@@ -128,11 +128,6 @@ static bool repeatable(const char *method)
     return false;
 }
 
-static bool is_silent(int code)
-{
-    return code == SFC_EUNAVAILABLE || code == SFC_ETIMEOUT;
-}
-
 /* What can't be repeated goes to the one that leads now. */
 int sfc_cluster_start(struct sfc_cluster *cluster, const char *method,
                       const ProtobufCMessage *message, const ProtobufCMessageDescriptor *reply_type,
@@ -221,7 +216,8 @@ int sfc_cluster_scheduler(struct sfc_cluster *cluster, const char *method,
     int code = several(cluster)
                    ? call_once(cluster, method, message, reply_type, deadline, out, err)
                    : call_one(cluster, method, message, reply_type, deadline, out, err);
-    for (unsigned tries = 1; again && is_silent(code) && tries < SWITCH_TRIES; tries++) {
+    for (unsigned tries = 1; again && sfc_command_is_silence(code) && tries < SWITCH_TRIES;
+         tries++) {
         code = find_leader(cluster, err);
         if (code == SFC_OK) {
             code = call_once(cluster, method, message, reply_type, deadline_ms, out, err);

@@ -151,7 +151,7 @@ static int ask_status(struct sfc_cluster *cluster, struct sfc_answer *answer, st
                                      answer, err);
         double now = sfc_command_clock();
         silent_since = silent_since == 0 ? now : silent_since;
-        if ((code != SFC_ETIMEOUT && code != SFC_EUNAVAILABLE) || now - silent_since >= SILENT_S) {
+        if (!sfc_command_is_silence(code) || now - silent_since >= SILENT_S) {
             break;
         }
         sfc_command_waiting(&waiting, err->text);

@@ -90,7 +90,7 @@ struct sfc_command_silence {
     double since; /* 0: it answers */
     struct sfc_command_waiting waiting;
 };
-bool sfc_command_is_silence(int code);
+bool sfc_command_is_silence(int code); /* unavailable, or over its deadline */
 /* true: code (of err) is silence that has not lasted for a minute yet; it is shown, and a moment
  * waited. */
 bool sfc_command_bears(struct sfc_command_silence *silence, int code, const struct sfc_error *err);

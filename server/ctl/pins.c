@@ -103,7 +103,7 @@ static int watch_patiently(struct sfc_pins *pins, double *silent_since, struct s
     int code = watch(pins, err);
     if (code == SFC_OK) {
         *silent_since = 0;
-    } else if (code == SFC_EUNAVAILABLE || code == SFC_ETIMEOUT) {
+    } else if (sfc_command_is_silence(code)) {
         *silent_since = *silent_since == 0 ? now : *silent_since;
         code = now - *silent_since < PATIENCE_S ? SFC_OK : code;
     }
@@ -111,11 +111,6 @@ static int watch_patiently(struct sfc_pins *pins, double *silent_since, struct s
 }
 
 /* ---- the shards */
-
-static bool gone_for_now(int code)
-{
-    return code == SFC_EUNAVAILABLE || code == SFC_ETIMEOUT;
-}
 
 static void say_waiting(struct sfc_pins *pins, const char *address)
 {
@@ -147,7 +142,7 @@ static int pin_shard(struct sfc_pins *pins, const char *address, uint64_t *first
                                  &answer, err);
         if (code == SFC_ELIMIT) { /* it puts the one before away */
             sfc_command_wait(PUT_AWAY_MS);
-        } else if (gone_for_now(code) || code == SFC_ENOTFOUND) {
+        } else if (sfc_command_is_silence(code) || code == SFC_ENOTFOUND) {
             say_waiting(pins, address); /* not found: it has not recovered the run yet */
         } else if (code != SFC_ESTALE) {
             break;
@@ -457,7 +452,7 @@ static int ask_owners(struct sfc_pins *pins, const Shardfc__V1__ReadBlockRequest
         snprintf(before, sizeof before, "%s", address);
         code = ask_piece(pins, request, before, answer, err);
         if (code == SFC_OK ||
-            (!gone_for_now(code) && code != SFC_ENOTFOUND && code != SFC_ESTALE)) {
+            (!sfc_command_is_silence(code) && code != SFC_ENOTFOUND && code != SFC_ESTALE)) {
             return code;
         }
         code = why_not(pins, before, code, again, err);
