@@ -141,12 +141,23 @@ int sfc_step_log_trim(struct sfc_step_log *log, uint64_t floor, struct sfc_error
  */
 int sfc_step_log_commit_of(const struct sfc_step_log *log, uint64_t step,
                            struct sfc_log_commit *out, struct sfc_error *err);
-/* Reads the Prepare of (step, round) into body, sfc_step_log_body_size bytes (room for any record
- * that the log has, or gets before the next set_geometry), 8-byte aligned, and checks it again.
- * SFC_ENOTFOUND: not in the log; SFC_ECORRUPT names file and offset. */
+/* Where records are read to, one after another. Zeroed: no room yet. A record's size depends on the
+ * dense blocks that the shard had, so whoever reads makes the room. */
+struct sfc_log_body {
+    uint8_t *data; /* 64-byte aligned */
+    size_t size;
+};
+/* Room for at least `size` bytes; what was there is lost if it grows. SFC_ENOMEM. */
+int sfc_log_body_room(struct sfc_log_body *body, size_t size, struct sfc_error *err);
+void sfc_log_body_free(struct sfc_log_body *body); /* zeroed afterwards */
+
+/* Bytes of the largest record that the log has, or gets before the next set_geometry. */
 size_t sfc_step_log_body_size(const struct sfc_step_log *log);
+/* Reads the Prepare of (step, round) into body, which *out points into, and checks it again.
+ * SFC_ENOTFOUND: not in the log; SFC_ECORRUPT names file and offset; SFC_ENOMEM. */
 int sfc_step_log_read(struct sfc_step_log *log, uint64_t step, struct sfc_attempt round,
-                      uint8_t *body, struct sfc_log_prepare_view *out, struct sfc_error *err);
+                      struct sfc_log_body *body, struct sfc_log_prepare_view *out,
+                      struct sfc_error *err);
 
 /* The newest committed step whose sums are not there: its record is of none of these sets of dense
  * blocks (digests), or came from another shard, or is missing. 0: all have them. */
@@ -159,7 +170,7 @@ int sfc_step_log_find(const struct sfc_step_log *log, uint64_t step, struct sfc_
 /* Reads it there as sfc_step_log_read does, but through a folder object of the caller's: while
  * another thread uses the log. SFC_ENOTFOUND: its segment has been deleted meanwhile. */
 int sfc_step_log_read_at(struct sfc_folder *folder, const struct sfc_log_geometry *geometry,
-                         const struct sfc_log_place_of *place, uint8_t *body,
+                         const struct sfc_log_place_of *place, struct sfc_log_body *body,
                          struct sfc_log_prepare_view *out, struct sfc_error *err);
 
 struct sfc_step_log_state {

@@ -13,8 +13,8 @@ static bool is_carried(const struct sfc_step_log *log, const struct sfc_log_plac
 }
 
 /* Writes the record at *place again; *place says where, then. */
-static int carry_record(struct sfc_step_log *log, uint8_t *body, struct sfc_log_place_of *place,
-                        struct sfc_error *err)
+static int carry_record(struct sfc_step_log *log, struct sfc_log_body *body,
+                        struct sfc_log_place_of *place, struct sfc_error *err)
 {
     uint8_t record_header[SFC_LOG_RECORD_HEADER];
     size_t size = sfc_log_body_size_at(&log->config.geometry, place);
@@ -40,7 +40,7 @@ static int carry_record(struct sfc_step_log *log, uint8_t *body, struct sfc_log_
                                     .body_checksum = place->checksum};
     sfc_log_encode_record(&record, record_header);
     sfc_log_put(&g, record_header, sizeof record_header);
-    sfc_log_put(&g, body, size);
+    sfc_log_put(&g, body->data, size);
     part->max_step = place->step > part->max_step ? place->step : part->max_step;
     return sfc_log_write_parts(log, &g, err);
 }
@@ -79,8 +79,8 @@ static int end_carry(struct sfc_step_log *log, struct sfc_error *err)
     return code;
 }
 
-static int carry_records(struct sfc_step_log *log, uint8_t *body, struct sfc_log_place_of *places,
-                         struct sfc_error *err)
+static int carry_records(struct sfc_step_log *log, struct sfc_log_body *body,
+                         struct sfc_log_place_of *places, struct sfc_error *err)
 {
     struct sfc_log_index *x = &log->index;
     int code = begin_carry(log, err);
@@ -119,12 +119,12 @@ int sfc_log_carry_over(struct sfc_step_log *log, struct sfc_error *err)
         log->carry_segment = 0;
         return SFC_OK;
     }
-    uint8_t *body = malloc(sfc_step_log_body_size(log));
+    struct sfc_log_body body = {0};
     struct sfc_log_place_of *places = calloc(log->index.prepare_count + 1, sizeof *places);
-    int code = body == NULL || places == NULL
+    int code = places == NULL
                    ? sfc_fail(err, SFC_ENOMEM, "out of memory for the last step of the log")
-                   : carry_records(log, body, places, err);
-    free(body);
+                   : carry_records(log, &body, places, err);
+    sfc_log_body_free(&body);
     free(places);
     if (code == SFC_OK) {
         log->carry_segment = 0;

@@ -113,9 +113,9 @@ size_t sfc_log_body_size_at(const struct sfc_log_geometry *geometry,
 /* The file of a segment; the log closes it. */
 int sfc_log_file_of(struct sfc_step_log *log, uint64_t segment, struct sfc_file **out,
                     struct sfc_error *err);
-/* body: sfc_log_body_size_at bytes, which *out points into. SFC_ECORRUPT: not what was written. */
+/* *out points into body. SFC_ECORRUPT: not what was written; SFC_ENOMEM. */
 int sfc_log_read_record(struct sfc_file *file, const struct sfc_log_geometry *geometry,
-                        const struct sfc_log_place_of *place, uint8_t *body,
+                        const struct sfc_log_place_of *place, struct sfc_log_body *body,
                         struct sfc_log_prepare_view *out, struct sfc_error *err);
 void sfc_log_close_reading(struct sfc_step_log *log);
 

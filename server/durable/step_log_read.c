@@ -1,7 +1,10 @@
 /* Records and commits that are in a step log. */
 #include <inttypes.h>
+#include <stdlib.h>
 
 #include "server/durable/step_log_internal.h"
+
+#define BODY_ALIGN 64u /* features go into the products from here */
 
 void sfc_log_close_reading(struct sfc_step_log *log)
 {
@@ -60,6 +63,27 @@ size_t sfc_log_body_size_at(const struct sfc_log_geometry *geometry,
     return (size_t)layout.size;
 }
 
+int sfc_log_body_room(struct sfc_log_body *body, size_t size, struct sfc_error *err)
+{
+    size_t rounded = (size + BODY_ALIGN - 1) / BODY_ALIGN * BODY_ALIGN;
+    if (size <= body->size) {
+        return SFC_OK;
+    }
+    sfc_log_body_free(body);
+    body->data = rounded < size ? NULL : aligned_alloc(BODY_ALIGN, rounded);
+    if (body->data == NULL) {
+        return sfc_fail(err, SFC_ENOMEM, "no memory for a step of the log, %zu bytes", size);
+    }
+    body->size = size;
+    return SFC_OK;
+}
+
+void sfc_log_body_free(struct sfc_log_body *body)
+{
+    free(body->data);
+    *body = (struct sfc_log_body){0};
+}
+
 size_t sfc_step_log_body_size(const struct sfc_step_log *log)
 {
     uint64_t size = log->layout.size;
@@ -116,7 +140,7 @@ static int read_exactly(struct sfc_file *file, uint64_t offset, void *out, size_
 }
 
 int sfc_log_read_record(struct sfc_file *file, const struct sfc_log_geometry *geometry,
-                        const struct sfc_log_place_of *place, uint8_t *body,
+                        const struct sfc_log_place_of *place, struct sfc_log_body *body,
                         struct sfc_log_prepare_view *out, struct sfc_error *err)
 {
     struct sfc_log_geometry there = sfc_log_geometry_at(geometry, place);
@@ -124,9 +148,12 @@ int sfc_log_read_record(struct sfc_file *file, const struct sfc_log_geometry *ge
     struct sfc_log_record record;
     bool whole = false;
     size_t size = sfc_log_body_size_at(geometry, place);
-    int code = read_exactly(file, place->offset, header, sizeof header, &whole, err);
+    int code = sfc_log_body_room(body, size, err);
+    if (code == SFC_OK) {
+        code = read_exactly(file, place->offset, header, sizeof header, &whole, err);
+    }
     if (code == SFC_OK && whole) {
-        code = read_exactly(file, place->offset + sizeof header, body, size, &whole, err);
+        code = read_exactly(file, place->offset + sizeof header, body->data, size, &whole, err);
     }
     if (code != SFC_OK) {
         return code;
@@ -135,10 +162,10 @@ int sfc_log_read_record(struct sfc_file *file, const struct sfc_log_geometry *ge
         sfc_log_decode_record(header, sizeof header, place->offset, &there, &record, NULL) !=
             SFC_OK ||
         record.type != place->type || record.body_checksum != place->checksum ||
-        sfc_digest64(body, size) != place->checksum) {
+        sfc_digest64(body->data, size) != place->checksum) {
         return damaged(file->folder, place, err);
     }
-    sfc_log_view_prepare(&there, place->type, body, out);
+    sfc_log_view_prepare(&there, place->type, body->data, out);
     return SFC_OK;
 }
 
@@ -157,7 +184,8 @@ int sfc_step_log_find(const struct sfc_step_log *log, uint64_t step, struct sfc_
 }
 
 int sfc_step_log_read(struct sfc_step_log *log, uint64_t step, struct sfc_attempt round,
-                      uint8_t *body, struct sfc_log_prepare_view *out, struct sfc_error *err)
+                      struct sfc_log_body *body, struct sfc_log_prepare_view *out,
+                      struct sfc_error *err)
 {
     struct sfc_log_place_of place;
     struct sfc_file *file;
@@ -170,7 +198,7 @@ int sfc_step_log_read(struct sfc_step_log *log, uint64_t step, struct sfc_attemp
 }
 
 int sfc_step_log_read_at(struct sfc_folder *folder, const struct sfc_log_geometry *geometry,
-                         const struct sfc_log_place_of *place, uint8_t *body,
+                         const struct sfc_log_place_of *place, struct sfc_log_body *body,
                          struct sfc_log_prepare_view *out, struct sfc_error *err)
 {
     char name[SFC_LOG_NAME_SIZE];

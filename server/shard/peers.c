@@ -353,16 +353,20 @@ static double now_ms(void)
     return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
 }
 
-void sfc_peers_place(const struct sfc_log_geometry *geometry, uint8_t *body,
-                     struct sfc_peers_step *step)
+int sfc_peers_place(const struct sfc_log_geometry *geometry, struct sfc_log_body *body,
+                    struct sfc_peers_step *step, struct sfc_error *err)
 {
     struct sfc_log_geometry g = sfc_log_body_geometry(geometry, SFC_LOG_FETCHED);
     struct sfc_log_layout at;
     sfc_log_prepare_layout(&g, &at);
-    step->labels = (uint64_t *)(void *)(body + at.labels);
-    step->features = (float *)(void *)(body + at.features);
-    step->attempts = (struct sfc_attempt *)(void *)(body + at.attempts);
-    step->lse = (double *)(void *)(body + at.lse);
+    int code = sfc_log_body_room(body, at.size, err);
+    if (code != SFC_OK)
+        return code;
+    step->labels = (uint64_t *)(void *)(body->data + at.labels);
+    step->features = (float *)(void *)(body->data + at.features);
+    step->attempts = (struct sfc_attempt *)(void *)(body->data + at.attempts);
+    step->lse = (double *)(void *)(body->data + at.lse);
+    return SFC_OK;
 }
 
 int sfc_peers_read(struct sfc_peers *peers, struct sfc_peers_step *step, bool has_round,

@@ -10,7 +10,7 @@
 
 #include "proto/rpc.h"
 #include "server/durable/lineage.h"
-#include "server/durable/log_codec.h"
+#include "server/durable/step_log.h"
 #include "server/run/step_inputs.h"
 
 struct sfc_peers;
@@ -33,9 +33,9 @@ struct sfc_peers_step {
     const char *from;             /* address of the shard that gave it, while peers live */
 };
 /* Where the parts of a step are in a record's body, without dense sums (FETCHED): the pointers of
- * *step. geometry: of the own log; body: sfc_storage_body_bytes. */
-void sfc_peers_place(const struct sfc_log_geometry *geometry, uint8_t *body,
-                     struct sfc_peers_step *step);
+ * *step. geometry: of the own log. SFC_ENOMEM. */
+int sfc_peers_place(const struct sfc_log_geometry *geometry, struct sfc_log_body *body,
+                    struct sfc_peers_step *step, struct sfc_error *err);
 /* Fills *step from whichever shard has it. commit.step: the step; has_round: commit.round must be
  * what was committed. Of a skipped step only the commit is filled.
  * SFC_ENOTFOUND: every other shard says that it has no such step, or can't be believed; the text

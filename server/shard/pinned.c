@@ -153,7 +153,9 @@ static int prepare_work(struct sfc_task *task, struct sfc_error *err)
     return code == SFC_OK ? sfc_pinned_allocate(run, err) : code;
 }
 
-/* First step that the log can give: its commit must be there too. */
+/* Room for a record, and the first step that the log can give: its commit must be there too. A
+ * change of the dense blocks that began before the pin is behind this task: the thread is the
+ * same. */
 static void look_at_log(struct sfc_shard_run *run)
 {
     struct sfc_pinned *p = sfc_pinned_of(run);
@@ -162,6 +164,7 @@ static void look_at_log(struct sfc_shard_run *run)
     struct sfc_log_commit commit;
     pthread_mutex_lock(&s->log_lock);
     sfc_step_log_state(s->log, &state);
+    p->body_bytes = sfc_step_log_body_size(s->log);
     if (state.first_step)
         p->log_from = state.first_step;
     while (p->log_from < state.last_step &&
@@ -232,13 +235,6 @@ static void checked(struct sfc_task *task)
         end(run, SFC_ESTATE, NULL);
 }
 
-static void log_seen(struct sfc_task *task)
-{
-    struct sfc_shard_run *run = task->owner;
-    if (sfc_pinned_goes_on(run))
-        sfc_pinned_submit(run, run->shard->snapshot_thread, look_at_snapshots_work, checked);
-}
-
 static void prepared(struct sfc_task *task)
 {
     struct sfc_shard_run *run = task->owner;
@@ -246,7 +242,7 @@ static void prepared(struct sfc_task *task)
     if (!sfc_pinned_goes_on(run))
         return;
     if (task->code == SFC_OK) {
-        sfc_pinned_submit(run, run->shard->log_thread, look_at_log_work, log_seen);
+        sfc_pinned_submit(run, run->shard->snapshot_thread, look_at_snapshots_work, checked);
         return;
     }
     struct sfc_rpc_call *call = p->pin_call;
@@ -254,6 +250,13 @@ static void prepared(struct sfc_task *task)
     if (call)
         sfc_shard_refuse(run->shard, call, task->code, task->error.text);
     end(run, task->code, NULL);
+}
+
+static void log_seen(struct sfc_task *task)
+{
+    struct sfc_shard_run *run = task->owner;
+    if (sfc_pinned_goes_on(run))
+        sfc_pinned_submit(run, run->shard->checkpoint_thread, prepare_work, prepared);
 }
 
 static void note_floor(struct sfc_shard_run *run)
@@ -311,7 +314,7 @@ static int begin(struct sfc_shard_run *run, struct sfc_rpc_call *call, uint64_t 
     p->past = p->reached;
     sfc_shard_watch_pin(run->shard);
     sfc_info_log("run %" PRIu64 ": a checkpoint of step %" PRIu64 " begins", run->id, step);
-    sfc_pinned_submit(run, run->shard->checkpoint_thread, prepare_work, prepared);
+    sfc_pinned_submit(run, run->shard->log_thread, look_at_log_work, log_seen);
     return SFC_OK;
 }
 

@@ -87,6 +87,7 @@ struct sfc_pinned {
     struct sfc_backend *backend;
     struct sfc_head *head;
     struct sfc_dense *dense;
+    size_t body_bytes; /* of the largest record of the log */
     struct sfc_replay replay;
     struct sfc_folder *folder; /* to read the log beside its thread */
     void *sums;                /* of a group of dense blocks, packed */

@@ -157,7 +157,7 @@ static int apply_step_work(struct sfc_task *task, struct sfc_error *err)
     int code = find_step(run, &place, err);
     if (code == SFC_OK && p->commit.apply)
         code = sfc_step_log_read_at(p->folder, &sfc_pinned_storage(run)->shape, &place,
-                                    p->replay.body, &inputs, err);
+                                    &p->replay.body, &inputs, err);
     if (code == SFC_OK && p->commit.apply && p->dense && !inputs.dense)
         code = sfc_fail(err, SFC_ECORRUPT,
                         "step %" PRIu64 ": the sums of its backbone gradient are lost", p->at + 1);

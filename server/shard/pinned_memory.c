@@ -104,8 +104,8 @@ static int dense_room(struct sfc_shard_run *run, uint64_t room, uint64_t *needed
 /* The block as it is read, the snapshot that one comes from, a step, the rates. */
 static uint64_t fixed_bytes(struct sfc_shard_run *run)
 {
-    return 2 * largest_floats(run) * sizeof(float) +
-           sfc_storage_body_bytes(sfc_pinned_storage(run)) + run->setup.head.batch * UINT64_C(40) +
+    return 2 * largest_floats(run) * sizeof(float) + sfc_pinned_of(run)->body_bytes +
+           run->setup.head.batch * UINT64_C(40) +
            (sfc_pinned_keeps_rates(run) ? (sfc_pinned_of(run)->step + 1) * sizeof(float) : 0);
 }
 
@@ -158,9 +158,7 @@ int sfc_pinned_allocate(struct sfc_shard_run *run, struct sfc_error *err)
     if (!p->values || !p->sums || !p->stamps || (sfc_pinned_keeps_rates(run) && !p->rates))
         return sfc_fail(err, SFC_ENOMEM, "no memory for a block");
     int code = sfc_run_folder_open(s->state, s->run_id, false, &p->folder, err);
-    return code == SFC_OK
-               ? sfc_replay_init(&p->replay, &run->setup.head, sfc_storage_body_bytes(s), err)
-               : code;
+    return code == SFC_OK ? sfc_replay_init(&p->replay, &run->setup.head, err) : code;
 }
 
 static void free_buffers(struct sfc_pinned *p)

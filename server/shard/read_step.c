@@ -73,13 +73,11 @@ static int read_work(struct sfc_task *task, struct sfc_error *err)
         sfc_storage_find_step(s, r->step, r->has_round ? &r->round : NULL, &r->commit, &place, err);
     if (code != SFC_OK || !r->commit.apply)
         return code;
-    uint8_t *body = malloc(sfc_storage_body_bytes(s));
-    if (!body)
-        return sfc_fail(err, SFC_ENOMEM, "no memory for a step of the log");
-    code = sfc_step_log_read_at(s->snapshot_folder, &s->shape, &place, body, &view, err);
+    struct sfc_log_body body = {0};
+    code = sfc_step_log_read_at(s->snapshot_folder, &s->shape, &place, &body, &view, err);
     if (code == SFC_OK)
         code = take(r, &view, err);
-    free(body);
+    sfc_log_body_free(&body);
     return code;
 }
 

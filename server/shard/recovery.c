@@ -166,7 +166,7 @@ static int allocate(struct work *w, struct sfc_error *err)
     w->lse = calloc(micro_batches, sizeof *w->lse);
     w->sums = malloc(sums + 8);
     return w->features && w->lse && w->sums
-               ? sfc_replay_init(&w->replay, w->config, sfc_storage_body_bytes(w->storage), err)
+               ? sfc_replay_init(&w->replay, w->config, err)
                : sfc_fail(err, SFC_ENOMEM, "no memory for the steps of the log");
 }
 
@@ -190,7 +190,7 @@ static int read_step(struct work *w, uint64_t step, struct sfc_log_commit *commi
     int code = sfc_step_log_commit_of(s->log, step, commit, err);
     *has_commit = code == SFC_OK;
     if (code == SFC_OK && commit->apply)
-        code = sfc_step_log_read(s->log, step, commit->round, w->replay.body, view, err);
+        code = sfc_step_log_read(s->log, step, commit->round, &w->replay.body, view, err);
     pthread_mutex_unlock(&s->log_lock);
     return code;
 }
@@ -273,9 +273,11 @@ static int fetch_step(struct work *w, struct sfc_log_commit *commit, bool has_co
                       struct sfc_log_prepare_view *view, struct sfc_error *err)
 {
     struct sfc_peers_step step = {.commit = *commit};
-    sfc_peers_place(&w->storage->shape, w->replay.body, &step);
+    int code = sfc_peers_place(&w->storage->shape, &w->replay.body, &step, err);
+    if (code != SFC_OK)
+        return code;
     atomic_store(&w->recovery->eta_ms, 0); /* it takes as long as they take */
-    int code = sfc_peers_read(w->recovery->peers, &step, has_commit, &w->recovery->abandon, err);
+    code = sfc_peers_read(w->recovery->peers, &step, has_commit, &w->recovery->abandon, err);
     if (code != SFC_OK && code != SFC_ECANCELED)
         return nobody_has(w, code, err);
     if (code == SFC_OK && step.commit.apply)
@@ -288,7 +290,7 @@ static int fetch_step(struct work *w, struct sfc_log_commit *commit, bool has_co
                         w->storage->run_id, commit->step, w->damage, step.from);
     keep(w, &step, has_commit);
     *commit = step.commit;
-    sfc_log_view_prepare(&w->storage->shape, SFC_LOG_FETCHED, w->replay.body, view);
+    sfc_log_view_prepare(&w->storage->shape, SFC_LOG_FETCHED, w->replay.body.data, view);
     return SFC_OK;
 }
 

@@ -9,19 +9,17 @@ static size_t micro_batches(const struct sfc_replay *r)
 }
 
 int sfc_replay_init(struct sfc_replay *replay, const struct sfc_head_config *config,
-                    size_t body_size, struct sfc_error *err)
+                    struct sfc_error *err)
 {
     struct sfc_replay r = {.config = config};
     size_t count = micro_batches(&r), rows = config->batch;
-    r.body = aligned_alloc(64, (body_size + 63) / 64 * 64);
     r.logits = calloc(count, sizeof *r.logits);
     r.gradients = calloc(count, sizeof *r.gradients);
     r.slots = calloc(count, sizeof *r.slots);
     r.exp_sums = calloc(rows * 4, sizeof *r.exp_sums);
     r.targets = calloc(rows, sizeof *r.targets);
     r.has_target = calloc(rows, 1);
-    if (!r.body || !r.logits || !r.gradients || !r.slots || !r.exp_sums || !r.targets ||
-        !r.has_target) {
+    if (!r.logits || !r.gradients || !r.slots || !r.exp_sums || !r.targets || !r.has_target) {
         sfc_replay_close(&r);
         return sfc_fail(err, SFC_ENOMEM, "no memory for the steps of the log");
     }
@@ -31,7 +29,7 @@ int sfc_replay_init(struct sfc_replay *replay, const struct sfc_head_config *con
 
 void sfc_replay_close(struct sfc_replay *r)
 {
-    free(r->body);
+    sfc_log_body_free(&r->body);
     free(r->logits);
     free(r->gradients);
     free(r->slots);

@@ -9,7 +9,7 @@
 
 struct sfc_replay {
     const struct sfc_head_config *config; /* borrowed */
-    uint8_t *body;                        /* room for what sfc_step_log_read gives */
+    struct sfc_log_body body;             /* what sfc_step_log_read gives */
     struct sfc_head_logits_item *logits;
     struct sfc_head_gradient_item *gradients;
     uint32_t *slots;
@@ -18,9 +18,9 @@ struct sfc_replay {
     uint8_t *has_target;
 };
 
-/* body_size: sfc_step_log_body_size. SFC_ENOMEM. */
+/* SFC_ENOMEM. */
 int sfc_replay_init(struct sfc_replay *replay, const struct sfc_head_config *config,
-                    size_t body_size, struct sfc_error *err);
+                    struct sfc_error *err);
 void sfc_replay_close(struct sfc_replay *replay); /* zeroed is fine */
 
 /* head or dense: NULL when none of its blocks takes part. inputs: of the Prepare that the commit

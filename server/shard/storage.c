@@ -294,18 +294,6 @@ int sfc_storage_find_step(struct sfc_storage *s, uint64_t step, const struct sfc
     return code;
 }
 
-size_t sfc_storage_body_bytes(struct sfc_storage *s)
-{
-    struct sfc_log_layout layout;
-    pthread_mutex_lock(&s->log_lock);
-    size_t size = s->log ? sfc_step_log_body_size(s->log) : 0;
-    pthread_mutex_unlock(&s->log_lock);
-    if (size)
-        return size;
-    sfc_log_prepare_layout(&s->config.geometry, &layout);
-    return (size_t)layout.size;
-}
-
 /* ---- dense blocks of a step */
 
 int sfc_storage_sums(struct sfc_storage *s, const struct sfc_log_prepare_view *view, uint64_t step,

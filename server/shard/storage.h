@@ -86,8 +86,6 @@ void sfc_storage_set_log(struct sfc_storage *storage, struct sfc_step_log *log);
 int sfc_storage_find_step(struct sfc_storage *storage, uint64_t step,
                           const struct sfc_attempt *round, struct sfc_log_commit *commit,
                           struct sfc_log_place_of *place, struct sfc_error *err);
-/* Bytes of the inputs of any step that the log has. */
-size_t sfc_storage_body_bytes(struct sfc_storage *storage);
 /* The sums of these dense blocks in the record that was read: *sums is the record's, or `room` with
  * those that it has (sfc_dense_sums_cut). SFC_ENOTFOUND: one that is needed came to this shard
  * later; SFC_ECORRUPT: which blocks the record has is not known. */

@@ -34,7 +34,7 @@ struct way_back {
     size_t dense_count;
     void *sums;
     struct sfc_folder *folder; /* to read the log */
-    uint8_t *body;
+    struct sfc_log_body body;
 };
 
 /* ---- on the snapshot thread */
@@ -112,7 +112,7 @@ static int read_own(struct way_back *w, struct sfc_attempt before, struct sfc_lo
     if (commit->step == step && !*has_commit)
         return sfc_fail(err, SFC_ENOTFOUND, "the log has only a commit that was given up");
     if (code == SFC_OK && commit->apply)
-        code = sfc_step_log_read_at(w->folder, &s->shape, &place, w->body, view, err);
+        code = sfc_step_log_read_at(w->folder, &s->shape, &place, &w->body, view, err);
     return code;
 }
 
@@ -143,8 +143,10 @@ static int ask_others(struct way_back *w, struct sfc_log_commit *commit, bool ha
 {
     struct sfc_durability *d = &w->run->durability;
     struct sfc_peers_step step = {.commit = *commit};
-    sfc_peers_place(&d->storage.shape, w->body, &step);
-    int code = sfc_peers_read(d->recovery.peers, &step, has_commit, &d->recovery.abandon, err);
+    int code = sfc_peers_place(&d->storage.shape, &w->body, &step, err);
+    if (code != SFC_OK)
+        return code;
+    code = sfc_peers_read(d->recovery.peers, &step, has_commit, &d->recovery.abandon, err);
     if (code == SFC_OK) {
         *commit = step.commit;
         return commit->apply ? check_dense(w, commit->step, own->text, err) : SFC_OK;
@@ -204,14 +206,13 @@ static int log_work(struct sfc_task *task, struct sfc_error *err)
 {
     struct way_back *w = task->owner;
     struct sfc_storage *s = &w->run->durability.storage;
-    w->body = malloc(sfc_storage_body_bytes(s));
     w->sums = malloc(sfc_run_packed_bytes(s->setup, w->dense_blocks, w->dense_count) + 8);
-    int code = w->body && w->sums ? sfc_run_folder_open(s->state, s->run_id, false, &w->folder, err)
-                                  : sfc_fail(err, SFC_ENOMEM, "no memory for a step of the log");
+    int code = w->sums ? sfc_run_folder_open(s->state, s->run_id, false, &w->folder, err)
+                       : sfc_fail(err, SFC_ENOMEM, "no memory for a step of the log");
     if (code == SFC_OK)
         code = check_steps(w, err);
     sfc_folder_close(w->folder);
-    free(w->body);
+    sfc_log_body_free(&w->body);
     free(w->sums);
     return code;
 }

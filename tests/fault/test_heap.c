@@ -101,7 +101,7 @@ static void write_log(struct sfc_folder *folder, const struct sfc_step_log_confi
 
 static void read_log(struct sfc_folder *folder, const struct sfc_step_log_config *config)
 {
-    static uint64_t body[256];
+    struct sfc_log_body body = {0};
     struct sfc_error err;
     struct sfc_step_log *log;
     struct sfc_step_log_report report;
@@ -118,10 +118,11 @@ static void read_log(struct sfc_folder *folder, const struct sfc_step_log_config
         struct sfc_log_prepare_view view;
         TRY(sfc_step_log_commit_of(log, step, &commit, &err));
         must(rig_same_commit(&commit, &wanted), "another commit", NULL);
-        TRY(sfc_step_log_read(log, step, round_of(step), (uint8_t *)body, &view, &err));
+        TRY(sfc_step_log_read(log, step, round_of(step), &body, &view, &err));
         must(rig_same(&view, step, round_of(step)), "another record", NULL);
     }
     TRY(sfc_step_log_trim(log, 3, &err));
+    sfc_log_body_free(&body);
     sfc_step_log_close(log);
 }
 

@@ -25,7 +25,7 @@ struct shard {
     uint64_t counter; /* of rounds */
     uint64_t floor;   /* the log is needed from floor + 1 on */
     uint64_t incarnation;
-    uint64_t body[256];
+    struct sfc_log_body body;
     bool dead, grouped;
     bool impatient; /* the process ends with the first call that fails */
     char failure[800];
@@ -54,8 +54,7 @@ static void check_all(struct shard *s)
         } else if (!expected.apply) {
             continue;
         } else {
-            int code =
-                sfc_step_log_read(s->log, step, found.round, (uint8_t *)s->body, &view, &err);
+            int code = sfc_step_log_read(s->log, step, found.round, &s->body, &view, &err);
             if (code == SFC_EIO) {
                 return; /* an injected error, or the process is dead: checked again later */
             }
@@ -221,6 +220,7 @@ static void run(struct shard *s, uint64_t seed, enum memory_fault fault, uint64_
     if (!s->dead && s->committed < STEPS) {
         failed(s, "the run never ended", s->committed, NULL);
     }
+    sfc_log_body_free(&s->body);
     memory_files_free(s->files);
 }
 

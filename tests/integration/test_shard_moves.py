@@ -318,6 +318,12 @@ def pinned_digest(run, slot, pin, step, kind, block, part, count):
     return hashlib.sha256(wait_until(f"block {block} of the pinned step", ready, 30)).hexdigest()
 
 
+def move_between_steps(run, source, destination, **blocks):
+    request = run.fetch(source, destination, train=False, **blocks)
+    run.take(destination, request)
+    run.flip(run.map_with(destination, request), request.move)
+
+
 def test_pins():
     """A step to come is pinned anew when blocks move, one that is applied is read from the shards that had the blocks
     then; both from snapshots and a log that has steps of several sets of dense blocks."""
@@ -329,13 +335,13 @@ def test_pins():
         pinned = lambda: all(run.stub(slot).PinStep(pin, timeout=WAIT).pinned for slot in (0, 1))
         check(pinned(), "not pinned")
         blocks = dict(class_blocks=[0, 2, 4], dense_blocks=[0])
-        run.move(0, 1, **blocks)
+        move_between_steps(run, 0, 1, **blocks)
         check(pinned(), "not pinned anew")  # until then a shard doesn't know whether it can make the step
         run.steps(3)
         step, expected = run.step, run.digests()
         check(pinned(), "not pinned any more")
         owners = run.map.class_owner[:], run.map.dense_owner[:]
-        run.move(1, 0, **blocks)
+        move_between_steps(run, 1, 0, **blocks)
         check(pinned(), "not pinned once it has moved back")
         run.steps(3)  # so that nothing comes from memory
         c = run.config
