@@ -481,7 +481,7 @@ bool sfc_run_may_order(const struct sfc_run_fsm *run);
 bool sfc_run_may_give_up(const struct sfc_run_fsm *run);
 /* The member does not answer, or can't recover and is not asked again. */
 bool sfc_run_is_dead(const struct sfc_run_fsm *run, uint32_t shard);
-/* For so long, as of the last TICK. */
+/* For so long, as of the last TICK; 0 also for one that has come back since then. */
 uint64_t sfc_run_missing(const struct sfc_run_fsm *run, uint32_t shard, uint64_t now_ms);
 /* The scheduler itself stood still for so long: no hold's caller and no missing shard was silent
  * meanwhile as far as anybody knows. Before the TICK of now. */

@@ -42,7 +42,7 @@ void sfc_run_note_missing(struct sfc_run_fsm *run, uint64_t now_ms)
 uint64_t sfc_run_missing(const struct sfc_run_fsm *run, uint32_t k, uint64_t now_ms)
 {
     uint64_t since = run->shards[k].missing_ms;
-    return since != 0 && now_ms > since ? now_ms - since : 0;
+    return since != 0 && now_ms > since && sfc_run_is_dead(run, k) ? now_ms - since : 0;
 }
 
 bool sfc_run_may_give_up(const struct sfc_run_fsm *run)

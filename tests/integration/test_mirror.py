@@ -290,23 +290,31 @@ def test_late():
         check_bits(c, create)
 
 
+def comes_back_empty(c, noticed):
+    """A machine whose disk is lost comes back with an empty one: it answers and can't recover, and is given up by
+    command. noticed: it was missing for a while before."""
+    start(c, 3)
+    create(c, "--mirror", 1, "--grace", "0")
+    c.start_workers(1)
+    complete(c, 3)
+    lame = c.shards[1]
+    lame.kill()
+    shutil.rmtree(lame.state)
+    seen = lambda: next(s for s in members(c) if s["address"] == lame.address)
+    if noticed:
+        wait_until("it to be missed", lambda: seen()["state"] == "gone" and "--lost" in seen()["loss"], 60, context=c.tails)
+    lame = c.restart_shard(lame)
+    wait_until("it to answer and be missing", lambda: seen()["state"] == "recovering" and "--lost" in seen()["loss"], 60,
+               pause=0.001, context=lambda: f"{c.ctl_json('status')}\n{c.tails()}")
+    expect(c.ctl("drain", seen()["id"], "--lost", check=False, seconds=240), 0)
+    check(len(members(c)) == 2, f"{members(c)}")
+    check_bits(c, create)
+
+
 def test_lame():
-    """A machine whose disk is lost comes back with an empty one: it answers and can't recover, and is given up by command."""
-    with Cluster() as c:
-        start(c, 3)
-        create(c, "--mirror", 1, "--grace", "0")
-        c.start_workers(1)
-        complete(c, 3)
-        lame = c.shards[1]
-        lame.kill()
-        shutil.rmtree(lame.state)
-        lame = c.restart_shard(lame)
-        seen = lambda: next(s for s in members(c) if s["address"] == lame.address)
-        wait_until("it to answer and be missing", lambda: seen()["state"] == "recovering" and "--lost" in seen()["loss"], 60,
-                   context=lambda: f"{c.ctl_json('status')}\n{c.tails()}")
-        expect(c.ctl("drain", seen()["id"], "--lost", check=False, seconds=240), 0)
-        check(len(members(c)) == 2, f"{members(c)}")
-        check_bits(c, create)
+    for noticed in (False, True):
+        with Cluster() as c:
+            comes_back_empty(c, noticed)
 
 
 def test_move():

@@ -330,9 +330,14 @@ static void test_loss_of_a_disk(void **state)
 {
     struct fixture *f = *state;
     three(f);
+    gone(f, 0);
+    tick(f, 500);
+    assert_int_equal(sfc_run_missing(&f->run, 0, f->now), 500);
     step(f, (struct sfc_run_event){.type = SFC_EV_SHARD_LOST, .shard = 0});
+    assert_int_equal(sfc_run_missing(&f->run, 0, f->now), 0); /* before the next tick, too */
     lose(f, 0, 1);
     assert_void(f, SFC_ESTATE); /* it recovers */
+    tick(f, 500);
     refuse(f, 0, SFC_DUTY_OPEN, SFC_ESTATE);
     tick(f, 1000);
     tick(f, 1000);
