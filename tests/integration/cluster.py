@@ -478,7 +478,8 @@ class Cluster:
 
     def read_state(self, held, pin=0):
         """Yields (name, bytes) of every part of every block, in a fixed order; then, in momentum mode
-        dense, "history" as each shard has it. pin: of shards that held.step is pinned on."""
+        dense, "history" as each shard has it. pin: of shards that held.step is pinned on; without one the hold is
+        renewed meanwhile."""
         config, owners = held.config, held.map
         dense_mode = config.momentum_mode == "dense"
         classes = owners.growths[-1].classes if owners.growths else config.classes
@@ -500,7 +501,11 @@ class Cluster:
         for owner, shard in enumerate(owners.shards if dense_mode else []):
             if shard.address:  # else its place is empty
                 jobs.append(("history", pb.HISTORY, 0, owner, pb.VALUES, held.step))
+        renewed = time.monotonic()
         for name, kind, block, owner, part, count in jobs:
+            if not pin and time.monotonic() - renewed > 2:
+                self.stub.Hold(pb.HoldRequest(hold_id=held.hold_id), timeout=30 * TIME_SCALE)
+                renewed = time.monotonic()
             stub = self.shard_stub(owners.shards[owner].address)
             data = b""
             while len(data) < 4 * count:
@@ -518,13 +523,9 @@ class Cluster:
     def state_digest(self):
         """(step, SHA-256 over all blocks): equal for equal training states, wherever blocks are."""
         held = self.hold()
-        renewed = time.monotonic()
         try:
             digest, history = hashlib.sha256(), None
             for name, data in self.read_state(held):
-                if time.monotonic() - renewed > 3:
-                    self.stub.Hold(pb.HoldRequest(hold_id=held.hold_id), timeout=30 * TIME_SCALE)
-                    renewed = time.monotonic()
                 if name == "history" and history is not None:
                     if data != history:
                         raise Failure("two shards have different histories")
