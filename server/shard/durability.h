@@ -23,7 +23,7 @@
 struct sfc_shard_run;
 
 /* Whose blocks are written that came from another shard: in this order. */
-enum sfc_adopter { SFC_ADOPT_MOVE, SFC_ADOPT_MIRROR, SFC_ADOPTERS };
+enum sfc_adopter { SFC_ADOPT_MOVE, SFC_ADOPT_HISTORY, SFC_ADOPT_MIRROR, SFC_ADOPTERS };
 
 struct sfc_durability {
     bool on; /* false: --durable off; nothing below is used */
@@ -71,7 +71,8 @@ struct sfc_durability {
     uint64_t piece;
     bool written;
     uint64_t written_floor, written_oldest, oldest_from;
-    unsigned list, written_list; /* how often the blocks have changed; when a write began */
+    unsigned list, written_list, look_list; /* how often the blocks have changed; when a write
+                                               began, or a look */
     struct sfc_compute_job copy_job;
     struct sfc_task write_task;
     /* blocks that came from another shard: written before those that are due */

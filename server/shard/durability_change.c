@@ -46,7 +46,8 @@ static void note_change(struct sfc_shard_run *run, const size_t *was)
     for (size_t i = 0; i < d->storage.count; i++) {
         const struct sfc_snapshot_block *b = &d->storage.blocks[i];
         uint64_t stamp = 0;
-        index = was[i] == d->index ? i : index;
+        if (d->index != SIZE_MAX && was[i] == d->index)
+            index = i;
         if (sfc_move_stamp(run, b->kind == SFC_SNAPSHOT_DENSE, b->block, &stamp)) {
             sfc_sweep_stamped(&d->sweep, i, stamp);
             d->floor = stamp < d->floor ? stamp : d->floor;
@@ -79,6 +80,8 @@ static void drop_others_done(struct sfc_task *task)
 void sfc_durability_drop_others(struct sfc_shard_run *run)
 {
     struct sfc_durability *d = sfc_durability_of(run);
+    if (sfc_move_stages(run)) /* its end does it */
+        return;
     d->drop_again = d->dropping; /* the list may have been read already */
     if (d->dropping)
         return;
@@ -159,6 +162,7 @@ static int change_log(struct sfc_shard_run *run, struct sfc_error *err)
     int code = sfc_storage_set_dense(&d->storage, run->mirrored.pushed, err);
     if (code != SFC_OK || d->storage.config.geometry.dense_blocks == before)
         return code;
+    d->window = sfc_durability_window(d);
     d->dense_geometry = d->storage.config.geometry;
     d->dense_task = (struct sfc_task){.work = dense_work, .done = dense_done, .owner = run};
     sfc_tasks_submit(run->shard->log_thread, &d->dense_task);

@@ -100,8 +100,7 @@ static int recover_work(void *ctx, struct sfc_head *head, struct sfc_dense *dens
     return sfc_recovery_run(&sfc_durability_of(run)->recovery, head, dense, err);
 }
 
-/* Beside what a crash needs: so many steps that the log stays within its limit. */
-static uint64_t possible_window(const struct sfc_durability *d)
+uint64_t sfc_durability_window(const struct sfc_durability *d)
 {
     const struct sfc_step_log_config *c = &d->storage.config;
     uint64_t most = c->limit_bytes / (3 * sfc_step_log_step_bytes(&c->geometry));
@@ -122,7 +121,7 @@ static int open_work(struct sfc_task *task, struct sfc_error *err)
         d->recovers ? sfc_storage_open(&d->storage, err) : sfc_storage_create(&d->storage, err);
     if (code != SFC_OK)
         return code;
-    d->window = possible_window(d);
+    d->window = sfc_durability_window(d);
     if (d->recovers) {
         code = sfc_snapshot_store_hide_void(d->storage.store, &d->recovery.lineage, err);
         if (code == SFC_OK) /* what was on its way here when the shard died, or away */
@@ -217,6 +216,7 @@ static int end_write_work(struct sfc_task *task, struct sfc_error *err)
     (void)err;
     sfc_snapshot_write_end(d->write);
     d->write = NULL;
+    sfc_pinned_release(task->owner); /* of which a block may have been read here until now */
     return SFC_OK;
 }
 
@@ -228,14 +228,8 @@ static void end_write_done(struct sfc_task *task)
     sfc_tasks_submit(run->shard->log_thread, &d->close_task);
 }
 
-static int release_work(struct sfc_task *task, struct sfc_error *err)
-{
-    (void)err;
-    sfc_pinned_release(task->owner);
-    return SFC_OK;
-}
-
-static void release_done(struct sfc_task *task)
+/* Nothing of this run is on the checkpoint thread any more. */
+static void checkpoint_done(struct sfc_task *task)
 {
     struct sfc_shard_run *run = task->owner;
     struct sfc_durability *d = sfc_durability_of(run);
@@ -251,7 +245,7 @@ void sfc_durability_close(struct sfc_shard_run *run, void (*done)(struct sfc_sha
         done(run);
         return;
     }
-    d->close_task = (struct sfc_task){.work = release_work, .done = release_done, .owner = run};
+    d->close_task = (struct sfc_task){.work = no_work, .done = checkpoint_done, .owner = run};
     sfc_tasks_submit(run->shard->checkpoint_thread, &d->close_task);
 }
 

@@ -13,6 +13,9 @@ static inline struct sfc_durability *sfc_durability_of(struct sfc_shard_run *run
 }
 
 /* durability_open.c */
+/* Steps that a run can go back, beside what a crash needs: as many as were asked for, as far as the
+ * log stays within its limit with records of the present dense blocks. */
+uint64_t sfc_durability_window(const struct sfc_durability *d);
 /* What the disk must lead to when the run is at `step`. */
 uint64_t sfc_durability_horizon(const struct sfc_durability *d, uint64_t step);
 /* What a snapshot of each block takes on disk: free() it. NULL: SFC_ENOMEM. */

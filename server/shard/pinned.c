@@ -308,6 +308,8 @@ static int begin(struct sfc_shard_run *run, struct sfc_rpc_call *call, uint64_t 
                              .own = own,
                              .pin_call = call,
                              .log_from = sfc_durability_stamp(run) + 1, /* where it is empty */
+                             .resident = run->resident,
+                             .on_device = run->on_device,
                              .seen_ms = uv_now(run->shard->uv)};
     note_floor(run);
     note_round(run);

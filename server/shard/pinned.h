@@ -87,7 +87,8 @@ struct sfc_pinned {
     struct sfc_backend *backend;
     struct sfc_head *head;
     struct sfc_dense *dense;
-    size_t body_bytes; /* of the largest record of the log */
+    size_t body_bytes;            /* of the largest record of the log */
+    uint64_t resident, on_device; /* the run's when the pin began */
     struct sfc_replay replay;
     struct sfc_folder *folder; /* to read the log beside its thread */
     void *sums;                /* of a group of dense blocks, packed */
@@ -127,7 +128,8 @@ bool sfc_pinned_serves(const struct sfc_shard_run *run);
 void sfc_pinned_tick(struct sfc_shard_run *run);
 /* The run is being closed: calls that wait are refused, nothing new begins. */
 void sfc_pinned_abandon(struct sfc_shard_run *run);
-/* On the checkpoint thread, after abandon and after what was on its way there. */
+/* On the checkpoint or the snapshot thread, after abandon and after what was on its way to either.
+ */
 void sfc_pinned_release(struct sfc_shard_run *run);
 
 #endif

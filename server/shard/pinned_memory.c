@@ -123,12 +123,12 @@ int sfc_pinned_plan_memory(struct sfc_shard_run *run, struct sfc_error *err)
 {
     struct sfc_pinned *p = sfc_pinned_of(run);
     bool device = run->shard->device_limit > 0;
-    uint64_t limit = run->shard->memory_limit, taken = run->resident + fixed_bytes(run);
+    uint64_t limit = run->shard->memory_limit, taken = p->resident + fixed_bytes(run);
     if (device && taken > limit)
-        return short_of_memory(run->resident, taken, limit, "of the machine's memory", err);
+        return short_of_memory(p->resident, taken, limit, "of the machine's memory", err);
     if (device) { /* the blocks of a group go to the device */
         limit = run->shard->device_limit;
-        taken = run->on_device;
+        taken = p->on_device;
     }
     uint64_t room = limit > taken ? limit - taken : 0, least = 0, least_dense = 0;
     room = room < GROUP_BYTES ? room : GROUP_BYTES;
@@ -137,7 +137,7 @@ int sfc_pinned_plan_memory(struct sfc_shard_run *run, struct sfc_error *err)
         code = dense_room(run, room, &least_dense, err);
     least = least > least_dense ? least : least_dense;
     if (code == SFC_OK && taken + least > limit)
-        code = short_of_memory(device ? run->on_device : run->resident, taken + least, limit,
+        code = short_of_memory(device ? p->on_device : p->resident, taken + least, limit,
                                device ? "of the device's memory" : "", err);
     /* one block may be larger than a group should be */
     p->class_room += p->class_room == 0;

@@ -6,11 +6,13 @@ every block ends with the bits of a run that nothing happened to.
 A Python stand-in (standin.py) is the scheduler, so that each stage is met exactly.
 """
 import hashlib
+import random
 import sys
+import time
 
 import grpc
 
-from cluster import Cluster, Failure, pb, run_config, wait_until
+from cluster import TIME_SCALE, Cluster, Failure, pb, run_config, wait_until
 from inputs import check, expect, tool
 from standin import ENOMEM, ENOTFOUND, ESTALE, ESTATE, EINVAL, WAIT, Standin, code_of
 
@@ -361,6 +363,32 @@ def test_pins():
         run.stop()
         for folder in folders:  # segments of both sets are whole
             expect(tool("shardfc", "log", folder), 0)
+
+
+def begin_read(run, slot, pin, step, block):
+    read = pb.ReadBlockRequest(run_id=7, step=step, kind=pb.CLASS_BLOCK, block=block, part=pb.VALUES, count=1, pin=pin)
+    return run.stub(slot).ReadBlock.future(read, timeout=WAIT)
+
+
+def test_stops():
+    """Shards are stopped at any moment of a move and of the reads of a pinned step, and end by themselves."""
+    for seed in range(12):
+        chance = random.Random(seed)
+        with Cluster() as cluster:
+            run = Standin(cluster, config(momentum_mode="dense"), shards=2)
+            run.open()
+            run.steps(3)
+            pin = pb.PinStepRequest(run_id=7, pin=55, step=run.step)
+            for slot in (0, 1):
+                check(run.stub(slot).PinStep(pin, timeout=WAIT).pinned, f"seed {seed}: not pinned")
+            run.steps(2)  # so that the blocks are made from snapshots and the log
+            request = run.fetch_request(0, class_blocks=[0, 2, 4])
+            fetches = [run.stub(1).FetchBlocks.future(request, timeout=WAIT)]
+            reads = [begin_read(run, slot, 55, pin.step, slot) for slot in (0, 1)]
+            time.sleep(chance.random() * 0.03 * TIME_SCALE)
+            run.stop()
+            for call in fetches + reads:
+                call.exception()  # whatever it ends with, it ends
 
 
 def test_rewind():
