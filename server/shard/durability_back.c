@@ -17,9 +17,12 @@ static void look_done(struct sfc_task *task)
 {
     struct sfc_shard_run *run = task->owner;
     struct sfc_durability *d = sfc_durability_of(run);
+    uint64_t oldest = d->look_oldest;
     d->looking = false;
+    if (d->look_list != d->list && oldest < d->oldest)
+        oldest = d->oldest; /* it looked at other blocks, and one that came leads less far back */
     if (!run->closed)
-        sfc_durability_note_oldest(run, d->look_from, d->look_oldest);
+        sfc_durability_note_oldest(run, d->look_from, oldest);
 }
 
 /* oldest: the lowest step that a log leads to of the steps after `from`. If it was trimmed
@@ -32,6 +35,7 @@ void sfc_durability_note_oldest(struct sfc_shard_run *run, uint64_t from, uint64
         return;
     d->looking = true;
     d->look_from = d->trimmed;
+    d->look_list = d->list;
     d->look_task = (struct sfc_task){.work = look_work, .done = look_done, .owner = run};
     sfc_tasks_submit(run->shard->snapshot_thread, &d->look_task);
 }

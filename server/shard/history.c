@@ -153,7 +153,7 @@ static void written(struct sfc_compute_job *job)
     if (job->code != SFC_OK || !run->durability.on)
         finish(h, job->code, job->error.text);
     else
-        sfc_durability_adopt(run, SFC_ADOPT_MOVE, &h->key, &h->shape, h->parts, kept);
+        sfc_durability_adopt(run, SFC_ADOPT_HISTORY, &h->key, &h->shape, h->parts, kept);
 }
 
 static void land(struct sfc_history *h)

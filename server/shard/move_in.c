@@ -122,9 +122,7 @@ static void submit_drop(struct sfc_move *m)
 {
     m->job = (struct sfc_compute_job){.kind = SFC_COMPUTE_DROP, .done = freed, .owner = m};
     m->job.u.change.head = m->head;
-    m->job.u.change.dense = m->dense;
-    m->head = NULL;
-    m->dense = NULL;
+    m->job.u.change.dense = m->dense; /* jobs that are before it may still write into both */
     m->jobs++;
     m->refs++; /* the run may be gone when it is done */
     sfc_compute_submit(m->run->shard->compute, &m->job);
@@ -596,11 +594,12 @@ void sfc_move_fetch(struct sfc_shard_run *run, struct sfc_rpc_call *call,
         code = sfc_fail(&err, SFC_ESTALE, "move: %" PRIu64 " is older than the one here", r->move);
     if (code == SFC_OK)
         code = r->classes ? sfc_move_grow_check(run, r, &err) : check_fetch(run, r, &err);
-    if (code == SFC_OK && m) {
+    if (code == SFC_OK && (run->map_change || run->fsm.phase == SFC_STEP_MAPPING)) {
+        /* to those of the move that is here, perhaps */
+        code = sfc_fail(&err, SFC_EUNAVAILABLE, "blocks change their owners now; ask again");
+    } else if (code == SFC_OK && m) {
         sfc_move_end(m, SFC_OK, "");
         code = sfc_fail(&err, SFC_EUNAVAILABLE, "the move before is being put away; ask again");
-    } else if (code == SFC_OK && (run->map_change || run->fsm.phase == SFC_STEP_MAPPING)) {
-        code = sfc_fail(&err, SFC_EUNAVAILABLE, "blocks change their owners now; ask again");
     } else if (code == SFC_OK && (code = move_new(run, r, &err)) == SFC_OK) {
         fetch_again(run->move, call);
         return;
@@ -717,6 +716,11 @@ void sfc_move_gone(struct sfc_shard_run *run, bool taken)
 }
 
 /* ---- what others ask */
+
+bool sfc_move_stages(const struct sfc_shard_run *run)
+{
+    return run->move && run->move->phase != SFC_MOVE_ENDING;
+}
 
 uint64_t sfc_move_floor(const struct sfc_shard_run *run)
 {

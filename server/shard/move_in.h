@@ -67,6 +67,9 @@ bool sfc_move_stamp(const struct sfc_shard_run *run, bool dense, uint64_t block,
 void sfc_move_give(struct sfc_shard_run *run, struct sfc_compute_job *job);
 void sfc_move_gone(struct sfc_shard_run *run, bool taken);
 
+/* Are there snapshots of blocks that are nobody's yet? The end of the move deletes what is not this
+ * shard's. */
+bool sfc_move_stages(const struct sfc_shard_run *run);
 /* The log is needed behind this step for what is staged; UINT64_MAX: nothing is. */
 uint64_t sfc_move_floor(const struct sfc_shard_run *run);
 /* The log is full: a move that keeps it so ends. */

@@ -271,8 +271,9 @@ static int check_now(const struct sfc_shard_run *run, const Shardfc__V1__CheckRe
                      struct sfc_error *err)
 {
     int code = sfc_durability_may_go_back(run, r->step, err);
-    if (code == SFC_OK && (run->checks_back || run->durability.trimming))
-        return sfc_fail(err, SFC_EUNAVAILABLE, "the log or the snapshots are at work; try again");
+    if (code == SFC_OK && (run->checks_back || run->map_change || run->durability.trimming))
+        return sfc_fail(err, SFC_EUNAVAILABLE,
+                        "the log, the snapshots or the map are at work; try again");
     return code;
 }
 
