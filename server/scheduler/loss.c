@@ -232,14 +232,14 @@ static bool is_wanted(const struct sfc_sched_run *run, uint64_t shard)
 /* The scheduler has just restarted, and the shard may still register. */
 static bool may_register(const struct sfc_sched_run *run, uint64_t missing)
 {
-    return missing == 0 || (run->fsm.restoring && missing < run->scheduler->options->lease_ms);
+    return run->fsm.restoring && missing < run->scheduler->options->lease_ms;
 }
 
 static bool due(struct sfc_sched_run *run, uint32_t place)
 {
     uint64_t missing = sfc_run_missing(&run->fsm, place, sfc_sched_now(run->scheduler));
     bool wanted = is_wanted(run, run->fsm.shards[place].id) && !may_register(run, missing);
-    return wanted || missing >= grace_ms(run);
+    return (wanted && missing > 0) || missing >= grace_ms(run);
 }
 
 /* A change of the map that waits for the missing shard gives way. */
@@ -475,6 +475,8 @@ void sfc_loss_say(struct sfc_sched_run *run, uint32_t place, char *out, size_t s
         return;
     if (run->losing.order && run->losing.shard == id) {
         snprintf(out, size, "it is being given up for lost");
+    } else if (may_register(run, missing)) {
+        snprintf(out, size, "it may still register, because the scheduler has just restarted");
     } else if (will_of(run, place, &w, &err) != SFC_OK) {
         snprintf(out, size, "%s", err.text);
     } else {

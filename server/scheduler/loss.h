@@ -37,7 +37,9 @@ void sfc_mirrors_forget(struct sfc_shard_info *info);
  * counts. */
 const struct sfc_mirror_view *sfc_mirrors_view(struct sfc_sched_run *run, uint32_t mirror,
                                                uint32_t place);
-/* Counts the blocks that nobody could restore if their shard was lost now. */
+/* Blocks that nobody could restore if their shard was lost now. */
+uint64_t sfc_mirrors_left(struct sfc_sched_run *run);
+/* Notes how many there are, for the time that is left. */
 void sfc_mirrors_tick(struct sfc_sched_run *run);
 /* Seconds until there are none; 0: not known. */
 double sfc_mirrors_eta(const struct sfc_sched_run *run);

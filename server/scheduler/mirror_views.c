@@ -69,11 +69,17 @@ static uint64_t unmirrored(struct sfc_sched_run *run, uint32_t place)
     return owned > most ? owned - most : 0;
 }
 
-void sfc_mirrors_tick(struct sfc_sched_run *run)
+uint64_t sfc_mirrors_left(struct sfc_sched_run *run)
 {
-    uint64_t left = 0, now = sfc_sched_now(run->scheduler);
+    uint64_t left = 0;
     for (uint32_t k = 0; run->mirrors && k < run->map->n_shards; k++)
         left += run->map->shards[k]->address[0] ? unmirrored(run, k) : 0;
+    return left;
+}
+
+void sfc_mirrors_tick(struct sfc_sched_run *run)
+{
+    uint64_t left = sfc_mirrors_left(run), now = sfc_sched_now(run->scheduler);
     if (left > run->unmirrored.left || left == 0) {
         run->unmirrored.from = left;
         run->unmirrored.at_ms = now;

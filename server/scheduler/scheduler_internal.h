@@ -197,7 +197,7 @@ struct sfc_sched_run {
         bool spared[SFC_CORE_MAX_SHARDS]; /* by place: an event said whose copies it has */
     } losing;                             /* loss.h */
     struct {
-        uint64_t left;              /* blocks without a copy, as of now */
+        uint64_t left;              /* blocks without a copy, as of the last tick */
         uint64_t from;              /* since then they have become fewer: so many, */
         uint64_t at_ms;             /* at this time */
     } unmirrored;                   /* loss.h */

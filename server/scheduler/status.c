@@ -341,9 +341,11 @@ static double present_rate(const struct sfc_sched_run *run)
 static void add_loss(struct sfc_sched_run *run, char *what, size_t size)
 {
     char text[400] = "";
-    for (uint32_t k = 0; k < run->map->n_shards && !text[0]; k++)
-        if (run->fsm.shards[k].gone)
-            sfc_loss_say(run, k, text, sizeof text);
+    uint32_t k = 0;
+    while (k < run->map->n_shards && !run->fsm.shards[k].gone) /* the one that is named */
+        k++;
+    if (k < run->map->n_shards)
+        sfc_loss_say(run, k, text, sizeof text);
     size_t n = strlen(what);
     if (text[0] && n < size)
         snprintf(what + n, size - n, "; %s", text);
@@ -396,7 +398,7 @@ static void fill_run(struct sfc_sched_run *run, struct status *st)
     st->keeping.elastic = run->elastic;
     st->keeping.mirrors = run->mirrors;
     st->keeping.grace_s = run->grace_s;
-    m->unmirrored = run->unmirrored.left;
+    m->unmirrored = sfc_mirrors_left(run);
     m->unmirrored_eta_s = sfc_mirrors_eta(run);
     m->durable_step = sfc_run_durable_step(&run->fsm);
     m->keeping = &st->keeping;
