@@ -296,7 +296,9 @@ def test_two():
         c.wait_step(3)
         c.ctl("pause")
         wait_until("the pause", lambda: c.status().state == "paused", 30)
-        step = c.status().step
+        held = c.hold()  # the step that was being committed is over
+        c.release(held)
+        step = held.step
         first, enough = c.stub.Trace(pb.TraceRequest(steps=2)), threading.Event()
 
         def keep():  # as a command does, until the other one was there

@@ -109,12 +109,14 @@ def test_slow():
         fast, slow = c.start_workers(2, data=data)
         c.wait_step(10)
         while (status := c.status()).step < STEPS - 10:
-            slow.signal(signal.SIGSTOP)
-            time.sleep(0.18)
             slow.signal(signal.SIGCONT)
+            runs = time.monotonic()
             time.sleep(0.02)
+            slow.signal(signal.SIGSTOP)
+            time.sleep(9 * (time.monotonic() - runs))
             if status.state != "running":
                 raise Failure(f"the run is {status.state}: {status.reason}")
+        slow.signal(signal.SIGCONT)
         both = wait_until("both to be members", lambda: all(m := [worker_of(c, w) for w in (fast, slow)]) and m, 60,
                           context=c.tails)
         done = [m.micro_batches for m in both]
@@ -128,7 +130,11 @@ def test_map():
     with Cluster() as c:
         data = start_run(c, shards=1)
         c.start_shards(2)
-        workers = c.start_workers(2, data=data, threads=2)
+        held = c.hold()  # however long they take to begin, there are steps left for them
+        with c.keeping(held):
+            workers = c.start_workers(2, data=data, threads=2)
+            wait_until("both workers", lambda: all(worker_of(c, w) for w in workers), 60, context=c.tails)
+        c.release(held)
         c.wait_step(5)
         members = [worker_of(c, w).id for w in workers]
         versions = {c.status().map_version}
