@@ -327,7 +327,8 @@ static void take_durability(struct sfc_scheduler *s, struct sfc_shard_info *info
     info->log_floor = d ? d->log_floor : 0;
     info->log_bytes = d ? d->log_bytes : 0;
     info->snapshot_lag = d ? d->snapshot_lag : 0;
-    info->oldest_step = d && s->run && r->run_id == s->run->id ? d->oldest_step : 0;
+    info->oldest_step = d ? d->oldest_step : 0;
+    info->oldest_of = r->run_id;
     snprintf(info->disk_error, sizeof info->disk_error, "%s", d ? d->error : "");
     if (index == UINT32_MAX || r->run_id != s->run->id)
         return;

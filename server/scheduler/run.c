@@ -166,7 +166,7 @@ uint64_t sfc_sched_run_oldest(const struct sfc_sched_run *run)
     for (size_t k = 0; k < run->map->n_shards; k++) {
         const struct sfc_shard_info *info =
             sfc_sched_shard(run->scheduler, run->map->shards[k]->shard);
-        if (info && info->oldest_step > oldest)
+        if (info && info->oldest_of == run->id && info->oldest_step > oldest)
             oldest = info->oldest_step;
     }
     return oldest;

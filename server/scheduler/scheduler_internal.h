@@ -74,6 +74,7 @@ struct sfc_shard_info {
     bool joins;     /* wants to take part by itself; not looked at again once it was */
     /* of its last heartbeat */
     uint64_t log_floor, log_bytes, snapshot_lag, oldest_step;
+    uint64_t oldest_of;   /* the run that oldest_step is of */
     char disk_error[160]; /* "": its last write succeeded */
     struct {
         uint64_t number; /* of the order, 0: it receives nothing */

@@ -378,7 +378,6 @@ static void take_open(struct sfc_sched_run *run, const struct send *send, struct
         info->memory_bytes = m->memory_bytes;
         info->step = m->step;
         info->recovering = false;
-        info->oldest_step = 0; /* of this run its heartbeat tells */
     }
     if (send->recover)
         note_recovery(s, id, run->id, m);

@@ -196,7 +196,8 @@ void sfc_durability_keep_list(struct sfc_shard_run *run, struct sfc_dense_set th
 int sfc_durability_change(struct sfc_shard_run *run, bool blocks, struct sfc_error *err);
 /* The run has so many classes from now on; sfc_durability_change follows. */
 void sfc_durability_grow(struct sfc_shard_run *run, uint64_t classes);
-/* Snapshots of blocks that are neither here nor mirrored nor pinned go. */
+/* Snapshots of blocks that are neither here nor mirrored nor pinned go; while a move stages blocks,
+ * at its end. */
 void sfc_durability_drop_others(struct sfc_shard_run *run);
 /* SetMap is done: a boundary that is durable. */
 void sfc_durability_mapped(struct sfc_shard_run *run);

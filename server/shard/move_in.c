@@ -113,6 +113,8 @@ static void freed(struct sfc_compute_job *job)
 {
     struct sfc_move *m = job->owner;
     m->jobs--;
+    m->head = NULL;
+    m->dense = NULL;
     if (m->run && !m->run->closed)
         drop_snapshots(m);
     unref(m);
@@ -176,7 +178,7 @@ void sfc_move_abandon(struct sfc_shard_run *run)
     if (!m)
         return;
     refuse_waiting(m, SFC_EUNAVAILABLE, "the run was closed");
-    if (!m->given && !m->ended && m->phase != SFC_MOVE_STAGING) {
+    if (!m->given && !m->ended && !m->staging) { /* staged() drops what comes later */
         m->ended = true;
         submit_drop(m);
     }
@@ -383,6 +385,7 @@ static void staged(struct sfc_compute_job *job)
     struct sfc_move *m = job->owner;
     struct sfc_shard_run *run = m->run;
     m->jobs--;
+    m->staging = false;
     m->head = job->u.change.head;
     m->dense = job->u.change.dense;
     if (run->closed) { /* what came of it goes before the run does */
@@ -414,6 +417,7 @@ static void submit_stage(struct sfc_move *m)
     m->job.u.change.dense_blocks = m->dense_blocks;
     m->job.u.change.dense_count = m->dense_count;
     m->jobs++;
+    m->staging = true;
     sfc_compute_submit(m->run->shard->compute, &m->job);
 }
 

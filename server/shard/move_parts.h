@@ -82,6 +82,7 @@ struct sfc_move {
     struct sfc_compute_job job; /* STAGE, DROP */
     struct sfc_head *head;      /* staged; of the compute thread */
     struct sfc_dense *dense;
+    bool staging;  /* the job that makes room is queued or at work */
     bool given;    /* to a CHANGE job */
     bool ended;    /* what is staged is being freed */
     unsigned jobs; /* on the compute thread */

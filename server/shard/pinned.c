@@ -154,8 +154,8 @@ static int prepare_work(struct sfc_task *task, struct sfc_error *err)
 }
 
 /* Room for a record, and the first step that the log can give: its commit must be there too. A
- * change of the dense blocks that began before the pin is behind this task: the thread is the
- * same. */
+ * change of the dense blocks that was begun before the pin has been made when this runs: the
+ * thread is the same. */
 static void look_at_log(struct sfc_shard_run *run)
 {
     struct sfc_pinned *p = sfc_pinned_of(run);

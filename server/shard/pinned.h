@@ -14,7 +14,7 @@
  * when its client is silent for SFC_PIN_LEASE_MS, with the run, and when the log is full because of
  * it: steps come first.
  *
- *   PinStep    checkpoint thread: backend, buffers    log thread: from which step on there is log
+ *   PinStep    log thread: from which step on there is log    checkpoint thread: backend, buffers
  *              snapshot thread: the first step that can be made; keep what this one needs
  *   ReadBlock  compute thread: copy; or
  *              checkpoint thread: new group    snapshot thread: for each block, read its snapshot

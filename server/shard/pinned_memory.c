@@ -1,4 +1,5 @@
-/* What a pin takes beside the run: planned, allocated and freed on the checkpoint thread. */
+/* What a pin takes beside the run: planned, allocated and freed on the checkpoint thread; with the
+ * run, on the snapshot thread. */
 #include <stdlib.h>
 
 #include "server/shard/block_copy.h"

@@ -150,10 +150,7 @@ static int look(struct sfc_shard_run *run, struct sfc_map_change *c, struct sfc_
                                before->dense_count);
     if (c->pushed)
         code = sfc_run_buffers_new(run, &c->own, c->mirrored.pushed, &c->buffers, err);
-    struct sfc_move_blocks staged;
     c->changes = dense || c->grows || c->come.class_count + c->gone.class_count > 0;
-    c->given = c->come.class_count + c->come.dense_count > 0 ||
-               (c->grows && sfc_move_taken(run, c->request->move, c->request->step, &staged));
     c->needs_list = c->pushed && run->durability.on;
     c->needs_history = run->setup.head.momentum_mode == SFC_MOMENTUM_DENSE &&
                        c->request->step > sfc_step_applied(&run->fsm);
@@ -203,6 +200,14 @@ static bool is_quiet(struct sfc_shard_run *run)
     return !(c->changes || c->pushed || c->grows) || sfc_pinned_moves(run, c->grows);
 }
 
+/* Is there something staged for this map? A growth gives some shards no block. */
+static bool is_given(const struct sfc_shard_run *run, const struct sfc_map_change *c)
+{
+    struct sfc_move_blocks staged;
+    return c->come.class_count + c->come.dense_count > 0 ||
+           (c->grows && sfc_move_taken(run, c->request->move, c->request->step, &staged));
+}
+
 static void give_event(struct sfc_shard_run *run)
 {
     struct sfc_map_change *c = run->map_change;
@@ -212,6 +217,7 @@ static void give_event(struct sfc_shard_run *run)
     int code = sfc_step_map_check(&run->fsm, &event, &err); /* some time has passed */
     if (code == SFC_OK)
         code = check_staged(run, c, &err);
+    c->given = is_given(run, c); /* it may have ended meanwhile */
     if (code != SFC_OK || run->fsm.phase == SFC_STEP_FAILED) {
         refuse(run, code ? code : run->fsm.failure_code, code ? err.text : run->fsm.failure);
         return;

@@ -7,6 +7,7 @@ A Python stand-in (standin.py) is the scheduler, so that each stage is met exact
 """
 import hashlib
 import random
+import signal
 import sys
 import time
 
@@ -370,12 +371,29 @@ def begin_read(run, slot, pin, step, block):
     return run.stub(slot).ReadBlock.future(read, timeout=WAIT)
 
 
+def stop_somehow(run, request, chance, how):
+    """Without waiting for one before the other: 0, 1: closed; 2: cancelled; then, or 3: stopped."""
+    calls = []
+    order = chance.sample((0, 1), 2)
+    if how < 2:
+        calls = [run.stub(slot).CloseRun.future(pb.CloseRunRequest(
+            run_id=7, incarnation=run.incarnation), timeout=WAIT) for slot in order]
+    elif how == 2:
+        calls = [run.stub(1).CancelMove.future(pb.CancelMoveRequest(
+            run_id=7, incarnation=run.incarnation, move=request.move), timeout=WAIT)]
+    for slot in order:
+        run.processes[slot].signal(signal.SIGTERM)
+    for call in calls:
+        call.exception()
+    run.stop()
+
+
 def test_stops():
-    """Shards are stopped at any moment of a move and of the reads of a pinned step, and end by themselves."""
-    for seed in range(12):
+    """Shards are closed or stopped at any moment of a move and of the reads of a pinned step, and end by themselves."""
+    for seed in range(16):
         chance = random.Random(seed)
         with Cluster() as cluster:
-            run = Standin(cluster, config(momentum_mode="dense"), shards=2)
+            run = Standin(cluster, config(momentum_mode="dense", classes=48000, dim=64, block_size=8192), shards=2)
             run.open()
             run.steps(3)
             pin = pb.PinStepRequest(run_id=7, pin=55, step=run.step)
@@ -385,8 +403,8 @@ def test_stops():
             request = run.fetch_request(0, class_blocks=[0, 2, 4])
             fetches = [run.stub(1).FetchBlocks.future(request, timeout=WAIT)]
             reads = [begin_read(run, slot, 55, pin.step, slot) for slot in (0, 1)]
-            time.sleep(chance.random() * 0.03 * TIME_SCALE)
-            run.stop()
+            time.sleep(chance.random() * 0.1 * TIME_SCALE)
+            stop_somehow(run, request, chance, seed % 4)
             for call in fetches + reads:
                 call.exception()  # whatever it ends with, it ends
 
